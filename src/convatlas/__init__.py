@@ -1,0 +1,54 @@
+"""convatlas: convolutional networks from 1989 on, from one small vocabulary.
+
+import convatlas as ca
+ca.list(family="lenet")                     # names
+model = ca.build("lenet5")                  # a torch module
+ca.cost(model)                              # parameters, MACs, activations, receptive field, per layer
+run = ca.fit("digits", "lenet5")            # train; a run folder with a sealed model file
+net = ca.load(run.model_file); net.predict("seven.png")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from convatlas.catalog import build, spec, variant
+    from convatlas.catalog import names as list
+    from convatlas.cost import cost
+    from convatlas.draw import summary
+    from convatlas.errors import ConvatlasError
+    from convatlas.joins import Chain, Concat, Network, Product, Sum, taps
+    from convatlas.predict import load
+    from convatlas.preprocessing import Preprocessing
+    from convatlas.spec import diff
+    from convatlas.train import Recipe, Settings, fit, resume
+
+_HOME = {
+    "build": "catalog", "spec": "catalog", "variant": "catalog", "list": "catalog", "cost": "cost", "summary": "draw",
+    "ConvatlasError": "errors", "Chain": "joins", "Concat": "joins", "Network": "joins", "Product": "joins",
+    "Sum": "joins", "taps": "joins", "load": "predict", "Preprocessing": "preprocessing", "diff": "spec",
+    "Recipe": "train", "Settings": "train", "fit": "train", "resume": "train",
+}  # fmt: skip
+
+__all__ = [
+    "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum", "build",
+    "cost", "diff", "fit", "list", "load", "resume", "spec", "summary", "taps", "variant",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import convatlas` costs next to nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'convatlas' has no attribute {name!r}")
+    home = importlib.import_module(f"convatlas.{_HOME[name]}")
+    value = getattr(home, "names" if name == "list" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:  # type: ignore[valid-type]
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,73 @@
+"""The demonstration behind `make demo`: from a spec to a trained, sealed, predicting network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from convatlas.cli import show
+from convatlas.data.sources import subset
+from convatlas.predict import load
+from convatlas.tasks.classification import CRITERIA, evaluate
+from convatlas.tasks.pictures import draw_overview
+from convatlas.train import recipe
+from convatlas.train.run import start
+
+MODEL, EPOCHS, SHOWN = "lenet5_modern", 60, 16
+
+
+def demo(out: Path | None) -> None:
+    """Fit LeNet-5 to the digits that ship with scikit-learn, then use the sealed file as anyone would."""
+    say = show.console.print
+    say("[bold]1. Train[/bold] LeNet-5 on 1,797 handwritten digits (8x8 pixels, embedded in scikit-learn)")
+    run = start("digits", MODEL, recipe_=recipe.RECIPES["default"].replaced({"epochs": EPOCHS}), out=out)
+    show.train(run)
+    show.outcome(run)
+    test = run.dataset.test
+    assert test is not None
+
+    say(f"\n[bold]2. Predict[/bold] {SHOWN} held-out digits from the model file")
+    # one of each class first, then as they come, with every mistake among them
+    result = run.results["test"]
+    mistakes = (result.predicted != result.labels).nonzero().flatten().tolist()
+    firsts = [int((test.labels == label).nonzero()[0]) for label in range(len(run.config.classes))]
+    chosen = list(dict.fromkeys([*firsts, *mistakes, *range(len(test))]))[:SHOWN]
+    folder = run.folder / "examples"
+    folder.mkdir(exist_ok=True)
+    files = []
+    for i in chosen:
+        name = test.names[i].replace("/", "-")
+        files.append(folder / f"{run.config.classes[test.labels[i]]}-{name}.png")
+        border = run.config.preprocessing.pad  # the preprocessing puts it back
+        Image.fromarray(test.pixels[i, 0, border:-border, border:-border].numpy()).save(files[-1])
+    model = load(run.model_file)
+    predictions = model.predict(files)
+    rows = [(p.source, f"{p.probability:7.2%}  {p.label}") for p in predictions[:4]]
+    show.table(("picture", "most probable"), [*rows, ("...", "")])
+
+    picture = run.folder / "overview.png"
+    header = model.header
+    draw_overview(
+        test.pixels[chosen],
+        evaluate(model.network, subset(test, torch.tensor(chosen)), header.preprocessing, CRITERIA[header.criterion]),
+        result,
+        run.state.history,
+        classes=model.classes,
+        title=f"LeNet-5 on handwritten digits: {result.accuracy:.2%} of {len(test)} held-out pictures are right",
+        path=picture,
+    )
+    say("\n[bold]3. Made[/bold]")
+    show.fields(
+        [
+            (str(picture), "predictions, learning curves, confusion matrix"),
+            (str(run.model_file), "the sealed model: weights, classes, preprocessing, how it was trained"),
+            (str(run.folder / "metrics.csv"), "one row per epoch"),
+            (str(folder), f"{SHOWN} held-out digits as picture files"),
+        ]
+    )
+    say("\n[bold]Next[/bold]")
+    say(f"  .venv/bin/convatlas predict {run.model_file} {folder}")
+    say("  .venv/bin/convatlas show lenet5")
+    say("  .venv/bin/convatlas fit YOUR_FOLDER --model lenet5_modern     # YOUR_FOLDER/<class>/*.png")

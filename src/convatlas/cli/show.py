@@ -1,0 +1,144 @@
+"""How the command line shows things: tables, progress, errors."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from convatlas.data.sources import Progress
+    from convatlas.tasks.classification import Result
+    from convatlas.train.loop import Step
+    from convatlas.train.run import Run
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+INTERVAL = 10.0
+"""Seconds between two lines of progress where the output is no terminal."""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+    """Print a table; columns named in `right` are aligned right."""
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+    for row in rows:
+        drawn.add_row(*(str(cell) for cell in row))
+    if console.is_terminal:
+        console.print(drawn)
+    else:  # as wide as it needs to be: a file or a pipe has no edge
+        wide = Console(highlight=False, width=max(80, Console(width=10_000).measure(drawn).maximum))
+        wide.print(drawn)
+
+
+def fields(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, one pair a line; empty values are left out."""
+    kept = [(name, value) for name, value in pairs if value not in ("", None)]
+    width = max(len(name) for name, _ in kept)
+    for name, value in kept:
+        lines = str(value).split("\n")
+        console.print(f"[bold]{name:<{width}}[/bold]  {lines[0]}")
+        for line in lines[1:]:
+            console.print(f"{'':<{width}}  {line}")
+
+
+@contextmanager
+def reading() -> Iterator[Progress]:
+    """Show progress of reading or fetching data, on standard error."""
+    if errors.is_terminal:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Bar(*columns, console=errors, transient=True) as bar:
+            tasks: dict[str, Any] = {}
+
+            def advance(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done)
+
+            yield advance
+    else:
+        last = time.monotonic()
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= INTERVAL:
+                last = time.monotonic()
+                errors.print(f"{what}: {done:,} of {total:,}")
+
+        yield tell
+
+
+def train(run: Run) -> None:
+    """Train a run to its end: a live bar in a terminal, otherwise a line per interval; a table row per epoch."""
+    recipe, count = run.config.recipe, len(run.dataset.train)
+    val = "val error" if run.dataset.val else ""
+    console.print(f"[bold]{'epoch':>7}  {'loss':>8}  {'train error':>11}  {val:>9}  {'seconds':>7}[/bold]")
+
+    def row(epoch: dict[str, float]) -> str:
+        val = f"{1 - epoch['val_accuracy']:.2%}" if "val_accuracy" in epoch else ""
+        best = "  best" if run.state.best_epoch == epoch["epoch"] and val else ""
+        return (
+            f"{epoch['epoch']:>7}  {epoch['train_loss']:>8.4f}  {1 - epoch['train_accuracy']:>11.2%}  {val:>9}  "
+            f"{epoch['seconds']:>7.1f}{best}"
+        )
+
+    for past in run.state.history:
+        console.print(f"[dim]{row(past)}[/dim]")
+    if not console.is_terminal:
+        _train_in_lines(run, row)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    steps = -(-count // recipe.batch)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("training", total=recipe.epochs * steps, completed=run.state.step, rate="")
+        begun, first, shown = time.monotonic(), run.state.step, 0.0
+        for event in run.steps():
+            if isinstance(event, dict):
+                bar.console.print(row(event))
+            elif time.monotonic() - shown > 0.1:  # the bar costs more than a small network's step
+                shown = time.monotonic()
+                rate = (event.number + 1 - first) * recipe.batch / (shown - begun)
+                text = f"epoch {event.epoch + 1}/{recipe.epochs}  loss {event.loss:.3f}"
+                bar.update(task, completed=event.number + 1, description=text, rate=f"{rate:,.0f} images/s")
+
+
+def _train_in_lines(run: Run, row: Any) -> None:
+    last = time.monotonic()
+    event: Step | dict[str, float]
+    for event in run.steps():
+        if isinstance(event, dict):
+            last = time.monotonic()
+            console.print(row(event))
+        elif time.monotonic() - last >= INTERVAL:
+            last = time.monotonic()
+            console.print(f"        step {event.number + 1:,}  loss {event.loss:.4f}")
+
+
+def measured(split: str, result: Result, note: str = "") -> None:
+    """Print the headline number of a split."""
+    pictures = f"{result.errors} errors in {len(result.labels):,} pictures"
+    console.print(f"{split}: accuracy [bold]{result.accuracy:.2%}[/bold], {pictures}{note}")
+
+
+def outcome(run: Run) -> None:
+    """Print what a finished run measured and where it left its files."""
+    for split, result in run.results.items():
+        chosen = f"best epoch {run.state.best_epoch}" if run.dataset.val else "last epoch"
+        measured(split, result, f"; {chosen}" + (", chosen on these pictures" if split == "val" else ""))
+    for broken in run.dataset.broken[:5]:
+        console.print(f"left out: {broken.reason}")
+    if len(run.dataset.broken) > 5:
+        console.print(f"left out: {len(run.dataset.broken)} pictures in all, see {run.folder / 'broken.csv'}")
+    console.print(f"model file: {run.model_file}")

@@ -1,0 +1,331 @@
+"""What a network costs, read off the tree in one walk: shapes, parameters, MACs, activations, receptive field.
+
+Nothing is run and nothing is guessed: every layer has a rule, and a layer without one is an error.
+A rule for a layer of your own takes the place of its forward pass::
+
+    @walk.register
+    def _(layer: MyLayer, x: Signal, tally: Tally) -> Signal:
+        return tally.add(layer, x, x.like(shape), macs=...)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
+
+from torch import nn
+
+from convatlas.errors import CostError
+from convatlas.joins import Concat, Join, Network
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What flows along a tree: a shape, and how far each of its elements sees into the input image.
+
+    shape: (channels, *space) without the batch; (features,) once flattened.
+    field: receptive field in input pixels along each axis of space, leaving global gates aside.
+    stride: distance in input pixels between neighbouring elements.
+    whole: every element has seen the whole image (after global pooling, flattening, a global gate).
+    """
+
+    shape: tuple[int, ...]
+    field: tuple[int, ...]
+    stride: tuple[int, ...]
+    whole: bool = False
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0]
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        return self.shape[1:]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def like(self, shape: tuple[int, ...]) -> Signal:
+        """Return this signal with another shape."""
+        return replace(self, shape=shape)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the walk.
+
+    macs: multiply-adds of convolutions, linear layers and matrix products.
+    activations: elements of the output, counted for layers that hold parameters or multiply (norms left out).
+    connections: inputs of every unit plus its bias, as LeCun et al. count them.
+    """
+
+    path: str
+    kind: str
+    input: Signal
+    output: Signal
+    parameters: int
+    macs: int
+    activations: int
+    connections: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The exact cost of one image through a network; totals are sums over `layers`, in order of the walk."""
+
+    layers: tuple[Layer, ...]
+    input: Signal
+    output: Signal
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of convolutions, linear layers and matrix products (never "FLOPs")."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def activations(self) -> int:
+        return sum(layer.activations for layer in self.layers)
+
+    @property
+    def connections(self) -> int:
+        return sum(layer.connections for layer in self.layers)
+
+    @property
+    def receptive_field(self) -> tuple[int, ...]:
+        """Pixels of the input, along each axis, that the last local layer (before the image is pooled away) sees."""
+        local = [layer.output for layer in self.layers if not layer.output.whole]
+        return max((signal.field for signal in local), default=self.input.field)
+
+
+@dataclass
+class Tally:
+    """Collects the layers of a walk; `add` is called by every rule."""
+
+    layers: list[Layer] = field(default_factory=list)
+    _path: list[str] = field(default_factory=list)
+    _counted: set[int] = field(default_factory=set)
+
+    @property
+    def path(self) -> str:
+        return ".".join(self._path)
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        self._path.append(name)
+        yield
+        self._path.pop()
+
+    def add(
+        self, layer: nn.Module, x: Signal, y: Signal, *, macs: int = 0, activations: int = 0, connections: int = 0
+    ) -> Signal:
+        """Record `layer` with its own parameters, each counted once however often it is used; return `y`."""
+        parameters = 0
+        for parameter in layer.parameters():
+            if id(parameter) not in self._counted:
+                self._counted.add(id(parameter))
+                parameters += parameter.numel()
+        kind = type(layer).__name__
+        self.layers.append(Layer(self.path, kind, x, y, parameters, macs, activations, connections))
+        return y
+
+    def refuse(self, layer: nn.Module, why: str) -> CostError:
+        return CostError(f"{self.path or 'network'} ({type(layer).__name__}): {why}")
+
+
+def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
+    """Return the cost of one image of `shape` = (channels, *space) through `tree`.
+
+    Without `shape`, the shape a Network was built for is taken. Raises CostError that names the layer where a layer is
+    not known or the image is too small or has another number of channels.
+    """
+    if shape is None:
+        if not isinstance(tree, Network):
+            raise CostError(f"the input shape of a {type(tree).__name__} is not known: give (channels, height, width)")
+        shape = tree.input_shape
+    x = Signal(tuple(shape), (1,) * (len(shape) - 1), (1,) * (len(shape) - 1))
+    tally = Tally()
+    y = walk(tree, x, tally)
+    return Cost(tuple(tally.layers), x, y)
+
+
+@singledispatch
+def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
+    """Carry the signal `x` through `layer`, note the cost in `tally`, and return the layer's output signal."""
+    raise tally.refuse(layer, "the cost of this layer is not known; register a rule with convatlas.cost.walk.register")
+
+
+@walk.register
+def _(chain: nn.Sequential, x: Signal, tally: Tally) -> Signal:
+    for name, layer in chain.named_children():
+        with tally.inside(name):
+            x = walk(layer, x, tally)
+    return x
+
+
+@walk.register
+def _(join: Join, x: Signal, tally: Tally) -> Signal:
+    outputs = []
+    for name, branch in join.named_children():
+        with tally.inside(name):
+            outputs.append(walk(branch, x, tally))
+    largest = max(outputs, key=lambda y: y.size)
+    for y in outputs:
+        fits = (
+            y.space == largest.space
+            if isinstance(join, Concat)
+            else len(y.shape) == len(largest.shape)
+            and all(a in (1, b) for a, b in zip(y.shape, largest.shape, strict=True))
+        )
+        if not fits:
+            raise tally.refuse(join, f"branches of shapes {[y.shape for y in outputs]} cannot be joined")
+    local = [y for y in outputs if not y.whole] or outputs
+    channels = sum(y.channels for y in outputs) if isinstance(join, Concat) else largest.channels
+    return Signal(
+        (channels, *largest.space),
+        tuple(max(axis) for axis in zip(*(y.field for y in local), strict=True)),
+        largest.stride,
+        whole=all(y.whole for y in outputs),
+    )
+
+
+def _each(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+def slide(
+    layer: nn.Module,
+    x: Signal,
+    tally: Tally,
+    *,
+    channels: int,
+    kernel: int | tuple[int, ...],
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    ceil: bool = False,
+) -> Signal:
+    """Return the output of a window that slides over space, as convolutions and poolings do."""
+    axes = len(x.space)
+    kernels, strides, dilations = _each(kernel, axes), _each(stride, axes), _each(dilation, axes)
+    spans = tuple(d * (k - 1) + 1 for k, d in zip(kernels, dilations, strict=True))
+    if isinstance(padding, str):
+        pads = tuple(span - 1 if padding == "same" else 0 for span in spans)
+    else:
+        pads = tuple(2 * p for p in _each(padding, axes))
+    space = []
+    for size, span, step, pad in zip(x.space, spans, strides, pads, strict=True):
+        out = (size + pad - span) // step + 1
+        if ceil and (size + pad - span) % step and out * step < size + pad // 2:
+            out += 1  # the last window may hang over, if it starts inside the image or its left padding
+        if out < 1 or size + pad < span:
+            raise tally.refuse(
+                layer, f"an input of {'x'.join(map(str, x.space))} px is smaller than the {span} px window; "
+                "the image is too small for this network"
+            )  # fmt: skip
+        space.append(out)
+    return Signal(
+        (channels, *space),
+        tuple(f + (span - 1) * s for f, span, s in zip(x.field, spans, x.stride, strict=True)),
+        tuple(s * step for s, step in zip(x.stride, strides, strict=True)),
+        x.whole,
+    )
+
+
+def _expect(layer: nn.Module, x: Signal, tally: Tally, *, channels: int, axes: int | None = None) -> None:
+    if x.channels != channels:
+        raise tally.refuse(layer, f"expects {channels} channels, got {x.channels}")
+    if axes is not None and len(x.space) != axes:
+        raise tally.refuse(layer, f"expects {axes} axes of space, got {len(x.space)}")
+
+
+def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Signal, tally: Tally) -> Signal:
+    _expect(layer, x, tally, channels=layer.in_channels, axes=len(layer.kernel_size))
+    y = slide(
+        layer, x, tally, channels=layer.out_channels, kernel=layer.kernel_size, stride=layer.stride,
+        padding=layer.padding, dilation=layer.dilation,
+    )  # fmt: skip
+    macs = y.size * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    biases = y.size if layer.bias is not None else 0
+    return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
+
+
+def _max_pool(layer: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, x: Signal, tally: Tally) -> Signal:
+    y = slide(
+        layer, x, tally, channels=x.channels, kernel=layer.kernel_size, stride=layer.stride,
+        padding=layer.padding, dilation=layer.dilation, ceil=layer.ceil_mode,
+    )  # fmt: skip
+    return tally.add(layer, x, y)
+
+
+def _average_pool(layer: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, x: Signal, tally: Tally) -> Signal:
+    y = slide(
+        layer, x, tally, channels=x.channels, kernel=layer.kernel_size, stride=layer.stride,
+        padding=layer.padding, ceil=layer.ceil_mode,
+    )  # fmt: skip
+    return tally.add(layer, x, y)
+
+
+def _pad(layer: nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d, x: Signal, tally: Tally) -> Signal:
+    # torch lists (left, right) of the last axis first
+    pairs = list(zip(layer.padding[0::2], layer.padding[1::2], strict=True))[::-1]
+    space = tuple(size + sum(pair) for size, pair in zip(x.space, pairs, strict=True))
+    return tally.add(layer, x, x.like((x.channels, *space)))
+
+
+def _global_pool(
+    layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d, x: Signal, tally: Tally
+) -> Signal:
+    if layer.output_size not in (1, (1,), (1, 1), (1, 1, 1)):
+        raise tally.refuse(layer, "only global pooling (output size 1) has a rule")
+    return tally.add(layer, x, replace(x, shape=(x.channels, *(1 for _ in x.space)), whole=True))
+
+
+@walk.register
+def _(layer: nn.Linear, x: Signal, tally: Tally) -> Signal:
+    if len(x.shape) != 1:
+        raise tally.refuse(layer, f"expects features, got an image of shape {x.shape}; flatten it first")
+    if x.channels != layer.in_features:
+        raise tally.refuse(layer, f"expects {layer.in_features} features, got {x.channels}")
+    y = x.like((layer.out_features,))
+    biases = y.size if layer.bias is not None else 0
+    macs = layer.in_features * layer.out_features
+    return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
+
+
+@walk.register
+def _(layer: nn.Flatten, x: Signal, tally: Tally) -> Signal:
+    if layer.start_dim != 1 or layer.end_dim != -1:
+        raise tally.refuse(layer, "only Flatten(1) has a rule")
+    return tally.add(layer, x, replace(x, shape=(x.size,), whole=True))
+
+
+def same(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
+    """The rule of a layer that changes values but not shapes, such as an activation or a norm."""
+    return tally.add(layer, x, x)
+
+
+_SAME: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
+    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Softmax, nn.LogSoftmax, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LocalResponseNorm,
+)  # fmt: skip
+
+_RULES: dict[Callable[..., Signal], tuple[type[nn.Module], ...]] = {
+    same: _SAME,
+    _convolution: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    _max_pool: (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    _average_pool: (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    _pad: (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad2d),
+    _global_pool: (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+}
+for _rule, _kinds in _RULES.items():
+    for _type in _kinds:
+        walk.register(_type, _rule)

@@ -1,0 +1,114 @@
+"""Pictures in memory: one uint8 tensor and one label tensor for each split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from convatlas.errors import DataError
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: pixels (n, channels, size, size) uint8, labels (n,) int64, and a name for each picture."""
+
+    pixels: Tensor
+    labels: Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of pixels and labels, so that a run can tell whether its data changed."""
+        digest = hashlib.sha256()
+        for tensor in (self.pixels, self.labels):
+            digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits of one data set, prepared for one network.
+
+    train is learned from; val chooses the best epoch; test is looked at once, at the end. Either may be None.
+    broken lists the pictures that were left out because they could not be read.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images | None
+    test: Images | None
+    broken: tuple[Broken, ...] = ()
+
+    def fingerprint(self) -> str:
+        parts = [
+            self.name,
+            *self.classes,
+            *(split.fingerprint() for split in (self.train, self.val, self.test) if split),
+        ]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def read_picture(path: Path, channels: int) -> Tensor:
+    """Return a picture file as uint8 (channels, height, width), upright, in grey (1) or RGB (3).
+
+    Raises DataError that names the file if it is missing, broken, truncated, too deep for 8 bits, or if `channels` is
+    neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise DataError(f"{path}: picture files hold 1 or 3 channels, the network reads {channels}")
+    try:
+        with Image.open(path) as picture:
+            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+                raise DataError(f"{path}: {picture.mode} pixels are deeper than 8 bits; convert the picture to 8 bits")
+            upright = ImageOps.exif_transpose(picture)
+            if upright.has_transparency_data:
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+            pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read: {error}"
+        raise DataError(f"{path}: {reason}") from error
+    return torch.from_numpy(pixels if channels == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+
+
+def is_colour(path: Path) -> bool | None:
+    """Return whether a picture file has colour, from its header; None if it cannot be opened."""
+    try:
+        with Image.open(path) as picture:
+            return picture.mode not in ("1", "L", "LA", "La", "I", "F", "I;16")
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def check_same_classes(classes: Sequence[str], found: Sequence[str], *, split: str, where: object) -> None:
+    """Raise DataError that names the classes which `split` misses or has on top of the training classes."""
+    missing = [name for name in classes if name not in found]
+    unknown = [name for name in found if name not in classes]
+    if missing or unknown:
+        told = [f"misses {', '.join(missing)}"] if missing else []
+        told += [f"has classes that train does not know: {', '.join(unknown)}"] if unknown else []
+        raise DataError(f"{where}: the {split} split {' and '.join(told)}; classes are matched by name")

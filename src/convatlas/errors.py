@@ -1,0 +1,36 @@
+"""Errors that a user can act on: one line that names the thing, what is wrong and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvatlasError(Exception):
+    """Base of every error that the user's input can cause; the command line prints it as one line and exits with 2."""
+
+
+class SpecError(ConvatlasError):
+    """A network description that cannot be built: a bad cell, an image too small, an unknown name."""
+
+
+class CostError(ConvatlasError):
+    """A layer whose cost is not known, or whose input does not fit it."""
+
+
+class DataError(ConvatlasError):
+    """Data that cannot be read or does not fit: a missing folder, an empty class, a broken image."""
+
+
+class ModelFileError(ConvatlasError):
+    """A model file that is damaged, foreign, or from a newer version."""
+
+
+class RunError(ConvatlasError):
+    """A training run that cannot start, go on, or be written."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return " (did you mean X?)" for the closest of `names`, or an empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""

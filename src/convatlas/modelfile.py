@@ -1,0 +1,163 @@
+"""The sealed model file: one safetensors file that carries everything needed to use the weights.
+
+Reading it runs no code: the header is JSON, the weights are raw numbers, and both are covered by a sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from convatlas.catalog import SPEC_TYPES, build
+from convatlas.errors import ModelFileError, SpecError
+from convatlas.files import atomic
+from convatlas.joins import Network
+from convatlas.preprocessing import Preprocessing
+from convatlas.spec import Spec, from_plain
+
+FORMAT = 1
+"""The format version that this code writes, and the newest that it reads."""
+
+_FIELDS = {
+    "format": int, "name": str, "task": str, "spec": dict, "classes": list, "preprocessing": dict, "criterion": str,
+    "training": dict, "metrics": dict, "licence": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about the weights that the weights do not say themselves.
+
+    criterion: the loss they were trained with, which decides how outputs become probabilities.
+    training: recipe, seed, data, fingerprint, versions: how the weights came about.
+    metrics: split -> measured numbers.
+    licence: what the owner of the weights allows; empty where nothing was stated.
+    """
+
+    name: str
+    spec: Spec
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    criterion: str
+    task: str = "classification"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float | int]] = field(default_factory=dict)
+    licence: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "task": self.task,
+            "spec": self.spec.to_plain(),
+            "classes": list(self.classes),
+            "preprocessing": self.preprocessing.to_plain(),
+            "criterion": self.criterion,
+            "training": dict(self.training),
+            "metrics": {split: dict(numbers) for split, numbers in self.metrics.items()},
+            "licence": self.licence,
+        }
+
+
+def save(path: Path, network: Network, header: Header) -> None:
+    """Seal the weights of `network` with `header` into one file, atomically."""
+    text = json.dumps(header.to_plain(), ensure_ascii=False, allow_nan=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {"convatlas": text, "sha256": _digest(text, tensors)}
+    with atomic(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata))
+
+
+def load(path: str | Path) -> tuple[Network, Header]:
+    """Open a sealed model file; returns the network in evaluation mode and the header.
+
+    Raises ModelFileError, in one line, for a file that is missing, damaged, truncated, foreign or of a newer format.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    try:
+        shapes = {name: tensor.shape for name, tensor in _grow(header, "meta").state_dict().items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != shapes:
+            wrong = sorted(name for name in {**shapes, **found} if shapes.get(name) != found.get(name))
+            raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {', '.join(wrong[:5])}")
+        with torch.random.fork_rng(devices=[]):
+            network = _grow(header, "cpu")
+    except SpecError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    network.load_state_dict(tensors)
+    return network.eval(), header
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check a model file without building its network."""
+    return _read(Path(path))[0]
+
+
+def _grow(header: Header, device: str) -> Network:
+    return build(header.spec, classes=len(header.classes), channels=header.preprocessing.channels, device=device)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "convatlas" not in metadata:
+                raise ModelFileError(f"{path}: a safetensors file, but not a convatlas model (no header)")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path}: damaged, truncated or not a model file ({error})") from error
+    text = metadata["convatlas"]
+    try:
+        plain = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ModelFileError(f"{path}: the header is damaged ({error})") from error
+    version = plain.get("format") if isinstance(plain, dict) else None
+    if type(version) is not int:
+        raise ModelFileError(f"{path}: the header has no format version")
+    if version > FORMAT:
+        raise ModelFileError(
+            f"{path}: written in format {version}, this convatlas reads up to {FORMAT}; upgrade convatlas"
+        )
+    if metadata.get("sha256") != _digest(text, tensors):
+        raise ModelFileError(f"{path}: the file is damaged (its sha256 does not match); copy it again")
+    return _header(path, plain), tensors
+
+
+def _header(path: Path, plain: dict[str, Any]) -> Header:
+    for name, kind in _FIELDS.items():
+        if type(plain.get(name)) is not kind:
+            raise ModelFileError(f"{path}: header field {name!r} is missing or not a {kind.__name__}")
+    classes = plain["classes"]
+    if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        raise ModelFileError(f"{path}: header field 'classes' must hold different names")
+    try:
+        spec = from_plain(plain["spec"], SPEC_TYPES)
+        preprocessing = Preprocessing.from_plain(plain["preprocessing"])
+    except (SpecError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    if preprocessing.size != spec.resolution:
+        raise ModelFileError(
+            f"{path}: preprocessing gives {preprocessing.size} px, the network reads {spec.resolution}"
+        )
+    kept = {name: plain[name] for name in ("name", "task", "criterion", "training", "metrics", "licence")}
+    return Header(spec=spec, classes=tuple(classes), preprocessing=preprocessing, **kept)

@@ -1,0 +1,124 @@
+"""From a picture to a network's input: one record, used by training, evaluation and prediction alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convatlas.errors import DataError, SpecError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an 8-bit picture becomes the network's input.
+
+    In this order: the short side is resized to `resize` pixels (antialiased), the central `crop` x `crop` is cut out, a
+    border of `pad` pixels of value `fill` is put around it, values are divided by 255, `mean` is subtracted and the
+    result divided by `std`, channel by channel. `len(mean)` is the number of channels: picture files are turned into
+    grey (1, by the luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
+    """
+
+    resize: int
+    crop: int
+    pad: int = 0
+    fill: int = 0
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise SpecError(f"preprocessing.crop: {self.crop} must lie between 1 and resize = {self.resize}")
+        if self.pad < 0 or not 0 <= self.fill <= 255:
+            raise SpecError(f"preprocessing: pad {self.pad} must be >= 0 and fill {self.fill} between 0 and 255")
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise SpecError("preprocessing: mean and std need one value for each channel, and std above 0")
+        if self.interpolation not in get_args(Interpolation):
+            raise SpecError(
+                f"preprocessing.interpolation: {self.interpolation!r} is not one of {get_args(Interpolation)}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Height and width of the network's input, in pixels."""
+        return self.crop + 2 * self.pad
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def for_channels(self, channels: int) -> Preprocessing:
+        """Return the same steps for another number of channels; the statistics of one channel are repeated."""
+        if channels == self.channels:
+            return self
+        if len(set(self.mean)) > 1 or len(set(self.std)) > 1:
+            raise SpecError(f"preprocessing has statistics for {self.channels} channels, but {channels} are asked for")
+        return dataclasses.replace(self, mean=self.mean[:1] * channels, std=self.std[:1] * channels)
+
+    def for_size(self, size: int) -> Preprocessing:
+        """Return the same steps for an input of `size` pixels; border and resize keep their proportion."""
+        if size == self.size:
+            return self
+        pad = round(self.pad * size / self.size)
+        crop = size - 2 * pad
+        return dataclasses.replace(self, pad=pad, crop=crop, resize=max(crop, round(self.resize * crop / self.crop)))
+
+    def geometry(self, pixels: Tensor) -> Tensor:
+        """Resize, crop and pad uint8 pictures: (..., channels, h, w) in, (..., channels, size, size) out."""
+        if pixels.dtype != torch.uint8:
+            raise DataError(f"pictures are 8-bit (uint8) tensors, got {pixels.dtype}")
+        if pixels.ndim not in (3, 4):
+            raise DataError(f"a picture is (channels, height, width), got shape {tuple(pixels.shape)}")
+        if pixels.shape[-3] != self.channels:
+            raise DataError(f"this network reads {self.channels} channel(s), the picture has {pixels.shape[-3]}")
+        height, width = pixels.shape[-2:]
+        short = min(height, width)
+        if short != self.resize:
+            # as torchvision's Resize: the long side is cut down to a whole pixel
+            size = [int(self.resize * height / short), int(self.resize * width / short)]
+            smooth = self.interpolation != "nearest"
+            batch = F.interpolate(
+                pixels if pixels.ndim == 4 else pixels[None],
+                size,
+                mode=self.interpolation,
+                align_corners=False if smooth else None,
+                antialias=self.antialias and smooth,
+            )
+            pixels = batch if pixels.ndim == 4 else batch[0]
+        top, left = (round((extent - self.crop) / 2) for extent in pixels.shape[-2:])
+        pixels = pixels[..., top : top + self.crop, left : left + self.crop]
+        return F.pad(pixels, (self.pad,) * 4, value=self.fill) if self.pad else pixels.contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn a uint8 batch (batch, channels, h, w) into float32 with `mean` and `std` taken out."""
+        mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
+        scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
+        return pixels.float().sub_(mean).mul_(scale)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_plain(cls, data: dict[str, Any]) -> Preprocessing:
+        """Read what `to_plain` wrote; raises SpecError that names an unknown or missing field or a wrong value."""
+        types = {
+            "resize": int, "crop": int, "pad": int, "fill": int, "interpolation": str, "antialias": bool,
+            "mean": list, "std": list,
+        }  # fmt: skip
+        if not isinstance(data, dict) or set(data) != set(types):
+            raise SpecError(f"preprocessing: expected exactly the fields {', '.join(types)}")
+        for key, kind in types.items():
+            if type(data[key]) is not kind:
+                raise SpecError(f"preprocessing.{key}: expected {kind.__name__}, got {data[key]!r}")
+        for key in ("mean", "std"):
+            if not all(isinstance(value, float) for value in data[key]):
+                raise SpecError(f"preprocessing.{key}: expected numbers, got {data[key]!r}")
+        return cls(**data | {"mean": tuple(data["mean"]), "std": tuple(data["std"])})

@@ -1,0 +1,203 @@
+"""Specs: frozen records that look like the table printed in a paper, with cells typed by what they scale with.
+
+A spec can be scaled, compared, written as plain data and read back; `build` turns it into a tree of modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+
+from convatlas.errors import SpecError, nearest
+from convatlas.joins import Network
+
+Width = Annotated[int, "width"]
+"""A number of channels or units."""
+Depth = Annotated[int, "depth"]
+"""How often a block is repeated."""
+Resolution = Annotated[int, "resolution"]
+"""Height and width of the square input, in pixels."""
+
+_KINDS = ("width", "depth", "resolution")
+
+
+def _kind(hint: Any) -> str | None:
+    """Return "width", "depth" or "resolution" for a typed cell, else None."""
+    return next((note for note in getattr(hint, "__metadata__", ()) if note in _KINDS), None)
+
+
+def _item_hint(hint: Any, index: int) -> Any:
+    """Return the type of item `index` of a tuple type; Any where nothing is said."""
+    arguments = get_args(hint)
+    if get_origin(hint) is not tuple or not arguments:
+        return Any
+    return arguments[0] if arguments[-1] is Ellipsis else arguments[min(index, len(arguments) - 1)]
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+class Record:
+    """Base of specs and their rows: a frozen dataclass; Width, Depth and Resolution cells are whole and positive."""
+
+    @classmethod
+    @cache
+    def hints(cls) -> dict[str, Any]:
+        """Return the type of each field, with the notes that make a cell a width, a depth or a resolution."""
+        return get_type_hints(cls, include_extras=True)
+
+    def __post_init__(self) -> None:
+        for path, value, kind in cells(self):
+            if kind and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SpecError(f"{type(self).__name__}.{path}: a {kind} is a whole number from 1 on, not {value!r}")
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the record as dicts, lists, numbers and strings, each dict naming its record type."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+        return {"type": type(self).__name__} | {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+class Spec(Record):
+    """A network as a table. Subclasses are frozen dataclasses with a `resolution` cell and a `build` method."""
+
+    minimum: ClassVar[int]
+    """The smallest resolution, in pixels, at which every layer has an output."""
+
+    resolution: Resolution
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resolution < self.minimum:
+            raise SpecError(
+                f"{type(self).__name__}.resolution: {self.resolution} px is too small; "
+                f"this network needs at least {self.minimum} px"
+            )
+
+    def build(self, *, classes: int, channels: int) -> Network:
+        """Grow the tree: (batch, channels, resolution, resolution) in, (batch, classes) out."""
+        raise NotImplementedError
+
+    @staticmethod
+    def round_width(width: float) -> int:
+        """Round a scaled width to a multiple of 8, never below 90 % of it (MobileNet and EfficientNet code)."""
+        rounded = max(8, int(width + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * width else rounded
+
+    def scaled(self, *, width: float = 1.0, depth: float = 1.0, resolution: int | None = None) -> Self:
+        """Return this network with widths and depths multiplied and, if given, another resolution in pixels.
+
+        Widths are rounded by `round_width`, depths up (EfficientNet, section 3.3); a factor of 1 changes nothing.
+        """
+        for name, factor in (("width", width), ("depth", depth)):
+            if not (math.isfinite(factor) and factor > 0):
+                raise SpecError(f"scaled: {name} is a positive factor, not {factor!r}")
+
+        def scale(kind: str | None, value: Any) -> Any:
+            if kind == "width" and width != 1:
+                return self.round_width(value * width)
+            if kind == "depth" and depth != 1:
+                return math.ceil(value * depth)
+            if kind == "resolution" and resolution is not None:
+                return resolution
+            return value
+
+        scaled: Self = _rebuild(self, type(self), scale)
+        return scaled
+
+
+def _rebuild(value: Any, hint: Any, change: Callable[[str | None, Any], Any]) -> Any:
+    """Return a copy of a record in which each cell went through `change(kind, value)`."""
+    if isinstance(value, Record):
+        hints = value.hints()
+        fields = dataclasses.fields(value)  # type: ignore[arg-type]
+        return type(value)(**{f.name: _rebuild(getattr(value, f.name), hints[f.name], change) for f in fields})
+    if isinstance(value, tuple):
+        return tuple(_rebuild(item, _item_hint(hint, i), change) for i, item in enumerate(value))
+    return change(_kind(hint), value)
+
+
+def cells(record: Record, path: str = "") -> Iterator[tuple[str, Any, str | None]]:
+    """Yield (path, value, kind) of every cell, such as ("maps[1]", 16, "width"); kind is None for plain cells."""
+
+    def visit(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, str | None]]:
+        if isinstance(value, Record):
+            yield from cells(value, path + ".")
+        elif isinstance(value, tuple):
+            for i, item in enumerate(value):
+                yield from visit(item, _item_hint(hint, i), f"{path}[{i}]")
+        else:
+            yield path, value, _kind(hint)
+
+    hints = record.hints()
+    for field in dataclasses.fields(record):  # type: ignore[arg-type]
+        yield from visit(getattr(record, field.name), hints[field.name], path + field.name)
+
+
+def diff(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
+    """Return {path: (value in a, value in b)} of the cells that differ; None stands for a cell that is not there."""
+    left = {path: value for path, value, _ in cells(a)}
+    right = {path: value for path, value, _ in cells(b)}
+    changed = {
+        path: (left.get(path), right.get(path))
+        for path in [*left, *(path for path in right if path not in left)]
+        if left.get(path) != right.get(path)
+    }
+    families = (type(a).__name__, type(b).__name__)
+    return ({"type": families} if families[0] != families[1] else {}) | changed
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_plain()
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec") -> Any:
+    """Build the record that `to_plain` wrote. `types` are the record types allowed at this place, by name.
+
+    Raises SpecError that names the field for unknown types, unknown or missing fields and values of a wrong type.
+    """
+    if not isinstance(data, Mapping) or "type" not in data:
+        raise SpecError(f"{path}: expected a record with a 'type', got {data!r}")
+    name = data["type"]
+    if name not in types:
+        raise SpecError(f"{path}.type: unknown record type {name!r}{nearest(str(name), types)}")
+    record, hints = types[name], types[name].hints()
+    fields = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    for given in data:
+        if given != "type" and given not in fields:
+            raise SpecError(f"{path}.{given}: {name} has no such field{nearest(given, fields)}")
+    values = {given: _read(value, hints[given], f"{path}.{given}") for given, value in data.items() if given != "type"}
+    for field in fields.values():
+        if (
+            field.name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ):
+            raise SpecError(f"{path}.{field.name}: missing")
+    return record(**values)
+
+
+def _read(value: Any, hint: Any, path: str) -> Any:
+    """Turn plain data into the value that the type hint asks for."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    options = _alternatives(hint)
+    if isinstance(value, Mapping):
+        rows = {o.__name__: o for o in options if isinstance(o, type) and issubclass(o, Record)}
+        return from_plain(value, rows, path)
+    if isinstance(value, list):
+        tuples = [option for option in options if get_origin(option) is tuple]
+        if not tuples:
+            raise SpecError(f"{path}: expected {hint}, got a list")
+        return tuple(_read(item, _item_hint(tuples[0], i), f"{path}[{i}]") for i, item in enumerate(value))
+    if float in options and type(value) is int:
+        return float(value)
+    if hint is not Any and not any(type(value) is option for option in options):
+        raise SpecError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    return value

@@ -1,0 +1,141 @@
+"""Pictures of a training: learning curves, and one page that shows what a network learned."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from convatlas.files import atomic
+from convatlas.tasks.classification import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, QUIET, RIGHT, WRONG, TRAIN = "#1f2933", "#9aa5b1", "#1f7a8c", "#d1495b", "#e09f3e"
+
+
+def _figure(width: float, height: float) -> Figure:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, facecolor="white")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with atomic(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _plain_axes(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(QUIET)
+    axes.tick_params(colors=INK, labelsize=8)
+
+
+def _curves(loss_axes: Any, error_axes: Any, history: Sequence[dict[str, float]]) -> None:
+    """Draw loss and error (log scale) against epochs, train and val, labelled at the lines."""
+    epochs = [row["epoch"] for row in history]
+    for axes, what in ((loss_axes, "loss"), (error_axes, "error, %")):
+        for split, colour in (("train", TRAIN), ("val", RIGHT)):
+            if f"{split}_loss" not in history[0]:
+                continue
+            if what == "loss":
+                values = [row[f"{split}_loss"] for row in history]
+            else:
+                values = [100 * (1 - row[f"{split}_accuracy"]) for row in history]
+            axes.plot(epochs, values, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=split)
+        _plain_axes(axes)
+        if what == "loss":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_title(what, loc="left", fontsize=9, color=INK)
+        axes.set_xlabel("epoch", fontsize=8, color=INK)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False, fontsize=8, labelcolor="linecolor")
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Save the learning curves of a run as PNG."""
+    figure = _figure(7, 2.8)
+    left, right = figure.subplots(1, 2)
+    _curves(left, right, history)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _confusion(axes: Any, result: Result, classes: Sequence[str]) -> None:
+    """Draw the confusion matrix; errors are coloured and counted, the diagonal is quiet."""
+    counts = result.confusion.double()
+    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    wrong = share.clone().fill_diagonal_(0)
+    axes.imshow(wrong, cmap="Reds", vmin=0, vmax=max(0.05, float(wrong.max()) * 1.3))
+    if len(classes) <= 20:
+        for row, column in torch.nonzero(counts).tolist():
+            on_diagonal = row == column
+            axes.text(
+                column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=7,
+                color=QUIET if on_diagonal else INK, weight="normal" if on_diagonal else "bold",
+            )  # fmt: skip
+        longest = max(map(len, classes))
+        turned = {} if longest <= 2 else {"rotation": 60, "ha": "right"}
+        axes.set_xticks(range(len(classes)), classes, **turned)
+        axes.set_yticks(range(len(classes)), classes)
+    axes.tick_params(labelsize=7, length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("predicted", fontsize=8, color=INK)
+    axes.set_ylabel("true", fontsize=8, color=INK)
+
+
+def draw_overview(
+    pictures: Tensor,
+    shown: Result,
+    result: Result,
+    history: Sequence[dict[str, float]],
+    *,
+    classes: Sequence[str],
+    title: str,
+    path: Path,
+) -> None:
+    """Save one page: pictures with their predicted probabilities, learning curves, confusion matrix.
+
+    pictures: (n, channels, h, w) uint8, at most 16 are shown; `shown` is what the network says about them.
+    result: the whole split that is summed up in the matrix.
+    """
+    count, columns = min(16, len(pictures)), 4
+    figure = _figure(12, 7.2)
+    figure.suptitle(title, x=0.03, y=0.975, ha="left", fontsize=13, weight="bold", color=INK)
+    left = figure.add_gridspec(4, columns * 2, left=0.03, right=0.6, top=0.9, bottom=0.04, wspace=0.12, hspace=0.28)
+    for i in range(count):
+        row, column = divmod(i, columns)
+        axes = figure.add_subplot(left[row, 2 * column])
+        axes.imshow(pictures[i].permute(1, 2, 0).squeeze(-1), cmap="gray_r" if pictures.shape[1] == 1 else None)
+        axes.set_axis_off()
+        bars = figure.add_subplot(left[row, 2 * column + 1])
+        top = shown.probabilities[i].topk(min(3, len(classes)))
+        truth = int(shown.labels[i])
+        for place, (p, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
+            colour = RIGHT if label == truth else WRONG if place == 0 else QUIET
+            bars.barh(-place, p, color=colour, height=0.62)
+            bars.text(0.0, -place + 0.44, f"{classes[label][:14]}   {p:.1%}", fontsize=6.5, color=INK, va="bottom")
+        bars.set_xlim(0, 1.25)
+        bars.set_ylim(-2.6, 1.1)
+        bars.set_axis_off()
+    right = figure.add_gridspec(
+        2, 2, left=0.66, right=0.985, top=0.9, bottom=0.08, hspace=0.3, wspace=0.35, height_ratios=(1, 1.9)
+    )
+    _curves(figure.add_subplot(right[0, 0]), figure.add_subplot(right[0, 1]), history)
+    _confusion(figure.add_subplot(right[1, :]), result, classes)
+    _save(figure, path)

@@ -1,0 +1,55 @@
+"""Checkpoints: the whole state of a training between two steps, in one file that loads without running code."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+from convatlas.errors import RunError
+from convatlas.files import atomic
+
+
+@dataclass
+class State:
+    """What changes while training, besides weights and optimiser.
+
+    step: the next step to take. loss_sum, correct, seen: sums over the epoch so far. history: one row per epoch.
+    best_epoch, best_accuracy, best_loss: of the val split, so far. seconds: time spent training.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = math.inf
+    seconds: float = 0.0
+    finished: bool = False
+
+
+def save_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer, state: State) -> None:
+    """Write everything needed to go on from `state.step`, atomically."""
+    whole = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state)}
+    with atomic(path) as file:
+        torch.save(whole, file)
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer) -> State:
+    """Put the saved weights and optimiser state back and return the rest; raises RunError if the file is damaged."""
+    try:
+        whole: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        network.load_state_dict(whole["network"])
+        optimizer.load_state_dict(whole["optimizer"])
+        return State(**whole["state"])
+    except FileNotFoundError:
+        raise RunError(f"{path}: no checkpoint; the run stopped before its first one, start it anew") from None
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,366 @@
+"""A run: one training in one folder, which can be stopped at any step and resumed bit for bit (on CPU)."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import convatlas
+from convatlas import modelfile
+from convatlas.catalog import SPEC_TYPES, build, variant
+from convatlas.data.batches import Feed, derive_key
+from convatlas.data.images import Dataset
+from convatlas.data.sources import VAL_SHARE, Cut, Progress, Source, find
+from convatlas.errors import RunError, SpecError
+from convatlas.files import write_text
+from convatlas.joins import Network
+from convatlas.modelfile import Header
+from convatlas.preprocessing import Preprocessing
+from convatlas.spec import Spec, from_plain
+from convatlas.tasks.classification import CRITERIA, Result, evaluate
+from convatlas.tasks.pictures import draw_curves
+from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
+from convatlas.train.loop import Step, train
+from convatlas.train.recipe import Recipe, recipe
+
+MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN = (
+    "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "broken.csv",
+)  # fmt: skip
+
+Watch = Callable[[Step | dict[str, float]], None]
+"""Called after every step, and with the row of metrics after every epoch."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out, apart from data, network, recipe and seed.
+
+    size: resolution in pixels instead of the network's own.
+    channels: 1 reads pictures as grey, 3 as RGB; as the data has it where left out.
+    device: "cpu", "cuda", "mps" or "auto".
+    threads: CPU threads; all cores where left out. The order of sums, and so the last bits, depend on it.
+    val_share: share of the training pictures set aside to choose the best epoch, where the data has no val split;
+        with 0 all are trained on and the last epoch is taken.
+    max_broken: share of unreadable pictures that is left out and listed before the run refuses to start.
+    checkpoint_seconds, checkpoint_steps: a checkpoint is written when either has passed (0 steps: by time only).
+    download: allow to fetch a data set given by name.
+    licence: what is sealed into the model file.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    val_share: float = VAL_SHARE
+    max_broken: float = 0.01
+    checkpoint_seconds: float = 30.0
+    checkpoint_steps: int = 0
+    download: bool = False
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that determines a run, as written to run.json."""
+
+    data: str
+    model: str
+    spec: Spec
+    preprocessing: Preprocessing
+    recipe: Recipe
+    seed: int
+    settings: Settings
+    classes: tuple[str, ...]
+    fingerprint: str
+    versions: dict[str, str]
+
+    def to_plain(self) -> dict[str, Any]:
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        records = {name: plain[name].to_plain() for name in ("spec", "preprocessing", "recipe")}
+        return plain | records | {"settings": dataclasses.asdict(self.settings), "classes": list(self.classes)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Config:
+        return cls(
+            **plain
+            | {
+                "spec": from_plain(plain["spec"], SPEC_TYPES),
+                "preprocessing": Preprocessing.from_plain(plain["preprocessing"]),
+                "recipe": Recipe().replaced(plain["recipe"]),
+                "settings": Settings(**plain["settings"]),
+                "classes": tuple(plain["classes"]),
+            }
+        )
+
+
+class Run:
+    """A training and its folder; `steps()` trains and yields after each step."""
+
+    def __init__(self, folder: Path, config: Config, dataset: Dataset) -> None:
+        self.folder, self.config, self.dataset = folder, config, dataset
+        self.device = _device(config.settings.device)
+        torch.set_num_threads(config.settings.threads or torch.get_num_threads())
+        torch.manual_seed(derive_key(config.seed, 0, 8))
+        network = build(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
+        self.network: Network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = config.recipe.build_optimizer(self.network)
+        self.state = State()
+        self.results: dict[str, Result] = {}
+
+    @property
+    def model_file(self) -> Path:
+        """The sealed file of the best epoch."""
+        return self.folder / MODEL
+
+    def steps(self) -> Iterator[Step | dict[str, float]]:
+        """Train from where the run stands; yield every step, and after an epoch its row of metrics.
+
+        Writes checkpoints on the way; after the last epoch the best weights are measured and sealed.
+        """
+        if self.state.finished:
+            return
+        config, state, settings = self.config, self.state, self.config.settings
+        feed = Feed(
+            self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
+            shuffle=config.recipe.shuffle, augment=config.recipe.augment, device=self.device,
+        )  # fmt: skip
+        begun, saved, saved_step = time.perf_counter() - state.seconds, time.perf_counter(), state.step
+        for step in train(self.network, self.optimizer, feed, config.recipe, seed=config.seed, start=state.step):
+            state.step = step.number + 1
+            state.loss_sum += step.loss * len(step.batch.labels)
+            state.correct += int((step.outputs.argmax(1) == step.batch.labels).sum())
+            state.seen += len(step.batch.labels)
+            state.seconds = time.perf_counter() - begun
+            yield step
+            if state.step % feed.steps == 0:
+                row = self._end_epoch(step)
+                state.seconds = time.perf_counter() - begun
+                self._save()
+                saved, saved_step = time.perf_counter(), state.step
+                yield row
+            elif (
+                time.perf_counter() - saved >= settings.checkpoint_seconds
+                or 0 < settings.checkpoint_steps <= state.step - saved_step
+            ):
+                self._save()
+                saved, saved_step = time.perf_counter(), state.step
+        self._finish()
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state)
+
+    def _end_epoch(self, step: Step) -> dict[str, float]:
+        state = self.state
+        row = {
+            "epoch": step.epoch + 1,
+            "lr": step.lr,
+            "train_loss": state.loss_sum / state.seen,
+            "train_accuracy": state.correct / state.seen,
+        }
+        state.loss_sum, state.correct, state.seen = 0.0, 0, 0
+        results = self._evaluate("val")
+        for split, result in results.items():
+            row |= {f"{split}_loss": result.loss, f"{split}_accuracy": result.accuracy}
+        row["seconds"] = state.seconds
+        state.history.append(row)
+        # the latest wins without a val split; with equal accuracy the lower loss does: small splits give many ties
+        score = [(result.accuracy, -result.loss) for result in results.values()]
+        if not score or score[0] > (state.best_accuracy, -state.best_loss):
+            state.best_epoch = step.epoch + 1
+            for accuracy, loss in score:
+                state.best_accuracy, state.best_loss = accuracy, -loss
+            self._seal(MODEL, self.network, results)
+        self._write_history()
+        return row
+
+    def _evaluate(self, *splits: str) -> dict[str, Result]:
+        """Measure the network as it stands on those of the splits that the data has."""
+        preprocessing, criterion = self.config.preprocessing, CRITERIA[self.config.recipe.loss]
+        present = {split: getattr(self.dataset, split) for split in splits if getattr(self.dataset, split)}
+        return {
+            split: evaluate(self.network, images, preprocessing, criterion, device=self.device)
+            for split, images in present.items()
+        }
+
+    def _finish(self) -> None:
+        """Measure last and best weights on the test split and seal both; `network` then holds the best ones."""
+        for file, epoch in ((LAST, self.config.recipe.epochs), (MODEL, self.state.best_epoch)):
+            if file == MODEL:
+                best, _ = modelfile.load(self.model_file)
+                self.network.load_state_dict(best.state_dict())
+            self.results = self._evaluate("val", "test")
+            self._seal(file, self.network, self.results, epoch)
+        draw_curves(self.state.history, self.folder / CURVES)
+        self.state.finished = True
+        self._save()
+
+    def _seal(self, file: str, network: Network, results: dict[str, Result], epoch: int | None = None) -> None:
+        config = self.config
+        training = config.to_plain()
+        for name in ("spec", "preprocessing", "classes"):
+            del training[name]
+        training |= {"epoch": epoch or self.state.best_epoch, "seconds": round(self.state.seconds, 2)}
+        header = Header(
+            name=config.model, spec=config.spec, classes=config.classes, preprocessing=config.preprocessing,
+            criterion=config.recipe.loss, training=training, licence=config.settings.licence,
+            metrics={split: result.summary() for split, result in results.items()},
+        )  # fmt: skip
+        modelfile.save(self.folder / file, network, header)
+
+    def _write_history(self) -> None:
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.state.history[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.state.history)
+        write_text(self.folder / METRICS, table.getvalue())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+
+
+def _new_folder(out: str | Path | None, data: str, model: str) -> Path:
+    """Create the run's folder: `out`, which must be new or empty, or the next free runs/<data>-<model>[-n]."""
+    if out is not None:
+        folder = Path(out)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder}: exists already; choose another --out, or go on with `convatlas resume {folder}`")
+    else:
+        base = Path("runs") / f"{data}-{model}"
+        tries = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 100_000))
+        folder = next(path for path in tries if not path.exists())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise RunError(f"{folder}: the run's folder cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def choose_preprocessing(network: str, spec: Spec, source: Source, channels: int | None) -> Preprocessing:
+    """Return the network's own preprocessing, for the spec's resolution and for the channels of the data."""
+    return variant(network).preprocessing.for_size(spec.resolution).for_channels(channels or source.channels)
+
+
+def _load(
+    source: Source, preprocessing: Preprocessing, seed: int, settings: Settings, progress: Progress | None
+) -> Dataset:
+    cut = Cut(seed, settings.val_share)
+    return source.load(preprocessing, cut=cut, max_broken=settings.max_broken, progress=progress)
+
+
+def start(
+    data: str | Path,
+    model: str,
+    *,
+    recipe_: str | Recipe | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Prepare data, network and folder of a new run, without training yet; see `fit`."""
+    settings = settings or Settings()
+    row = variant(model)
+    chosen = recipe_ if isinstance(recipe_, Recipe) else recipe(recipe_ or row.recipe)
+    spec = row.spec.scaled(resolution=settings.size) if settings.size is not None else row.spec
+    _device(settings.device)
+    source = find(data, download=settings.download, progress=progress)
+    preprocessing = choose_preprocessing(model, spec, source, settings.channels)
+    dataset = _load(source, preprocessing, seed, settings, progress)
+    folder = _new_folder(out, source.name, model)
+    threads = settings.threads or torch.get_num_threads()
+    config = Config(
+        data=str(data) if source.name == str(data) else str(Path(data).resolve()),
+        model=model,
+        spec=spec,
+        preprocessing=preprocessing,
+        recipe=chosen,
+        seed=seed,
+        settings=dataclasses.replace(settings, threads=threads),
+        classes=source.classes,
+        fingerprint=dataset.fingerprint(),
+        versions={
+            "convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        },
+    )  # fmt: skip
+    run = Run(folder, config, dataset)
+    if dataset.broken:
+        lines = [f"{_quote(b.path)},{_quote(b.reason)}" for b in dataset.broken]
+        write_text(folder / BROKEN, "\n".join(["path,reason", *lines, ""]))
+    write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
+    run._save()
+    return run
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
+    """Open a run where its last checkpoint stands; raises RunError if folder, data or checkpoint do not allow it."""
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not path.is_file():
+        raise RunError(f"{folder}: not a run (there is no {CONFIG})")
+    try:
+        config = Config.from_plain(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError, SpecError) as error:
+        raise RunError(f"{path}: damaged: {error}") from error
+    source = find(config.data, progress=progress)
+    dataset = _load(source, config.preprocessing, config.seed, config.settings, progress)
+    if dataset.fingerprint() != config.fingerprint:
+        raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
+    run = Run(folder, config, dataset)
+    run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer)
+    return run
+
+
+def _drive(run: Run, watch: Watch | None) -> Run:
+    for event in run.steps():
+        if watch:
+            watch(event)
+    return run
+
+
+def fit(
+    data: str | Path,
+    model: str,
+    *,
+    recipe: str | Recipe | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Train a network on a data set and seal the best weights into `<run>/model.safetensors`.
+
+    data: "digits", "mnist", "fashion_mnist", a folder of IDX files, or a folder of pictures (see docs/data.md).
+    model: a name of the catalogue.
+    recipe: a Recipe or the name of one; the network's own where left out.
+    seed: decides initial weights, order, augmentation and missing splits.
+    out: the run's folder, new or empty; runs/<data>-<model> where left out.
+    watch: called with every Step and with each epoch's row of metrics.
+    """
+    return _drive(start(data, model, recipe_=recipe, seed=seed, out=out, settings=settings), watch)
+
+
+def resume(folder: str | Path, *, watch: Watch | None = None) -> Run:
+    """Go on with a run that was stopped; the result is the one of a run that never was (bit for bit on CPU)."""
+    return _drive(reopen(folder), watch)
