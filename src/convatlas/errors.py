@@ -30,6 +30,11 @@ class RunError(ConvatlasError):
     """A training run that cannot start, go on, or be written."""
 
 
+def brief(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the closest of `names`, or an empty string."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

@@ -10,6 +10,9 @@ from typing import BinaryIO
 
 from convatlas.errors import RunError
 
+PART = ".part"
+"""How the names of unfinished files end."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
@@ -18,7 +21,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     Raises RunError that names the file where it cannot be written (no permission, full disk).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         try:
             with temporary.open("wb") as file:

@@ -99,6 +99,18 @@ def _confusion(axes: Any, result: Result, classes: Sequence[str]) -> None:
     axes.set_ylabel("true", fontsize=8, color=INK)
 
 
+def _bars(axes: Any, probabilities: Tensor, truth: int, classes: Sequence[str]) -> None:
+    """Draw the most probable classes as bars: the true one in one colour, a wrong first one in another."""
+    top = probabilities.topk(min(3, len(classes)))
+    for place, (p, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
+        colour = RIGHT if label == truth else WRONG if place == 0 else QUIET
+        axes.text(0.0, -place - 0.02, f"{classes[label][:14]}  {p:.1%}", fontsize=7.5, color=INK, va="bottom")
+        axes.barh(-place - 0.18, max(p, 0.004), color=colour, height=0.22)
+    axes.set_xlim(0, 1.05)
+    axes.set_ylim(-3.0, 1.0)
+    axes.set_axis_off()
+
+
 def draw_overview(
     pictures: Tensor,
     shown: Result,
@@ -115,27 +127,21 @@ def draw_overview(
     result: the whole split that is summed up in the matrix.
     """
     count, columns = min(16, len(pictures)), 4
-    figure = _figure(12, 7.2)
-    figure.suptitle(title, x=0.03, y=0.975, ha="left", fontsize=13, weight="bold", color=INK)
-    left = figure.add_gridspec(4, columns * 2, left=0.03, right=0.6, top=0.9, bottom=0.04, wspace=0.12, hspace=0.28)
+    figure = _figure(13, 7.4)
+    figure.suptitle(title, x=0.03, y=0.975, ha="left", fontsize=14, weight="bold", color=INK)
+    left = figure.add_gridspec(4, columns, left=0.03, right=0.61, top=0.9, bottom=0.04, wspace=0.12, hspace=0.12)
     for i in range(count):
-        row, column = divmod(i, columns)
-        axes = figure.add_subplot(left[row, 2 * column])
+        cell = left[divmod(i, columns)].subgridspec(1, 2, wspace=0.1)
+        axes = figure.add_subplot(cell[0])
         axes.imshow(pictures[i].permute(1, 2, 0).squeeze(-1), cmap="gray_r" if pictures.shape[1] == 1 else None)
         axes.set_axis_off()
-        bars = figure.add_subplot(left[row, 2 * column + 1])
-        top = shown.probabilities[i].topk(min(3, len(classes)))
-        truth = int(shown.labels[i])
-        for place, (p, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
-            colour = RIGHT if label == truth else WRONG if place == 0 else QUIET
-            bars.barh(-place, p, color=colour, height=0.62)
-            bars.text(0.0, -place + 0.44, f"{classes[label][:14]}   {p:.1%}", fontsize=6.5, color=INK, va="bottom")
-        bars.set_xlim(0, 1.25)
-        bars.set_ylim(-2.6, 1.1)
-        bars.set_axis_off()
+        _bars(figure.add_subplot(cell[1]), shown.probabilities[i], int(shown.labels[i]), classes)
     right = figure.add_gridspec(
-        2, 2, left=0.66, right=0.985, top=0.9, bottom=0.08, hspace=0.3, wspace=0.35, height_ratios=(1, 1.9)
+        2, 2, left=0.665, right=0.985, top=0.88, bottom=0.08, hspace=0.3, wspace=0.35, height_ratios=(1, 1.9)
     )
     _curves(figure.add_subplot(right[0, 0]), figure.add_subplot(right[0, 1]), history)
     _confusion(figure.add_subplot(right[1, :]), result, classes)
+    figure.text(0.03, 0.925, "the three most probable classes:", fontsize=8.5, color=INK)
+    for x, text, colour in ((0.175, "the true one", RIGHT), (0.245, "a wrong answer", WRONG), (0.33, "others", QUIET)):
+        figure.text(x, 0.925, text, fontsize=8.5, color=colour, weight="bold")
     _save(figure, path)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from convatlas.errors import RunError
+from convatlas.errors import RunError, brief
 from convatlas.files import atomic
 
 
@@ -49,7 +49,5 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer) 
         network.load_state_dict(whole["network"])
         optimizer.load_state_dict(whole["optimizer"])
         return State(**whole["state"])
-    except FileNotFoundError:
-        raise RunError(f"{path}: no checkpoint; the run stopped before its first one, start it anew") from None
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from error
+        raise RunError(f"{path}: the checkpoint is damaged ({brief(error)})") from error

@@ -11,6 +11,8 @@ from torch import Tensor, nn, optim
 
 from convatlas.data.batches import Batch, Feed, derive_key
 from convatlas.errors import RunError
+from convatlas.joins import Network
+from convatlas.layout import blocked
 from convatlas.tasks.classification import CRITERIA
 from convatlas.train.recipe import Recipe
 
@@ -28,7 +30,7 @@ class Step:
 
 
 def train(
-    network: nn.Module, optimizer: optim.Optimizer, feed: Feed, recipe: Recipe, *, seed: int, start: int = 0
+    network: Network, optimizer: optim.Optimizer, feed: Feed, recipe: Recipe, *, seed: int, start: int = 0
 ) -> Iterator[Step]:
     """Train from step `start` to the end of the recipe; yield after each step.
 
@@ -37,7 +39,7 @@ def train(
     Raises RunError that names the step and the first offending layer if the loss is not finite; the weights are then
     still those before the step.
     """
-    criterion = CRITERIA[recipe.loss]
+    criterion, forward = CRITERIA[recipe.loss], blocked(network)
     first_epoch, first_batch = divmod(start, feed.steps)
     for epoch in range(first_epoch, recipe.epochs):
         begin = first_batch if epoch == first_epoch else 0
@@ -48,7 +50,7 @@ def train(
             if not network.training:  # the caller may have evaluated meanwhile
                 network.train()
             seed_step(seed, number, batch.inputs.device)
-            outputs = network(batch.inputs)
+            outputs = forward(batch.inputs)
             loss = criterion.loss(outputs, batch.labels, recipe.smoothing)
             value = loss.item()  # waits for the device; the price of never stepping on a bad loss
             if not math.isfinite(value):

@@ -21,8 +21,8 @@ from convatlas.catalog import SPEC_TYPES, build, variant
 from convatlas.data.batches import Feed, derive_key
 from convatlas.data.images import Dataset
 from convatlas.data.sources import VAL_SHARE, Cut, Progress, Source, find
-from convatlas.errors import RunError, SpecError
-from convatlas.files import write_text
+from convatlas.errors import RunError, SpecError, brief
+from convatlas.files import PART, write_text
 from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.preprocessing import Preprocessing
@@ -231,7 +231,7 @@ def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device {name!r} is not available here: {str(error).splitlines()[0]}") from error
+        raise RunError(f"device {name!r} is not available here: {brief(error)}") from error
 
 
 def _new_folder(out: str | Path | None, data: str, model: str) -> Path:
@@ -305,7 +305,6 @@ def start(
         lines = [f"{_quote(b.path)},{_quote(b.reason)}" for b in dataset.broken]
         write_text(folder / BROKEN, "\n".join(["path,reason", *lines, ""]))
     write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
-    run._save()
     return run
 
 
@@ -314,7 +313,10 @@ def _quote(text: str) -> str:
 
 
 def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
-    """Open a run where its last checkpoint stands; raises RunError if folder, data or checkpoint do not allow it."""
+    """Open a run where its last checkpoint stands, at step 0 before the first one.
+
+    Raises RunError if the folder is no run, the data changed, or the checkpoint is damaged.
+    """
     folder = Path(folder)
     path = folder / CONFIG
     if not path.is_file():
@@ -327,8 +329,11 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
     dataset = _load(source, config.preprocessing, config.seed, config.settings, progress)
     if dataset.fingerprint() != config.fingerprint:
         raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
+    for leftover in folder.glob(f".*{PART}"):  # of a write that was killed
+        leftover.unlink()
     run = Run(folder, config, dataset)
-    run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer)
+    if (folder / CHECKPOINT).exists():
+        run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer)
     return run
 
 

@@ -1,0 +1,241 @@
+"""A run that is killed and resumed is the run that never was."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import convatlas as ca
+from convatlas.errors import DataError, RunError
+from convatlas.train import RECIPES, Settings, run
+from convatlas.train.loop import Step
+
+SETTINGS = Settings(threads=1, checkpoint_steps=4)
+STEPS = 2 * 21  # 2 epochs of 1,294 pictures in batches of 64
+SYNCS = 18  # files that such a run writes, roughly
+
+CHILD = """
+import os, signal, sys
+from convatlas.train import RECIPES, Settings
+from convatlas.train.loop import Step
+from convatlas.train.run import fit
+
+folder, where, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, changes = sys.argv[4], eval(sys.argv[5])
+synced, fsync = 0, os.fsync
+
+def kill_at_sync(descriptor):
+    global synced
+    synced += 1
+    if where == "file" and synced == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+
+def kill_at_step(event):
+    if where == "step" and isinstance(event, Step) and event.number == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = kill_at_sync
+recipe = RECIPES["default"].replaced(changes)
+settings = Settings(threads=1, checkpoint_steps=4)
+fit("digits", model, recipe=recipe, seed=3, out=folder, settings=settings, watch=kill_at_step)
+"""
+
+PLANS = {
+    "modern": ("lenet5_modern", {"epochs": 2}),
+    "adamw": ("lenet5", {"epochs": 2, "optimizer": "adamw", "lr": 0.001, "loss": "map", "weight_decay": 0.01}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The uninterrupted runs."""
+    folders = {}
+    for name, (model, changes) in PLANS.items():
+        folders[name] = tmp_path_factory.mktemp(name) / "run"
+        recipe = RECIPES["default"].replaced(changes)
+        ca.fit("digits", model, recipe=recipe, seed=3, out=folders[name], settings=SETTINGS)
+    return folders
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / run.METRICS).open() as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+def same_run(a: Path, b: Path) -> bool:
+    for file in (run.MODEL, run.LAST):
+        left, right = load_file(a / file), load_file(b / file)
+        if left.keys() != right.keys() or not all(torch.equal(left[name], right[name]) for name in left):
+            return False
+    return metrics(a) == metrics(b)
+
+
+def kill_and_resume(folder: Path, plan: str, where: str, number: int) -> None:
+    model, changes = PLANS[plan]
+    arguments = [str(folder), where, str(number), model, repr(changes)]
+    child = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert ca.resume(folder).state.finished
+
+
+@pytest.mark.parametrize(
+    ("plan", "where", "number"),
+    [("modern", "step", 17), ("modern", "step", STEPS - 1), ("modern", "file", 9), ("adamw", "step", 30)],
+)
+def test_killed_and_resumed_equals_never_stopped(
+    whole: dict[str, Path], tmp_path: Path, plan: str, where: str, number: int
+) -> None:
+    kill_and_resume(tmp_path / "run", plan, where, number)
+    assert same_run(tmp_path / "run", whole[plan])
+    assert not list((tmp_path / "run").glob(".*part")), "a killed write left its temporary file behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", range(30))
+def test_thirty_random_kill_points_are_bit_equal(whole: dict[str, Path], tmp_path: Path, point: int) -> None:
+    chosen = random.Random(point)
+    plan = chosen.choice(list(PLANS))
+    where, number = chosen.choice([("step", chosen.randrange(STEPS)), ("file", chosen.randint(2, SYNCS))])
+    kill_and_resume(tmp_path / "run", plan, where, number)
+    assert same_run(tmp_path / "run", whole[plan])
+
+
+def test_stopping_after_every_step_changes_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
+    """The process lives on, but every step is taken by a run that was opened anew from its checkpoint."""
+    model, changes = PLANS["modern"]
+    folder = tmp_path / "run"
+    current = run.start(
+        "digits",
+        model,
+        recipe_=RECIPES["default"].replaced(changes),
+        seed=3,
+        out=folder,
+        settings=Settings(threads=1, checkpoint_steps=1),
+    )
+    opened = 0
+    while not current.state.finished:
+        steps = current.steps()
+        for _, _event in zip(range(5), steps, strict=False):
+            pass
+        steps.close()
+        current = run.reopen(folder)
+        opened += 1
+    assert opened > 8
+    assert same_run(folder, whole["modern"])
+
+
+def test_seed_decides_the_result(whole: dict[str, Path], tmp_path: Path) -> None:
+    model, changes = PLANS["modern"]
+    recipe = RECIPES["default"].replaced(changes)
+    ca.fit("digits", model, recipe=recipe, seed=3, out=tmp_path / "same", settings=SETTINGS)
+    ca.fit("digits", model, recipe=recipe, seed=4, out=tmp_path / "other", settings=SETTINGS)
+    assert same_run(tmp_path / "same", whole["modern"])
+    assert not same_run(tmp_path / "other", whole["modern"])
+
+
+def test_where_checkpoints_are_written_does_not_matter(whole: dict[str, Path], tmp_path: Path) -> None:
+    model, changes = PLANS["modern"]
+    often = Settings(threads=1, checkpoint_seconds=0.0)
+    ca.fit("digits", model, recipe=RECIPES["default"].replaced(changes), seed=3, out=tmp_path / "run", settings=often)
+    assert same_run(tmp_path / "run", whole["modern"])
+
+
+def test_the_sealed_file_tells_how_it_came_about(whole: dict[str, Path]) -> None:
+    model = ca.load(whole["modern"] / run.MODEL)
+    training = model.header.training
+    assert training["seed"] == 3
+    assert training["recipe"]["epochs"] == 2
+    assert training["fingerprint"] == json.loads((whole["modern"] / run.CONFIG).read_text())["fingerprint"]
+    assert training["versions"]["torch"] == torch.__version__
+    assert model.header.metrics["test"]["pictures"] == 359
+    assert model.evaluate("digits")[1].accuracy == model.header.metrics["test"]["accuracy"]
+    assert model.evaluate("digits", split="val")[1].accuracy == model.header.metrics["val"]["accuracy"]
+
+
+def test_without_a_val_split_the_last_epoch_is_taken(tmp_path: Path) -> None:
+    settings = Settings(threads=1, val_share=0)
+    finished = ca.fit(
+        "digits", "lenet1", recipe=RECIPES["lecun1998"].replaced({"epochs": 2}), out=tmp_path / "run", settings=settings
+    )
+    assert finished.dataset.val is None
+    assert len(finished.dataset.train) == 1438
+    assert set(finished.results) == {"test"}
+    best, last = load_file(finished.model_file), load_file(tmp_path / "run" / run.LAST)
+    assert all(torch.equal(best[name], last[name]) for name in best)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_layer(tmp_path: Path) -> None:
+    recipe = RECIPES["default"].replaced({"lr": 1e6, "schedule": "constant", "epochs": 1})
+    current = run.start("digits", "lenet5_modern", recipe_=recipe, out=tmp_path / "run", settings=SETTINGS)
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\), not finite first in the .*"):
+        list(current.steps())
+    assert not (tmp_path / "run" / run.MODEL).exists()
+
+
+def test_checkpoints_load_without_running_code(whole: dict[str, Path]) -> None:
+    checkpoint = torch.load(whole["modern"] / run.CHECKPOINT, weights_only=True)
+    assert checkpoint["state"]["finished"]
+
+
+def test_every_event_is_yielded_in_order(tmp_path: Path) -> None:
+    events: list[Step | dict[str, float]] = []
+    recipe = RECIPES["default"].replaced({"epochs": 2})
+    ca.fit("digits", "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=SETTINGS, watch=events.append)
+    steps = [event.number for event in events if isinstance(event, Step)]
+    assert steps == list(range(STEPS))
+    assert [event["epoch"] for event in events if isinstance(event, dict)] == [1, 2]
+
+
+def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"not a run"):
+        ca.resume(tmp_path)
+
+
+def test_resume_refuses_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = RECIPES["default"].replaced({"epochs": 1})
+    run.start("digits", "lenet1", recipe_=recipe, out=tmp_path / "run", settings=SETTINGS)
+    monkeypatch.setattr(run.Dataset, "fingerprint", lambda _: "other")
+    with pytest.raises(RunError, match=r"digits: the data changed"):
+        ca.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_resume_refuses_a_truncated_checkpoint(whole: dict[str, Path], tmp_path: Path, share: float) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole["modern"], folder)
+    checkpoint = folder / run.CHECKPOINT
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(RunError, match=r"checkpoint\.pt: the checkpoint is damaged"):
+        ca.resume(folder)
+
+
+def test_resume_refuses_a_damaged_config(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run.start("digits", "lenet1", recipe_=RECIPES["lecun1998"], out=folder, settings=SETTINGS)
+    (folder / run.CONFIG).write_text("{")
+    with pytest.raises(RunError, match=r"run\.json: damaged"):
+        ca.resume(folder)
+
+
+def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"device 'abacus'"):
+        ca.fit("digits", "lenet1", out=tmp_path / "run", settings=Settings(device="abacus"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_folder_leaves_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder"):
+        ca.fit(tmp_path / "nowhere", "lenet1", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
