@@ -21,7 +21,7 @@ from convatlas.train import RECIPES, Settings, run
 from convatlas.train.loop import Step
 
 SETTINGS = Settings(threads=1, checkpoint_steps=4)
-STEPS = 2 * 21  # 2 epochs of 1,294 pictures in batches of 64
+STEPS = 2 * 18  # 2 epochs of 1,150 pictures in batches of 64
 SYNCS = 18  # files that such a run writes, roughly
 
 CHILD = """

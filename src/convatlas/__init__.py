@@ -18,19 +18,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from convatlas.catalog import build, spec, variant
     from convatlas.catalog import names as list
-    from convatlas.cost import cost
+    from convatlas.costs import cost
     from convatlas.draw import summary
     from convatlas.errors import ConvatlasError
     from convatlas.joins import Chain, Concat, Network, Product, Sum, taps
     from convatlas.predict import load
     from convatlas.preprocessing import Preprocessing
-    from convatlas.spec import diff
+    from convatlas.specs import diff
     from convatlas.train import Recipe, Settings, fit, resume
 
 _HOME = {
-    "build": "catalog", "spec": "catalog", "variant": "catalog", "list": "catalog", "cost": "cost", "summary": "draw",
+    "build": "catalog", "spec": "catalog", "variant": "catalog", "list": "catalog", "cost": "costs", "summary": "draw",
     "ConvatlasError": "errors", "Chain": "joins", "Concat": "joins", "Network": "joins", "Product": "joins",
-    "Sum": "joins", "taps": "joins", "load": "predict", "Preprocessing": "preprocessing", "diff": "spec",
+    "Sum": "joins", "taps": "joins", "load": "predict", "Preprocessing": "preprocessing", "diff": "specs",
     "Recipe": "train", "Settings": "train", "fit": "train", "resume": "train",
 }  # fmt: skip
 

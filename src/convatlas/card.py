@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convatlas.preprocessing import Preprocessing
-from convatlas.spec import Spec
+from convatlas.specs import Spec
 
 TAXONOMY = (
     "spatial exploitation",

@@ -10,7 +10,7 @@ from convatlas.card import Variant
 from convatlas.errors import SpecError, nearest
 from convatlas.families import lenet
 from convatlas.joins import Network
-from convatlas.spec import Record, Spec
+from convatlas.specs import Record, Spec
 
 FAMILIES: dict[str, Mapping[str, Variant]] = {"lenet": lenet.VARIANTS}
 """Family name -> its variants."""
@@ -36,7 +36,7 @@ def spec(name: str) -> Spec:
 
 def names(*, family: str | None = None, max_params: float | None = None) -> list[str]:
     """Return the catalogue's names, by year, optionally of one family or with at most `max_params` parameters."""
-    from convatlas.cost import cost
+    from convatlas.costs import cost
 
     if family is not None and family not in FAMILIES:
         raise SpecError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from convatlas.cost import Cost, cost
+from convatlas.costs import Cost, cost
 
 
 @dataclass(frozen=True)

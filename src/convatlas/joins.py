@@ -9,6 +9,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,13 @@ _RESERVED = frozenset(dir(nn.Sequential())) | frozenset(dir(nn.ModuleDict())) | 
 
 def _named(layers: tuple[nn.Module, ...], named: dict[str, nn.Module]) -> OrderedDict[str, nn.Module]:
     """Number the positional layers, keep the names of the others, and refuse names that modules use themselves."""
+    numbered = {str(i): layer for i, layer in enumerate(layers)}
     for name in named:
         if name in _RESERVED:
             raise SpecError(f"branch name {name!r} collides with an attribute of every module; choose another name")
-    return OrderedDict([*((str(i), layer) for i, layer in enumerate(layers)), *named.items()])
+        if name in numbered or not (name.isidentifier() or name.isdecimal()):
+            raise SpecError(f"branch name {name!r} is taken or not a plain name; choose another name")
+    return OrderedDict([*numbered.items(), *named.items()])
 
 
 class Chain(nn.Sequential):
@@ -32,6 +36,10 @@ class Chain(nn.Sequential):
 
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
         super().__init__(_named(layers, named))
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return one layer, or for a slice the Chain of those layers, under their names."""
+        return Chain(**dict(list(self._modules.items())[key])) if isinstance(key, slice) else super().__getitem__(key)
 
 
 class Join(nn.ModuleDict):
@@ -91,7 +99,8 @@ def taps(tree: nn.Sequential, names: Sequence[str], x: Tensor) -> dict[str, Tens
     reached: list[str] = []
 
     def run(chain: nn.Sequential, x: Tensor, prefix: str) -> Tensor:
-        for name, layer in chain.named_children():
+        for name, layer in chain._modules.items():  # named_children leaves out a layer that is used twice
+            assert layer is not None
             path = prefix + name
             x = run(layer, x, path + ".") if isinstance(layer, nn.Sequential) else layer(x)
             reached.append(path)

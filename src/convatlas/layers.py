@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convatlas.cost import Signal, Tally, same, slide, walk
+from convatlas.costs import Signal, Tally, same, slide, walk
 from convatlas.errors import SpecError
 
 Links = tuple[tuple[int, ...], ...]
@@ -114,12 +114,15 @@ def reset_uniform(module: nn.Module) -> None:
         if isinstance(layer, Subsample):
             bounds = {layer.gain: 2.4 / 4, layer.bias: 2.4 / 4}
         elif isinstance(layer, LinkedConv2d):
-            inputs = torch.tensor([len(sources) for sources in layer.links for _ in sources])
-            nn.init.uniform_(layer.weight, -2.4, 2.4)
+            fan_in = layer.weight.new_tensor([len(sources) for sources in layer.links]) * layer.kernel**2
+            of_link = (
+                layer.weight.new_tensor([len(sources) for sources in layer.links for _ in sources]) * layer.kernel**2
+            )
             with torch.no_grad():
-                layer.weight.div_(inputs.view(-1, 1, 1) * layer.kernel**2)
-            smallest = min(map(len, layer.links)) * layer.kernel**2
-            bounds = {layer.bias: 2.4 / smallest} if layer.bias is not None else {}
+                layer.weight.uniform_(-2.4, 2.4).div_(of_link.view(-1, 1, 1))
+                if layer.bias is not None:
+                    layer.bias.uniform_(-2.4, 2.4).div_(fan_in)
+            continue
         elif isinstance(layer, nn.Linear | nn.Conv2d):
             bound = 2.4 / math.prod(layer.weight.shape[1:])
             bounds = dict.fromkeys(layer.parameters(), bound)

@@ -22,7 +22,7 @@ from convatlas.errors import ModelFileError, SpecError
 from convatlas.files import atomic
 from convatlas.joins import Network
 from convatlas.preprocessing import Preprocessing
-from convatlas.spec import Spec, from_plain
+from convatlas.specs import Spec, from_plain
 
 FORMAT = 1
 """The format version that this code writes, and the newest that it reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas import modelfile
-from convatlas.data.images import Images, check_same_classes, read_picture
-from convatlas.data.sources import VAL_SHARE, Cut, Progress, find
-from convatlas.errors import ConvatlasError, DataError
+from convatlas.data.images import Broken, Dataset, Images, check_same_classes, decode, read_picture
+from convatlas.data.sources import Progress, find
+from convatlas.data.splits import with_val
+from convatlas.errors import DataError, ModelFileError
 from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.tasks.classification import CRITERIA, Result, evaluate
@@ -39,6 +41,14 @@ class Prediction:
     @property
     def probability(self) -> float:
         return self.probabilities.get(self.label, 0.0)
+
+
+class Evaluation(NamedTuple):
+    """The result on one split, and the pictures of the data that could not be read."""
+
+    split: str
+    result: Result
+    broken: tuple[Broken, ...]
 
 
 @dataclass(frozen=True)
@@ -78,47 +88,69 @@ class Model:
                 )
 
     def evaluate(
-        self, data: str | Path, *, split: str | None = None, progress: Progress | None = None
-    ) -> tuple[str, Result]:
-        """Measure the network on a data set; returns the split's name and the result.
+        self,
+        data: str | Path,
+        *,
+        split: str | None = None,
+        max_broken: float | None = None,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """Measure the network on a data set.
 
-        split: "train", "val" or "test"; the test split, or val where there is none, if left out. Splits that the data
-        does not have are cut off as in the training, so that they are the ones the network was trained with.
+        split: "train", "val", "test" or "all". Where left out, the test split, or else val. Data without splits is
+        measured whole, unless it is the data of the training: then on the pictures that were set aside for val.
+        max_broken: share of unreadable pictures that is left out and listed; as in the training where left out.
         Raises DataError if the classes are not the ones the network knows; they are matched by name.
         """
+        if max_broken is None:
+            max_broken = self.header.training.get("settings", {}).get("max_broken", 0.01)
         source = find(data, progress=progress)
         check_same_classes(self.classes, source.classes, split="data", where=data)
-        training = self.header.training
-        cut = Cut(training.get("seed", 0), training.get("settings", {}).get("val_share", VAL_SHARE))
-        dataset = source.load(self.header.preprocessing, cut=cut, progress=progress)
-        split = split or ("test" if dataset.test else "val")
-        images: Images | None = getattr(dataset, split, None) if split in ("train", "val", "test") else None
-        if images is None:
-            raise DataError(f"{data}: there is no split {split!r}; try train, val{' or test' if dataset.test else ''}")
+        dataset = source.load(self.header.preprocessing, max_broken=max_broken, progress=progress)
+        if dataset.val is None:
+            dataset = self._as_trained(dataset)
+        splits = {**dataset.splits, "all": dataset.whole}
+        if split is None:
+            split = next(name for name in ("test", "val", "all") if name in splits)
+        if split not in splits:
+            raise DataError(f"{data}: there is no split {split!r}; there are {', '.join(splits)}")
+        images = splits[split]
         order = torch.tensor([self.classes.index(name) for name in source.classes])
         images = Images(images.pixels, order[images.labels], images.names)
-        criterion = CRITERIA[self.header.criterion]
-        return split, evaluate(self.network, images, self.header.preprocessing, criterion)
+        result = evaluate(self.network, images, self.header.preprocessing, CRITERIA[self.header.criterion])
+        return Evaluation(split, result, dataset.broken)
+
+    def _as_trained(self, dataset: Dataset) -> Dataset:
+        """Set val aside as in the training if this is the same data, else return it as it is."""
+        training = self.header.training
+        try:
+            cut = with_val(dataset, seed=training["seed"], share=training["settings"]["val_share"])
+        except (DataError, KeyError):
+            return dataset
+        return cut if cut.fingerprint() == training.get("fingerprint") else dataset
 
     def _prepare(self, picture: Picture, name: str) -> Tensor | DataError:
         preprocessing = self.header.preprocessing
         try:
             if isinstance(picture, str | Path):
+                name = str(picture)
                 pixels = read_picture(Path(picture), preprocessing.channels)
             elif isinstance(picture, Image.Image):
-                pixels = torch.from_numpy(np.array(picture.convert("L" if preprocessing.channels == 1 else "RGB")))
-                pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+                pixels = decode(picture, preprocessing.channels, name)
             elif isinstance(picture, np.ndarray):
+                if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+                    raise DataError(
+                        f"an array is 8-bit (height, width[, channels]), got {picture.dtype} {picture.shape}"
+                    )
                 pixels = torch.from_numpy(picture.copy())
                 pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+            elif picture.ndim != 3:
+                raise DataError(f"a tensor is (channels, height, width), got {tuple(picture.shape)}")
             else:
                 pixels = picture
             return preprocessing.geometry(pixels)
         except DataError as error:
-            named = str(error) if isinstance(picture, str | Path) else f"{name}: {error}"
-            if isinstance(picture, str | Path) and not named.startswith(str(picture)):
-                named = f"{picture}: {named}"
-            return DataError(named)
+            return error if str(error).startswith(name) else DataError(f"{name}: {error}")
 
     def _named(self, source: str, row: Tensor) -> Prediction:
         order = row.argsort(descending=True, stable=True)
@@ -128,6 +160,8 @@ class Model:
 def load(path: str | Path) -> Model:
     """Open a sealed model file; raises ModelFileError in one line if it cannot be used."""
     network, header = modelfile.load(path)
+    if header.task != "classification":
+        raise ModelFileError(f"{path}: unknown task {header.task!r}; upgrade convatlas")
     if header.criterion not in CRITERIA:
-        raise ConvatlasError(f"{path}: unknown criterion {header.criterion!r}; upgrade convatlas")
+        raise ModelFileError(f"{path}: unknown criterion {header.criterion!r}; upgrade convatlas")
     return Model(network, header)

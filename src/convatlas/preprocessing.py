@@ -57,6 +57,8 @@ class Preprocessing:
 
     def for_channels(self, channels: int) -> Preprocessing:
         """Return the same steps for another number of channels; the statistics of one channel are repeated."""
+        if channels < 1:
+            raise SpecError(f"channels: a whole number from 1 on, not {channels}")
         if channels == self.channels:
             return self
         if len(set(self.mean)) > 1 or len(set(self.std)) > 1:
@@ -81,6 +83,8 @@ class Preprocessing:
             raise DataError(f"this network reads {self.channels} channel(s), the picture has {pixels.shape[-3]}")
         height, width = pixels.shape[-2:]
         short = min(height, width)
+        if short == 0:
+            raise DataError(f"the picture is empty ({width} x {height} pixels)")
         if short != self.resize:
             # as torchvision's Resize: the long side is cut down to a whole pixel
             size = [int(self.resize * height / short), int(self.resize * width / short)]
@@ -119,6 +123,6 @@ class Preprocessing:
             if type(data[key]) is not kind:
                 raise SpecError(f"preprocessing.{key}: expected {kind.__name__}, got {data[key]!r}")
         for key in ("mean", "std"):
-            if not all(isinstance(value, float) for value in data[key]):
+            if not all(type(value) in (int, float) for value in data[key]):
                 raise SpecError(f"preprocessing.{key}: expected numbers, got {data[key]!r}")
-        return cls(**data | {"mean": tuple(data["mean"]), "std": tuple(data["std"])})
+        return cls(**data | {key: tuple(map(float, data[key])) for key in ("mean", "std")})

@@ -8,27 +8,26 @@ import torch
 from PIL import Image
 
 from convatlas.cli import show
-from convatlas.data.sources import subset
 from convatlas.predict import load
 from convatlas.tasks.classification import CRITERIA, evaluate
 from convatlas.tasks.pictures import draw_overview
 from convatlas.train import recipe
 from convatlas.train.run import start
 
-MODEL, EPOCHS, SHOWN = "lenet5_modern", 60, 16
+MODEL, EPOCHS, SHOWN = "lenet5_modern", 40, 16
 
 
 def demo(out: Path | None) -> None:
     """Fit LeNet-5 to the digits that ship with scikit-learn, then use the sealed file as anyone would."""
     say = show.console.print
-    say("[bold]1. Train[/bold] LeNet-5 on 1,797 handwritten digits (8x8 pixels, embedded in scikit-learn)")
+    say("1. Train LeNet-5 on 1,797 handwritten digits (8x8 pixels, embedded in scikit-learn)", style="bold")
     run = start("digits", MODEL, recipe_=recipe.RECIPES["default"].replaced({"epochs": EPOCHS}), out=out)
     show.train(run)
     show.outcome(run)
     test = run.dataset.test
     assert test is not None
 
-    say(f"\n[bold]2. Predict[/bold] {SHOWN} held-out digits from the model file")
+    say(f"\n2. Predict {SHOWN} held-out digits from the model file", style="bold")
     # one of each class first, then as they come, with every mistake among them
     result = run.results["test"]
     mistakes = (result.predicted != result.labels).nonzero().flatten().tolist()
@@ -51,14 +50,14 @@ def demo(out: Path | None) -> None:
     header = model.header
     draw_overview(
         test.pixels[chosen],
-        evaluate(model.network, subset(test, torch.tensor(chosen)), header.preprocessing, CRITERIA[header.criterion]),
+        evaluate(model.network, test.subset(torch.tensor(chosen)), header.preprocessing, CRITERIA[header.criterion]),
         result,
         run.state.history,
         classes=model.classes,
         title=f"LeNet-5 on handwritten digits: {result.accuracy:.2%} of {len(test)} held-out pictures are right",
         path=picture,
     )
-    say("\n[bold]3. Made[/bold]")
+    say("\n3. Made", style="bold")
     show.fields(
         [
             (str(picture), "predictions, learning curves, confusion matrix"),
@@ -67,7 +66,7 @@ def demo(out: Path | None) -> None:
             (str(folder), f"{SHOWN} held-out digits as picture files"),
         ]
     )
-    say("\n[bold]Next[/bold]")
+    say("\nNext", style="bold")
     say(f"  .venv/bin/convatlas predict {run.model_file} {folder}")
     say("  .venv/bin/convatlas show lenet5")
     say("  .venv/bin/convatlas fit YOUR_FOLDER --model lenet5_modern     # YOUR_FOLDER/<class>/*.png")

@@ -56,7 +56,7 @@ def list_(
 ) -> None:
     """List the networks, by year, with their exact cost."""
     from convatlas.catalog import CATALOG, build, names
-    from convatlas.cost import cost
+    from convatlas.costs import cost
 
     rows = []
     for name in names(family=family, max_params=max_params):
@@ -84,7 +84,7 @@ def show_(
     from convatlas.draw import table as layer_table
 
     card = variant(name).card
-    show.console.print(f"[bold]{card.title}[/bold] ({card.year}), {card.taxonomy}")
+    show.console.print(f"{card.title} ({card.year}), {card.taxonomy}", style="bold")
     show.fields(
         (what, getattr(card, what)) for what in ("paper", "innovation", "reported", "note")
     )  # fmt: skip
@@ -129,7 +129,7 @@ def cost_(
 
 def _measured(name: str, size: int | None, channels: int | None, classes: int | None) -> Any:
     from convatlas.catalog import build, variant
-    from convatlas.cost import cost
+    from convatlas.costs import cost
 
     row = variant(name)
     spec = row.spec.scaled(resolution=size) if size is not None else row.spec
@@ -168,7 +168,7 @@ def fit(
     threads: Annotated[int | None, typer.Option(help="CPU threads [all cores].")] = None,
     val_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of train set aside for val where the data has none.")
-    ] = 0.1,
+    ] = 0.2,
     max_broken: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable pictures that is left out and listed.")
     ] = 0.01,
@@ -193,13 +193,9 @@ def fit(
     with show.reading() as progress:
         changed = chosen.replaced(changes)
         run = start(data, model, recipe_=changed, seed=seed, out=out, settings=settings, progress=progress)
-    counts = ", ".join(
-        f"{len(images):,} {split}"
-        for split, images in (("train", run.dataset.train), ("val", run.dataset.val), ("test", run.dataset.test))
-        if images
-    )
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
     show.console.print(
-        f"[bold]{model}[/bold] on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed {seed}; "
+        f"{model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed {seed}; "
         f"{run.device.type}; run folder {run.folder}"
     )
     show.train(run)
@@ -232,7 +228,7 @@ def resume(
     if opened.state.finished:
         show.console.print(f"{run} is finished; its model file is {opened.model_file}")
         return
-    show.console.print(f"[bold]{opened.config.model}[/bold]: going on at step {opened.state.step:,}")
+    show.console.print(f"{opened.config.model}: going on at step {opened.state.step:,}")
     show.train(opened)
     show.outcome(opened)
 
@@ -241,7 +237,10 @@ def resume(
 def evaluate(
     file: File,
     data: Data,
-    split: Annotated[str | None, typer.Option(help="train, val or test [test, or val where there is none].")] = None,
+    split: Annotated[str | None, typer.Option(help="train, val, test or all [test, or else val, or else all].")] = None,
+    max_broken: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of unreadable pictures to leave out [as in the training].")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model file on a data set, class by class."""
@@ -249,17 +248,26 @@ def evaluate(
 
     model = load(file)
     with show.reading() as progress:
-        split, result = model.evaluate(data, split=split, progress=progress)
+        split, result, broken = model.evaluate(data, split=split, max_broken=max_broken, progress=progress)
     confusion = result.confusion
     counts = list(zip(model.classes, confusion.sum(1).tolist(), confusion.diag().tolist(), strict=True))
     if as_json:
         classes = {name: {"pictures": pictures, "right": right} for name, pictures, right in counts}
-        summary = {"model": str(file), "data": data, "split": split, **result.summary(), "classes": classes}
+        unread = [dataclasses.asdict(picture) for picture in broken]
+        summary = {
+            "model": str(file),
+            "data": data,
+            "split": split,
+            **result.summary(),
+            "classes": classes,
+            "broken": unread,
+        }
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
     rows = [(name, pictures, right, f"{right / pictures:.2%}" if pictures else "") for name, pictures, right in counts]
     show.table(("class", "pictures", "right", "accuracy"), rows, right=("pictures", "right", "accuracy"))
     show.measured(split, result)
+    show.left_out(broken)
 
 
 @app.command(rich_help_panel=USE)
@@ -296,19 +304,19 @@ def predict(
         show.table(("picture", "most probable", *("next",) * (top - 1)), rows)
     broken = [p for p in predictions if p.error]
     for p in broken:
-        show.errors.print(f"convatlas: {p.error}", style="red", markup=False)
+        show.errors.print(f"convatlas: {p.error}", style="red")
     if broken:
         raise typer.Exit(2)
 
 
 def _pictures(paths: list[Path]) -> list[Path]:
     """Replace folders by the picture files in them, in order of their names."""
-    from convatlas.data.images import EXTENSIONS
+    from convatlas.data.images import pictures_in
 
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            inside = pictures_in(path)
             if not inside:
                 raise ConvatlasError(f"{path}: there are no pictures in this folder")
             found += inside
@@ -332,8 +340,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ConvatlasError as error:
-        show.errors.print(f"convatlas: {error}", style="red", markup=False)
+        show.errors.print(f"convatlas: {error}", style="red")
         sys.exit(2)
-    except KeyboardInterrupt:
-        show.errors.print("convatlas: stopped; `convatlas resume RUN` goes on from the last checkpoint", markup=False)
-        sys.exit(130)
+    except OSError as error:  # what no check foresaw: a path that is too long, a folder that may not be read
+        show.errors.print(f"convatlas: {error.filename or 'file'}: {error.strerror or error}", style="red")
+        sys.exit(2)

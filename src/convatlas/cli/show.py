@@ -6,19 +6,24 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from convatlas.data.images import Broken
     from convatlas.data.sources import Progress
     from convatlas.tasks.classification import Result
     from convatlas.train.loop import Step
     from convatlas.train.run import Run
 
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# no markup and no emoji codes: names of classes and files are printed as they are
+plain = partial(Console, highlight=False, markup=False, emoji=False)
+console = plain(soft_wrap=not sys.stdout.isatty())
+errors = plain(stderr=True, soft_wrap=True)
 
 INTERVAL = 10.0
 """Seconds between two lines of progress where the output is no terminal."""
@@ -30,11 +35,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*(Text(str(cell)) for cell in row))
     if console.is_terminal:
         console.print(drawn)
     else:  # as wide as it needs to be: a file or a pipe has no edge
-        wide = Console(highlight=False, width=max(80, Console(width=10_000).measure(drawn).maximum))
+        wide = plain(width=max(80, Console(width=10_000).measure(drawn).maximum))
         wide.print(drawn)
 
 
@@ -44,7 +49,7 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
     width = max(len(name) for name, _ in kept)
     for name, value in kept:
         lines = str(value).split("\n")
-        console.print(f"[bold]{name:<{width}}[/bold]  {lines[0]}")
+        console.print(Text.assemble((f"{name:<{width}}", "bold"), "  ", lines[0]))
         for line in lines[1:]:
             console.print(f"{'':<{width}}  {line}")
 
@@ -80,9 +85,17 @@ def reading() -> Iterator[Progress]:
 
 def train(run: Run) -> None:
     """Train a run to its end: a live bar in a terminal, otherwise a line per interval; a table row per epoch."""
+    try:
+        _train(run)
+    except KeyboardInterrupt:
+        errors.print(f"convatlas: stopped after step {run.state.step:,}; `convatlas resume {run.folder}` goes on")
+        raise
+
+
+def _train(run: Run) -> None:
     recipe, count = run.config.recipe, len(run.dataset.train)
     val = "val error" if run.dataset.val else ""
-    console.print(f"[bold]{'epoch':>7}  {'loss':>8}  {'train error':>11}  {val:>9}  {'seconds':>7}[/bold]")
+    console.print(f"{'epoch':>7}  {'loss':>8}  {'train error':>11}  {val:>9}  {'seconds':>7}", style="bold")
 
     def row(epoch: dict[str, float]) -> str:
         val = f"{1 - epoch['val_accuracy']:.2%}" if "val_accuracy" in epoch else ""
@@ -93,7 +106,7 @@ def train(run: Run) -> None:
         )
 
     for past in run.state.history:
-        console.print(f"[dim]{row(past)}[/dim]")
+        console.print(row(past), style="dim")
     if not console.is_terminal:
         _train_in_lines(run, row)
         return
@@ -128,8 +141,16 @@ def _train_in_lines(run: Run, row: Any) -> None:
 
 def measured(split: str, result: Result, note: str = "") -> None:
     """Print the headline number of a split."""
-    pictures = f"{result.errors} errors in {len(result.labels):,} pictures"
-    console.print(f"{split}: accuracy [bold]{result.accuracy:.2%}[/bold], {pictures}{note}")
+    pictures = f"{result.errors} of {len(result.labels):,} pictures wrong"
+    console.print(Text.assemble(f"{split}: accuracy ", (f"{result.accuracy:.2%}", "bold"), f", {pictures}{note}"))
+
+
+def left_out(broken: Sequence[Broken]) -> None:
+    """Print which pictures could not be read; a run lists all of them in broken.csv."""
+    for picture in broken[:5]:
+        console.print(f"left out: {picture.reason}")
+    if len(broken) > 5:
+        console.print(f"left out: {len(broken)} pictures in all")
 
 
 def outcome(run: Run) -> None:
@@ -137,8 +158,5 @@ def outcome(run: Run) -> None:
     for split, result in run.results.items():
         chosen = f"best epoch {run.state.best_epoch}" if run.dataset.val else "last epoch"
         measured(split, result, f"; {chosen}" + (", chosen on these pictures" if split == "val" else ""))
-    for broken in run.dataset.broken[:5]:
-        console.print(f"left out: {broken.reason}")
-    if len(run.dataset.broken) > 5:
-        console.print(f"left out: {len(run.dataset.broken)} pictures in all, see {run.folder / 'broken.csv'}")
+    left_out(run.dataset.broken)
     console.print(f"model file: {run.model_file}")

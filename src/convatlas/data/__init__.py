@@ -1,6 +1,6 @@
 """Data: where pictures come from, how they are split, augmented and put into batches."""
 
 from convatlas.data.images import Dataset, Images
-from convatlas.data.sources import Cut, Source, find
+from convatlas.data.sources import Source, find
 
-__all__ = ["Cut", "Dataset", "Images", "Source", "find"]
+__all__ = ["Dataset", "Images", "Source", "find"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -72,7 +73,7 @@ def fetch(
         for url in urls:
             try:
                 _resume(url, part, progress)
-            except (urllib.error.URLError, TimeoutError, ConnectionError, EOFError) as error:
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, EOFError) as error:
                 failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
                 continue
             if _sha256(part) == digest:

@@ -28,6 +28,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: Tensor) -> Images:
+        """Return the pictures with these numbers."""
+        return Images(self.pixels[indices], self.labels[indices], [self.names[i] for i in indices.tolist()])
+
     def fingerprint(self) -> str:
         """Return the sha256 of pixels and labels, so that a run can tell whether its data changed."""
         digest = hashlib.sha256()
@@ -60,39 +64,73 @@ class Dataset:
     test: Images | None
     broken: tuple[Broken, ...] = ()
 
+    @property
+    def splits(self) -> dict[str, Images]:
+        """The splits that are there, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: images for name, images in named.items() if images is not None}
+
+    @property
+    def whole(self) -> Images:
+        """All pictures of all splits."""
+        parts = list(self.splits.values())
+        names = [name for part in parts for name in part.names]
+        return Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), names)
+
     def fingerprint(self) -> str:
         parts = [
             self.name,
             *self.classes,
-            *(split.fingerprint() for split in (self.train, self.val, self.test) if split),
+            *(images.fingerprint() for images in self.splits.values()),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def read_picture(path: Path, channels: int) -> Tensor:
-    """Return a picture file as uint8 (channels, height, width), upright, in grey (1) or RGB (3).
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
-    Raises DataError that names the file if it is missing, broken, truncated, too deep for 8 bits, or if `channels` is
-    neither 1 nor 3.
+
+def decode(picture: Image.Image, channels: int, name: object) -> Tensor:
+    """Return a PIL picture as uint8 (channels, height, width), upright, in grey (1) or RGB (3).
+
+    Raises DataError that begins with `name` if it is truncated, too deep for 8 bits, or if `channels` is neither 1
+    nor 3.
     """
     if channels not in (1, 3):
-        raise DataError(f"{path}: picture files hold 1 or 3 channels, the network reads {channels}")
+        raise DataError(f"{name}: pictures have 1 or 3 channels, the network reads {channels}")
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        raise DataError(f"{name}: {picture.mode} pixels are deeper than 8 bits; convert the picture to 8 bits")
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.has_transparency_data:
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
+    except _UNREADABLE as error:
+        raise DataError(f"{name}: cannot be read: {error}") from error
+    return torch.from_numpy(pixels if channels == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+
+
+def read_picture(path: Path, channels: int) -> Tensor:
+    """Return a picture file as `decode` does; raises DataError that names the file if it is missing or no picture."""
     try:
         with Image.open(path) as picture:
-            if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-                raise DataError(f"{path}: {picture.mode} pixels are deeper than 8 bits; convert the picture to 8 bits")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.has_transparency_data:
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-            pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
+            return decode(picture, channels, path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read: {error}"
-        raise DataError(f"{path}: {reason}") from error
-    return torch.from_numpy(pixels if channels == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not a picture") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the picture files in a folder and the folders below it, in order of their names, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
 
 
 def is_colour(path: Path) -> bool | None:
@@ -100,7 +138,7 @@ def is_colour(path: Path) -> bool | None:
     try:
         with Image.open(path) as picture:
             return picture.mode not in ("1", "L", "LA", "La", "I", "F", "I;16")
-    except (OSError, SyntaxError, ValueError):
+    except _UNREADABLE:
         return None
 
 

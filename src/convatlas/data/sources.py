@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import struct
 import zlib
@@ -17,7 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.images import EXTENSIONS, Broken, Dataset, Images, check_same_classes, is_colour, read_picture
+from convatlas.data.images import (
+    EXTENSIONS,
+    Broken,
+    Dataset,
+    Images,
+    check_same_classes,
+    is_colour,
+    pictures_in,
+    read_picture,
+)
+from convatlas.data.splits import split_off
 from convatlas.errors import DataError, nearest
 from convatlas.files import cache_folder
 from convatlas.preprocessing import Preprocessing
@@ -25,37 +36,24 @@ from convatlas.preprocessing import Preprocessing
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while something long goes on."""
 
-VAL_SHARE, VAL_LIMIT = 0.1, 5_000
-"""The share of the training pictures, and their largest number, set aside to choose the best epoch."""
-
 MEMORY_LIMIT = 8 * 2**30
 """Bytes of pictures that may be held in memory."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How pictures are set aside for val, class by class, where the data has no val split.
-
-    seed: decides which pictures. share: of the training pictures, at most 5,000; doubled where there is no test split
-    either; 0 keeps all for training.
-    """
-
-    seed: int
-    share: float = VAL_SHARE
 
 
 class Source(ABC):
     """Data before a network is chosen: its name, classes and channels are known, no picture is prepared yet."""
 
     name: str
+    location: str
+    """What `find` takes to find it again, from any working directory."""
     classes: tuple[str, ...]
     channels: int
 
     @abstractmethod
     def load(
-        self, preprocessing: Preprocessing, *, cut: Cut, max_broken: float = 0.01, progress: Progress | None = None
+        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
     ) -> Dataset:
-        """Read and prepare all splits; where the data has no val split, `cut` says how one is cut off train.
+        """Read and prepare the splits that the data has.
 
         max_broken: the share of unreadable pictures that is left out and listed; more is a DataError.
         """
@@ -90,50 +88,24 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
     return PictureFolder(folder)
 
 
-def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Return the indices (rest, part): a stratified random `share` of the pictures, sorted, decided by `seed`."""
-    from sklearn.model_selection import train_test_split
-
-    counts = torch.bincount(labels)
-    classes, size = int((counts > 0).sum()), max(round(len(labels) * share), int((counts > 0).sum()))
-    if int(counts[counts > 0].min()) < 2 or len(labels) - size < classes:
-        raise DataError(
-            f"{where}: every class needs at least 2 pictures to split some off; add pictures or a val folder"
-        )
-    rest, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels.numpy(), random_state=seed)
-    return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(part))
-
-
-def subset(images: Images, indices: Tensor) -> Images:
-    """Return the pictures with these numbers."""
-    return Images(images.pixels[indices], images.labels[indices], [images.names[i] for i in indices.tolist()])
-
-
-def _complete(
-    source: Source, cut: Cut, train: Images, val: Images | None, test: Images | None, broken: Sequence[Broken] = ()
-) -> Dataset:
-    """Return the data set with a val split, cut off train where the data has none."""
-    if val is None and cut.share > 0:
-        share = min(cut.share if test is not None else 2 * cut.share, VAL_LIMIT / len(train))
-        rest, part = split_off(train.labels, share, seed=cut.seed, where=source.name)
-        train, val = subset(train, rest), subset(train, part)
-    if val is None and test is None:
-        raise DataError(f"{source.name}: without val and test there is nothing to measure on; use a val share above 0")
-    return Dataset(source.name, source.classes, train, val, test, tuple(broken))
+def _one_channel(name: str, preprocessing: Preprocessing) -> None:
+    if preprocessing.channels != 1:
+        raise DataError(f"{name}: its pictures have 1 channel, not {preprocessing.channels}; see --channels")
 
 
 class Digits(Source):
-    """1,797 handwritten digits of 8x8 pixels that ship with scikit-learn (UCI Optdigits test set); 360 are for test."""
+    """1,797 handwritten digits of 8x8 pixels that ship with scikit-learn (UCI Optdigits test set); 359 are for test."""
 
-    name = "digits"
+    name = location = "digits"
     classes = tuple("0123456789")
     channels = 1
 
     def load(
-        self, preprocessing: Preprocessing, *, cut: Cut, max_broken: float = 0.01, progress: Progress | None = None
+        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
     ) -> Dataset:
         from sklearn.datasets import load_digits
 
+        _one_channel(self.name, preprocessing)
         digits = load_digits()
         pixels = torch.from_numpy((digits.images * 255 / 16).round().astype(np.uint8))[:, None]
         images = Images(
@@ -143,7 +115,7 @@ class Digits(Source):
         )
         # the test pictures are the same whatever the seed, so that runs can be compared
         rest, part = split_off(images.labels, 0.2, seed=0, where=self.name)
-        return _complete(self, cut, subset(images, rest), None, subset(images, part))
+        return Dataset(self.name, self.classes, images.subset(rest), None, images.subset(part))
 
 
 IDX_PARTS = {
@@ -179,7 +151,7 @@ def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         raise DataError(f"{path}: not an IDX file of bytes (wrong magic number)")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if body.size != int(np.prod(shape, dtype=np.int64)):
+    if body.size != math.prod(shape):
         raise DataError(f"{path}: holds {body.size} bytes where its header {shape} asks for another number; truncated?")
     return body.reshape(shape)
 
@@ -190,7 +162,7 @@ class IdxFolder(Source):
     channels = 1
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.location = folder, str(folder.resolve())
         files = {part: _idx_file(folder, name) for part, name in IDX_PARTS.items()}
         missing = [name for part, name in IDX_PARTS.items() if files[part] is None]
         if missing:
@@ -206,8 +178,9 @@ class IdxFolder(Source):
             check_same_classes(self.classes, found, split=split, where=folder)
 
     def load(
-        self, preprocessing: Preprocessing, *, cut: Cut, max_broken: float = 0.01, progress: Progress | None = None
+        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
     ) -> Dataset:
+        _one_channel(self.name, preprocessing)
         splits = {}
         for split in ("train", "test"):
             file = self.files[split, "images"]
@@ -216,7 +189,7 @@ class IdxFolder(Source):
                 raise DataError(f"{file}: {pixels.shape} pixels do not go with {len(labels)} labels")
             prepared = preprocessing.geometry(torch.from_numpy(pixels.copy())[:, None])
             splits[split] = Images(prepared, labels, [f"{split}/{i}" for i in range(len(labels))])
-        return _complete(self, cut, splits["train"], None, splits["test"])
+        return Dataset(self.name, self.classes, splits["train"], None, splits["test"])
 
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -234,9 +207,10 @@ class PictureFolder(Source):
     """`train/<class>/...`, `val/<class>/...` and perhaps `test/<class>/...`, or `<class>/...` to be split by seed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, folder.resolve().name
+        self.folder, self.name, self.location = folder, folder.resolve().name, str(folder.resolve())
+        folders = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
         parts = {
-            split: next((folder / name for name in names if (folder / name).is_dir()), None)
+            split: next((folders[name] for name in names if name in folders), None)
             for split, names in SPLIT_FOLDERS.items()
         }
         train = parts["train"]
@@ -256,8 +230,12 @@ class PictureFolder(Source):
         self.channels = 3 if any(colours) or not any(colour is False for colour in colours) else 1
 
     def load(
-        self, preprocessing: Preprocessing, *, cut: Cut, max_broken: float = 0.01, progress: Progress | None = None
+        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
     ) -> Dataset:
+        if preprocessing.channels not in (1, 3):
+            raise DataError(
+                f"{self.folder}: pictures have 1 or 3 channels, not {preprocessing.channels}; see --channels"
+            )
         total = sum(len(listing.paths) for listing in self.listings.values())
         need = total * preprocessing.channels * preprocessing.size**2
         if need > MEMORY_LIMIT:
@@ -277,11 +255,14 @@ class PictureFolder(Source):
         for split, images in splits.items():
             found = [self.classes[i] for i in images.labels.unique().tolist()]
             check_same_classes(self.classes, found, split=split, where=self.folder)
-        return _complete(self, cut, splits["train"], splits.get("val"), splits.get("test"), broken)
+        return Dataset(self.name, self.classes, splits["train"], splits.get("val"), splits.get("test"), tuple(broken))
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"{root}: the class folder {name!r} has a name that is no text; rename it")
     if len(names) < 2:
         raise DataError(f"{root}: expected at least two folders, one for each class, found {len(names)}")
     return tuple(names)
@@ -290,11 +271,7 @@ def _class_folders(root: Path) -> tuple[str, ...]:
 def _list_pictures(root: Path, classes: Sequence[str]) -> _Listing:
     listing = _Listing()
     for label, name in enumerate(classes):
-        paths = sorted(
-            path
-            for path in (root / name).rglob("*")
-            if path.suffix.lower() in EXTENSIONS and path.is_file() and not path.name.startswith(".")
-        )
+        paths = pictures_in(root / name)
         if not paths:
             raise DataError(
                 f"{root / name}: the class {name} is empty; picture files are {', '.join(sorted(EXTENSIONS))}"

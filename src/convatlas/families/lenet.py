@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.card import Card, Variant
+from convatlas.errors import SpecError
 from convatlas.joins import Chain, Network
 from convatlas.layers import (
     LinkedConv2d,
@@ -24,7 +25,7 @@ from convatlas.layers import (
     reset_uniform,
 )
 from convatlas.preprocessing import Preprocessing
-from convatlas.spec import Resolution, Spec, Width
+from convatlas.specs import Resolution, Spec, Width
 
 # 1989: "each unit in H2 reads 8 of the 12 maps"; the scheme was never published, this one is Karpathy's (2022).
 H2_LINKS: Links = (
@@ -82,8 +83,13 @@ def codes(classes: int, features: int) -> Tensor:
     if features == 84 and classes <= 10:
         drawings = ["".join(row[digit] for row in rows) for digit in range(classes)]
         return torch.tensor([[1.0 if dot == "#" else -1.0 for dot in drawing] for drawing in drawings])
-    generator = torch.Generator().manual_seed(1998)
-    return torch.randint(0, 2, (classes, features), generator=generator).float() * 2 - 1
+    if 2**features < classes:
+        raise SpecError(f"{features} features have no {classes} different codes; widen hidden[1]")
+    drawn: dict[tuple[int, ...], None] = {}
+    generator = torch.Generator(device="cpu").manual_seed(1998)
+    while len(drawn) < classes:
+        drawn[tuple(torch.randint(0, 2, (features,), generator=generator, device="cpu").tolist())] = None
+    return torch.tensor(list(drawn)).float() * 2 - 1
 
 
 class LeNet(Spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 from dataclasses import asdict, dataclass, field
@@ -38,8 +39,10 @@ class State:
 def save_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer, state: State) -> None:
     """Write everything needed to go on from `state.step`, atomically."""
     whole = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state)}
+    buffer = io.BytesIO()  # torch.save turns a full disk into an error of its own
+    torch.save(whole, buffer)
     with atomic(path) as file:
-        torch.save(whole, file)
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer) -> State:

@@ -86,9 +86,11 @@ class Recipe:
             (weights if is_weight else others).append(parameter)
         pairs = ((weights, self.weight_decay), (others, 0.0))
         groups: list[dict[str, Any]] = [{"params": chosen, "weight_decay": decay} for chosen, decay in pairs if chosen]
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in (*weights, *others))
         if self.optimizer == "sgd":
-            return optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=True)
-        return optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=True)
+            nesterov = self.momentum > 0
+            return optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
+        return optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
 
     def replaced(self, changes: Mapping[str, Any]) -> Recipe:
         """Return this recipe with other values; fields of augment are named without a prefix.
@@ -123,9 +125,9 @@ RECIPES: dict[str, Recipe] = {
         epochs=23, batch=1, lr=0.01, momentum=0.0, weight_decay=0.0, schedule="constant", loss="squared_error",
         shuffle=False,
     ),
-    # LeCun et al. 1998: the discriminative MAP loss, 20 passes. Their stochastic Levenberg-Marquardt is replaced by SGD
-    # with momentum.
-    "lecun1998": Recipe(lr=0.01, weight_decay=0.0, loss="map"),
+    # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted pictures. Their stochastic Levenberg-Marquardt
+    # is replaced by SGD with momentum, their distortions by shifts.
+    "lecun1998": Recipe(lr=0.01, weight_decay=0.0, loss="map", augment=Augment(shift=2)),
 }  # fmt: skip
 
 

@@ -6,9 +6,10 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from convatlas import modelfile
 from convatlas.catalog import SPEC_TYPES, build, variant
 from convatlas.data.batches import Feed, derive_key
 from convatlas.data.images import Dataset
-from convatlas.data.sources import VAL_SHARE, Cut, Progress, Source, find
-from convatlas.errors import RunError, SpecError, brief
+from convatlas.data.sources import Progress, Source, find
+from convatlas.data.splits import VAL_SHARE, with_val
+from convatlas.errors import DataError, RunError, SpecError, brief
 from convatlas.files import PART, write_text
 from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.preprocessing import Preprocessing
-from convatlas.spec import Spec, from_plain
+from convatlas.specs import Spec, from_plain
 from convatlas.tasks.classification import CRITERIA, Result, evaluate
 from convatlas.tasks.pictures import draw_curves
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
@@ -67,6 +69,10 @@ class Settings:
     checkpoint_steps: int = 0
     download: bool = False
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise RunError(f"threads: a whole number from 1 on, not {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -180,17 +186,23 @@ class Run:
             for accuracy, loss in score:
                 state.best_accuracy, state.best_loss = accuracy, -loss
             self._seal(MODEL, self.network, results)
-        self._write_history()
+        _write_table(self.folder / METRICS, state.history)
         return row
 
     def _evaluate(self, *splits: str) -> dict[str, Result]:
         """Measure the network as it stands on those of the splits that the data has."""
         preprocessing, criterion = self.config.preprocessing, CRITERIA[self.config.recipe.loss]
-        present = {split: getattr(self.dataset, split) for split in splits if getattr(self.dataset, split)}
-        return {
+        results = {
             split: evaluate(self.network, images, preprocessing, criterion, device=self.device)
-            for split, images in present.items()
+            for split, images in self.dataset.splits.items()
+            if split in splits
         }
+        for split, result in results.items():
+            if not math.isfinite(result.loss):
+                raise RunError(
+                    f"the loss on {split} is {result.loss} after step {self.state.step}; try a lower learning rate"
+                )
+        return results
 
     def _finish(self) -> None:
         """Measure last and best weights on the test split and seal both; `network` then holds the best ones."""
@@ -217,19 +229,15 @@ class Run:
         )  # fmt: skip
         modelfile.save(self.folder / file, network, header)
 
-    def _write_history(self) -> None:
-        table = io.StringIO()
-        writer = csv.DictWriter(table, self.state.history[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.state.history)
-        write_text(self.folder / METRICS, table.getvalue())
-
 
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RunError(f"device {name!r}: choose cpu, cuda, mps or auto")
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {name!r} is not available here: {brief(error)}") from error
 
@@ -255,14 +263,21 @@ def _new_folder(out: str | Path | None, data: str, model: str) -> Path:
 
 def choose_preprocessing(network: str, spec: Spec, source: Source, channels: int | None) -> Preprocessing:
     """Return the network's own preprocessing, for the spec's resolution and for the channels of the data."""
-    return variant(network).preprocessing.for_size(spec.resolution).for_channels(channels or source.channels)
+    return (
+        variant(network)
+        .preprocessing.for_size(spec.resolution)
+        .for_channels(source.channels if channels is None else channels)
+    )
 
 
 def _load(
     source: Source, preprocessing: Preprocessing, seed: int, settings: Settings, progress: Progress | None
 ) -> Dataset:
-    cut = Cut(seed, settings.val_share)
-    return source.load(preprocessing, cut=cut, max_broken=settings.max_broken, progress=progress)
+    dataset = source.load(preprocessing, max_broken=settings.max_broken, progress=progress)
+    dataset = with_val(dataset, seed=seed, share=settings.val_share)
+    if dataset.val is None and dataset.test is None:
+        raise DataError(f"{source.name}: without val and test there is nothing to measure on; set a val share above 0")
+    return dataset
 
 
 def start(
@@ -277,6 +292,8 @@ def start(
 ) -> Run:
     """Prepare data, network and folder of a new run, without training yet; see `fit`."""
     settings = settings or Settings()
+    if not 0 <= seed < 2**32:
+        raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
     row = variant(model)
     chosen = recipe_ if isinstance(recipe_, Recipe) else recipe(recipe_ or row.recipe)
     spec = row.spec.scaled(resolution=settings.size) if settings.size is not None else row.spec
@@ -287,7 +304,7 @@ def start(
     folder = _new_folder(out, source.name, model)
     threads = settings.threads or torch.get_num_threads()
     config = Config(
-        data=str(data) if source.name == str(data) else str(Path(data).resolve()),
+        data=source.location,
         model=model,
         spec=spec,
         preprocessing=preprocessing,
@@ -300,16 +317,23 @@ def start(
             "convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version(),
         },
     )  # fmt: skip
-    run = Run(folder, config, dataset)
+    try:
+        write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
+    except RunError:
+        folder.rmdir()
+        raise
     if dataset.broken:
-        lines = [f"{_quote(b.path)},{_quote(b.reason)}" for b in dataset.broken]
-        write_text(folder / BROKEN, "\n".join(["path,reason", *lines, ""]))
-    write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
-    return run
+        _write_table(folder / BROKEN, [dataclasses.asdict(broken) for broken in dataset.broken])
+    return Run(folder, config, dataset)
 
 
-def _quote(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as CSV, atomically."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
@@ -322,8 +346,8 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
     if not path.is_file():
         raise RunError(f"{folder}: not a run (there is no {CONFIG})")
     try:
-        config = Config.from_plain(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError, SpecError) as error:
+        config = Config.from_plain(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
         raise RunError(f"{path}: damaged: {error}") from error
     source = find(config.data, progress=progress)
     dataset = _load(source, config.preprocessing, config.seed, config.settings, progress)

@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 
+import torch
 from torch import nn
 
 from convatlas.errors import CostError
@@ -120,8 +121,10 @@ class Tally:
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
         self._path.append(name)
-        yield
-        self._path.pop()
+        try:
+            yield
+        finally:
+            self._path.pop()
 
     def add(
         self, layer: nn.Module, x: Signal, y: Signal, *, macs: int = 0, activations: int = 0, connections: int = 0
@@ -159,12 +162,19 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
 @singledispatch
 def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
     """Carry the signal `x` through `layer`, note the cost in `tally`, and return the layer's output signal."""
-    raise tally.refuse(layer, "the cost of this layer is not known; register a rule with convatlas.cost.walk.register")
+    raise tally.refuse(layer, "the cost of this layer is not known; register a rule with convatlas.costs.walk.register")
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield all children; unlike named_children, a layer that is used twice comes twice."""
+    for name, child in module._modules.items():
+        if child is not None:
+            yield name, child
 
 
 @walk.register
 def _(chain: nn.Sequential, x: Signal, tally: Tally) -> Signal:
-    for name, layer in chain.named_children():
+    for name, layer in _children(chain):
         with tally.inside(name):
             x = walk(layer, x, tally)
     return x
@@ -173,25 +183,25 @@ def _(chain: nn.Sequential, x: Signal, tally: Tally) -> Signal:
 @walk.register
 def _(join: Join, x: Signal, tally: Tally) -> Signal:
     outputs = []
-    for name, branch in join.named_children():
+    for name, branch in _children(join):
         with tally.inside(name):
             outputs.append(walk(branch, x, tally))
-    largest = max(outputs, key=lambda y: y.size)
-    for y in outputs:
-        fits = (
-            y.space == largest.space
-            if isinstance(join, Concat)
-            else len(y.shape) == len(largest.shape)
-            and all(a in (1, b) for a, b in zip(y.shape, largest.shape, strict=True))
-        )
-        if not fits:
-            raise tally.refuse(join, f"branches of shapes {[y.shape for y in outputs]} cannot be joined")
+    shapes = [y.shape for y in outputs]
+    try:
+        if isinstance(join, Concat):
+            (space,) = {y.space for y in outputs}
+            shape = (sum(y.channels for y in outputs), *space)
+        else:
+            (_,) = {len(shape) for shape in shapes}
+            shape = tuple(torch.broadcast_shapes(*shapes))
+    except (ValueError, RuntimeError):
+        raise tally.refuse(join, f"branches of shapes {shapes} cannot be joined") from None
+    # a global gate sees everything; what the others see is the useful number
     local = [y for y in outputs if not y.whole] or outputs
-    channels = sum(y.channels for y in outputs) if isinstance(join, Concat) else largest.channels
     return Signal(
-        (channels, *largest.space),
+        shape,
         tuple(max(axis) for axis in zip(*(y.field for y in local), strict=True)),
-        largest.stride,
+        local[0].stride,
         whole=all(y.whole for y in outputs),
     )
 
@@ -225,7 +235,7 @@ def slide(
         out = (size + pad - span) // step + 1
         if ceil and (size + pad - span) % step and out * step < size + pad // 2:
             out += 1  # the last window may hang over, if it starts inside the image or its left padding
-        if out < 1 or size + pad < span:
+        if out < 1:
             raise tally.refuse(
                 layer, f"an input of {'x'.join(map(str, x.space))} px is smaller than the {span} px window; "
                 "the image is too small for this network"
@@ -239,15 +249,15 @@ def slide(
     )
 
 
-def _expect(layer: nn.Module, x: Signal, tally: Tally, *, channels: int, axes: int | None = None) -> None:
-    if x.channels != channels:
+def _expect(layer: nn.Module, x: Signal, tally: Tally, *, axes: int, channels: int | None = None) -> None:
+    if len(x.space) != axes:
+        raise tally.refuse(layer, f"expects {axes} axes of space, got the shape {x.shape}")
+    if channels is not None and x.channels != channels:
         raise tally.refuse(layer, f"expects {channels} channels, got {x.channels}")
-    if axes is not None and len(x.space) != axes:
-        raise tally.refuse(layer, f"expects {axes} axes of space, got {len(x.space)}")
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Signal, tally: Tally) -> Signal:
-    _expect(layer, x, tally, channels=layer.in_channels, axes=len(layer.kernel_size))
+    _expect(layer, x, tally, axes=len(layer.kernel_size), channels=layer.in_channels)
     y = slide(
         layer, x, tally, channels=layer.out_channels, kernel=layer.kernel_size, stride=layer.stride,
         padding=layer.padding, dilation=layer.dilation,
@@ -257,7 +267,8 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Signal, tally: Tal
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
 
 
-def _max_pool(layer: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, x: Signal, tally: Tally) -> Signal:
+def _max_pool(layer: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, x: Signal, tally: Tally, *, axes: int) -> Signal:
+    _expect(layer, x, tally, axes=axes)
     y = slide(
         layer, x, tally, channels=x.channels, kernel=layer.kernel_size, stride=layer.stride,
         padding=layer.padding, dilation=layer.dilation, ceil=layer.ceil_mode,
@@ -265,7 +276,8 @@ def _max_pool(layer: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d, x: Signal, tall
     return tally.add(layer, x, y)
 
 
-def _average_pool(layer: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, x: Signal, tally: Tally) -> Signal:
+def _average_pool(layer: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, x: Signal, tally: Tally, *, axes: int) -> Signal:
+    _expect(layer, x, tally, axes=axes)
     y = slide(
         layer, x, tally, channels=x.channels, kernel=layer.kernel_size, stride=layer.stride,
         padding=layer.padding, ceil=layer.ceil_mode,
@@ -273,7 +285,10 @@ def _average_pool(layer: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d, x: Signal, 
     return tally.add(layer, x, y)
 
 
-def _pad(layer: nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d, x: Signal, tally: Tally) -> Signal:
+def _pad(
+    layer: nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d, x: Signal, tally: Tally, *, axes: int
+) -> Signal:
+    _expect(layer, x, tally, axes=axes)
     # torch lists (left, right) of the last axis first
     pairs = list(zip(layer.padding[0::2], layer.padding[1::2], strict=True))[::-1]
     space = tuple(size + sum(pair) for size, pair in zip(x.space, pairs, strict=True))
@@ -281,9 +296,11 @@ def _pad(layer: nn.ConstantPad1d | nn.ConstantPad2d | nn.ConstantPad3d, x: Signa
 
 
 def _global_pool(
-    layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d, x: Signal, tally: Tally
+    layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d, x: Signal, tally: Tally, *, axes: int
 ) -> Signal:
-    if layer.output_size not in (1, (1,), (1, 1), (1, 1, 1)):
+    _expect(layer, x, tally, axes=axes)
+    size = layer.output_size
+    if set(size if isinstance(size, tuple | list) else (size,)) != {1}:
         raise tally.refuse(layer, "only global pooling (output size 1) has a rule")
     return tally.add(layer, x, replace(x, shape=(x.channels, *(1 for _ in x.space)), whole=True))
 
@@ -308,24 +325,44 @@ def _(layer: nn.Flatten, x: Signal, tally: Tally) -> Signal:
 
 
 def same(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
-    """The rule of a layer that changes values but not shapes, such as an activation or a norm."""
+    """The rule of a layer that changes values but not shapes, such as an activation."""
     return tally.add(layer, x, x)
 
 
-_SAME: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
-    nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Softmax, nn.LogSoftmax, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LocalResponseNorm,
-)  # fmt: skip
+def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, x: Signal, tally: Tally) -> Signal:
+    if x.channels != layer.num_features:
+        raise tally.refuse(layer, f"expects {layer.num_features} channels, got {x.channels}")
+    return same(layer, x, tally)
 
-_RULES: dict[Callable[..., Signal], tuple[type[nn.Module], ...]] = {
-    same: _SAME,
-    _convolution: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    _max_pool: (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-    _average_pool: (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    _pad: (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad2d),
-    _global_pool: (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-}
-for _rule, _kinds in _RULES.items():
-    for _type in _kinds:
+
+@walk.register
+def _(layer: nn.GroupNorm, x: Signal, tally: Tally) -> Signal:
+    if x.channels != layer.num_channels:
+        raise tally.refuse(layer, f"expects {layer.num_channels} channels, got {x.channels}")
+    return same(layer, x, tally)
+
+
+_RULES: list[tuple[Callable[..., Signal], tuple[type[nn.Module], ...]]] = [
+    (same, (
+        nn.Identity, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid,
+        nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Softmax, nn.LogSoftmax, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
+        nn.LocalResponseNorm,
+    )),
+    (_batch_norm, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
+    (_convolution, (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
+    (partial(_max_pool, axes=1), (nn.MaxPool1d,)),
+    (partial(_max_pool, axes=2), (nn.MaxPool2d,)),
+    (partial(_max_pool, axes=3), (nn.MaxPool3d,)),
+    (partial(_average_pool, axes=1), (nn.AvgPool1d,)),
+    (partial(_average_pool, axes=2), (nn.AvgPool2d,)),
+    (partial(_average_pool, axes=3), (nn.AvgPool3d,)),
+    (partial(_pad, axes=1), (nn.ConstantPad1d,)),
+    (partial(_pad, axes=2), (nn.ConstantPad2d, nn.ZeroPad2d)),
+    (partial(_pad, axes=3), (nn.ConstantPad3d,)),
+    (partial(_global_pool, axes=1), (nn.AdaptiveAvgPool1d,)),
+    (partial(_global_pool, axes=2), (nn.AdaptiveAvgPool2d,)),
+    (partial(_global_pool, axes=3), (nn.AdaptiveAvgPool3d,)),
+]  # fmt: skip
+for _rule, _types in _RULES:
+    for _type in _types:
         walk.register(_type, _rule)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from convatlas.errors import SpecError, nearest
 from convatlas.joins import Network
@@ -25,21 +26,58 @@ Resolution = Annotated[int, "resolution"]
 _KINDS = ("width", "depth", "resolution")
 
 
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _kind(hint: Any) -> str | None:
-    """Return "width", "depth" or "resolution" for a typed cell, else None."""
-    return next((note for note in getattr(hint, "__metadata__", ()) if note in _KINDS), None)
+    """Return "width", "depth" or "resolution" for a typed cell, which may be optional, else None."""
+    notes = (note for option in _alternatives(hint) for note in getattr(option, "__metadata__", ()))
+    return next((note for note in notes if note in _KINDS), None)
 
 
 def _item_hint(hint: Any, index: int) -> Any:
     """Return the type of item `index` of a tuple type; Any where nothing is said."""
-    arguments = get_args(hint)
-    if get_origin(hint) is not tuple or not arguments:
-        return Any
-    return arguments[0] if arguments[-1] is Ellipsis else arguments[min(index, len(arguments) - 1)]
+    for option in _alternatives(hint):
+        arguments = get_args(option)
+        if get_origin(option) is tuple and arguments:
+            return arguments[0] if arguments[-1] is Ellipsis else arguments[min(index, len(arguments) - 1)]
+    return Any
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+def _misfit(value: Any, hint: Any, path: str) -> str | None:
+    """Return what is wrong with a value for a field of this type, naming the innermost cell, or None."""
+    wrong = f"{path}: expected {_told(hint)}, got {value!r}"
+    if hint is Any:
+        return None
+    if get_origin(hint) in (Union, UnionType):
+        return wrong if all(_misfit(value, option, path) for option in get_args(hint)) else None
+    if get_origin(hint) is Annotated:
+        fits = not _misfit(value, get_args(hint)[0], path) and (_kind(hint) is None or value >= 1)
+    elif get_origin(hint) is Literal:
+        fits = value in get_args(hint)
+    elif get_origin(hint) is tuple:
+        arguments = get_args(hint)
+        fits = isinstance(value, tuple) and (arguments[-1] is Ellipsis or len(value) == len(arguments))
+        if fits:
+            return next(
+                filter(None, (_misfit(v, _item_hint(hint, i), f"{path}[{i}]") for i, v in enumerate(value))), None
+            )
+    elif isinstance(hint, type) and issubclass(hint, Record):
+        fits = isinstance(value, hint)
+    else:
+        fits = type(value) is hint or (hint is float and type(value) is int)
+    return None if fits else wrong
+
+
+def _told(hint: Any) -> str:
+    """Return a type as a reader of an error message knows it."""
+    if kind := _kind(hint):
+        return f"a {kind}, a whole number from 1 on"
+    if get_origin(hint) is tuple:
+        *items, last = get_args(hint)
+        return f"a tuple of {'any length' if last is Ellipsis else len(items) + 1}"
+    return getattr(hint, "__name__", None) or str(hint)
 
 
 class Record:
@@ -52,9 +90,10 @@ class Record:
         return get_type_hints(cls, include_extras=True)
 
     def __post_init__(self) -> None:
-        for path, value, kind in cells(self):
-            if kind and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise SpecError(f"{type(self).__name__}.{path}: a {kind} is a whole number from 1 on, not {value!r}")
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            wrong = _misfit(getattr(self, field.name), self.hints()[field.name], f"{type(self).__name__}.{field.name}")
+            if wrong:
+                raise SpecError(wrong)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the record as dicts, lists, numbers and strings, each dict naming its record type."""
@@ -94,10 +133,12 @@ class Spec(Record):
         Widths are rounded by `round_width`, depths up (EfficientNet, section 3.3); a factor of 1 changes nothing.
         """
         for name, factor in (("width", width), ("depth", depth)):
-            if not (math.isfinite(factor) and factor > 0):
+            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
                 raise SpecError(f"scaled: {name} is a positive factor, not {factor!r}")
 
         def scale(kind: str | None, value: Any) -> Any:
+            if value is None:
+                return None
             if kind == "width" and width != 1:
                 return self.round_width(value * width)
             if kind == "depth" and depth != 1:
@@ -122,7 +163,10 @@ def _rebuild(value: Any, hint: Any, change: Callable[[str | None, Any], Any]) ->
 
 
 def cells(record: Record, path: str = "") -> Iterator[tuple[str, Any, str | None]]:
-    """Yield (path, value, kind) of every cell, such as ("maps[1]", 16, "width"); kind is None for plain cells."""
+    """Yield (path, value, kind) of every cell, such as ("maps[1]", 16, "width"); kind is None for plain cells.
+
+    The first cell of a record, and of every row in it, is its "type".
+    """
 
     def visit(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any, str | None]]:
         if isinstance(value, Record):
@@ -133,6 +177,7 @@ def cells(record: Record, path: str = "") -> Iterator[tuple[str, Any, str | None
         else:
             yield path, value, _kind(hint)
 
+    yield path + "type", type(record).__name__, None
     hints = record.hints()
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         yield from visit(getattr(record, field.name), hints[field.name], path + field.name)
@@ -142,13 +187,7 @@ def diff(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
     """Return {path: (value in a, value in b)} of the cells that differ; None stands for a cell that is not there."""
     left = {path: value for path, value, _ in cells(a)}
     right = {path: value for path, value, _ in cells(b)}
-    changed = {
-        path: (left.get(path), right.get(path))
-        for path in [*left, *(path for path in right if path not in left)]
-        if left.get(path) != right.get(path)
-    }
-    families = (type(a).__name__, type(b).__name__)
-    return ({"type": families} if families[0] != families[1] else {}) | changed
+    return {path: (left.get(path), right.get(path)) for path in left | right if left.get(path) != right.get(path)}
 
 
 def _plain(value: Any) -> Any:
@@ -164,6 +203,8 @@ def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec")
     """
     if not isinstance(data, Mapping) or "type" not in data:
         raise SpecError(f"{path}: expected a record with a 'type', got {data!r}")
+    if not isinstance(data["type"], str):
+        raise SpecError(f"{path}.type: expected the name of a record type, got {data['type']!r}")
     name = data["type"]
     if name not in types:
         raise SpecError(f"{path}.type: unknown record type {name!r}{nearest(str(name), types)}")
@@ -172,32 +213,27 @@ def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec")
     for given in data:
         if given != "type" and given not in fields:
             raise SpecError(f"{path}.{given}: {name} has no such field{nearest(given, fields)}")
+    missing = [
+        field.name
+        for field in fields.values()
+        if field.name not in data and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise SpecError(f"{path}.{missing[0]}: missing")
     values = {given: _read(value, hints[given], f"{path}.{given}") for given, value in data.items() if given != "type"}
-    for field in fields.values():
-        if (
-            field.name not in values
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ):
-            raise SpecError(f"{path}.{field.name}: missing")
+    for given, value in values.items():
+        if wrong := _misfit(value, hints[given], f"{path}.{given}"):
+            raise SpecError(wrong)
     return record(**values)
 
 
 def _read(value: Any, hint: Any, path: str) -> Any:
-    """Turn plain data into the value that the type hint asks for."""
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    options = _alternatives(hint)
+    """Turn lists into tuples and dicts into the records that the type hint allows."""
     if isinstance(value, Mapping):
-        rows = {o.__name__: o for o in options if isinstance(o, type) and issubclass(o, Record)}
+        rows = {o.__name__: o for o in _alternatives(hint) if isinstance(o, type) and issubclass(o, Record)}
         return from_plain(value, rows, path)
-    if isinstance(value, list):
-        tuples = [option for option in options if get_origin(option) is tuple]
-        if not tuples:
-            raise SpecError(f"{path}: expected {hint}, got a list")
-        return tuple(_read(item, _item_hint(tuples[0], i), f"{path}[{i}]") for i, item in enumerate(value))
-    if float in options and type(value) is int:
+    if type(value) is int and float in _alternatives(hint):
         return float(value)
-    if hint is not Any and not any(type(value) is option for option in options):
-        raise SpecError(f"{path}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    if isinstance(value, list):
+        return tuple(_read(item, _item_hint(hint, i), f"{path}[{i}]") for i, item in enumerate(value))
     return value

@@ -1,0 +1,130 @@
+"""Fixtures: tiny data made from a seed, one small trained model file, the real data where it is there."""
+
+from __future__ import annotations
+
+import gzip
+import resource
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+from PIL import Image
+
+from convatlas.data.sources import IDX_PARTS
+from convatlas.train import RECIPES, Run, Settings, fit
+
+settings.register_profile("quick", deadline=None, max_examples=30)
+settings.load_profile("quick")
+
+COLOURS = {"ant": (200, 60, 40), "bee": (60, 190, 70), "cat": (50, 70, 210)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_pictures(folder: Path, colour: tuple[int, int, int], *, count: int = 12, seed: int = 0) -> None:
+    """Write noisy pictures of one colour and of different sizes, PNG and JPEG in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        shape = (int(random.integers(20, 40)), int(random.integers(20, 40)), 3)
+        noisy = np.clip(random.normal(colour, 40, shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:02}.{'png' if i % 2 else 'jpg'}")
+
+
+def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
+    """Write an IDX file of bytes, packed if its name ends in .gz."""
+    raw = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    path.write_bytes(gzip.compress(raw, compresslevel=1) if path.suffix == ".gz" else raw)
+
+
+def write_idx_folder(folder: Path, *, packed: bool = True, dots: bool = False) -> Path:
+    """Write the four files of a made-up MNIST: 160 pictures to train, 40 to test, a bright row for each digit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 160), ("test", 40)):
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = random.integers(0, 60, (count, 28, 28), dtype=np.uint8)
+        images[np.arange(count), 4 + 2 * labels] = 250
+        for what, values in (("images", images), ("labels", labels)):
+            name = IDX_PARTS[split, what].replace("-idx", ".idx" if dots else "-idx")
+            write_idx(folder / (name + ".gz" * packed), values)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of train/ and val/ with 12 coloured pictures in each of three classes; only to be read."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_pictures(folder / "train" / name, colour, seed=seed)
+        write_pictures(folder / "val" / name, colour, seed=10 + seed)
+    return folder
+
+
+@pytest.fixture
+def own_pictures(pictures: Path, tmp_path: Path) -> Path:
+    """A copy of `pictures` that a test may change."""
+    return Path(shutil.copytree(pictures, tmp_path / "pictures"))
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four packed IDX files; only to be read."""
+    return write_idx_folder(tmp_path_factory.mktemp("data") / "rows")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of one epoch on the embedded digits."""
+    recipe = RECIPES["default"].replaced({"epochs": 1})
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    return fit("digits", "lenet5_modern", recipe=recipe, out=out, settings=Settings(device="cpu", threads=1))
+
+
+@pytest.fixture(scope="session")
+def model_file(trained: Run) -> Path:
+    """The sealed model file of `trained`; only to be read."""
+    return trained.model_file
+
+
+@pytest.fixture(scope="session")
+def coloured(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of two epochs on `pictures`."""
+    recipe = RECIPES["default"].replaced({"epochs": 2, "batch": 8})
+    out = tmp_path_factory.mktemp("runs") / "pictures"
+    return fit(pictures, "lenet5_modern", recipe=recipe, out=out, settings=Settings(device="cpu", threads=1))
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which no file of this process can grow beyond so many bytes."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data beside the checkout."""
+    folder = Path(__file__).parents[1] / "../shared/data"
+    if not folder.is_dir():
+        pytest.skip(f"the real data is not there ({folder})")
+    return folder.resolve()
