@@ -125,8 +125,8 @@ RECIPES: dict[str, Recipe] = {
         epochs=23, batch=1, lr=0.01, momentum=0.0, weight_decay=0.0, schedule="constant", loss="squared_error",
         shuffle=False,
     ),
-    # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted pictures. Their stochastic Levenberg-Marquardt
-    # is replaced by SGD with momentum, their distortions by shifts.
+    # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted pictures. Their stochastic
+    # Levenberg-Marquardt is replaced by SGD with momentum, their distortions by shifts.
     "lecun1998": Recipe(lr=0.01, weight_decay=0.0, loss="map", augment=Augment(shift=2)),
 }  # fmt: skip
 
