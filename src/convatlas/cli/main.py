@@ -161,11 +161,13 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides initial weights, order, augmentation and splits.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="The run's folder, new or empty [runs/DATA-NAME].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder, new or empty; runs/DATA-NAME if left out.")
+    ] = None,
     size: Size = None,
     channels: Channels = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads [all cores].")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
     val_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of train set aside for val where the data has none.")
     ] = 0.2,
@@ -173,7 +175,7 @@ def fit(
         float, typer.Option(min=0, max=1, help="Share of unreadable pictures that is left out and listed.")
     ] = 0.01,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
-    checkpoint_steps: Annotated[int, typer.Option(help="Steps between checkpoints [by time only].")] = 0,
+    checkpoint_steps: Annotated[int, typer.Option(help="Steps between checkpoints; by time only if 0.")] = 0,
     licence: Annotated[str, typer.Option(help="Licence of the weights, sealed into the model file.")] = "",
     download: Download = False,
 ) -> None:
@@ -237,9 +239,12 @@ def resume(
 def evaluate(
     file: File,
     data: Data,
-    split: Annotated[str | None, typer.Option(help="train, val, test or all [test, or else val, or else all].")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all; test if left out, or else val, or else all.")
+    ] = None,
     max_broken: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of unreadable pictures to leave out [as in the training].")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of unreadable pictures to leave out; as in the training if not given."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -327,7 +332,7 @@ def _pictures(paths: list[Path]) -> list[Path]:
 
 @app.command(rich_help_panel=TRAIN)
 def demo(
-    out: Annotated[Path | None, typer.Option(help="The run's folder [runs/digits-lenet5_modern].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/digits-lenet5_modern if left out.")] = None,
 ) -> None:
     """The whole way in a minute: train on embedded digits, predict from the model file, draw a picture."""
     from convatlas.cli.demo import demo as run_demo
