@@ -126,8 +126,8 @@ RECIPES: dict[str, Recipe] = {
         shuffle=False,
     ),
     # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted pictures. Their stochastic
-    # Levenberg-Marquardt is replaced by SGD with momentum, their distortions by shifts.
-    "lecun1998": Recipe(lr=0.01, weight_decay=0.0, loss="map", augment=Augment(shift=2)),
+    # Levenberg-Marquardt, a step size for each weight, is replaced by AdamW; their distortions by shifts.
+    "lecun1998": Recipe(optimizer="adamw", lr=0.002, weight_decay=0.0, loss="map", augment=Augment(shift=1)),
 }  # fmt: skip
 
 
