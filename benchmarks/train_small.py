@@ -71,7 +71,7 @@ def script(root: Path, batch: int, workers: int) -> Iterator[int]:
 
 def ours(folder: Path, out: Path, batch: int) -> Iterator[int]:
     recipe = RECIPES["default"].replaced({"batch": batch, "epochs": 1000, "shift": 0})
-    run = start(folder, "lenet5_modern", recipe_=recipe, out=out, settings=Settings(val_share=0))
+    run = start(folder, "lenet5_modern", recipe=recipe, out=out, settings=Settings(val_share=0))
     for event in run.steps():
         if not isinstance(event, dict):
             yield len(event.batch.labels)

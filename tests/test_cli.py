@@ -24,7 +24,7 @@ from conftest import COLOURS, write_pictures
 from convatlas.catalog import CATALOG, build, names, spec
 from convatlas.cli import main as cli
 from convatlas.costs import cost
-from convatlas.predict import load
+from convatlas.model import load
 from convatlas.train import Run
 
 
@@ -197,7 +197,7 @@ def test_a_stopped_training_says_how_to_go_on(
         patch.setattr(Run, "steps", stop)
         outcome = convatlas(*fitting(pictures, tmp_path / "run"))
     assert outcome.code == 130
-    assert f"convatlas: stopped after step 0; `convatlas resume {tmp_path / 'run'}` goes on" in outcome.err
+    assert f"convatlas: stopped; `convatlas resume {tmp_path / 'run'}` goes on" in outcome.err
     assert convatlas("resume", tmp_path / "run").code == 0
     assert (tmp_path / "run" / "last.safetensors").is_file()
 

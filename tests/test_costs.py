@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convatlas.catalog import CATALOG, build
-from convatlas.costs import Cost, Signal, Tally, cost, walk
+from convatlas.costs import Cost, Signal, Tally, cost, rule
 from convatlas.errors import CostError
 from convatlas.joins import Chain, Concat, Product, Sum
 from convatlas.layers import LinkedConv2d, RadialBasis, Subsample
@@ -228,7 +228,7 @@ class Repeat(Mystery):
 
 
 def test_rule_of_the_user_is_used() -> None:
-    @walk.register
+    @rule.register
     def _(layer: Repeat, x: Signal, tally: Tally) -> Signal:
         return tally.add(layer, x, x.like((2 * x.channels, *x.space)), macs=7 * x.size)
 

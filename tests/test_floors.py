@@ -22,7 +22,7 @@ FLOORS = {
     "families": 3,
     "catalog": 4, "data": 4,
     "modelfile": 5, "tasks": 5,
-    "train": 6, "predict": 6,
+    "train": 6, "model": 6,
     "cli": 7, "__main__": 7,
 }  # fmt: skip
 DOORS = {

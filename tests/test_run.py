@@ -118,7 +118,7 @@ def test_stopping_after_every_step_changes_nothing(whole: dict[str, Path], tmp_p
     current = run.start(
         "digits",
         model,
-        recipe_=RECIPES["default"].replaced(changes),
+        recipe=RECIPES["default"].replaced(changes),
         seed=3,
         out=folder,
         settings=Settings(threads=1, checkpoint_steps=1),
@@ -177,7 +177,7 @@ def test_without_a_val_split_the_last_epoch_is_taken(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_layer(tmp_path: Path) -> None:
     recipe = RECIPES["default"].replaced({"lr": 1e6, "schedule": "constant", "epochs": 1})
-    current = run.start("digits", "lenet5_modern", recipe_=recipe, out=tmp_path / "run", settings=SETTINGS)
+    current = run.start("digits", "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=SETTINGS)
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\), not finite first in the .*"):
         list(current.steps())
     assert not (tmp_path / "run" / run.MODEL).exists()
@@ -204,7 +204,7 @@ def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:
 
 def test_resume_refuses_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES["default"].replaced({"epochs": 1})
-    run.start("digits", "lenet1", recipe_=recipe, out=tmp_path / "run", settings=SETTINGS)
+    run.start("digits", "lenet1", recipe=recipe, out=tmp_path / "run", settings=SETTINGS)
     monkeypatch.setattr(run.Dataset, "fingerprint", lambda _: "other")
     with pytest.raises(RunError, match=r"digits: the data changed"):
         ca.resume(tmp_path / "run")
@@ -223,7 +223,7 @@ def test_resume_refuses_a_truncated_checkpoint(whole: dict[str, Path], tmp_path:
 
 def test_resume_refuses_a_damaged_config(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run.start("digits", "lenet1", recipe_=RECIPES["lecun1998"], out=folder, settings=SETTINGS)
+    run.start("digits", "lenet1", recipe=RECIPES["lecun1998"], out=folder, settings=SETTINGS)
     (folder / run.CONFIG).write_text("{")
     with pytest.raises(RunError, match=r"run\.json: damaged"):
         ca.resume(folder)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convatlas.catalog import build, spec, variant
+    from convatlas.catalog import build, show, spec, variant
     from convatlas.catalog import names as list
     from convatlas.costs import cost
     from convatlas.draw import summary
     from convatlas.errors import ConvatlasError
     from convatlas.joins import Chain, Concat, Network, Product, Sum, taps
-    from convatlas.predict import load
+    from convatlas.model import evaluate, load, predict
     from convatlas.preprocessing import Preprocessing
     from convatlas.specs import diff
     from convatlas.train import Recipe, Settings, fit, resume
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 _HOME = {
     "build": "catalog", "spec": "catalog", "variant": "catalog", "list": "catalog", "cost": "costs", "summary": "draw",
     "ConvatlasError": "errors", "Chain": "joins", "Concat": "joins", "Network": "joins", "Product": "joins",
-    "Sum": "joins", "taps": "joins", "load": "predict", "Preprocessing": "preprocessing", "diff": "specs",
+    "Sum": "joins", "taps": "joins", "load": "model", "predict": "model", "evaluate": "model", "show": "catalog",
+    "Preprocessing": "preprocessing", "diff": "specs",
     "Recipe": "train", "Settings": "train", "fit": "train", "resume": "train",
 }  # fmt: skip
 
 __all__ = [
     "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum", "build",
-    "cost", "diff", "fit", "list", "load", "resume", "spec", "summary", "taps", "variant",
+    "cost", "diff", "evaluate", "fit", "list", "load", "predict", "resume", "show",
+    "spec", "summary", "taps", "variant",
 ]  # fmt: skip
 
 

@@ -7,16 +7,6 @@ from dataclasses import dataclass
 from convatlas.preprocessing import Preprocessing
 from convatlas.specs import Spec
 
-TAXONOMY = (
-    "spatial exploitation",
-    "depth",
-    "width",
-    "multi-path",
-    "channel boosting",
-    "attention",
-    "search",
-)
-
 
 @dataclass(frozen=True)
 class Card:

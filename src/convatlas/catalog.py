@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import torch
 
 from convatlas.card import Variant
+from convatlas.costs import Cost, cost
+from convatlas.draw import fields, layer_table, totals
 from convatlas.errors import SpecError, nearest
 from convatlas.families import lenet
 from convatlas.joins import Network
@@ -29,15 +32,38 @@ def variant(name: str) -> Variant:
     return CATALOG[name]
 
 
+def resolve(network: str | Spec) -> tuple[str, Variant]:
+    """Return a name and the defaults for a network: the catalogue's row, or for a spec the row of its family."""
+    if isinstance(network, str):
+        return network, variant(network)
+    for name, row in CATALOG.items():
+        if type(row.spec) is type(network):
+            return (name if row.spec == network else f"{name}-custom"), dataclasses.replace(row, spec=network)
+    raise SpecError(f"a network is a name of the catalogue or a spec of its families, not {type(network).__name__}")
+
+
 def spec(name: str) -> Spec:
     """Return the table of a network by name."""
     return variant(name).spec
 
 
+def measure(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> Cost:
+    """Return the exact cost of a network of the catalogue, at its own size or another one in pixels."""
+    row = variant(name)
+    table = row.spec.scaled(resolution=size) if size is not None else row.spec
+    return cost(build(table, classes=classes, channels=channels, device="meta"))
+
+
+def show(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> str:
+    """Return a network's card, layer table and cost as text."""
+    card, measured = variant(name).card, measure(name, size=size, channels=channels, classes=classes)
+    told = {what: getattr(card, what) for what in ("paper", "innovation", "reported", "note")}
+    head = f"{card.title} ({card.year}), {card.taxonomy}"
+    return "\n".join([head, fields(told), "", layer_table(measured), "", fields(totals(measured))])
+
+
 def names(*, family: str | None = None, max_params: float | None = None) -> list[str]:
     """Return the catalogue's names, by year, optionally of one family or with at most `max_params` parameters."""
-    from convatlas.costs import cost
-
     if family is not None and family not in FAMILIES:
         raise SpecError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")
     chosen: Iterable[str] = FAMILIES[family] if family is not None else CATALOG
@@ -47,21 +73,23 @@ def names(*, family: str | None = None, max_params: float | None = None) -> list
 
 
 def build(
-    network: str | Spec, *, classes: int | None = None, channels: int = 1, device: str | torch.device = "cpu"
+    network: str | Spec,
+    *,
+    classes: int | None = None,
+    channels: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> Network:
     """Grow a network from its name or its spec, with fresh weights drawn from torch's generator.
 
-    classes: outputs; the number of the variant's paper where left out (10 for a bare spec).
-    channels: channels of the input image.
+    classes: outputs; the paper's number where left out.
+    channels: channels of the input image; the paper's number where left out.
     Returns a Network: (batch, channels, resolution, resolution) in, (batch, classes) out.
     """
-    row = variant(network) if isinstance(network, str) else None
-    table = row.spec if row else network
-    if not isinstance(table, Spec):
-        raise SpecError(f"build takes a network's name or spec, not {type(network).__name__}")
-    classes = classes if classes is not None else row.classes if row else 10
+    _, row = resolve(network)
+    classes = row.classes if classes is None else classes
+    channels = row.preprocessing.channels if channels is None else channels
     for what, value in (("classes", classes), ("channels", channels)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SpecError(f"build: {what} is a whole number from 1 on, not {value!r}")
     with torch.device(device):
-        return table.build(classes=classes, channels=channels)
+        return row.spec.build(classes=classes, channels=channels)

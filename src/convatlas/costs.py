@@ -3,7 +3,7 @@
 Nothing is run and nothing is guessed: every layer has a rule, and a layer without one is an error.
 A rule for a layer of your own takes the place of its forward pass::
 
-    @walk.register
+    @rule.register
     def _(layer: MyLayer, x: Signal, tally: Tally) -> Signal:
         return tally.add(layer, x, x.like(shape), macs=...)
 """
@@ -102,8 +102,8 @@ class Cost:
     @property
     def receptive_field(self) -> tuple[int, ...]:
         """Pixels of the input, along each axis, that the last local layer (before the image is pooled away) sees."""
-        local = [layer.output for layer in self.layers if not layer.output.whole]
-        return max((signal.field for signal in local), default=self.input.field)
+        local = [self.input.field, *(layer.output.field for layer in self.layers if not layer.output.whole)]
+        return tuple(max(axis) for axis in zip(*local, strict=True))
 
 
 @dataclass
@@ -156,13 +156,29 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
     x = Signal(tuple(shape), (1,) * (len(shape) - 1), (1,) * (len(shape) - 1))
     tally = Tally()
     y = walk(tree, x, tally)
-    return Cost(tuple(tally.layers), x, y)
+    measured = Cost(tuple(tally.layers), x, y)
+    held = sum(parameter.numel() for parameter in tree.parameters())
+    if measured.parameters != held:
+        raise CostError(f"{type(tree).__name__} holds {held:,} parameters, but its layers {measured.parameters:,}")
+    return measured
 
 
 @singledispatch
+def rule(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
+    """What a kind of layer does to a signal; `rule.register` adds a kind."""
+    raise tally.refuse(layer, "the cost of this layer is not known; add a rule with convatlas.costs.rule.register")
+
+
+def _ruled_kind(kind: type[nn.Module]) -> type[nn.Module]:
+    return next(base for base in kind.__mro__ if base in rule.registry)
+
+
 def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
     """Carry the signal `x` through `layer`, note the cost in `tally`, and return the layer's output signal."""
-    raise tally.refuse(layer, "the cost of this layer is not known; register a rule with convatlas.costs.walk.register")
+    known = _ruled_kind(type(layer))
+    if known is not object and type(layer).forward is not known.forward:
+        raise tally.refuse(layer, f"its forward pass is not that of {known.__name__}; add a rule for it")
+    return rule(layer, x, tally)
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -172,7 +188,7 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-@walk.register
+@rule.register
 def _(chain: nn.Sequential, x: Signal, tally: Tally) -> Signal:
     for name, layer in _children(chain):
         with tally.inside(name):
@@ -180,7 +196,7 @@ def _(chain: nn.Sequential, x: Signal, tally: Tally) -> Signal:
     return x
 
 
-@walk.register
+@rule.register
 def _(join: Join, x: Signal, tally: Tally) -> Signal:
     outputs = []
     for name, branch in _children(join):
@@ -305,7 +321,7 @@ def _global_pool(
     return tally.add(layer, x, replace(x, shape=(x.channels, *(1 for _ in x.space)), whole=True))
 
 
-@walk.register
+@rule.register
 def _(layer: nn.Linear, x: Signal, tally: Tally) -> Signal:
     if len(x.shape) != 1:
         raise tally.refuse(layer, f"expects features, got an image of shape {x.shape}; flatten it first")
@@ -317,7 +333,7 @@ def _(layer: nn.Linear, x: Signal, tally: Tally) -> Signal:
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
 
 
-@walk.register
+@rule.register
 def _(layer: nn.Flatten, x: Signal, tally: Tally) -> Signal:
     if layer.start_dim != 1 or layer.end_dim != -1:
         raise tally.refuse(layer, "only Flatten(1) has a rule")
@@ -335,7 +351,7 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d, x: Sign
     return same(layer, x, tally)
 
 
-@walk.register
+@rule.register
 def _(layer: nn.GroupNorm, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.num_channels:
         raise tally.refuse(layer, f"expects {layer.num_channels} channels, got {x.channels}")
@@ -363,6 +379,6 @@ _RULES: list[tuple[Callable[..., Signal], tuple[type[nn.Module], ...]]] = [
     (partial(_global_pool, axes=2), (nn.AdaptiveAvgPool2d,)),
     (partial(_global_pool, axes=3), (nn.AdaptiveAvgPool3d,)),
 ]  # fmt: skip
-for _rule, _types in _RULES:
+for _apply, _types in _RULES:
     for _type in _types:
-        walk.register(_type, _rule)
+        rule.register(_type, _apply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -43,9 +43,32 @@ def table(measured: Cost) -> list[Row]:
     return rows
 
 
+def totals(measured: Cost) -> dict[str, str]:
+    """Return the sums of a network's cost, as text with units."""
+    return {
+        "parameters": f"{measured.parameters:,}",
+        "MACs": f"{measured.macs:,} for one image of {times(measured.input.shape)}",
+        "activations": f"{measured.activations:,}",
+        "connections": f"{measured.connections:,} (inputs and bias of every unit, as in the papers of the 1990s)",
+        "receptive field": f"{times(measured.receptive_field)} px",
+    }
+
+
+def fields(pairs: Mapping[str, str]) -> str:
+    """Return names and values, one pair a line; empty values are left out."""
+    kept = {name: value for name, value in pairs.items() if value}
+    width = max(map(len, kept))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in kept.items())
+
+
 def summary(tree: nn.Module, shape: Sequence[int] | None = None) -> str:
     """Return the layer table of `tree` for one image of `shape`, as plain text; shapes as in `cost`."""
-    rows = [COLUMNS, *((r.layer, r.kind, r.output, r.field, r.parameters, r.macs) for r in table(cost(tree, shape)))]
+    return layer_table(cost(tree, shape))
+
+
+def layer_table(measured: Cost) -> str:
+    """Return a measured network's layer table as plain text."""
+    rows = [COLUMNS, *((r.layer, r.kind, r.output, r.field, r.parameters, r.macs) for r in table(measured))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     right = {4, 5}
     lines = [

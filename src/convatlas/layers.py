@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convatlas.costs import Signal, Tally, same, slide, walk
+from convatlas.costs import Signal, Tally, rule, same, slide
 from convatlas.errors import SpecError
 
 Links = tuple[tuple[int, ...], ...]
@@ -133,10 +133,10 @@ def reset_uniform(module: nn.Module) -> None:
 
 
 for _elementwise in (ScaledTanh, Negate):
-    walk.register(_elementwise, same)
+    rule.register(_elementwise, same)
 
 
-@walk.register
+@rule.register
 def _(layer: Subsample, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.inputs:
         raise tally.refuse(layer, f"expects {layer.inputs} maps, got {x.channels}")
@@ -144,7 +144,7 @@ def _(layer: Subsample, x: Signal, tally: Tally) -> Signal:
     return tally.add(layer, x, y, activations=y.size, connections=5 * y.size)
 
 
-@walk.register
+@rule.register
 def _(layer: LinkedConv2d, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.maps:
         raise tally.refuse(layer, f"expects {layer.maps} maps, got {x.channels}")
@@ -154,14 +154,14 @@ def _(layer: LinkedConv2d, x: Signal, tally: Tally) -> Signal:
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
 
 
-@walk.register
+@rule.register
 def _(layer: UnitBias, x: Signal, tally: Tally) -> Signal:
     if x.shape != layer.bias.shape:
         raise tally.refuse(layer, f"has one bias for each unit of {tuple(layer.bias.shape)}, got {x.shape}")
     return tally.add(layer, x, x, connections=x.size)
 
 
-@walk.register
+@rule.register
 def _(layer: RadialBasis, x: Signal, tally: Tally) -> Signal:
     classes, features = layer.codes.shape
     if x.shape != (features,):

@@ -12,6 +12,15 @@ from convatlas.joins import Chain, Network
 _BLOCKED = (nn.Sequential, Chain, nn.Conv2d, nn.MaxPool2d, nn.ReLU)
 
 
+def _plain(layer: nn.Module) -> bool:
+    """Return whether a layer's settings are among those that oneDNN's own layers know."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if isinstance(layer, nn.MaxPool2d):
+        return layer.dilation in (1, (1, 1)) and not (layer.ceil_mode or layer.return_indices)
+    return True
+
+
 def blocked(network: Network) -> Callable[[Tensor], Tensor]:
     """Return a forward pass of `network` that is faster on CPUs, for the same function and the same parameters.
 
@@ -21,8 +30,9 @@ def blocked(network: Network) -> Callable[[Tensor], Tensor]:
     """
     stem, stages, head = network.children()
     body = (*stem.modules(), *stages.modules())
+    fits = all(type(layer) in _BLOCKED and _plain(layer) for layer in body)
     on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-    if not (on_cpu and torch.backends.mkldnn.is_available() and all(type(layer) in _BLOCKED for layer in body)):
+    if not (on_cpu and torch.backends.mkldnn.is_available() and fits):
         return network
 
     def forward(x: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Header:
 def save(path: Path, network: Network, header: Header) -> None:
     """Seal the weights of `network` with `header` into one file, atomically."""
     text = json.dumps(header.to_plain(), ensure_ascii=False, allow_nan=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
     metadata = {"convatlas": text, "sha256": _digest(text, tensors)}
     with atomic(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
@@ -85,8 +85,8 @@ def load(path: str | Path) -> tuple[Network, Header]:
     path = Path(path)
     header, tensors = _read(path)
     try:
-        shapes = {name: tensor.shape for name, tensor in _grow(header, "meta").state_dict().items()}
-        found = {name: tensor.shape for name, tensor in tensors.items()}
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in _grow(header, "meta").state_dict().items()}
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if found != shapes:
             wrong = sorted(name for name in {**shapes, **found} if shapes.get(name) != found.get(name))
             raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {', '.join(wrong[:5])}")
@@ -96,11 +96,6 @@ def load(path: str | Path) -> tuple[Network, Header]:
         raise ModelFileError(f"{path}: {error}") from error
     network.load_state_dict(tensors)
     return network.eval(), header
-
-
-def read_header(path: str | Path) -> Header:
-    """Read and check a model file without building its network."""
-    return _read(Path(path))[0]
 
 
 def _grow(header: Header, device: str) -> Network:

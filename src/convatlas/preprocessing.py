@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 import torch
@@ -56,14 +57,14 @@ class Preprocessing:
         return len(self.mean)
 
     def for_channels(self, channels: int) -> Preprocessing:
-        """Return the same steps for another number of channels; the statistics of one channel are repeated."""
+        """Return the same steps for another number of channels; each gets the average statistics."""
         if channels < 1:
             raise SpecError(f"channels: a whole number from 1 on, not {channels}")
         if channels == self.channels:
             return self
-        if len(set(self.mean)) > 1 or len(set(self.std)) > 1:
-            raise SpecError(f"preprocessing has statistics for {self.channels} channels, but {channels} are asked for")
-        return dataclasses.replace(self, mean=self.mean[:1] * channels, std=self.std[:1] * channels)
+        # kept between the extremes, so that equal values stay what they are to the last bit
+        mean, std = (min(max(fmean(values), min(values)), max(values)) for values in (self.mean, self.std))
+        return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def for_size(self, size: int) -> Preprocessing:
         """Return the same steps for an input of `size` pixels; border and resize keep their proportion."""

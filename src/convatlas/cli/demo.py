@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from convatlas.cli import show
-from convatlas.predict import load
+from convatlas.draw import fields
+from convatlas.model import load
 from convatlas.tasks.classification import CRITERIA, evaluate
 from convatlas.tasks.pictures import draw_overview
 from convatlas.train import recipe
@@ -21,7 +24,7 @@ def demo(out: Path | None) -> None:
     """Fit LeNet-5 to the digits that ship with scikit-learn, then use the sealed file as anyone would."""
     say = show.console.print
     say("1. Train LeNet-5 on 1,797 handwritten digits (8x8 pixels, embedded in scikit-learn)", style="bold")
-    run = start("digits", MODEL, recipe_=recipe.RECIPES["default"].replaced({"epochs": EPOCHS}), out=out)
+    run = start("digits", MODEL, recipe=recipe.RECIPES["default"].replaced({"epochs": EPOCHS}), out=out)
     show.train(run)
     show.outcome(run)
     test = run.dataset.test
@@ -58,15 +61,15 @@ def demo(out: Path | None) -> None:
         path=picture,
     )
     say("\n3. Made", style="bold")
-    show.fields(
-        [
-            (str(picture), "predictions, learning curves, confusion matrix"),
-            (str(run.model_file), "the sealed model: weights, classes, preprocessing, how it was trained"),
-            (str(run.folder / "metrics.csv"), "one row per epoch"),
-            (str(folder), f"{SHOWN} held-out digits as picture files"),
-        ]
-    )
+    made = {
+        str(picture): "predictions, learning curves, confusion matrix",
+        str(run.model_file): "the sealed model: weights, classes, preprocessing, how it was trained",
+        str(run.folder / "metrics.csv"): "one row per epoch",
+        str(folder): f"{SHOWN} held-out digits as picture files",
+    }
+    say(fields(made))
     say("\nNext", style="bold")
-    say(f"  .venv/bin/convatlas predict {run.model_file} {folder}")
-    say("  .venv/bin/convatlas show lenet5")
-    say("  .venv/bin/convatlas fit YOUR_FOLDER --model lenet5_modern     # YOUR_FOLDER/<class>/*.png")
+    command = os.path.relpath(sys.argv[0]) if sys.argv[0].endswith("convatlas") else "convatlas"
+    say(f"  {command} predict {run.model_file} {folder}")
+    say(f"  {command} show lenet5")
+    say(f"  {command} fit YOUR_FOLDER --model lenet5_modern     # YOUR_FOLDER/<class>/*.png")

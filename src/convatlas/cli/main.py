@@ -79,21 +79,9 @@ def show_(
     classes: Classes = None,
 ) -> None:
     """Show a network: its card, its layers, its cost."""
-    from convatlas.catalog import variant
-    from convatlas.draw import COLUMNS
-    from convatlas.draw import table as layer_table
+    from convatlas.catalog import show as describe
 
-    card = variant(name).card
-    show.console.print(f"{card.title} ({card.year}), {card.taxonomy}", style="bold")
-    show.fields(
-        (what, getattr(card, what)) for what in ("paper", "innovation", "reported", "note")
-    )  # fmt: skip
-    measured = _measured(name, size, channels, classes)
-    show.console.print()
-    rows = [dataclasses.astuple(row) for row in layer_table(measured)]
-    show.table(COLUMNS, rows, right=("parameters", "MACs"))
-    show.console.print()
-    show.fields(_totals(measured).items())
+    show.console.print(describe(name, size=size, channels=channels, classes=classes))
 
 
 @app.command("cost", rich_help_panel=LOOK)
@@ -105,7 +93,11 @@ def cost_(
     as_json: Json = False,
 ) -> None:
     """Print the exact cost of one image through a network."""
-    measured = _measured(name, size, channels, classes)
+    from convatlas.catalog import measure
+    from convatlas.draw import fields
+    from convatlas.draw import totals as sums
+
+    measured = measure(name, size=size, channels=channels, classes=classes)
     if as_json:
         totals = {
             "parameters": measured.parameters,
@@ -124,29 +116,7 @@ def cost_(
         ]  # fmt: skip
         print(json.dumps({"name": name, **totals, "layers": layers}, indent=2))
     else:
-        show.fields(_totals(measured).items())
-
-
-def _measured(name: str, size: int | None, channels: int | None, classes: int | None) -> Any:
-    from convatlas.catalog import build, variant
-    from convatlas.costs import cost
-
-    row = variant(name)
-    spec = row.spec.scaled(resolution=size) if size is not None else row.spec
-    channels = channels if channels is not None else row.preprocessing.channels
-    return cost(build(spec, classes=classes if classes is not None else row.classes, channels=channels, device="meta"))
-
-
-def _totals(measured: Any) -> dict[str, str]:
-    from convatlas.draw import times
-
-    return {
-        "parameters": f"{measured.parameters:,}",
-        "MACs": f"{measured.macs:,} for one image of {times(measured.input.shape)}",
-        "activations": f"{measured.activations:,}",
-        "connections": f"{measured.connections:,} (inputs and bias of every unit, as in the papers of the 1990s)",
-        "receptive field": f"{times(measured.receptive_field)} px",
-    }
+        show.console.print(fields(sums(measured)))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -194,7 +164,7 @@ def fit(
     )  # fmt: skip
     with show.reading() as progress:
         changed = chosen.replaced(changes)
-        run = start(data, model, recipe_=changed, seed=seed, out=out, settings=settings, progress=progress)
+        run = start(data, model, recipe=changed, seed=seed, out=out, settings=settings, progress=progress)
     counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
     show.console.print(
         f"{model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed {seed}; "
@@ -249,7 +219,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model file on a data set, class by class."""
-    from convatlas.predict import load
+    from convatlas.model import load
 
     model = load(file)
     with show.reading() as progress:
@@ -271,7 +241,8 @@ def evaluate(
         return
     rows = [(name, pictures, right, f"{right / pictures:.2%}" if pictures else "") for name, pictures, right in counts]
     show.table(("class", "pictures", "right", "accuracy"), rows, right=("pictures", "right", "accuracy"))
-    show.measured(split, result)
+    whole = "; all pictures: a flattering number if the network was trained on some of them"
+    show.measured(split, result, whole if split == "all" else "")
     show.left_out(broken)
 
 
@@ -284,7 +255,7 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
 ) -> None:
     """Name what is in pictures. Unreadable ones are reported, the others answered; the exit code is then 2."""
-    from convatlas.predict import load
+    from convatlas.model import load
 
     if as_json and as_csv:
         raise ConvatlasError("choose one of --json and --csv")

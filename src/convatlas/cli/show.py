@@ -43,17 +43,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
         wide.print(drawn)
 
 
-def fields(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one pair a line; empty values are left out."""
-    kept = [(name, value) for name, value in pairs if value not in ("", None)]
-    width = max(len(name) for name, _ in kept)
-    for name, value in kept:
-        lines = str(value).split("\n")
-        console.print(Text.assemble((f"{name:<{width}}", "bold"), "  ", lines[0]))
-        for line in lines[1:]:
-            console.print(f"{'':<{width}}  {line}")
-
-
 @contextmanager
 def reading() -> Iterator[Progress]:
     """Show progress of reading or fetching data, on standard error."""
@@ -88,7 +77,7 @@ def train(run: Run) -> None:
     try:
         _train(run)
     except KeyboardInterrupt:
-        errors.print(f"convatlas: stopped after step {run.state.step:,}; `convatlas resume {run.folder}` goes on")
+        errors.print(f"convatlas: stopped; `convatlas resume {run.folder}` goes on from the last checkpoint")
         raise
 
 

@@ -67,13 +67,15 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
     """
     from convatlas.data.download import IDX_SETS, fetch_idx
 
-    name = str(data)
+    name = data if isinstance(data, str) else ""  # a Path is always a folder
     if name == "digits":
         return Digits()
     if name in IDX_SETS:
         folder = cache_folder() / name
         if not any(_idx_file(folder, part) for part in IDX_PARTS.values()) and not download:
-            raise DataError(f"{name} is not in {folder}; add --download to fetch it, or give a folder of its IDX files")
+            raise DataError(
+                f"{name} is not in {folder}; `fit --download` fetches it, or give a folder of its IDX files"
+            )
         if download:
             fetch_idx(name, folder, progress=progress)
         return IdxFolder(folder)
@@ -209,10 +211,14 @@ class PictureFolder(Source):
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.location = folder, folder.resolve().name, str(folder.resolve())
         folders = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-        parts = {
-            split: next((folders[name] for name in names if name in folders), None)
-            for split, names in SPLIT_FOLDERS.items()
-        }
+        # a class may be called "train" or "test", too; a split holds folders
+        folders = {name: path for name, path in folders.items() if any(inside.is_dir() for inside in path.iterdir())}
+        parts: dict[str, Path | None] = {}
+        for split, known in SPLIT_FOLDERS.items():
+            found = [folders[name] for name in known if name in folders]
+            if len(found) > 1:
+                raise DataError(f"{folder}: {' and '.join(p.name for p in found)} are both the {split} split; keep one")
+            parts[split] = found[0] if found else None
         train = parts["train"]
         if train is None and any(parts.values()):
             present = next(path for path in parts.values() if path)
@@ -225,9 +231,9 @@ class PictureFolder(Source):
         for split, root in roots.items():
             check_same_classes(self.classes, _class_folders(root), split=split, where=folder)
             self.listings[split] = _list_pictures(root, self.classes)
-        sample = self.listings["train"].paths
-        colours = [is_colour(path) for path in sample[:: max(1, len(sample) // 50)]]
-        self.channels = 3 if any(colours) or not any(colour is False for colour in colours) else 1
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            colours = set(pool.map(is_colour, self.listings["train"].paths))
+        self.channels = 1 if False in colours and True not in colours else 3
 
     def load(
         self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None

@@ -29,8 +29,16 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
         raise DataError(
             f"{where}: every class needs at least 2 pictures to set some aside; add pictures or a val folder"
         )
-    rest, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels.numpy(), random_state=seed)
-    return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(part))
+    _, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels.numpy(), random_state=seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[torch.from_numpy(part)] = True
+    for label in labels.unique().tolist():  # rounding can leave a rare class on one side only
+        members = (labels == label).nonzero().flatten()
+        if not chosen[members].any():
+            chosen[members[0]] = True
+        elif chosen[members].all():
+            chosen[members[0]] = False
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def with_val(dataset: Dataset, *, seed: int, share: float) -> Dataset:

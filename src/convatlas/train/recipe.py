@@ -24,8 +24,9 @@ class Recipe:
 
     epochs: passes over the training pictures.
     batch: pictures per step.
-    lr: highest learning rate; `schedule` says how it moves, after `warmup` epochs of linear growth.
-    momentum: of SGD, or the first beta of AdamW.
+    lr: highest learning rate. It grows from zero over `warmup` epochs ("onecycle": over a quarter of the training if
+        that is longer), then stays ("constant") or falls along half a cosine ("cosine", "onecycle").
+    momentum: Nesterov momentum of SGD, or the first beta of AdamW.
     weight_decay: on weights only, never on biases, gains and norms.
     smoothing: share of the target that is spread over all classes (cross entropy only).
     shuffle: a new order each epoch; without it the order of the data.
@@ -46,13 +47,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise SpecError(f"recipe.{name}: a whole number from 1 on, not {getattr(self, name)}")
         for name, low, high in (
-            ("lr", 0, math.inf), ("momentum", 0, 1), ("weight_decay", 0, math.inf), ("warmup", 0, self.epochs),
+            ("lr", 0, math.inf), ("momentum", 0, 0.9999), ("weight_decay", 0, math.inf), ("warmup", 0, self.epochs),
             ("smoothing", 0, 1),
         ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
+            if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
                 raise SpecError(f"recipe.{name}: {getattr(self, name)} is not between {low} and {high}")
         for name, known in (
             ("optimizer", get_args(Optimizer)),

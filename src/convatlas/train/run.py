@@ -8,8 +8,10 @@ import io
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 
 import convatlas
 from convatlas import modelfile
-from convatlas.catalog import SPEC_TYPES, build, variant
+from convatlas.catalog import SPEC_TYPES, build, resolve
 from convatlas.data.batches import Feed, derive_key
 from convatlas.data.images import Dataset
 from convatlas.data.sources import Progress, Source, find
@@ -33,7 +35,8 @@ from convatlas.tasks.classification import CRITERIA, Result, evaluate
 from convatlas.tasks.pictures import draw_curves
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from convatlas.train.loop import Step, train
-from convatlas.train.recipe import Recipe, recipe
+from convatlas.train.recipe import Recipe
+from convatlas.train.recipe import recipe as recipe_named
 
 MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN = (
     "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "broken.csv",
@@ -50,7 +53,7 @@ class Settings:
     size: resolution in pixels instead of the network's own.
     channels: 1 reads pictures as grey, 3 as RGB; as the data has it where left out.
     device: "cpu", "cuda", "mps" or "auto".
-    threads: CPU threads; all cores where left out. The order of sums, and so the last bits, depend on it.
+    threads: CPU threads; torch's own number where left out. The order of sums, and so the last bits, depend on it.
     val_share: share of the training pictures set aside to choose the best epoch, where the data has no val split;
         with 0 all are trained on and the last epoch is taken.
     max_broken: share of unreadable pictures that is left out and listed before the run refuses to start.
@@ -73,6 +76,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise RunError(f"threads: a whole number from 1 on, not {self.threads}")
+        if not 0 <= self.checkpoint_seconds < math.inf or self.checkpoint_steps < 0:
+            raise RunError("checkpoint_seconds and checkpoint_steps are numbers from 0 on")
+        if not (0 <= self.val_share < 1 and 0 <= self.max_broken <= 1):
+            raise RunError("val_share and max_broken are shares between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -135,11 +142,18 @@ class Run:
         """
         if self.state.finished:
             return
+        with _alone(self.folder):
+            yield from self._train()
+            self.finish()
+
+    def _train(self) -> Iterator[Step | dict[str, float]]:
         config, state, settings = self.config, self.state, self.config.settings
         feed = Feed(
             self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
             shuffle=config.recipe.shuffle, augment=config.recipe.augment, device=self.device,
         )  # fmt: skip
+        if state.seen and state.step % feed.steps == 0:  # stopped between the last step of an epoch and its end
+            yield self._end_epoch(feed.steps)
         begun, saved, saved_step = time.perf_counter() - state.seconds, time.perf_counter(), state.step
         for step in train(self.network, self.optimizer, feed, config.recipe, seed=config.seed, start=state.step):
             state.step = step.number + 1
@@ -149,9 +163,7 @@ class Run:
             state.seconds = time.perf_counter() - begun
             yield step
             if state.step % feed.steps == 0:
-                row = self._end_epoch(step)
-                state.seconds = time.perf_counter() - begun
-                self._save()
+                row = self._end_epoch(feed.steps)
                 saved, saved_step = time.perf_counter(), state.step
                 yield row
             elif (
@@ -160,16 +172,17 @@ class Run:
             ):
                 self._save()
                 saved, saved_step = time.perf_counter(), state.step
-        self._finish()
 
     def _save(self) -> None:
         save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state)
 
-    def _end_epoch(self, step: Step) -> dict[str, float]:
+    def _end_epoch(self, steps_per_epoch: int) -> dict[str, float]:
+        """Measure, note, seal if it is the best, and save."""
         state = self.state
+        epoch = state.step // steps_per_epoch
         row = {
-            "epoch": step.epoch + 1,
-            "lr": step.lr,
+            "epoch": epoch,
+            "lr": self.config.recipe.rate(state.step - 1, steps_per_epoch),
             "train_loss": state.loss_sum / state.seen,
             "train_accuracy": state.correct / state.seen,
         }
@@ -182,11 +195,12 @@ class Run:
         # the latest wins without a val split; with equal accuracy the lower loss does: small splits give many ties
         score = [(result.accuracy, -result.loss) for result in results.values()]
         if not score or score[0] > (state.best_accuracy, -state.best_loss):
-            state.best_epoch = step.epoch + 1
+            state.best_epoch = epoch
             for accuracy, loss in score:
                 state.best_accuracy, state.best_loss = accuracy, -loss
-            self._seal(MODEL, self.network, results)
+            self._seal(MODEL, results, epoch)
         _write_table(self.folder / METRICS, state.history)
+        self._save()
         return row
 
     def _evaluate(self, *splits: str) -> dict[str, Result]:
@@ -204,30 +218,38 @@ class Run:
                 )
         return results
 
-    def _finish(self) -> None:
-        """Measure last and best weights on the test split and seal both; `network` then holds the best ones."""
-        for file, epoch in ((LAST, self.config.recipe.epochs), (MODEL, self.state.best_epoch)):
-            if file == MODEL:
-                best, _ = modelfile.load(self.model_file)
-                self.network.load_state_dict(best.state_dict())
-            self.results = self._evaluate("val", "test")
-            self._seal(file, self.network, self.results, epoch)
+    def finish(self) -> None:
+        """Measure the last and the best weights on val and test and seal both; `network` then holds the best ones.
+
+        `steps` does so after the last epoch; a caller who stops earlier calls it. Raises RunError before the end of the
+        first epoch.
+        """
+        if not self.state.history:
+            raise RunError(f"{self.folder}: there is nothing to seal before the end of the first epoch")
+        if not self.state.finished:
+            self._seal(LAST, self._evaluate("val", "test"), len(self.state.history))
+        best, header = modelfile.load(self.model_file)
+        self.network.load_state_dict(best.state_dict())
+        self.results = self._evaluate("val", "test")
+        self._seal(MODEL, self.results, header.training["epoch"])
         draw_curves(self.state.history, self.folder / CURVES)
         self.state.finished = True
         self._save()
 
-    def _seal(self, file: str, network: Network, results: dict[str, Result], epoch: int | None = None) -> None:
+    def _seal(self, file: str, results: dict[str, Result], epoch: int) -> None:
+        """Write a model file; of the data only name and fingerprint go in, and no path of this machine."""
         config = self.config
-        training = config.to_plain()
-        for name in ("spec", "preprocessing", "classes"):
-            del training[name]
-        training |= {"epoch": epoch or self.state.best_epoch, "seconds": round(self.state.seconds, 2)}
+        training = {
+            "data": self.dataset.name, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(),
+            "seed": config.seed, "val_share": config.settings.val_share, "max_broken": config.settings.max_broken,
+            "versions": config.versions, "epoch": epoch, "seconds": round(self.state.seconds, 2),
+        }  # fmt: skip
         header = Header(
             name=config.model, spec=config.spec, classes=config.classes, preprocessing=config.preprocessing,
             criterion=config.recipe.loss, training=training, licence=config.settings.licence,
             metrics={split: result.summary() for split, result in results.items()},
         )  # fmt: skip
-        modelfile.save(self.folder / file, network, header)
+        modelfile.save(self.folder / file, self.network, header)
 
 
 def _device(name: str) -> torch.device:
@@ -249,25 +271,31 @@ def _new_folder(out: str | Path | None, data: str, model: str) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder}: exists already; choose another --out, or go on with `convatlas resume {folder}`")
     else:
-        base = Path("runs") / f"{data}-{model}"
-        tries = (base if n == 1 else base.with_name(f"{base.name}-{n}") for n in range(1, 100_000))
-        folder = next(path for path in tries if not path.exists())
+        folder, number = Path("runs") / f"{data}-{model}", 1
+        while folder.exists():
+            number += 1
+            folder = folder.with_name(f"{data}-{model}-{number}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        folder.mkdir(parents=True, exist_ok=out is not None)
     except OSError as error:
         raise RunError(f"{folder}: the run's folder cannot be written: {error.strerror or error}") from error
     return folder
 
 
-def choose_preprocessing(network: str, spec: Spec, source: Source, channels: int | None) -> Preprocessing:
-    """Return the network's own preprocessing, for the spec's resolution and for the channels of the data."""
-    return (
-        variant(network)
-        .preprocessing.for_size(spec.resolution)
-        .for_channels(source.channels if channels is None else channels)
-    )
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run's folder against other processes, and clear what a killed write left there."""
+    with (folder / CONFIG).open() as held:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{folder}: another process is training this run") from None
+        for leftover in folder.glob(f".*{PART}"):
+            leftover.unlink()
+        yield
 
 
 def _load(
@@ -282,9 +310,9 @@ def _load(
 
 def start(
     data: str | Path,
-    model: str,
+    model: str | Spec,
     *,
-    recipe_: str | Recipe | None = None,
+    recipe: str | Recipe | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     settings: Settings | None = None,
@@ -294,23 +322,24 @@ def start(
     settings = settings or Settings()
     if not 0 <= seed < 2**32:
         raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
-    row = variant(model)
-    chosen = recipe_ if isinstance(recipe_, Recipe) else recipe(recipe_ or row.recipe)
+    name, row = resolve(model)
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe or row.recipe)
     spec = row.spec.scaled(resolution=settings.size) if settings.size is not None else row.spec
-    _device(settings.device)
+    device = _device(settings.device)
     source = find(data, download=settings.download, progress=progress)
-    preprocessing = choose_preprocessing(model, spec, source, settings.channels)
+    channels = source.channels if settings.channels is None else settings.channels
+    preprocessing = row.preprocessing.for_size(spec.resolution).for_channels(channels)
     dataset = _load(source, preprocessing, seed, settings, progress)
-    folder = _new_folder(out, source.name, model)
+    folder = _new_folder(out, source.name, name)
     threads = settings.threads or torch.get_num_threads()
     config = Config(
         data=source.location,
-        model=model,
+        model=name,
         spec=spec,
         preprocessing=preprocessing,
         recipe=chosen,
         seed=seed,
-        settings=dataclasses.replace(settings, threads=threads),
+        settings=dataclasses.replace(settings, threads=threads, device=device.type),
         classes=source.classes,
         fingerprint=dataset.fingerprint(),
         versions={
@@ -353,8 +382,6 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
     dataset = _load(source, config.preprocessing, config.seed, config.settings, progress)
     if dataset.fingerprint() != config.fingerprint:
         raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
-    for leftover in folder.glob(f".*{PART}"):  # of a write that was killed
-        leftover.unlink()
     run = Run(folder, config, dataset)
     if (folder / CHECKPOINT).exists():
         run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer)
@@ -370,7 +397,7 @@ def _drive(run: Run, watch: Watch | None) -> Run:
 
 def fit(
     data: str | Path,
-    model: str,
+    model: str | Spec,
     *,
     recipe: str | Recipe | None = None,
     seed: int = 0,
@@ -381,15 +408,21 @@ def fit(
     """Train a network on a data set and seal the best weights into `<run>/model.safetensors`.
 
     data: "digits", "mnist", "fashion_mnist", a folder of IDX files, or a folder of pictures (see docs/data.md).
-    model: a name of the catalogue.
+    model: a name of the catalogue, or a spec of one of its families.
     recipe: a Recipe or the name of one; the network's own where left out.
     seed: decides initial weights, order, augmentation and missing splits.
     out: the run's folder, new or empty; runs/<data>-<model> where left out.
     watch: called with every Step and with each epoch's row of metrics.
     """
-    return _drive(start(data, model, recipe_=recipe, seed=seed, out=out, settings=settings), watch)
+    return _drive(start(data, model, recipe=recipe, seed=seed, out=out, settings=settings), watch)
 
 
 def resume(folder: str | Path, *, watch: Watch | None = None) -> Run:
-    """Go on with a run that was stopped; the result is the one of a run that never was (bit for bit on CPU)."""
-    return _drive(reopen(folder), watch)
+    """Go on with a run that was stopped; the result is the one of a run that never was (bit for bit on CPU).
+
+    A finished run is measured again, from its model file.
+    """
+    run = reopen(folder)
+    if run.state.finished:
+        run.finish()
+    return _drive(run, watch)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from convatlas.errors import DataError
-from convatlas.predict import Model, Prediction, load
+from convatlas.model import Model, Prediction, load
 from convatlas.train import Run
 
 

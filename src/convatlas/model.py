@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,8 @@ from convatlas.data.splits import with_val
 from convatlas.errors import DataError, ModelFileError
 from convatlas.joins import Network
 from convatlas.modelfile import Header
-from convatlas.tasks.classification import CRITERIA, Result, evaluate
+from convatlas.tasks import classification
+from convatlas.tasks.classification import CRITERIA, Result
 
 Picture = str | Path | Image.Image | np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | Tensor
 """A file, a PIL picture, or 8-bit values: arrays (height, width[, channels]), tensors (channels, height, width)."""
@@ -62,10 +63,11 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         return self.header.classes
 
-    def predict(self, pictures: Picture | Sequence[Picture], *, batch: int = 64) -> list[Prediction]:
+    def predict(self, pictures: Picture | Iterable[Picture], *, batch: int = 64) -> list[Prediction]:
         """Return one prediction for each picture, in order; a picture that cannot be read gives one with an `error`."""
-        many = pictures if isinstance(pictures, Sequence) and not isinstance(pictures, str) else [pictures]
-        return list(self.stream(many, batch=batch))
+        if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
+            pictures = [pictures]
+        return list(self.stream(list(pictures), batch=batch))
 
     @torch.inference_mode()
     def stream(self, pictures: Sequence[Picture], *, batch: int = 64) -> Iterator[Prediction]:
@@ -103,7 +105,7 @@ class Model:
         Raises DataError if the classes are not the ones the network knows; they are matched by name.
         """
         if max_broken is None:
-            max_broken = self.header.training.get("settings", {}).get("max_broken", 0.01)
+            max_broken = self.header.training.get("max_broken", 0.01)
         source = find(data, progress=progress)
         check_same_classes(self.classes, source.classes, split="data", where=data)
         dataset = source.load(self.header.preprocessing, max_broken=max_broken, progress=progress)
@@ -117,14 +119,16 @@ class Model:
         images = splits[split]
         order = torch.tensor([self.classes.index(name) for name in source.classes])
         images = Images(images.pixels, order[images.labels], images.names)
-        result = evaluate(self.network, images, self.header.preprocessing, CRITERIA[self.header.criterion])
+        result = classification.evaluate(
+            self.network, images, self.header.preprocessing, CRITERIA[self.header.criterion]
+        )
         return Evaluation(split, result, dataset.broken)
 
     def _as_trained(self, dataset: Dataset) -> Dataset:
         """Set val aside as in the training if this is the same data, else return it as it is."""
         training = self.header.training
         try:
-            cut = with_val(dataset, seed=training["seed"], share=training["settings"]["val_share"])
+            cut = with_val(dataset, seed=training["seed"], share=training["val_share"])
         except (DataError, KeyError):
             return dataset
         return cut if cut.fingerprint() == training.get("fingerprint") else dataset
@@ -165,3 +169,13 @@ def load(path: str | Path) -> Model:
     if header.criterion not in CRITERIA:
         raise ModelFileError(f"{path}: unknown criterion {header.criterion!r}; upgrade convatlas")
     return Model(network, header)
+
+
+def predict(file: str | Path, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
+    """Name what is in pictures with a sealed model file; see Model.predict."""
+    return load(file).predict(pictures)
+
+
+def evaluate(file: str | Path, data: str | Path, *, split: str | None = None) -> Evaluation:
+    """Measure a sealed model file on a data set; see Model.evaluate."""
+    return load(file).evaluate(data, split=split)
