@@ -124,7 +124,7 @@ class Feed:
         order = (epoch_order(self.seed, epoch, count) if self.shuffle else torch.arange(count)).to(self.device)
         for samples in order.split(self.batch)[start:]:
             pixels = self.augment(
-                self.pixels[samples], samples, seed=self.seed, epoch=epoch, fill=self.preprocessing.fill
+                self.pixels.index_select(0, samples), samples, seed=self.seed, epoch=epoch, fill=self.preprocessing.fill
             )
             yield Batch(self.preprocessing.normalise(pixels), self.labels[samples], samples)
 
