@@ -536,3 +536,22 @@ def test_names_that_are_no_text_give_no_traceback(tmp_path: Path) -> None:
     if outcome.code:
         check_refused(outcome, "caf")
         assert not (tmp_path / "run").exists()
+
+
+# --- the demonstration
+
+
+def test_demo_goes_the_whole_way(convatlas: Command, tmp_path: Path) -> None:
+    outcome = convatlas("demo", "--out", tmp_path / "demo")
+    assert outcome.code == 0
+    model = load(tmp_path / "demo" / "model.safetensors")
+    assert model.header.metrics["test"]["accuracy"] >= 0.985
+    assert (tmp_path / "demo" / "overview.png").read_bytes().startswith(b"\x89PNG")
+    examples = sorted((tmp_path / "demo" / "examples").glob("*.png"))
+    assert len(examples) == 16
+    right = [
+        prediction.label == path.name[0] for prediction, path in zip(model.predict(examples), examples, strict=True)
+    ]
+    assert sum(right) >= 10
+    commands = [line for line in outcome.out.splitlines() if line.startswith("  ") and "convatlas " in line]
+    assert len(commands) == 3

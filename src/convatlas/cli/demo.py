@@ -17,7 +17,7 @@ from convatlas.tasks.pictures import draw_overview
 from convatlas.train import recipe
 from convatlas.train.run import start
 
-MODEL, EPOCHS, SHOWN = "lenet5_modern", 40, 16
+MODEL, EPOCHS, SHOWN = "lenet5_modern", 100, 16
 
 
 def demo(out: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -86,18 +86,22 @@ def _train(run: Run) -> None:
     val = "val error" if run.dataset.val else ""
     console.print(f"{'epoch':>7}  {'loss':>8}  {'train error':>11}  {val:>9}  {'seconds':>7}", style="bold")
 
-    def row(epoch: dict[str, float]) -> str:
+    every = max(1, recipe.epochs // 25)
+
+    def tell(epoch: dict[str, float], style: str = "") -> None:
+        """Print the row of an epoch; of a long training every n-th."""
+        if epoch["epoch"] % every and epoch["epoch"] != recipe.epochs:
+            return
         val = f"{1 - epoch['val_accuracy']:.2%}" if "val_accuracy" in epoch else ""
         best = "  best" if run.state.best_epoch == epoch["epoch"] and val else ""
-        return (
-            f"{epoch['epoch']:>7}  {epoch['train_loss']:>8.4f}  {1 - epoch['train_accuracy']:>11.2%}  {val:>9}  "
-            f"{epoch['seconds']:>7.1f}{best}"
-        )
+        errors_told = f"{1 - epoch['train_accuracy']:>11.2%}  {val:>9}"
+        text = f"{epoch['epoch']:>7}  {epoch['train_loss']:>8.4f}  {errors_told}  {epoch['seconds']:>7.1f}{best}"
+        console.print(text, style=style)
 
     for past in run.state.history:
-        console.print(row(past), style="dim")
+        tell(past, "dim")
     if not console.is_terminal:
-        _train_in_lines(run, row)
+        _train_in_lines(run, tell)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -108,7 +112,7 @@ def _train(run: Run) -> None:
         begun, first, shown = time.monotonic(), run.state.step, 0.0
         for event in run.steps():
             if isinstance(event, dict):
-                bar.console.print(row(event))
+                tell(event)
             elif time.monotonic() - shown > 0.1:  # the bar costs more than a small network's step
                 shown = time.monotonic()
                 rate = (event.number + 1 - first) * recipe.batch / (shown - begun)
@@ -116,13 +120,13 @@ def _train(run: Run) -> None:
                 bar.update(task, completed=event.number + 1, description=text, rate=f"{rate:,.0f} images/s")
 
 
-def _train_in_lines(run: Run, row: Any) -> None:
+def _train_in_lines(run: Run, tell: Callable[[dict[str, float]], None]) -> None:
     last = time.monotonic()
     event: Step | dict[str, float]
     for event in run.steps():
         if isinstance(event, dict):
             last = time.monotonic()
-            console.print(row(event))
+            tell(event)
         elif time.monotonic() - last >= INTERVAL:
             last = time.monotonic()
             console.print(f"        step {event.number + 1:,}  loss {event.loss:.4f}")

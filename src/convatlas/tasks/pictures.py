@@ -80,7 +80,7 @@ def _confusion(axes: Any, result: Result, classes: Sequence[str]) -> None:
     counts = result.confusion.double()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     wrong = share.clone().fill_diagonal_(0)
-    axes.imshow(wrong, cmap="Reds", vmin=0, vmax=max(0.05, float(wrong.max()) * 1.3))
+    axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=max(0.05, float(wrong.max()) * 1.3))
     if len(classes) <= 20:
         for row, column in torch.nonzero(counts).tolist():
             on_diagonal = row == column
@@ -133,7 +133,7 @@ def draw_overview(
     for i in range(count):
         cell = left[divmod(i, columns)].subgridspec(1, 2, wspace=0.1)
         axes = figure.add_subplot(cell[0])
-        axes.imshow(pictures[i].permute(1, 2, 0).squeeze(-1), cmap="gray_r" if pictures.shape[1] == 1 else None)
+        axes.imshow(pictures[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r" if pictures.shape[1] == 1 else None)
         axes.set_axis_off()
         _bars(figure.add_subplot(cell[1]), shown.probabilities[i], int(shown.labels[i]), classes)
     right = figure.add_gridspec(
