@@ -142,6 +142,6 @@ def draw_overview(
     _curves(figure.add_subplot(right[0, 0]), figure.add_subplot(right[0, 1]), history)
     _confusion(figure.add_subplot(right[1, :]), result, classes)
     figure.text(0.03, 0.925, "the three most probable classes:", fontsize=8.5, color=INK)
-    for x, text, colour in ((0.175, "the true one", RIGHT), (0.245, "a wrong answer", WRONG), (0.33, "others", QUIET)):
+    for x, text, colour in ((0.187, "the true one", RIGHT), (0.262, "a wrong answer", WRONG), (0.35, "others", QUIET)):
         figure.text(x, 0.925, text, fontsize=8.5, color=colour, weight="bold")
     _save(figure, path)
