@@ -355,3 +355,24 @@ def test_macs_are_those_that_torch_counts(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *network.input_shape))
     assert counter.get_total_flops() == 2 * run_macs(network, cost(network))
+
+
+def test_a_class_that_changes_the_forward_pass_of_a_known_one_is_refused() -> None:
+    class Sideways(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([layer(x) for layer in self], 1)
+
+    with pytest.raises(CostError, match="forward pass is not that of Sequential"):
+        cost(Sideways(nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)), (3, 8, 8))
+
+
+def test_parameters_outside_of_layers_are_refused() -> None:
+    chain = nn.Sequential(nn.Conv2d(3, 4, 1))
+    chain.register_parameter("loose", nn.Parameter(torch.zeros(5)))
+    with pytest.raises(CostError, match="holds 21 parameters, but its layers 16"):
+        cost(chain, (3, 8, 8))
+
+
+def test_receptive_field_is_the_largest_along_each_axis() -> None:
+    tree = nn.Sequential(Concat(nn.Conv2d(1, 2, (1, 7), padding="same"), nn.Conv2d(1, 2, (7, 1), padding="same")))
+    assert cost(tree, (1, 9, 9)).receptive_field == (7, 7)

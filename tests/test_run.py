@@ -202,6 +202,56 @@ def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:
         ca.resume(tmp_path)
 
 
+def test_a_resumed_run_tells_which_versions_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run.start("digits", "lenet1", recipe=RECIPES["lecun1998"], out=folder, settings=SETTINGS)
+    assert run.reopen(folder).changed_versions == {}
+    config = json.loads((folder / run.CONFIG).read_text())
+    config["versions"]["torch"] = "1.0"
+    (folder / run.CONFIG).write_text(json.dumps(config))
+    assert run.reopen(folder).changed_versions == {"torch": ("1.0", torch.__version__)}
+
+
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run.start("digits", "lenet1", recipe=RECIPES["lecun1998"], out=folder, settings=SETTINGS)
+    steps = first.steps()
+    next(steps)
+    with pytest.raises(RunError, match="another process is training this run"):
+        next(run.reopen(folder).steps())
+    steps.close()
+    next(run.reopen(folder).steps())
+
+
+def test_a_run_that_is_stopped_early_can_be_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    current = run.start("digits", "lenet1", recipe=RECIPES["lecun1998"], out=folder, settings=SETTINGS)
+    with pytest.raises(RunError, match="before the end of the first epoch"):
+        current.finish()
+    for event in current.steps():
+        if isinstance(event, dict):
+            break
+    current.finish()
+    assert current.results["test"].summary() == ca.load(current.model_file).header.metrics["test"]
+
+
+def test_an_epoch_whose_end_was_not_reached_is_ended_first(tmp_path: Path) -> None:
+    recipe = RECIPES["default"].replaced({"epochs": 1})
+    current = run.start("digits", "lenet1", recipe=recipe, out=tmp_path / "run", settings=SETTINGS)
+    for event in current.steps():
+        if isinstance(event, Step) and event.number == STEPS // 2 - 1:
+            break
+    assert [event["epoch"] for event in current.steps() if isinstance(event, dict)] == [1]
+    assert current.state.finished
+
+
+def test_a_spec_can_be_fitted(tmp_path: Path) -> None:
+    spec = ca.spec("lenet5_modern").scaled(width=0.5)
+    recipe = RECIPES["default"].replaced({"epochs": 1})
+    finished = ca.fit("digits", spec, recipe=recipe, out=tmp_path / "run", settings=SETTINGS)
+    assert ca.load(finished.model_file).header.spec == spec
+
+
 def test_resume_refuses_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPES["default"].replaced({"epochs": 1})
     run.start("digits", "lenet1", recipe=recipe, out=tmp_path / "run", settings=SETTINGS)

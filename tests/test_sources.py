@@ -16,7 +16,7 @@ from conftest import COLOURS, write_idx, write_idx_folder, write_pictures
 from convatlas.data import sources
 from convatlas.data.images import Dataset, Images, check_same_classes, read_picture
 from convatlas.data.sources import IDX_PARTS, find
-from convatlas.data.splits import VAL_SHARE, with_val
+from convatlas.data.splits import VAL_SHARE, split_off, with_val
 from convatlas.errors import DataError
 from convatlas.preprocessing import Preprocessing
 
@@ -508,3 +508,10 @@ def test_progress_counts_every_picture(pictures: Path) -> None:
     find(pictures).load(RGB, progress=lambda *news: told.append(news))
     assert Counter(what for what, _, _ in told) == {"reading train": 36, "reading val": 36}
     assert told[-1] == ("reading val", 36, 36)
+
+
+def test_a_rare_class_stays_on_both_sides() -> None:
+    labels = torch.tensor([0] * 1000 + [1] * 1000 + [2] * 2)
+    rest, part = split_off(labels, 0.2, seed=0, where="data")
+    assert torch.bincount(labels[rest]).tolist()[2] == torch.bincount(labels[part]).tolist()[2] == 1
+    assert sorted([*rest.tolist(), *part.tolist()]) == list(range(len(labels)))

@@ -200,6 +200,8 @@ def resume(
     if opened.state.finished:
         show.console.print(f"{run} is finished; its model file is {opened.model_file}")
         return
+    for name, (begun, now) in opened.changed_versions.items():
+        show.errors.print(f"convatlas: the run began with {name} {begun}, now it is {now}: the last bits may differ")
     show.console.print(f"{opened.config.model}: going on at step {opened.state.step:,}")
     show.train(opened)
     show.outcome(opened)

@@ -135,6 +135,12 @@ class Run:
         """The sealed file of the best epoch."""
         return self.folder / MODEL
 
+    @property
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """What the run began with and what runs it now, where they differ; the last bits may then differ, too."""
+        now = _versions()
+        return {name: (begun, now[name]) for name, begun in self.config.versions.items() if now[name] != begun}
+
     def steps(self) -> Iterator[Step | dict[str, float]]:
         """Train from where the run stands; yield every step, and after an epoch its row of metrics.
 
@@ -298,6 +304,10 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _versions() -> dict[str, str]:
+    return {"convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
 def _load(
     source: Source, preprocessing: Preprocessing, seed: int, settings: Settings, progress: Progress | None
 ) -> Dataset:
@@ -342,9 +352,7 @@ def start(
         settings=dataclasses.replace(settings, threads=threads, device=device.type),
         classes=source.classes,
         fingerprint=dataset.fingerprint(),
-        versions={
-            "convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        },
+        versions=_versions(),
     )  # fmt: skip
     try:
         write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
