@@ -515,3 +515,8 @@ def test_a_rare_class_stays_on_both_sides() -> None:
     rest, part = split_off(labels, 0.2, seed=0, where="data")
     assert torch.bincount(labels[rest]).tolist()[2] == torch.bincount(labels[part]).tolist()[2] == 1
     assert sorted([*rest.tolist(), *part.tolist()]) == list(range(len(labels)))
+
+
+def test_training_pictures_of_a_folder_do_not_come_class_after_class(pictures: Path) -> None:
+    labels = load(pictures).train.labels
+    assert labels.tolist() != labels.sort().values.tolist()

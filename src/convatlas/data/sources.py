@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convatlas.data.batches import epoch_order
 from convatlas.data.images import (
     EXTENSIONS,
     Broken,
@@ -231,6 +232,10 @@ class PictureFolder(Source):
         for split, root in roots.items():
             check_same_classes(self.classes, _class_folders(root), split=split, where=folder)
             self.listings[split] = _list_pictures(root, self.classes)
+        # mixed once and for all: a recipe that keeps the order of the data must not see class after class
+        listed = self.listings["train"]
+        order = epoch_order(0, 0, len(listed.paths)).tolist()
+        self.listings["train"] = _Listing([listed.paths[i] for i in order], [listed.labels[i] for i in order])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             colours = set(pool.map(is_colour, self.listings["train"].paths))
         self.channels = 1 if False in colours and True not in colours else 3
