@@ -68,7 +68,7 @@ def names(*, family: str | None = None, max_params: float | None = None) -> list
         raise SpecError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")
     chosen: Iterable[str] = FAMILIES[family] if family is not None else CATALOG
     if max_params is not None:
-        chosen = [name for name in chosen if cost(build(name, device="meta")).parameters <= max_params]
+        chosen = [name for name in chosen if measure(name).parameters <= max_params]
     return sorted(chosen, key=lambda name: CATALOG[name].card.year)
 
 

@@ -55,13 +55,12 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the networks, by year, with their exact cost."""
-    from convatlas.catalog import CATALOG, build, names
-    from convatlas.costs import cost
+    from convatlas.catalog import CATALOG, measure, names
 
     rows = []
     for name in names(family=family, max_params=max_params):
         row = CATALOG[name]
-        measured = cost(build(name, device="meta"))
+        measured = measure(name)
         rows.append((name, row.card.year, row.spec.resolution, measured.parameters, measured.macs, row.card.taxonomy))
     columns = ("name", "year", "input px", "parameters", "MACs", "taxonomy")
     if as_json:
