@@ -111,12 +111,12 @@ class Model:
         dataset = source.load(self.header.preprocessing, max_broken=max_broken, progress=progress)
         if dataset.val is None:
             dataset = self._as_trained(dataset)
-        splits = {**dataset.splits, "all": dataset.whole}
+        names = (*dataset.splits, "all")
         if split is None:
-            split = next(name for name in ("test", "val", "all") if name in splits)
-        if split not in splits:
-            raise DataError(f"{data}: there is no split {split!r}; there are {', '.join(splits)}")
-        images = splits[split]
+            split = next(name for name in ("test", "val", "all") if name in names)
+        if split not in names:
+            raise DataError(f"{data}: there is no split {split!r}; there are {', '.join(names)}")
+        images = dataset.whole if split == "all" else dataset.splits[split]
         order = torch.tensor([self.classes.index(name) for name in source.classes])
         images = Images(images.pixels, order[images.labels], images.names)
         result = classification.evaluate(
