@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convatlas.catalog import CATALOG, build
+from convatlas.catalog import CATALOG
 from convatlas.costs import Cost, Signal, Tally, cost, rule
 from convatlas.errors import CostError
-from convatlas.joins import Chain, Concat, Product, Sum
-from convatlas.layers import LinkedConv2d, RadialBasis, Subsample
+from convatlas.joins import Chain, Concat, Pair, Product, Sum
+from convatlas.layers.channels import ChannelsLast
+from convatlas.layers.historic import LinkedConv2d, RadialBasis, Subsample
+from convatlas.weights import build
 
 
 def shape_in_torch(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -177,7 +179,6 @@ class Mystery(nn.Module):
         (Chain(out=nn.Linear(3, 2)), "out"),
         (Chain(flat=nn.Flatten(), out=RadialBasis(torch.ones(2, 100))), "out"),
         (Chain(flat=nn.Flatten(2)), "flat"),
-        (Chain(pool=nn.AdaptiveAvgPool2d(2)), "pool"),
         (Chain(conv=nn.Conv2d(3, 8, 7)), "conv"),
         (Chain(conv=nn.Conv2d(3, 8, 3, dilation=3)), "conv"),
         (Chain(pool=nn.MaxPool2d(7)), "pool"),
@@ -316,24 +317,40 @@ def test_global_gate_leaves_the_field_local() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", CATALOG)
 def test_output_of_the_walk_is_the_output_of_the_network(name: str, channels: int) -> None:
-    network = build(name, classes=7, channels=channels)
-    assert cost(network).output.shape == shape_in_torch(network, network.input_shape) == (7,)
+    network = build(name, classes=7, channels=channels, device="meta").eval()
+    assert cost(network).output.shape == (7,)
+    assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, 7)
+
+
+def shape_of(y: Tensor | Pair) -> tuple[int, ...]:
+    return tuple((y.now if isinstance(y, Pair) else y).shape[1:])
+
+
+@pytest.mark.parametrize(("size", "out", "field"), [(6, 6, 1), (12, 6, 2), (7, 6, 2), (20, 6, 4), (1, 6, 1)])
+def test_adaptive_pooling_reads_what_it_covers(size: int, out: int, field: int) -> None:
+    measured = cost(Chain(pool=nn.AdaptiveAvgPool2d(out)), (3, size, size))
+    assert measured.output.shape == (3, out, out)
+    assert measured.receptive_field == (field, field)
 
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_layer_has_the_shape_of_its_real_output(name: str) -> None:
-    network = build(name).eval()
+    network = build(name, device="meta").eval()
     shapes: dict[str, Any] = {}
     for path, module in network.named_modules():
-        module.register_forward_hook(lambda _, __, y, path=path: shapes.update({path: tuple(y.shape[1:])}))
-    network(torch.zeros(1, *network.input_shape))
+        module.register_forward_hook(lambda _, __, y, path=path: shapes.update({path: shape_of(y)}))
+    network(torch.zeros(1, *network.input_shape, device="meta"))
     for layer in cost(network).layers:
-        assert layer.output.shape == shapes[layer.path], layer.path
+        shape = shapes[layer.path]
+        parent = network.get_submodule(layer.path.rpartition(".")[0])
+        if isinstance(parent, ChannelsLast):
+            shape = (shape[-1], *shape[:-1])
+        assert layer.output.shape == shape, layer.path
 
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_parameters_are_those_of_the_network(name: str) -> None:
-    network = build(name)
+    network = build(name, device="meta")
     assert cost(network).parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -351,9 +368,9 @@ def run_macs(network: nn.Module, measured: Cost) -> int:
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_macs_are_those_that_torch_counts(name: str) -> None:
-    network = build(name, channels=3)
+    network = build(name, channels=3, device="meta").eval()
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *network.input_shape))
+        network(torch.zeros(1, *network.input_shape, device="meta"))
     assert counter.get_total_flops() == 2 * run_macs(network, cost(network))
 
 

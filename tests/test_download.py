@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from convatlas.data import download
-from convatlas.data.download import IDX_SETS, IdxSet, fetch
+from convatlas.data.idx import IDX_SETS, IdxSet
 from convatlas.data.sources import find
+from convatlas.download import fetch
 from convatlas.errors import DataError
 
 CONTENT = bytes(range(256)) * 1000
@@ -222,7 +222,7 @@ def mnist(
     files = {f"/{path.name}": path.read_bytes() for path in idx_folder.iterdir()}
     digests = {name[1:]: hashlib.sha256(body).hexdigest() for name, body in files.items()}
     site, broken = serve(files), serve(files, failure="404")
-    monkeypatch.setitem(download.IDX_SETS, "mnist", IdxSet((broken.url, site.url), digests))
+    monkeypatch.setitem(IDX_SETS, "mnist", IdxSet((broken.url, site.url), digests))
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
     return site, tmp_path / "cache"
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convatlas.catalog import CATALOG, FAMILIES, build
+from convatlas.catalog import CATALOG, FAMILIES
 from convatlas.costs import cost
 from convatlas.families.lenet import C3_LINKS, H2_LINKS, LENET1_LINKS, LeNet5, codes, stretch
 from convatlas.joins import Network
-from convatlas.layers import LinkedConv2d, Links, ScaledTanh, Subsample
+from convatlas.layers.historic import LinkedConv2d, Links, ScaledTanh, Subsample
+from convatlas.weights import build
 
 Array = NDArray[np.float64]
 
@@ -248,7 +249,7 @@ def test_codes_do_not_depend_on_the_global_generator() -> None:
 @pytest.mark.parametrize("factor", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("channels", [1, 3, 13])
 @pytest.mark.parametrize("classes", [2, 10, 37])
-@pytest.mark.parametrize("name", FAMILIES["lenet"])
+@pytest.mark.parametrize("name", FAMILIES["lenet"].variants)
 def test_any_classes_channels_and_widths_run_forward_and_backward(
     name: str, classes: int, channels: int, factor: float
 ) -> None:
@@ -260,7 +261,7 @@ def test_any_classes_channels_and_widths_run_forward_and_backward(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", FAMILIES["lenet"])
+@pytest.mark.parametrize("name", FAMILIES["lenet"].variants)
 def test_state_dict_holds_weights_and_codes_but_no_link_tables(name: str) -> None:
     network = build(name)
     assert set(network.state_dict()) - {path for path, _ in network.named_parameters()} <= {"head.penalty.codes"}

@@ -97,9 +97,10 @@ def test_normalise_is_the_naive_formula() -> None:
 
 @pytest.mark.parametrize("row", CATALOG.values(), ids=list(CATALOG))
 def test_normalise_spans_the_range_that_the_papers_name(row: Any) -> None:
-    ends = row.preprocessing.normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)).flatten().tolist()
-    (mean,), (std,) = row.preprocessing.mean, row.preprocessing.std
-    assert ends == pytest.approx([-mean / std, (1 - mean) / std], abs=1e-6)
+    steps = row.preprocessing
+    ends = steps.normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(-1, steps.channels, 1, 1))
+    for channel, (mean, std) in enumerate(zip(steps.mean, steps.std, strict=True)):
+        assert ends[:, channel].flatten().tolist() == pytest.approx([-mean / std, (1 - mean) / std], abs=1e-6)
 
 
 @pytest.mark.parametrize(

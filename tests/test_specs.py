@@ -72,7 +72,7 @@ def test_plain_data_reads_back_as_the_same_spec(name: str) -> None:
     assert reread(SPECS[name]) == SPECS[name]
 
 
-@given(st.sampled_from(sorted(SPECS)), factors, factors, st.integers(32, 500))
+@given(st.sampled_from(sorted(SPECS)), factors, factors, st.integers(80, 500))
 def test_plain_data_of_a_scaled_spec_reads_back(name: str, width: float, depth: float, resolution: int) -> None:
     spec = SPECS[name].scaled(width=width, depth=depth, resolution=resolution)
     assert reread(spec) == spec

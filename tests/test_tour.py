@@ -9,39 +9,20 @@ import shutil
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from convatlas.catalog import CATALOG, build
+from convatlas.catalog import CATALOG
 from convatlas.errors import SpecError
-from convatlas.joins import Network
-from convatlas.specs import Spec
+from convatlas.weights import build
+from networks import grown, outputs, tiny
 
 every_network = pytest.mark.parametrize("name", CATALOG)
-
-
-def small(name: str) -> Spec:
-    """Return the network's spec, at 64 px or its minimum where it was printed for larger images."""
-    spec = CATALOG[name].spec
-    return spec.scaled(resolution=min(spec.resolution, max(spec.minimum, 64)))
-
-
-def grown(name: str) -> tuple[Network, Tensor]:
-    """Return the network with weights of a fixed seed, ready for inference, and a batch of two images."""
-    torch.manual_seed(0)
-    network = build(small(name), classes=7, channels=3).eval()
-    return network, torch.randn(2, *network.input_shape)
-
-
-def outputs(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        y: Tensor = network(x)
-    return y
 
 
 @every_network
 def test_network_has_the_three_named_parts(name: str) -> None:
     network, _ = grown(name)
-    assert [part for part, _ in network.named_children()] == ["stem", "stages", "head"]
+    assert [part for part, _ in network.named_children()] == ["stem", "stages", "head", "auxiliary"]
 
 
 @every_network
@@ -60,14 +41,20 @@ def test_forward_gives_finite_scores(name: str) -> None:
 @every_network
 def test_images_of_a_batch_do_not_mix(name: str) -> None:
     network, x = grown(name)
-    torch.testing.assert_close(outputs(network, x)[:1], outputs(network, x[:1]))
+    both, one = outputs(network, x), outputs(network, x[:1])
+    # fresh weights let the activations of very deep networks grow
+    torch.testing.assert_close(both[:1], one, rtol=1e-4, atol=1e-5 * float(both.abs().max()))
 
 
 @every_network
 def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
     network, x = grown(name)
-    nn.functional.cross_entropy(network.train()(x), torch.tensor([0, 1])).backward()
+    _, loss = network.train().loss(x, torch.tensor([0, 1]), nn.functional.cross_entropy)
+    loss.backward()
     for path, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            assert path.startswith("stem.boost.learner"), path
+            continue
         assert parameter.grad is not None, path
         assert parameter.grad.isfinite().all(), path
 
@@ -98,7 +85,7 @@ def test_state_dict_carries_all_that_outputs_depend_on(name: str) -> None:
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
-    other = build(small(name), classes=7, channels=3).eval()
+    other = build(tiny(name), classes=7, channels=3).eval()
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(outputs(other, x), outputs(network, x))
 
@@ -106,6 +93,8 @@ def test_state_dict_carries_all_that_outputs_depend_on(name: str) -> None:
 @every_network
 def test_channels_last_gives_equal_outputs(name: str) -> None:
     network, x = grown(name)
+    if x.ndim != 4:
+        pytest.skip("channels_last is for images; clips have a layout of their own")
     expected = outputs(network, x)
     last = torch.channels_last
     torch.testing.assert_close(
@@ -116,7 +105,7 @@ def test_channels_last_gives_equal_outputs(name: str) -> None:
 @every_network
 @pytest.mark.parametrize("classes", [2, 37])
 def test_meta_device_grows_shapes_without_memory(name: str, classes: int) -> None:
-    network = build(small(name), classes=classes, channels=3, device="meta")
+    network = build(tiny(name), classes=classes, channels=3, device="meta")
     assert all(tensor.is_meta for tensor in network.state_dict().values())
     assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, classes)
 
@@ -128,7 +117,7 @@ def test_export_has_equal_outputs(name: str) -> None:
     torch.testing.assert_close(outputs(exported, x), outputs(network, x))
 
 
-@every_network
+@pytest.mark.parametrize("name", {type(row.spec): name for name, row in CATALOG.items()}.values())
 def test_compile_traces_the_whole_graph(name: str) -> None:
     network, x = grown(name)
     torch.compiler.reset()
@@ -147,8 +136,10 @@ def test_inductor_has_equal_outputs() -> None:
 @every_network
 def test_smallest_resolution_runs(name: str) -> None:
     spec = CATALOG[name].spec
-    network = build(spec.scaled(resolution=spec.minimum), classes=7)
-    assert network.input_shape == (1, spec.minimum, spec.minimum)
+    small = tiny(name).scaled(resolution=spec.minimum)
+    assert small.minimum == spec.minimum
+    network = build(small, classes=7, channels=3)
+    assert network.input_shape[-2:] == (spec.minimum, spec.minimum)
     assert outputs(network.eval(), torch.zeros(2, *network.input_shape)).shape == (2, 7)
 
 
@@ -162,7 +153,9 @@ def test_one_pixel_less_than_the_smallest_is_refused(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @every_network
 def test_minimum_is_not_larger_than_the_layers_need(name: str) -> None:
-    spec = CATALOG[name].spec.scaled()
-    object.__setattr__(spec, "resolution", spec.minimum - 1)  # past the check of the spec
+    spec = tiny(name).scaled()
+    smaller = spec.minimum - 1
+    inner = getattr(spec, "backbone", spec)
+    object.__setattr__(inner, "resolution", smaller)  # past the check of the spec
     with pytest.raises((RuntimeError, ValueError, ArithmeticError)):
-        spec.build(classes=7, channels=1)(torch.zeros(2, 1, spec.minimum - 1, spec.minimum - 1))
+        spec.build(classes=7, channels=3)(torch.zeros(2, *spec.input_shape(3)))

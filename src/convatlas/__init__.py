@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convatlas.catalog import build, show, spec, variant
     from convatlas.catalog import names as list
+    from convatlas.catalog import show, spec, variant
     from convatlas.costs import cost
     from convatlas.draw import summary
     from convatlas.errors import ConvatlasError
@@ -26,18 +26,25 @@ if TYPE_CHECKING:
     from convatlas.preprocessing import Preprocessing
     from convatlas.specs import diff
     from convatlas.train import Recipe, Settings, fit, resume
+    from convatlas.weights import build, published
 
-_HOME = {
-    "build": "catalog", "spec": "catalog", "variant": "catalog", "list": "catalog", "cost": "costs", "summary": "draw",
-    "ConvatlasError": "errors", "Chain": "joins", "Concat": "joins", "Network": "joins", "Product": "joins",
-    "Sum": "joins", "taps": "joins", "load": "model", "predict": "model", "evaluate": "model", "show": "catalog",
-    "Preprocessing": "preprocessing", "diff": "specs",
-    "Recipe": "train", "Settings": "train", "fit": "train", "resume": "train",
-}  # fmt: skip
+_ROOMS = {
+    "catalog": ("list", "show", "spec", "variant"),
+    "costs": ("cost",),
+    "draw": ("summary",),
+    "errors": ("ConvatlasError",),
+    "joins": ("Chain", "Concat", "Network", "Product", "Sum", "taps"),
+    "model": ("evaluate", "load", "predict"),
+    "preprocessing": ("Preprocessing",),
+    "specs": ("diff",),
+    "train": ("Recipe", "Settings", "fit", "resume"),
+    "weights": ("build", "published"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum", "build",
-    "cost", "diff", "evaluate", "fit", "list", "load", "predict", "resume", "show",
+    "cost", "diff", "evaluate", "fit", "list", "load", "predict", "published", "resume", "show",
     "spec", "summary", "taps", "variant",
 ]  # fmt: skip
 

@@ -2,26 +2,84 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Iterable, Mapping
+import fnmatch
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal, get_args
 
 import torch
 
-from convatlas.card import Variant
+from convatlas.card import Family, Variant
 from convatlas.costs import Cost, cost
 from convatlas.draw import fields, layer_table, totals
 from convatlas.errors import SpecError, nearest
-from convatlas.families import lenet
+from convatlas.families import (
+    alexnet,
+    boosted,
+    capsnet,
+    convnext,
+    densenet,
+    efficientnet,
+    googlenet,
+    inception,
+    inception_resnet,
+    lenet,
+    mnasnet,
+    mobilenet,
+    nasnet,
+    nin,
+    preact_resnet,
+    regnet,
+    resnet,
+    shufflenet,
+    squeezenet,
+    vgg,
+    video,
+    xception,
+)
 from convatlas.joins import Network
-from convatlas.specs import Record, Spec
+from convatlas.specs import SMALL, Record, Spec, diff
 
-FAMILIES: dict[str, Mapping[str, Variant]] = {"lenet": lenet.VARIANTS}
-"""Family name -> its variants."""
+Stem = Literal["own", "small"]
+"""A network's own first layers, or those for images of up to 64 pixels."""
 
-CATALOG: dict[str, Variant] = {name: variant for variants in FAMILIES.values() for name, variant in variants.items()}
+_RESNETS = resnet.FAMILY.variants
+
+FAMILIES: dict[str, Family] = {
+    "lenet": lenet.FAMILY,
+    "alexnet": alexnet.FAMILY,
+    "nin": nin.FAMILY,
+    "vgg": vgg.FAMILY,
+    "googlenet": googlenet.FAMILY,
+    "inception": inception.FAMILY,
+    "inception_resnet": inception_resnet.FAMILY,
+    "xception": xception.FAMILY,
+    "resnet": resnet.FAMILY,
+    "preact_resnet": preact_resnet.FAMILY,
+    "densenet": densenet.FAMILY,
+    "squeezenet": squeezenet.FAMILY,
+    "mobilenet": mobilenet.FAMILY,
+    "shufflenet": shufflenet.FAMILY,
+    "mnasnet": mnasnet.FAMILY,
+    "efficientnet": efficientnet.FAMILY,
+    "regnet": regnet.FAMILY,
+    "convnext": convnext.FAMILY,
+    "nasnet": nasnet.FAMILY,
+    "capsnet": capsnet.FAMILY,
+    "boosted": boosted.family(
+        boosted_resnet18=_RESNETS["resnet18"], boosted_cifar_resnet20=_RESNETS["cifar_resnet20"]
+    ),
+    "video": video.FAMILY,
+}
+"""Family name -> its variants and key rules."""
+
+CATALOG: dict[str, Variant] = {name: row for family in FAMILIES.values() for name, row in family.variants.items()}
 """Network name -> spec, card and defaults."""
 
-SPEC_TYPES: dict[str, type[Record]] = {kind.__name__: kind for kind in (*lenet.SPECS,)}
+SPEC_TYPES: dict[str, type[Record]] = {type(row.spec).__name__: type(row.spec) for row in CATALOG.values()}
 """Spec type name -> class, for reading specs back from plain data."""
 
 
@@ -33,13 +91,15 @@ def variant(name: str) -> Variant:
 
 
 def resolve(network: str | Spec) -> tuple[str, Variant]:
-    """Return a name and the defaults for a network: the catalogue's row, or for a spec the row of its family."""
+    """Return a name and the defaults for a network: the catalogue's row, or for a spec the row that is most like it."""
     if isinstance(network, str):
         return network, variant(network)
-    for name, row in CATALOG.items():
-        if type(row.spec) is type(network):
-            return (name if row.spec == network else f"{name}-custom"), dataclasses.replace(row, spec=network)
-    raise SpecError(f"a network is a name of the catalogue or a spec of its families, not {type(network).__name__}")
+    alike = [name for name, row in CATALOG.items() if type(row.spec) is type(network)]
+    if not alike:
+        raise SpecError(f"a network is a name of the catalogue or a spec of its families, not {type(network).__name__}")
+    name = min(alike, key=lambda name: len(diff(CATALOG[name].spec, network)))
+    row = CATALOG[name]
+    return (name if row.spec == network else f"{name}-custom"), dataclasses.replace(row, spec=network)
 
 
 def spec(name: str) -> Spec:
@@ -47,49 +107,88 @@ def spec(name: str) -> Spec:
     return variant(name).spec
 
 
+@dataclass(frozen=True)
+class Facts:
+    """The exact numbers of a network of the catalogue, for one image of its own size."""
+
+    parameters: int
+    macs: int
+    activations: int
+    receptive_field: int
+
+
+FACTS = files("convatlas") / "catalog.csv"
+"""The numbers of all networks as they were counted once, since counting all takes seconds; the tests count again."""
+
+
+@cache
+def _facts() -> dict[str, Facts]:
+    with FACTS.open(encoding="utf-8") as table:
+        return {row.pop("name"): Facts(**{k: int(v) for k, v in row.items()}) for row in csv.DictReader(table)}
+
+
+def facts(name: str) -> Facts:
+    """Return the numbers of a network: from the table, or counted now if it is not there yet."""
+    variant(name)
+    return _facts()[name] if name in _facts() else count(name)
+
+
+def count(name: str) -> Facts:
+    """Count the numbers of a network."""
+    measured = measure(name)
+    return Facts(measured.parameters, measured.macs, measured.activations, max(measured.receptive_field))
+
+
 def measure(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> Cost:
     """Return the exact cost of a network of the catalogue, at its own size or another one in pixels."""
-    row = variant(name)
-    table = row.spec.scaled(resolution=size) if size is not None else row.spec
-    return cost(build(table, classes=classes, channels=channels, device="meta"))
+    return cost(grow(variant(name).spec, classes=classes, channels=channels, resolution=size, device="meta"))
 
 
 def show(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> str:
     """Return a network's card, layer table and cost as text."""
     card, measured = variant(name).card, measure(name, size=size, channels=channels, classes=classes)
     told = {what: getattr(card, what) for what in ("paper", "innovation", "reported", "note")}
-    head = f"{card.title} ({card.year}), {card.taxonomy}"
+    head = f"{card.title} ({card.year}), {', '.join(card.taxonomy)}"
     return "\n".join([head, fields(told), "", layer_table(measured), "", fields(totals(measured))])
 
 
-def names(*, family: str | None = None, max_params: float | None = None) -> list[str]:
-    """Return the catalogue's names, by year, optionally of one family or with at most `max_params` parameters."""
+def names(pattern: str = "*", *, family: str | None = None, max_params: float | None = None) -> list[str]:
+    """Return the catalogue's names, by year: those that match `pattern` (as files do: "resnet*"), of one family, or
+    with at most `max_params` parameters.
+    """
     if family is not None and family not in FAMILIES:
         raise SpecError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")
-    chosen: Iterable[str] = FAMILIES[family] if family is not None else CATALOG
+    chosen = fnmatch.filter(CATALOG if family is None else FAMILIES[family].variants, pattern)
     if max_params is not None:
-        chosen = [name for name in chosen if measure(name).parameters <= max_params]
+        chosen = [name for name in chosen if facts(name).parameters <= max_params]
     return sorted(chosen, key=lambda name: CATALOG[name].card.year)
 
 
-def build(
+def grow(
     network: str | Spec,
     *,
     classes: int | None = None,
     channels: int | None = None,
+    stem: Stem = "own",
+    resolution: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Network:
-    """Grow a network from its name or its spec, with fresh weights drawn from torch's generator.
-
-    classes: outputs; the paper's number where left out.
-    channels: channels of the input image; the paper's number where left out.
-    Returns a Network: (batch, channels, resolution, resolution) in, (batch, classes) out.
-    """
+    """Grow a network from its name or its spec with fresh weights; see `convatlas.build`."""
     _, row = resolve(network)
+    spec = adapted(row.spec, stem=stem, resolution=resolution)
     classes = row.classes if classes is None else classes
     channels = row.preprocessing.channels if channels is None else channels
     for what, value in (("classes", classes), ("channels", channels)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SpecError(f"build: {what} is a whole number from 1 on, not {value!r}")
     with torch.device(device):
-        return row.spec.build(classes=classes, channels=channels)
+        return spec.build(classes=classes, channels=channels)
+
+
+def adapted(spec: Spec, *, stem: Stem = "own", resolution: int | None = None) -> Spec:
+    """Return the spec with another resolution, or with a small stem (at 32 px where no resolution is given)."""
+    if stem not in get_args(Stem):
+        raise SpecError(f"build: stem is one of {', '.join(get_args(Stem))}, not {stem!r}")
+    if stem == "small":
+        return spec.small(resolution=SMALL if resolution is None else resolution)
+    return spec.scaled(resolution=resolution) if resolution is not None else spec

@@ -11,16 +11,17 @@ A rule for a layer of your own takes the place of its forward pass::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from convatlas.errors import CostError
-from convatlas.joins import Concat, Join, Network
+from convatlas.joins import Auxiliary, Concat, Join, Network, Sum, steps
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class PairSignal:
+    """The signals of a `Pair`: of the last layer, and of the one before it."""
+
+    now: Signal
+    before: Signal
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer of the walk.
 
@@ -76,15 +85,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Cost:
-    """The exact cost of one image through a network; totals are sums over `layers`, in order of the walk."""
+    """The exact cost of one image through a network; totals are sums over `layers`, in order of the walk.
+
+    auxiliary: layers that only training uses; their parameters count, their multiply-adds do not.
+    signals: what flows out of each layer on the way from the input to the output, by its path.
+    """
 
     layers: tuple[Layer, ...]
     input: Signal
     output: Signal
+    auxiliary: tuple[Layer, ...] = ()
+    signals: Mapping[str, Signal] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
+        return sum(layer.parameters for layer in (*self.layers, *self.auxiliary))
 
     @property
     def macs(self) -> int:
@@ -111,6 +126,7 @@ class Tally:
     """Collects the layers of a walk; `add` is called by every rule."""
 
     layers: list[Layer] = field(default_factory=list)
+    signals: dict[str, Signal] = field(default_factory=dict)
     _path: list[str] = field(default_factory=list)
     _counted: set[int] = field(default_factory=set)
 
@@ -156,7 +172,12 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
     x = Signal(tuple(shape), (1,) * (len(shape) - 1), (1,) * (len(shape) - 1))
     tally = Tally()
     y = walk(tree, x, tally)
-    measured = Cost(tuple(tally.layers), x, y)
+    layers = len(tally.layers)
+    if isinstance(tree, Network):
+        for name, part in tree.auxiliary.items():
+            with tally.inside("auxiliary"), tally.inside(name):
+                walk(part, tally.signals[cast(Auxiliary, part).at], tally)
+    measured = Cost(tuple(tally.layers[:layers]), x, y, tuple(tally.layers[layers:]), tally.signals)
     held = sum(parameter.numel() for parameter in tree.parameters())
     if measured.parameters != held:
         raise CostError(f"{type(tree).__name__} holds {held:,} parameters, but its layers {measured.parameters:,}")
@@ -164,7 +185,7 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
 
 
 @singledispatch
-def rule(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
+def rule(layer: nn.Module, x: Any, tally: Tally) -> Any:
     """What a kind of layer does to a signal; `rule.register` adds a kind."""
     raise tally.refuse(layer, "the cost of this layer is not known; add a rule with convatlas.costs.rule.register")
 
@@ -178,28 +199,25 @@ def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
     known = _ruled_kind(type(layer))
     if known is not object and type(layer).forward is not known.forward:
         raise tally.refuse(layer, f"its forward pass is not that of {known.__name__}; add a rule for it")
-    return rule(layer, x, tally)
+    y: Signal = rule(layer, x, tally)
+    return y
 
 
-def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all children; unlike named_children, a layer that is used twice comes twice."""
-    for name, child in module._modules.items():
-        if child is not None:
-            yield name, child
-
-
-@rule.register
-def _(chain: nn.Sequential, x: Signal, tally: Tally) -> Signal:
-    for name, layer in _children(chain):
+@rule.register(nn.Sequential)
+@rule.register(Network)
+def _(chain: nn.Module, x: Signal, tally: Tally) -> Signal:
+    for name, layer in steps(chain):
         with tally.inside(name):
             x = walk(layer, x, tally)
+            tally.signals[tally.path] = x.now if isinstance(x, PairSignal) else x
     return x
 
 
-@rule.register
+@rule.register(Join)
+@rule.register(Sum)
 def _(join: Join, x: Signal, tally: Tally) -> Signal:
     outputs = []
-    for name, branch in _children(join):
+    for name, branch in steps(join):
         with tally.inside(name):
             outputs.append(walk(branch, x, tally))
     shapes = [y.shape for y in outputs]
@@ -311,14 +329,20 @@ def _pad(
     return tally.add(layer, x, x.like((x.channels, *space)))
 
 
-def _global_pool(
+def _adaptive_pool(
     layer: nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d, x: Signal, tally: Tally, *, axes: int
 ) -> Signal:
+    """Pool to a fixed size: each output reads the inputs that it covers, one where there are fewer than outputs."""
     _expect(layer, x, tally, axes=axes)
-    size = layer.output_size
-    if set(size if isinstance(size, tuple | list) else (size,)) != {1}:
-        raise tally.refuse(layer, "only global pooling (output size 1) has a rule")
-    return tally.add(layer, x, replace(x, shape=(x.channels, *(1 for _ in x.space)), whole=True))
+    sizes = _each(cast("int | tuple[int, ...]", layer.output_size), axes)
+    if set(sizes) == {1}:
+        return tally.add(layer, x, replace(x, shape=(x.channels, *sizes), whole=True))
+    windows = [
+        max(-(-(i + 1) * size // out) - i * size // out for i in range(out))
+        for size, out in zip(x.space, sizes, strict=True)
+    ]
+    seen = tuple(f + (w - 1) * s for f, w, s in zip(x.field, windows, x.stride, strict=True))
+    return tally.add(layer, x, replace(x, shape=(x.channels, *sizes), field=seen))
 
 
 @rule.register
@@ -375,9 +399,9 @@ _RULES: list[tuple[Callable[..., Signal], tuple[type[nn.Module], ...]]] = [
     (partial(_pad, axes=1), (nn.ConstantPad1d,)),
     (partial(_pad, axes=2), (nn.ConstantPad2d, nn.ZeroPad2d)),
     (partial(_pad, axes=3), (nn.ConstantPad3d,)),
-    (partial(_global_pool, axes=1), (nn.AdaptiveAvgPool1d,)),
-    (partial(_global_pool, axes=2), (nn.AdaptiveAvgPool2d,)),
-    (partial(_global_pool, axes=3), (nn.AdaptiveAvgPool3d,)),
+    (partial(_adaptive_pool, axes=1), (nn.AdaptiveAvgPool1d,)),
+    (partial(_adaptive_pool, axes=2), (nn.AdaptiveAvgPool2d,)),
+    (partial(_adaptive_pool, axes=3), (nn.AdaptiveAvgPool3d,)),
 ]  # fmt: skip
 for _apply, _types in _RULES:
     for _type in _types:

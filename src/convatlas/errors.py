@@ -26,6 +26,10 @@ class ModelFileError(ConvatlasError):
     """A model file that is damaged, foreign, or from a newer version."""
 
 
+class WeightsError(ConvatlasError):
+    """Published weights that are unknown, cannot be fetched, are damaged, or do not fit the network."""
+
+
 class RunError(ConvatlasError):
     """A training run that cannot start, go on, or be written."""
 

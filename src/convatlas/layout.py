@@ -28,11 +28,11 @@ def blocked(network: Network) -> Callable[[Tensor], Tensor]:
     ReLU stay in it (measured in docs/results.md). Only plain convolutions, max pooling and ReLU have forward and
     backward passes there; any other network is returned as it is, and so is every network on a GPU.
     """
-    stem, stages, head = network.children()
+    stem, stages, head = network.stem, network.stages, network.head
     body = (*stem.modules(), *stages.modules())
     fits = all(type(layer) in _BLOCKED and _plain(layer) for layer in body)
     on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-    if not (on_cpu and torch.backends.mkldnn.is_available() and fits):
+    if network.auxiliary or not (on_cpu and torch.backends.mkldnn.is_available() and fits):
         return network
 
     def forward(x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from convatlas import modelfile
 from convatlas.data.images import Broken, Dataset, Images, check_same_classes, decode, read_picture
-from convatlas.data.sources import Progress, find
+from convatlas.data.sources import find
 from convatlas.data.splits import with_val
+from convatlas.download import Progress
 from convatlas.errors import DataError, ModelFileError
 from convatlas.joins import Network
 from convatlas.modelfile import Header

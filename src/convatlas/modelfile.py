@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from convatlas.catalog import SPEC_TYPES, build
+from convatlas.catalog import SPEC_TYPES, grow
 from convatlas.errors import ModelFileError, SpecError
 from convatlas.files import atomic
 from convatlas.joins import Network
@@ -98,8 +98,17 @@ def load(path: str | Path) -> tuple[Network, Header]:
     return network.eval(), header
 
 
+def is_model_file(path: str | Path) -> bool:
+    """Return whether a file is a sealed model file, whole or not."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return "convatlas" in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def _grow(header: Header, device: str) -> Network:
-    return build(header.spec, classes=len(header.classes), channels=header.preprocessing.channels, device=device)
+    return grow(header.spec, classes=len(header.classes), channels=header.preprocessing.channels, device=device)
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

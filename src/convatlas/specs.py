@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from convatlas.errors import SpecError, nearest
 from convatlas.joins import Network
@@ -22,6 +22,9 @@ Depth = Annotated[int, "depth"]
 """How often a block is repeated."""
 Resolution = Annotated[int, "resolution"]
 """Height and width of the square input, in pixels."""
+
+SMALL = 32
+"""The resolution, in pixels, of networks with a small stem where none is given."""
 
 _KINDS = ("width", "depth", "resolution")
 
@@ -104,10 +107,16 @@ class Record:
 class Spec(Record):
     """A network as a table. Subclasses are frozen dataclasses with a `resolution` cell and a `build` method."""
 
-    minimum: ClassVar[int]
-    """The smallest resolution, in pixels, at which every layer has an output."""
-
     resolution: Resolution
+
+    @property
+    def minimum(self) -> int:
+        """The smallest resolution, in pixels, at which every layer has an output."""
+        return 1
+
+    def input_shape(self, channels: int) -> tuple[int, ...]:
+        """Return (channels, *space) of one input."""
+        return channels, self.resolution, self.resolution
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +129,13 @@ class Spec(Record):
     def build(self, *, classes: int, channels: int) -> Network:
         """Grow the tree: (batch, channels, resolution, resolution) in, (batch, classes) out."""
         raise NotImplementedError
+
+    def small(self, *, resolution: int = SMALL) -> Self:
+        """Return this network with the stem for images up to 64 pixels: one 3x3 convolution that keeps their size."""
+        if "small_stem" not in self.hints():
+            raise SpecError(f"{type(self).__name__} has no small stem: its first layers are the network's own")
+        changed: Self = dataclasses.replace(self, small_stem=True, resolution=resolution)  # type: ignore[type-var]
+        return changed
 
     @staticmethod
     def round_width(width: float) -> int:
@@ -220,20 +236,24 @@ def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec")
     ]
     if missing:
         raise SpecError(f"{path}.{missing[0]}: missing")
-    values = {given: _read(value, hints[given], f"{path}.{given}") for given, value in data.items() if given != "type"}
+    values = {
+        given: _read(value, hints[given], f"{path}.{given}", types) for given, value in data.items() if given != "type"
+    }
     for given, value in values.items():
         if wrong := _misfit(value, hints[given], f"{path}.{given}"):
             raise SpecError(wrong)
     return record(**values)
 
 
-def _read(value: Any, hint: Any, path: str) -> Any:
-    """Turn lists into tuples and dicts into the records that the type hint allows."""
+def _read(value: Any, hint: Any, path: str, types: Mapping[str, type[Record]]) -> Any:
+    """Turn lists into tuples and dicts into the records that the type hint allows, a subclass among `types`, too."""
     if isinstance(value, Mapping):
-        rows = {o.__name__: o for o in _alternatives(hint) if isinstance(o, type) and issubclass(o, Record)}
+        options = [o for o in _alternatives(hint) if isinstance(o, type) and issubclass(o, Record)]
+        rows = {o.__name__: o for o in options if dataclasses.is_dataclass(o)}
+        rows |= {name: kind for name, kind in types.items() if issubclass(kind, tuple(options))}
         return from_plain(value, rows, path)
     if type(value) is int and float in _alternatives(hint):
         return float(value)
     if isinstance(value, list):
-        return tuple(_read(item, _item_hint(hint, i), f"{path}[{i}]") for i, item in enumerate(value))
+        return tuple(_read(item, _item_hint(hint, i), f"{path}[{i}]", types) for i, item in enumerate(value))
     return value

@@ -50,18 +50,19 @@ def options(
 
 @app.command("list", rich_help_panel=LOOK)
 def list_(
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Only names like this, such as 'resnet*'.")] = "*",
     family: Annotated[str | None, typer.Option(help="Only networks of this family.")] = None,
     max_params: Annotated[float | None, typer.Option(metavar="N", help="Only up to this many parameters.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the networks, by year, with their exact cost."""
-    from convatlas.catalog import CATALOG, measure, names
+    from convatlas.catalog import CATALOG, facts, names
 
     rows = []
-    for name in names(family=family, max_params=max_params):
-        row = CATALOG[name]
-        measured = measure(name)
-        rows.append((name, row.card.year, row.spec.resolution, measured.parameters, measured.macs, row.card.taxonomy))
+    for name in names(pattern, family=family, max_params=max_params):
+        row, numbers = CATALOG[name], facts(name)
+        taxonomy = ", ".join(row.card.taxonomy)
+        rows.append((name, row.card.year, row.spec.resolution, numbers.parameters, numbers.macs, taxonomy))
     columns = ("name", "year", "input px", "parameters", "MACs", "taxonomy")
     if as_json:
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))

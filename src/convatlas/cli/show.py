@@ -15,7 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from convatlas.data.images import Broken
-    from convatlas.data.sources import Progress
+    from convatlas.download import Progress
     from convatlas.tasks.classification import Result
     from convatlas.train.loop import Step
     from convatlas.train.run import Run

@@ -9,7 +9,7 @@ import os
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +30,10 @@ from convatlas.data.images import (
     read_picture,
 )
 from convatlas.data.splits import split_off
+from convatlas.download import Progress
 from convatlas.errors import DataError, nearest
 from convatlas.files import cache_folder
 from convatlas.preprocessing import Preprocessing
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total) while something long goes on."""
 
 MEMORY_LIMIT = 8 * 2**30
 """Bytes of pictures that may be held in memory."""
@@ -66,7 +64,7 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
     MNIST and Fashion-MNIST by name are taken from the cache; `download` allows to fetch them there.
     Raises DataError for a missing or empty folder and unknown names.
     """
-    from convatlas.data.download import IDX_SETS, fetch_idx
+    from convatlas.data.idx import IDX_SETS, fetch_idx
 
     name = data if isinstance(data, str) else ""  # a Path is always a folder
     if name == "digits":

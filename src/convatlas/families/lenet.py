@@ -6,15 +6,14 @@ Layer names are those of the papers: C convolves, S subsamples, F is fully conne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from convatlas.card import Card, Variant
+from convatlas.card import Card, Family, Variant
 from convatlas.errors import SpecError
 from convatlas.joins import Chain, Network
-from convatlas.layers import (
+from convatlas.layers.historic import (
     LinkedConv2d,
     Links,
     Negate,
@@ -107,14 +106,13 @@ class ConvNet1989(LeNet):
     maps: tuple[Width, Width] = (12, 12)
     hidden: Width = 30
     resolution: Resolution = 16
-    minimum: ClassVar[int] = 1
 
     def build(self, *, classes: int, channels: int) -> Network:
         (h1, h2), size1 = self.maps, (self.resolution + 1) // 2
         size2 = (size1 + 1) // 2
         # the border around the image and around the maps of H1 reads as background, -1
         network = Network(
-            input_shape=(channels, self.resolution, self.resolution),
+            input_shape=self.input_shape(channels),
             stem=Chain(
                 h1_pad=nn.ConstantPad2d(2, -1.0),
                 h1=LinkedConv2d(channels, full(channels, h1), kernel=5, stride=2, bias=False),
@@ -147,13 +145,16 @@ class LeNet1(LeNet):
 
     maps: tuple[Width, Width] = (4, 12)
     resolution: Resolution = 28
-    minimum: ClassVar[int] = 16
+
+    @property
+    def minimum(self) -> int:
+        return 16
 
     def build(self, *, classes: int, channels: int) -> Network:
         h1, h3 = self.maps
         size = ((self.resolution - 4) // 2 - 4) // 2
         network = Network(
-            input_shape=(channels, self.resolution, self.resolution),
+            input_shape=self.input_shape(channels),
             stem=Chain(
                 h1=nn.Conv2d(channels, h1, 5),
                 h1_squash=ScaledTanh(),
@@ -186,7 +187,10 @@ class LeNet4(LeNet):
     maps: tuple[Width, Width, Width] = (4, 8, 16)
     hidden: Width = 120
     resolution: Resolution = 32
-    minimum: ClassVar[int] = 16
+
+    @property
+    def minimum(self) -> int:
+        return 16
 
     def build(self, *, classes: int, channels: int) -> Network:
         c1, s2, c3 = self.maps
@@ -195,7 +199,7 @@ class LeNet4(LeNet):
         c3_links = tuple(neighbours(start, 4 if start % 4 else 3, s2) for start in range(c3))
         f5_links = tuple(neighbours(unit, 4 if unit % 3 == 2 else 5, c3) for unit in range(self.hidden))
         network = Network(
-            input_shape=(channels, self.resolution, self.resolution),
+            input_shape=self.input_shape(channels),
             stem=Chain(
                 c1=nn.Conv2d(channels, c1, 5),
                 c1_squash=ScaledTanh(),
@@ -237,13 +241,16 @@ class LeNet5(LeNet):
     maps: tuple[Width, Width] = (6, 16)
     hidden: tuple[Width, Width] = (120, 84)
     resolution: Resolution = 32
-    minimum: ClassVar[int] = 16
+
+    @property
+    def minimum(self) -> int:
+        return 16
 
     def build(self, *, classes: int, channels: int) -> Network:
         (c1, c3), (c5, f6) = self.maps, self.hidden
         size = ((self.resolution - 4) // 2 - 4) // 2
         network = Network(
-            input_shape=(channels, self.resolution, self.resolution),
+            input_shape=self.input_shape(channels),
             stem=Chain(
                 c1=nn.Conv2d(channels, c1, 5),
                 c1_squash=ScaledTanh(),
@@ -282,13 +289,16 @@ class LeNet5Modern(LeNet):
     maps: tuple[Width, Width] = (6, 16)
     hidden: tuple[Width, Width] = (120, 84)
     resolution: Resolution = 32
-    minimum: ClassVar[int] = 16
+
+    @property
+    def minimum(self) -> int:
+        return 16
 
     def build(self, *, classes: int, channels: int) -> Network:
         (c1, c3), (c5, f6) = self.maps, self.hidden
         size = ((self.resolution - 4) // 2 - 4) // 2
         return Network(
-            input_shape=(channels, self.resolution, self.resolution),
+            input_shape=self.input_shape(channels),
             stem=Chain(c1=nn.Conv2d(channels, c1, 5), s2=nn.MaxPool2d(2), s2_relu=nn.ReLU()),
             stages=Chain(Chain(c3=nn.Conv2d(c1, c3, 5), s4=nn.MaxPool2d(2), s4_relu=nn.ReLU())),
             head=Chain(
@@ -302,8 +312,6 @@ class LeNet5Modern(LeNet):
         )
 
 
-SPECS = (ConvNet1989, LeNet1, LeNet4, LeNet5, LeNet5Modern)
-
 _1989 = "LeCun et al., Backpropagation applied to handwritten zip code recognition, Neural Computation 1(4), 1989"
 _1990 = "LeCun et al., Handwritten digit recognition with a back-propagation network, NIPS 2, 1990"
 _1998 = (
@@ -313,11 +321,11 @@ _1998 = (
 # background -0.1, foreground 1.175: mean about 0 and variance about 1 on MNIST (LeCun et al. 1998, section II-B)
 _INPUT_1998 = Preprocessing(resize=28, crop=28, pad=2, mean=(0.1 / 1.275,), std=(1 / 1.275,))
 
-VARIANTS: dict[str, Variant] = {
+FAMILY = Family({
     "convnet1989": Variant(
         ConvNet1989(),
         Card(
-            "ConvNet 1989", 1989, _1989, "spatial exploitation",
+            "ConvNet 1989", 1989, _1989, ("spatial exploitation",),
             "The first convolutional network trained end to end by backpropagation on real images.",
             "5.0 % error on 2,007 zip-code digits after 23 passes over 7,291",
             "The 8-of-12 scheme of H2 was never published; here the blocks 0-7, 4-11 and 0-3 with 8-11.",
@@ -328,7 +336,7 @@ VARIANTS: dict[str, Variant] = {
     "lenet1": Variant(
         LeNet1(),
         Card(
-            "LeNet-1", 1990, _1990, "spatial exploitation",
+            "LeNet-1", 1990, _1990, ("spatial exploitation",),
             "Convolution and trainable subsampling in turn.",
             "1.7 % error on MNIST (digit of 16x16 in a field of 28x28)",
         ),
@@ -339,7 +347,7 @@ VARIANTS: dict[str, Variant] = {
     "lenet4": Variant(
         LeNet4(),
         Card(
-            "LeNet-4 (reconstruction)", 1995, _1998, "spatial exploitation",
+            "LeNet-4 (reconstruction)", 1995, _1998, ("spatial exploitation",),
             "More maps, and a fully connected hidden layer.",
             "about 17,000 parameters and 260,000 connections; 1.1 % error on MNIST",
             "Tables were not printed; see the spec's docstring for what was chosen.",
@@ -350,7 +358,7 @@ VARIANTS: dict[str, Variant] = {
     "lenet5": Variant(
         LeNet5(),
         Card(
-            "LeNet-5", 1998, _1998, "spatial exploitation",
+            "LeNet-5", 1998, _1998, ("spatial exploitation",),
             "A sparse table breaks the symmetry of the maps; outputs are distances to drawings of the classes.",
             "60,000 parameters, 340,908 connections; 0.95 % error on MNIST, 0.8 % with distortions",
         ),
@@ -360,11 +368,11 @@ VARIANTS: dict[str, Variant] = {
     "lenet5_modern": Variant(
         LeNet5Modern(),
         Card(
-            "LeNet-5 (modern)", 1998, _1998, "spatial exploitation",
+            "LeNet-5 (modern)", 1998, _1998, ("spatial exploitation",),
             "LeNet-5 with today's parts: full C3, ReLU, max pooling, softmax.",
             "nothing: this network is folklore, not the one of the paper",
         ),
         Preprocessing(resize=28, crop=28, pad=2, mean=(0.1307,), std=(0.3081,)),
         classes=10,
     ),
-}  # fmt: skip
+})  # fmt: skip

@@ -38,6 +38,22 @@ def maximum_a_posteriori(outputs: Tensor, labels: Tensor, smoothing: float) -> T
     return F.cross_entropy(torch.cat([outputs, rubbish], 1), labels)
 
 
+def margin(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean over the images of the sum over classes of T max(0, 0.9 - |v|)² + 0.5 (1 - T) max(0, |v| - 0.1)².
+
+    `outputs` are the lengths |v| of the classes' capsules, T is 1 for the true class (Sabour et al. 2017, equation 4).
+    """
+    truth = F.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+    there, absent = (0.9 - outputs).clamp(min=0).square(), (outputs - 0.1).clamp(min=0).square()
+    return (truth * there + 0.5 * (1 - truth) * absent).sum(1).mean()
+
+
+def _shares(outputs: Tensor) -> Tensor:
+    """Return non-negative outputs, such as the lengths of capsules, made to sum to one."""
+    lengths = outputs.clamp(min=1e-9)
+    return lengths / lengths.sum(1, keepdim=True)
+
+
 def _expectation(outputs: Tensor) -> Tensor:
     """Outputs trained on targets +-1 with squared error estimate 2p - 1; return p, made to sum to one."""
     p = ((outputs + 1) / 2).clamp(min=1e-6)
@@ -60,6 +76,7 @@ CRITERIA: dict[str, Criterion] = {
     "cross_entropy": Criterion(cross_entropy, _softmax),
     "squared_error": Criterion(squared_error, _expectation),
     "map": Criterion(maximum_a_posteriori, _softmax),
+    "margin": Criterion(margin, _shares),
 }
 
 

@@ -40,6 +40,10 @@ def train(
     still those before the step.
     """
     criterion, forward = CRITERIA[recipe.loss], blocked(network)
+
+    def measure(outputs: Tensor, labels: Tensor) -> Tensor:
+        return criterion.loss(outputs, labels, recipe.smoothing)
+
     first_epoch, first_batch = divmod(start, feed.steps)
     for epoch in range(first_epoch, recipe.epochs):
         begin = first_batch if epoch == first_epoch else 0
@@ -50,8 +54,11 @@ def train(
             if not network.training:  # the caller may have evaluated meanwhile
                 network.train()
             seed_step(seed, number, batch.inputs.device)
-            outputs = forward(batch.inputs)
-            loss = criterion.loss(outputs, batch.labels, recipe.smoothing)
+            if network.auxiliary:
+                outputs, loss = network.loss(batch.inputs, batch.labels, measure)
+            else:
+                outputs = forward(batch.inputs)
+                loss = measure(outputs, batch.labels)
             value = loss.item()  # waits for the device; the price of never stepping on a bad loss
             if not math.isfinite(value):
                 where = offending_layer(network, batch)

@@ -129,6 +129,11 @@ RECIPES: dict[str, Recipe] = {
     # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted pictures. Their stochastic
     # Levenberg-Marquardt, a step size for each weight, is replaced by AdamW; their distortions by shifts.
     "lecun1998": Recipe(optimizer="adamw", lr=0.002, weight_decay=0.0, loss="map", augment=Augment(shift=1)),
+    # Sabour et al. 2017: Adam, margin loss, shifts of up to 2 px. One cycle stands for their slow decay, which needs
+    # hundreds of passes.
+    "sabour2017": Recipe(
+        epochs=5, batch=128, optimizer="adamw", lr=0.003, weight_decay=0.0, loss="margin", augment=Augment(shift=2),
+    ),
 }  # fmt: skip
 
 

@@ -20,11 +20,12 @@ import torch
 
 import convatlas
 from convatlas import modelfile
-from convatlas.catalog import SPEC_TYPES, build, resolve
+from convatlas.catalog import SPEC_TYPES, grow, resolve
 from convatlas.data.batches import Feed, derive_key
 from convatlas.data.images import Dataset
-from convatlas.data.sources import Progress, Source, find
+from convatlas.data.sources import Source, find
 from convatlas.data.splits import VAL_SHARE, with_val
+from convatlas.download import Progress
 from convatlas.errors import DataError, RunError, SpecError, brief
 from convatlas.files import PART, write_text
 from convatlas.joins import Network
@@ -124,7 +125,7 @@ class Run:
         self.device = _device(config.settings.device)
         torch.set_num_threads(config.settings.threads or torch.get_num_threads())
         torch.manual_seed(derive_key(config.seed, 0, 8))
-        network = build(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
+        network = grow(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
         self.network: Network = network.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = config.recipe.build_optimizer(self.network)
         self.state = State()

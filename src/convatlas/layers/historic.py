@@ -1,4 +1,4 @@
-"""Layers that torch does not have, each with its cost rule."""
+"""The layers of the 1990s: sparse links, trainable subsampling, a bias for each unit, distances to codes."""
 
 from __future__ import annotations
 

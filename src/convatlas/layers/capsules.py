@@ -1,0 +1,111 @@
+"""Capsules: groups of units whose length says "it is there" and whose direction says how (Sabour et al. 2017)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from convatlas.costs import Signal, Tally, rule, slide
+from convatlas.errors import SpecError
+
+TINY = 1e-9
+"""Keeps the gradient of a length finite at zero."""
+
+
+def squash(s: Tensor) -> Tensor:
+    """Return s, shortened to a length of n²/(1 + n²), n its own (equation 1); over the last axis."""
+    square = s.square().sum(-1, keepdim=True)
+    return s * (square / (1 + square) * (square + TINY).rsqrt())
+
+
+class PrimaryCapsules(nn.Module):
+    """A convolution whose channels are `types` capsules of `size` units: (n, channels, h, w) to (n, capsules, size)."""
+
+    def __init__(self, inputs: int, types: int, size: int, *, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.types, self.size = types, size
+        self.conv = nn.Conv2d(inputs, types * size, kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        capsules = maps.reshape(len(maps), self.types, self.size, -1).transpose(2, 3)
+        return squash(capsules.reshape(len(maps), -1, self.size))
+
+
+class RoutedCapsules(nn.Module):
+    """Every capsule votes for every parent; votes that agree with the parent count more (procedure 1).
+
+    (n, inputs, in_size) to (n, outputs, out_size). The weight is (inputs, outputs * out_size, in_size): a matrix for
+    each pair of a capsule and a parent.
+    through: gradients flow through all iterations, as in the authors' code; otherwise only through the last, which
+        gives the same output in half of the time.
+    """
+
+    def __init__(
+        self, inputs: int, in_size: int, outputs: int, out_size: int, *, iterations: int = 3, through: bool = False
+    ) -> None:
+        super().__init__()
+        if iterations < 1:
+            raise SpecError(f"routing needs at least one iteration, not {iterations}")
+        self.outputs, self.out_size, self.iterations, self.through = outputs, out_size, iterations, through
+        self.weight = nn.Parameter(torch.empty(inputs, outputs * out_size, in_size))
+        nn.init.normal_(self.weight, std=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # one matrix product for each input capsule
+        votes = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
+        votes = votes.view(*votes.shape[:2], self.outputs, self.out_size).permute(1, 2, 0, 3)
+        # (n, outputs, inputs, out_size)
+        steady = votes if self.through else votes.detach()
+        logits = votes.new_zeros(votes.shape[:3])
+        for _ in range(self.iterations - 1):
+            parents = squash(self.gather(logits, steady))
+            logits = logits + torch.matmul(steady, parents.unsqueeze(-1)).squeeze(-1)
+        return squash(self.gather(logits, votes))
+
+    @staticmethod
+    def gather(logits: Tensor, votes: Tensor) -> Tensor:
+        """Return the mean of the votes for each parent; a capsule spreads over the parents, not over the children."""
+        return torch.matmul(logits.softmax(1).unsqueeze(2), votes).squeeze(2)
+
+    def extra_repr(self) -> str:
+        inputs, _, in_size = self.weight.shape
+        sizes = f"{inputs} x {in_size} to {self.outputs} x {self.out_size}"
+        return f"{sizes}, iterations={self.iterations}, through={self.through}"
+
+
+class Length(nn.Module):
+    """The length of each capsule: (n, capsules, size) to (n, capsules)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.square().sum(-1) + TINY).sqrt()
+
+
+@rule.register
+def _(layer: PrimaryCapsules, x: Signal, tally: Tally) -> Signal:
+    conv = layer.conv
+    if x.channels != conv.in_channels:
+        raise tally.refuse(layer, f"expects {conv.in_channels} channels, got {x.channels}")
+    maps = slide(layer, x, tally, channels=conv.out_channels, kernel=conv.kernel_size, stride=conv.stride)
+    macs = maps.size * conv.in_channels * math.prod(conv.kernel_size)
+    y = maps.like((layer.types * math.prod(maps.space), layer.size))
+    return tally.add(layer, x, y, macs=macs, activations=maps.size, connections=macs + maps.size)
+
+
+@rule.register
+def _(layer: RoutedCapsules, x: Signal, tally: Tally) -> Signal:
+    (inputs, _, in_size), outputs, out_size = layer.weight.shape, layer.outputs, layer.out_size
+    if x.shape != (inputs, in_size):
+        raise tally.refuse(layer, f"expects {inputs} capsules of {in_size} units, got {x.shape}")
+    votes = inputs * outputs * out_size
+    # the votes, a weighted sum in every iteration, an agreement after every one but the last
+    macs = votes * in_size + votes * layer.iterations + votes * (layer.iterations - 1)
+    y = Signal((outputs, out_size), x.field, x.stride, whole=True)
+    return tally.add(layer, x, y, macs=macs, activations=y.size, connections=votes * in_size)
+
+
+@rule.register
+def _(layer: Length, x: Signal, tally: Tally) -> Signal:
+    return tally.add(layer, x, x.like((x.channels,)))
