@@ -17,14 +17,15 @@ ROOT = Path(convatlas.__file__).parent
 # a room is a module of the package or a folder in it
 FLOORS = {
     "errors": 0, "files": 0, "joins": 0, "specs": 0,
-    "costs": 1, "preprocessing": 1, "layout": 1, "keys": 1, "download": 1,
-    "layers": 2, "draw": 2, "card": 2,
-    "families": 3,
+    "costs": 1, "preprocessing": 1, "layout": 1, "keys": 1, "download": 1, "outline": 1,
+    "layers": 2, "draw": 2, "card": 2, "features": 2,
+    "families": 3, "diagram": 3,
     "catalog": 4, "data": 4,
-    "modelfile": 5, "tasks": 5,
+    "modelfile": 5, "tasks": 5, "scaling": 5, "comparing": 5, "timeline": 5,
     "weights": 6,
     "train": 7, "model": 7,
-    "cli": 8, "__main__": 8,
+    "ledger": 8,
+    "cli": 9, "__main__": 9,
 }  # fmt: skip
 DOORS = {
     ("files", "errors"), ("joins", "errors"), ("specs", "errors"), ("specs", "joins"), ("__main__", "cli"),

@@ -51,8 +51,8 @@ class Card:
 
     def of(self, title: str, reported: str = "", **changes: Any) -> Card:
         """Return the card of one variant of the family."""
-        family = title if "paper" in changes else self.family
-        return dataclasses.replace(self, title=title, family=family, reported=reported or self.reported, **changes)
+        family = {"family": title if "paper" in changes else self.family} | changes
+        return dataclasses.replace(self, title=title, reported=reported or self.reported, **family)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fnmatch
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -181,7 +182,8 @@ def grow(
     for what, value in (("classes", classes), ("channels", channels)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise SpecError(f"build: {what} is a whole number from 1 on, not {value!r}")
-    with torch.device(device):
+    # the context costs time at every call into torch
+    with nullcontext() if torch.device(device) == torch.get_default_device() else torch.device(device):
         return spec.build(classes=classes, channels=channels)
 
 

@@ -6,7 +6,6 @@ Topology lives in these four classes and nowhere else. They are ordinary modules
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import islice
@@ -24,22 +23,28 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 _RESERVED = frozenset(dir(nn.Sequential())) | frozenset(dir(nn.ModuleDict())) | {"input_shape", "join"}
 
 
-def _named(layers: tuple[nn.Module, ...], named: dict[str, nn.Module]) -> OrderedDict[str, nn.Module]:
+def _adopt(parent: nn.Module, layers: tuple[nn.Module, ...], named: dict[str, nn.Module]) -> None:
     """Number the positional layers, keep the names of the others, and refuse names that modules use themselves."""
-    numbered = {str(i): layer for i, layer in enumerate(layers)}
-    for name in named:
+    children = parent._modules  # add_module would check again what is checked here
+    for i, layer in enumerate(layers):
+        children[str(i)] = layer
+    for name, layer in named.items():
         if name in _RESERVED:
             raise SpecError(f"branch name {name!r} collides with an attribute of every module; choose another name")
-        if name in numbered or not (name.isidentifier() or name.isdecimal()):
+        if name in children or not (name.isidentifier() or name.isdecimal()):
             raise SpecError(f"branch name {name!r} is taken or not a plain name; choose another name")
-    return OrderedDict([*numbered.items(), *named.items()])
+        children[name] = layer
+    for child in children.values():
+        if not isinstance(child, nn.Module):
+            raise TypeError(f"{type(parent).__name__} is made of modules, not of {type(child).__name__}")
 
 
 class Chain(nn.Sequential):
     """Layers one after another; they may be named: `Chain(conv=..., norm=...)`."""
 
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
-        super().__init__(_named(layers, named))
+        super().__init__()
+        _adopt(self, layers, named)
 
     def __getitem__(self, key: Any) -> Any:
         """Return one layer, or for a slice the Chain of those layers, under their names."""
@@ -50,8 +55,9 @@ class Join(nn.ModuleDict):
     """Branches side by side: each reads the same input; subclasses say how their outputs are joined."""
 
     def __init__(self, *branches: nn.Module, **named: nn.Module) -> None:
-        super().__init__(_named(branches, named))
-        if not self:
+        super().__init__()
+        _adopt(self, branches, named)
+        if not branches and not named:
             raise SpecError(f"{type(self).__name__} needs at least one branch")
 
     @staticmethod

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas import modelfile
+from convatlas.catalog import variant
 from convatlas.data.images import Broken, Dataset, Images, check_same_classes, decode, read_picture
 from convatlas.data.sources import find
 from convatlas.data.splits import with_val
@@ -22,6 +23,8 @@ from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.tasks import classification
 from convatlas.tasks.classification import CRITERIA, Result
+from convatlas.weights import Weights, build
+from convatlas.weights import find as find_weights
 
 Picture = str | Path | Image.Image | np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | Tensor
 """A file, a PIL picture, or 8-bit values: arrays (height, width[, channels]), tensors (channels, height, width)."""
@@ -163,13 +166,33 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Open a sealed model file; raises ModelFileError in one line if it cannot be used."""
+    """Open a sealed model file, or published weights by their name, such as "resnet50@torchvision:IMAGENET1K_V2".
+
+    Published weights are fetched if they are not at hand. Raises ModelFileError or WeightsError, in one line, for what
+    cannot be used.
+    """
+    if "@" in str(path) and not Path(path).exists():
+        return from_weights(find_weights(str(path)))
     network, header = modelfile.load(path)
     if header.task != "classification":
         raise ModelFileError(f"{path}: unknown task {header.task!r}; upgrade convatlas")
     if header.criterion not in CRITERIA:
         raise ModelFileError(f"{path}: unknown criterion {header.criterion!r}; upgrade convatlas")
     return Model(network, header)
+
+
+def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
+    """Return the model of published weights, read from `file` if they are somewhere else than in the cache."""
+    row = variant(weights.network)
+    spec = row.spec.scaled(resolution=weights.preprocessing.size)
+    source = f"{weights.library}:{weights.tag}" if file is None else file
+    network = build(spec, classes=len(weights.classes), channels=weights.preprocessing.channels, weights=source)
+    header = Header(
+        name=weights.name, spec=spec, classes=weights.classes, preprocessing=weights.preprocessing,
+        criterion="cross_entropy", licence=weights.licence,
+        training={"source": weights.url, "recipe": weights.recipe, "claimed": dict(weights.claimed)},
+    )  # fmt: skip
+    return Model(network.eval(), header)
 
 
 def predict(file: str | Path, pictures: Picture | Iterable[Picture]) -> list[Prediction]:

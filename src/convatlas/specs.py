@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from convatlas.errors import SpecError, nearest
 from convatlas.joins import Network
@@ -197,6 +197,32 @@ def cells(record: Record, path: str = "") -> Iterator[tuple[str, Any, str | None
     hints = record.hints()
     for field in dataclasses.fields(record):  # type: ignore[arg-type]
         yield from visit(getattr(record, field.name), hints[field.name], path + field.name)
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def changed(record: AnyRecord, values: Mapping[str, Any]) -> AnyRecord:
+    """Return the record with other values in the cells at these paths, such as {"rows[0].depth": 2}.
+
+    Raises SpecError for a path that is not there, and for a value that does not fit.
+    """
+    known = [path for path, _, _ in cells(record)]
+    for path in values:
+        if path not in known:
+            raise SpecError(f"{type(record).__name__} has no cell {path!r}{nearest(path, known)}")
+
+    def visit(value: Any, path: str) -> Any:
+        if isinstance(value, Record):
+            fields = dataclasses.fields(value)  # type: ignore[arg-type]
+            inner = path + "." if path else ""
+            return type(value)(**{f.name: visit(getattr(value, f.name), inner + f.name) for f in fields})
+        if isinstance(value, tuple):
+            return tuple(visit(item, f"{path}[{i}]") for i, item in enumerate(value))
+        return values.get(path, value)
+
+    made: AnyRecord = visit(record, "")
+    return made
 
 
 def diff(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:

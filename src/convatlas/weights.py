@@ -120,10 +120,12 @@ def _torchvision(network: str, peer: str) -> list[Weights]:
     import torchvision
 
     records = torchvision.models.get_model_weights(peer)
-    rescaled = "transform_input" in inspect.signature(_class_of(torchvision, peer)).parameters
+    rescaled = rescales(peer)
     found = []
     for record in sorted(records, key=lambda record: record is not records.DEFAULT):
         transforms, meta = record.transforms(), record.meta
+        if not meta["categories"]:
+            continue  # without class names there is nothing to say
         resize, crop = transforms.resize_size, transforms.crop_size
         interpolation = cast(Interpolation, transforms.interpolation.value)
         # these classes normalise once more, inside: to mean and deviation 0.5
@@ -136,20 +138,20 @@ def _torchvision(network: str, peer: str) -> list[Weights]:
         digest = re.search(r"-([0-9a-f]{8,})\.", url)
         claimed = {f"{data} {what}": value for data, all_ in meta["_metrics"].items() for what, value in all_.items()}
         found.append(Weights(
-            network, "torchvision", record.name, url, digest[1] if digest else "", url.rsplit("/", 1)[-1], preprocessing,
-            _different(meta["categories"]), meta.get("license", ""), claimed, meta.get("recipe", ""),
+            network, "torchvision", record.name, url, digest[1] if digest else "", url.rsplit("/", 1)[-1],
+            preprocessing, _different(meta["categories"]), meta.get("license", ""), claimed, meta.get("recipe", ""),
         ))  # fmt: skip
     return found
 
 
-def _class_of(torchvision: Any, peer: str) -> Any:
-    """Return the class that torchvision's builder makes, which is defined beside it."""
+def rescales(peer: str) -> bool:
+    """Return whether torchvision's class of this builder normalises its input once more (`transform_input`)."""
+    import torchvision
+
     module = inspect.getmodule(torchvision.models.get_model_builder(peer))
-    classes = [
-        value for _, value in inspect.getmembers(module, inspect.isclass)
-        if value.__module__ == module.__name__ and "num_classes" in inspect.signature(value).parameters  # type: ignore[union-attr]
-    ]  # fmt: skip
-    return next((c for c in classes if "transform_input" in inspect.signature(c).parameters), classes[0])
+    classes = [value for _, value in inspect.getmembers(module, inspect.isclass)]
+    own = (value for value in classes if module is not None and value.__module__ == module.__name__)
+    return any("transform_input" in inspect.signature(value).parameters for value in own)
 
 
 def _different(names: list[str]) -> tuple[str, ...]:
@@ -339,7 +341,7 @@ def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Check
     source, path = str(weights), Path(weights)
     library, colon, _ = source.partition(":")
     if colon and library in LIBRARIES:
-        record = find(f"{name}@{source}")
+        record = find(f"{name.removesuffix('-custom')}@{source}")
         tensors = load_tensors(pull(record))
         return Checkpoint(tensors, len(record.classes), record.preprocessing.channels, record.name, library)
     if colon and not path.exists() and len(library) > 1:

@@ -33,6 +33,8 @@ Size = Annotated[int | None, typer.Option(metavar="PX", help="Input size in pixe
 Channels = Annotated[int | None, typer.Option(metavar="N", help="Channels of the input: 1 is grey, 3 is RGB.")]
 Classes = Annotated[int | None, typer.Option(metavar="N", help="Number of classes instead of the paper's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The picture: .svg, .png or .pdf.")]
+Small = Annotated[bool, typer.Option("--small", help="With the stem for images of up to 64 pixels.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A sealed model file (model.safetensors).")]
 Data = Annotated[
     str, typer.Argument(metavar="DATA", help="digits, mnist, fashion_mnist, or a folder of pictures or IDX files.")
@@ -117,6 +119,111 @@ def cost_(
         print(json.dumps({"name": name, **totals, "layers": layers}, indent=2))
     else:
         show.console.print(fields(sums(measured)))
+
+
+@app.command("compare", rich_help_panel=LOOK)
+def compare_(
+    networks: Annotated[list[str], typer.Argument(metavar="NAME...", help="Networks of `convatlas list`.")],
+    size: Size = None,
+    as_json: Json = False,
+) -> None:
+    """Put networks side by side: history, exact cost, and where their tables differ."""
+    from convatlas.comparing import compare
+
+    compared = compare(*networks, size=size)
+    if as_json:
+        rows = [dataclasses.asdict(row) for row in compared.rows]
+        print(json.dumps({"networks": rows, "cells": compared.cells}, indent=2, ensure_ascii=False))
+        return
+    numbers = ("year", "input px", "layers", "parameters", "MACs", "activations", "sees px")
+    show.table(
+        ("name", *numbers, "known for", "reported (%)"),
+        [
+            (
+                row.name, row.year, row.resolution, row.depth, f"{row.parameters:,}", f"{row.macs:,}",
+                f"{row.activations:,}", f"{row.receptive_field:,}", row.taxonomy, row.reported,
+            )
+            for row in compared.rows
+        ],
+        right=numbers,
+    )  # fmt: skip
+    show.console.print()
+    for row in compared.rows:
+        show.console.print(f"{row.title}: {row.innovation}")
+    if compared.cells:
+        show.console.print()
+        cells = [(cell, *("" if v is None else v for v in values)) for cell, values in compared.cells.items()]
+        show.table(("cell", *(row.name for row in compared.rows)), cells)
+
+
+@app.command("draw", rich_help_panel=LOOK)
+def draw_(
+    name: Name,
+    out: Out = None,
+    size: Size = None,
+    channels: Channels = None,
+    classes: Classes = None,
+    small: Small = False,
+) -> None:
+    """Draw a network: its stages as columns of boxes, branches side by side, skips as arcs."""
+    from convatlas.catalog import grow, variant
+    from convatlas.diagram import diagram, save
+
+    row, stem = variant(name), "small" if small else "own"
+    network = grow(name, resolution=size, channels=channels, classes=classes, stem=stem, device="meta")  # type: ignore[arg-type]
+    figure = diagram(network, title=f"{row.card.title} ({row.card.year})")
+    show.console.print(str(save(figure, out or Path(f"{name}.svg"))))
+
+
+@app.command("timeline", rich_help_panel=LOOK)
+def timeline_(out: Out = None) -> None:
+    """Draw the history of the networks, by what they are known for."""
+    from convatlas.diagram import save
+    from convatlas.timeline import timeline
+
+    show.console.print(str(save(timeline(), out or Path("timeline.svg"))))
+
+
+@app.command("scale", rich_help_panel=LOOK)
+def scale_(
+    name: Name,
+    width: Annotated[float, typer.Option(help="Factor on all widths.")] = 1.0,
+    depth: Annotated[float, typer.Option(help="Factor on all depths.")] = 1.0,
+    size: Size = None,
+    phi: Annotated[float | None, typer.Option(help="Compound scaling: depth, width and resolution together.")] = None,
+    fast: Annotated[float | None, typer.Option(help="Times the MACs, mostly in width (dWr).")] = None,
+    macs: Annotated[float | None, typer.Option(help="The most that fits this budget of MACs.")] = None,
+    params: Annotated[float | None, typer.Option(help="The most that fits this budget of parameters.")] = None,
+    rule: Annotated[str, typer.Option(help="How to grow to a budget: width, compound or fast.")] = "width",
+    as_json: Json = False,
+) -> None:
+    """Scale a network by factors, by a rule or to a budget, and print its table and exact cost."""
+    from convatlas import scaling
+    from convatlas.catalog import grow, variant
+    from convatlas.costs import cost
+    from convatlas.draw import fields
+    from convatlas.draw import totals as sums
+
+    ways = [phi is not None, fast is not None, macs is not None or params is not None]
+    if sum(ways) > 1:
+        raise ConvatlasError("choose one of --phi, --fast and a budget (--macs, --params)")
+    row = variant(name)
+    spec = row.spec.scaled(width=width, depth=depth, resolution=size)
+    if phi is not None:
+        spec = scaling.compound(spec, phi)
+    elif fast is not None:
+        spec = scaling.fast(spec, fast)
+    elif ways[2]:
+        spec = scaling.fit_budget(
+            spec, macs=macs, params=params, rule=rule,  # type: ignore[arg-type]  # checked there
+            classes=row.classes, channels=row.preprocessing.channels,
+        )  # fmt: skip
+    measured = cost(grow(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta"))
+    if as_json:
+        print(json.dumps({"spec": spec.to_plain(), "parameters": measured.parameters, "macs": measured.macs}, indent=2))
+        return
+    show.console.print(repr(spec))
+    show.console.print(fields(sums(measured)))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -311,6 +418,107 @@ def demo(
     from convatlas.cli.demo import demo as run_demo
 
     run_demo(out)
+
+
+weights_app = typer.Typer(help="Published weights: what there is, fetch, bring in, check.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights", rich_help_panel=USE)
+Published = Annotated[
+    str, typer.Argument(metavar="WEIGHTS", help="Published weights, network@library:tag; `convatlas weights list`.")
+]
+
+
+@weights_app.command("list")
+def weights_list(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only those of this network.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List published weights: what is claimed for them, their licence, and whether they are at hand."""
+    from convatlas.weights import every, published
+
+    found = list(every()) if name is None else published(name)
+    if as_json:
+        keys = ("name", "url", "digest", "licence", "recipe")
+        rows = [
+            {key: getattr(w, key) for key in keys}
+            | {"claimed": dict(w.claimed), "preprocessing": w.preprocessing.to_plain(), "classes": len(w.classes)}
+            | {"file": str(w.file) if w.file else None}
+            for w in found
+        ]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not found:
+        show.console.print(f"{name}: no weights are published by the libraries that are installed here")
+        return
+    show.table(
+        ("weights", "px", "claimed", "licence", "at hand"),
+        [
+            (
+                w.name, w.preprocessing.size, ", ".join(f"{what} {value:g}" for what, value in w.claimed.items()),
+                w.licence or "not stated", "yes" if w.file else "",
+            )
+            for w in found
+        ],
+        right=("px",),
+    )  # fmt: skip
+
+
+@weights_app.command("pull")
+def weights_pull(name: Published) -> None:
+    """Fetch weights into the cache and check their digest."""
+    from convatlas.weights import find, pull
+
+    with show.reading() as progress:
+        path = pull(find(name), progress=progress)
+    show.console.print(str(path))
+
+
+@weights_app.command("import")
+def weights_import(
+    name: Published,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The published file, brought here by hand.")],
+) -> None:
+    """Bring in a file where there is no network: check its digest and put it into the cache."""
+    from convatlas.weights import find, import_file
+
+    show.console.print(str(import_file(find(name), file)))
+
+
+@weights_app.command("verify")
+def weights_verify(
+    name: Annotated[
+        str, typer.Argument(metavar="WEIGHTS", help="Published weights, network@library:tag, or a network and --file.")
+    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Photographs with labels.csv, or a folder per class.")],
+    file: Annotated[Path | None, typer.Option(help="The weights, where they are not in the cache.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure weights on labelled photographs, beside their own library's class, image by image."""
+    from convatlas.ledger import verify
+
+    with show.reading() as progress:
+        row = verify(name, data, file=file, progress=progress)
+    low, high = row.interval
+    if as_json:
+        told = {**dataclasses.asdict(row), "top1": row.top1, "top5": row.top5, "interval": [low, high]}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    n = f"{row.count:,}"
+    measured = {"convatlas": (row.right1, row.right5)} | ({row.library: row.peer[:2]} if row.peer else {})
+    lines = [
+        (side, f"{first} of {n}", f"{first / row.count:.2%}", f"{five} of {n}", f"{five / row.count:.2%}")
+        for side, (first, five) in measured.items()
+    ]
+    columns = ("", "top-1", "share", "top-5", "share")
+    show.table(columns, lines, right=columns[1:])
+    show.console.print(f"top-1 lies between {low:.1%} and {high:.1%} (95 %)")
+    if row.peer:
+        show.console.print(
+            f"the five most probable classes are the same, in the same order, for {row.peer[2]} of {n} photographs; "
+            f"largest difference of a probability {row.difference:.1e}"
+        )
+    if row.claimed:
+        show.console.print(f"claimed: {row.claimed}")
+    show.console.print(f"sha256 {row.digest}")
 
 
 def main() -> None:

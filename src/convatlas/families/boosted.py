@@ -16,6 +16,7 @@ from convatlas.errors import SpecError
 from convatlas.joins import Chain, Concat, Join, Network, Sum
 from convatlas.layers.channels import Select
 from convatlas.layers.conv import ConvNorm
+from convatlas.outline import always
 from convatlas.specs import Record, Spec, Width
 
 
@@ -33,6 +34,9 @@ class Resize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.size}"
+
+
+always(Resize, "resize")
 
 
 @rule.register

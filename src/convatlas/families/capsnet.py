@@ -70,6 +70,10 @@ class CapsNet(Spec):
     decoder: tuple[Width, Width] | None = (512, 1024)
     resolution: Resolution = 28
 
+    @staticmethod
+    def round_width(width: float) -> int:
+        return max(1, round(width))
+
     @property
     def minimum(self) -> int:
         return 2 * self.kernel - 1

@@ -32,7 +32,7 @@ class BiasedConv(Chain):
         )
 
 
-class Module(Concat):
+class InceptionModule(Concat):
     """1x1, 3x3, "5x5" and pooling, each behind a 1x1 reduction (Szegedy et al. 2014, figure 2b)."""
 
     def __init__(self, inputs: int, row: Mix, five: int) -> None:
@@ -64,7 +64,7 @@ class Mix(Record):
 
     def grow(self, inputs: int, five: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
-            yield Module(self.outputs if i else inputs, self, five)
+            yield InceptionModule(self.outputs if i else inputs, self, five)
 
 
 class Side(SideClassifier):

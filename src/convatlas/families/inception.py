@@ -243,8 +243,8 @@ class Side(SideClassifier):
     def __init__(self, at: str, inputs: int, classes: int, *, width: int = 128, hidden: int = 768) -> None:
         wide = narrow(width, hidden, kernel=5)
         super().__init__(
-            at, pool=nn.AvgPool2d(5, 3), conv0=conv(inputs, width, kernel=1), conv1=wide, mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
-            out=nn.Linear(hidden, classes),
+            at, pool=nn.AvgPool2d(5, 3), conv0=conv(inputs, width, kernel=1), conv1=wide,
+            mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), out=nn.Linear(hidden, classes),
         )  # fmt: skip
         initialise(self, conv=truncated(0.1), linear=truncated(0.001))
         initialise(wide, conv=truncated(0.01))
@@ -333,8 +333,7 @@ class InceptionV4(Spec):
         )  # fmt: skip
         stages, width = grow_stages(self.stages, 4 * e)
         head = pooled(width, classes, dropout=0.2)
-        network = Network(stem=stem, stages=stages, head=head, input_shape=self.input_shape(channels))
-        return initialise(network, conv=truncated(0.1), linear=truncated(0.1))
+        return Network(stem=stem, stages=stages, head=head, input_shape=self.input_shape(channels))
 
 
 def numbered(stages: Sequence[Sequence[Module]]) -> Iterator[tuple[int, str]]:

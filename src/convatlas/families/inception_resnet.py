@@ -13,7 +13,6 @@ from convatlas.keys import Rules
 from convatlas.layers.channels import Scale
 from convatlas.layers.conv import ConvNorm, Size, tower_of
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import initialise, truncated
 from convatlas.specs import Depth, Record, Resolution, Spec, Width
 
 conv = partial(ConvNorm, norm=partial(nn.BatchNorm2d, eps=0.001))
@@ -113,8 +112,7 @@ class InceptionResNet(Spec):
         head = pooled(self.last or inputs, classes, dropout=self.dropout)
         if self.last:
             head = Chain(conv=conv(inputs, self.last, kernel=1), **dict(head.named_children()))
-        network = Network(stem=stem, stages=Chain(*grown), head=head, input_shape=self.input_shape(channels))
-        return initialise(network, conv=truncated(0.1), linear=truncated(0.1))
+        return Network(stem=stem, stages=Chain(*grown), head=head, input_shape=self.input_shape(channels))
 
 
 def timm(spec: InceptionResNet) -> Rules:

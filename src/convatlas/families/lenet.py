@@ -370,7 +370,7 @@ FAMILY = Family({
         Card(
             "LeNet-5 (modern)", 1998, _1998, ("spatial exploitation",),
             "LeNet-5 with today's parts: full C3, ReLU, max pooling, softmax.",
-            "nothing: this network is folklore, not the one of the paper",
+            "nothing: this network is folklore, not the one of the paper", family="LeNet-5",
         ),
         Preprocessing(resize=28, crop=28, pad=2, mean=(0.1307,), std=(0.3081,)),
         classes=10,

@@ -101,7 +101,7 @@ A1 = MnasNet((
 ))  # fmt: skip
 
 CARD = Card(
-    "MnasNet-B1", 2018, "Tan et al., MnasNet: platform-aware neural architecture search for mobile, arXiv 1807.11626",
+    "MnasNet", 2018, "Tan et al., MnasNet: platform-aware neural architecture search for mobile, arXiv 1807.11626",
     ("search", "efficiency"), "The reward of the search holds a latency that was measured on the phone.",
     "74.5 / 92.1 % top-1 / top-5, 77 ms on a Pixel 1",
 )  # fmt: skip
@@ -112,7 +112,7 @@ FAMILY = Family(
     {
         "mnasnet0_5": imagenet(B1.scaled(width=0.5), SCALED.of("MnasNet-B1 0.5"), "torchvision", timm="mnasnet_050"),
         "mnasnet0_75": imagenet(B1.scaled(width=0.75), SCALED.of("MnasNet-B1 0.75"), "torchvision", timm="mnasnet_075"),
-        "mnasnet1_0": imagenet(B1, CARD, "torchvision", timm="mnasnet_100"),
+        "mnasnet1_0": imagenet(B1, CARD.of("MnasNet-B1"), "torchvision", timm="mnasnet_100"),
         "mnasnet1_3": imagenet(B1.scaled(width=1.3), SCALED.of("MnasNet-B1 1.3"), "torchvision"),
         "mnasnet_a1": imagenet(A1, CARD_A1, timm="semnasnet_100"),
     },

@@ -16,7 +16,7 @@ from convatlas.joins import Chain, Concat, Network, Pair
 from convatlas.keys import Rules
 from convatlas.layers.channels import Latest, SamePad
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise
+from convatlas.outline import Box, Kind, Outline, Parallel, Series, always, outline
 from convatlas.specs import Depth, Resolution, Spec, Width
 
 norm = partial(nn.BatchNorm2d, eps=0.001)
@@ -149,11 +149,31 @@ def _(cell: Cell, x: PairSignal, tally: Tally) -> PairSignal:
     return PairSignal(Signal(shape, seen, chosen[0].stride), x.before if cell.skipped else x.now)
 
 
+@outline.register
+def _(cell: Cell) -> Outline:
+    def told(layer: nn.Module, name: str, source: int) -> Outline:
+        reads = {BEFORE: "h before", NOW: "h"}.get(source, f"node {source - 1}")
+        kind: Kind = "depthwise" if name.startswith("sep") else "trim" if name == "same" else "pool"
+        return Box((f"from {reads}", name), kind)
+
+    nodes = [
+        Parallel(tuple(told(layer, *what) for layer, what in zip(cast(nn.ModuleList, node), row, strict=True)), "+")
+        for node, row in zip(cell.nodes, cell.table, strict=True)
+    ]
+    name = "normal cell" if cell.table is NORMAL else "reduction cell"
+    stacked: list[Outline] = [nodes[i - 2] if i >= 2 else Box(("h before",), "trim") for i in cell.out]
+    inner = [node for i, node in enumerate(nodes, 2) if i not in cell.out]
+    return Series((*inner, Parallel(tuple(stacked), "‖")), title=name)
+
+
 class Twice(nn.Module):
     """The same output as the last one and as the one before it."""
 
     def forward(self, x: Tensor) -> Pair:
         return Pair(x, x)
+
+
+always(Twice, "")
 
 
 @rule.register
@@ -178,21 +198,21 @@ class NASNet(Spec):
 
     @staticmethod
     def round_width(width: float) -> int:
-        """A multiple of 4: the cells of the stem are a quarter as wide."""
-        return max(4, round(width / 4) * 4)
+        """An even number from 4 on: an input that is halved comes in two halves, and the stem's cells are thinner."""
+        return max(4, round(width / 2) * 2)
 
     @property
     def minimum(self) -> int:
         return 3
 
     def build(self, *, classes: int, channels: int) -> Network:
-        f = self.filters
+        f, quarter = self.filters, self.filters // 4
         stem = Chain(
             conv=nn.Conv2d(channels, self.stem, 3, 2, bias=False), norm=norm(self.stem), twice=Twice(),
-            cell0=reduction(Fit(self.stem, f // 4), nn.Identity(), f // 4, raw=self.stem),
-            cell1=reduction(Fit(f, f // 2), Halve(self.stem, f // 2), f // 2),
+            cell0=reduction(Fit(self.stem, quarter), nn.Identity(), quarter, raw=self.stem),
+            cell1=reduction(Fit(4 * quarter, 2 * quarter), Halve(self.stem, 2 * quarter), 2 * quarter),
         )  # fmt: skip
-        stages, now, before, halved = [], 2 * f, f, True
+        stages, now, before, halved = [], 8 * quarter, 4 * quarter, True
         for i in range(3):
             width, cells = f * 2**i, []
             if i:
@@ -205,8 +225,7 @@ class NASNet(Spec):
         head = Chain(
             latest=Latest(), act=nn.ReLU(), **dict(pooled(now, classes, dropout=self.dropout).named_children())
         )
-        network = Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
-        return initialise(network, conv=he_fan_out)
+        return Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
 
 
 def normal(now: nn.Module, before: nn.Module, width: int) -> Cell:
@@ -251,7 +270,7 @@ def timm(spec: NASNet) -> Rules:
 
 
 CARD = Card(
-    "NASNet-A mobile", 2017,
+    "NASNet-A", 2017,
     "Zoph et al., Learning transferable architectures for scalable image recognition, arXiv 1707.07012",
     ("search",), "Cells found by reinforcement learning on CIFAR-10, stacked for ImageNet.",
     "74.0 / 91.6 % top-1 / top-5, one crop; the search took about 2,000 GPU-days",
@@ -259,7 +278,7 @@ CARD = Card(
 
 FAMILY = Family(
     {
-        "nasnet_a_mobile": imagenet(NASNet(4, 44, 32), CARD, half=True),
+        "nasnet_a_mobile": imagenet(NASNet(4, 44, 32), CARD.of("NASNet-A mobile"), half=True),
         "nasnet_a_large": imagenet(
             NASNet(6, 168, 96, skip=True, resolution=331), CARD.of("NASNet-A large", "82.7 / 96.2 % top-1 / top-5"),
             share=0.911, half=True, timm="nasnetalarge",

@@ -121,8 +121,8 @@ CARD = Card(
 TIMM = CARD.of("ResNetV2 (timm)", note="As timm has it: no norm in the stem; the stride is in the 3x3 convolution.")
 WIDE = CARD.of(
     "Wide ResNet-28-10", "4.00 % error on CIFAR-10 (3.89 % with dropout), 19.25 % on CIFAR-100",
-    paper="Zagoruyko, Komodakis, Wide residual networks, arXiv 1605.07146", taxonomy=("width",),
-    innovation="Ten times as wide and 28 layers deep: better than a thousand thin layers.", note="",
+    paper="Zagoruyko, Komodakis, Wide residual networks, arXiv 1605.07146", taxonomy=("width",), note="",
+    family="Wide ResNet", innovation="Ten times as wide and 28 layers deep: better than a thousand thin layers.",
 )  # fmt: skip
 
 

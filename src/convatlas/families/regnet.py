@@ -109,7 +109,7 @@ def y(depth: int, start: int, slope: float, step: float, group: int) -> RegNet:
 
 
 CARD = Card(
-    "RegNetX", 2020, "Radosavovic et al., Designing network design spaces, arXiv 2003.13678",
+    "RegNet", 2020, "Radosavovic et al., Designing network design spaces, arXiv 2003.13678",
     ("search", "width"), "A space of designs is searched, not a network: good widths lie on a line.",
 )  # fmt: skip
 CARD_Y = CARD.of("RegNetY", innovation="RegNetX with squeeze-and-excitation in every block.")

@@ -162,7 +162,7 @@ NEXT = CARD.of(
     note=V15,
 )  # fmt: skip
 SE = CARD.of(
-    "SE-ResNet", year=2017, paper="Hu, Shen, Sun, Squeeze-and-excitation networks, arXiv 1709.01507",
+    "SENet", year=2017, paper="Hu, Shen, Sun, Squeeze-and-excitation networks, arXiv 1709.01507",
     taxonomy=("feature-map exploitation", "attention"), note=V15,
     innovation="Every channel is weighed by a gate that has seen the whole image.",
 )  # fmt: skip

@@ -12,13 +12,13 @@ from convatlas.card import Card, Family, imagenet
 from convatlas.joins import Chain, Concat, Network
 from convatlas.keys import Rules
 from convatlas.layers.conv import ConvNorm
-from convatlas.layers.init import initialise
+from convatlas.layers.init import initialise, normal
 from convatlas.specs import Depth, Record, Resolution, Spec, Width
 
 conv = partial(ConvNorm, norm=None)
 
 
-class Module(Chain):
+class FireModule(Chain):
     """1x1 squeeze, then 1x1 and 3x3 expand side by side (Iandola et al. 2016, figure 1)."""
 
     def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
@@ -38,7 +38,7 @@ class Fire(Record):
 
     def grow(self, inputs: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
-            yield Module(2 * self.expand if i else inputs, self.squeeze, self.expand)
+            yield FireModule(2 * self.expand if i else inputs, self.squeeze, self.expand)
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ class SqueezeNet(Spec):
                 modules += row.grow(inputs)
                 inputs = 2 * row.expand
             stages.append(Chain(pool=nn.MaxPool2d(3, 2, ceil_mode=True), fire=Chain(*modules)))
-        out = nn.Conv2d(inputs, classes, 1)
         head = Chain(
-            drop=nn.Dropout(0.5), out=out, act=nn.ReLU(inplace=True),
+            drop=nn.Dropout(0.5), out=nn.Conv2d(inputs, classes, 1), act=nn.ReLU(inplace=True),
             pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(),
         )  # fmt: skip
         network = Network(
             stem=conv(channels, self.stem, kernel=self.kernel, stride=2, padding=0), stages=Chain(*stages), head=head,
             input_shape=self.input_shape(channels),
         )  # fmt: skip
-        initialise(network, conv=nn.init.kaiming_uniform_)
-        nn.init.normal_(out.weight, std=0.01)
+        for part in (network.stem, network.stages):
+            initialise(part, conv=nn.init.kaiming_uniform_)
+        initialise(head, conv=normal(0.01))
         return network
 
 
@@ -100,7 +100,7 @@ V1_1 = SqueezeNet(64, 3, (
 ))  # fmt: skip
 
 CARD = Card(
-    "SqueezeNet 1.0", 2016,
+    "SqueezeNet", 2016,
     "Iandola et al., SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, arXiv 1602.07360",
     ("efficiency", "feature-map exploitation"), "Fire modules: squeeze with 1x1, expand with 1x1 and 3x3.",
     "57.5 / 80.3 % top-1 / top-5, one crop",
@@ -112,7 +112,7 @@ CARD_1_1 = CARD.of(
 
 FAMILY = Family(
     {
-        "squeezenet1_0": imagenet(V1_0, CARD, "torchvision"),
+        "squeezenet1_0": imagenet(V1_0, CARD.of("SqueezeNet 1.0"), "torchvision"),
         "squeezenet1_1": imagenet(V1_1, CARD_1_1, "torchvision"),
     },
     {"torchvision": torchvision},

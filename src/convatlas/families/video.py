@@ -109,7 +109,7 @@ def torchvision(spec: VideoResNet) -> Rules:
 
 
 CARD = Card(
-    "R3D-18", 2018,
+    "Video ResNets", 2018,
     "Tran et al., A closer look at spatiotemporal convolutions for action recognition, arXiv 1711.11248",
     ("time", "depth"), "A residual network whose convolutions reach over time as well as space.",
 )  # fmt: skip

@@ -27,7 +27,7 @@ class Separable(Chain):
         )
 
 
-class Module(Sum):
+class XceptionModule(Sum):
     """ReLU and separable convolutions, pooled where `stride` is 2, beside the shortcut (figure 5).
 
     The very first has no ReLU in front, since its input is rectified.
@@ -70,11 +70,11 @@ class Xception(Spec):
         stages = []
         for i, width in enumerate(self.entry):
             middle = self.modules(width) if i == len(self.entry) - 1 else ()
-            stages.append(Chain(Module(inputs, (width, width), 2, rectified=not i), *middle))
+            stages.append(Chain(XceptionModule(inputs, (width, width), 2, rectified=not i), *middle))
             inputs = width
         first, second, last = self.exit
         stages.append(Chain(
-            Module(inputs, (inputs, first), 2),
+            XceptionModule(inputs, (inputs, first), 2),
             Chain(conv1=Separable(first, second), act1=nn.ReLU(inplace=True),
                   conv2=Separable(second, last), act2=nn.ReLU(inplace=True)),
         ))  # fmt: skip
@@ -85,7 +85,7 @@ class Xception(Spec):
 
     def modules(self, width: int) -> Iterator[nn.Module]:
         for _ in range(self.middle):
-            yield Module(width, (width,) * 3, 1)
+            yield XceptionModule(width, (width,) * 3, 1)
 
 
 def timm(spec: Xception) -> Rules:

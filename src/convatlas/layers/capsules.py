@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convatlas.costs import Signal, Tally, rule, slide
 from convatlas.errors import SpecError
+from convatlas.outline import Box, always, outline
 
 TINY = 1e-9
 """Keeps the gradient of a length finite at zero."""
@@ -81,6 +82,20 @@ class Length(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.square().sum(-1) + TINY).sqrt()
+
+
+@outline.register
+def _(layer: PrimaryCapsules) -> Box:
+    kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
+    return Box((f"{kernel}×{kernel}, {layer.types} × {layer.size}, /{stride}", "squash"), "conv")
+
+
+@outline.register
+def _(layer: RoutedCapsules) -> Box:
+    return Box((f"routing, {layer.outputs} × {layer.out_size}", f"{layer.iterations} iterations"), "other")
+
+
+always(Length, "length")
 
 
 @rule.register

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from convatlas.costs import PairSignal, Signal, Tally, rule, same, walk
 from convatlas.joins import Chain, Pair
+from convatlas.outline import Box, always, outline
 
 
 class Select(nn.Module):
@@ -82,6 +83,8 @@ def rising(rate: float, count: int) -> list[float]:
 class ChannelsLast(Chain):
     """Layers that see (n, h, w, channels): linear layers and layer norms then work at each pixel by itself."""
 
+    titled = False
+
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         for layer in self._modules.values():
@@ -138,6 +141,18 @@ class Latest(nn.Module):
 
 for _shape_kept in (Scale, LayerScale, DropPath):
     rule.register(_shape_kept, same)
+for _kind, _text in {LayerScale: "scale", DropPath: "drop path", SamePad: "", Latest: "", ThinShortcut: "pad"}.items():
+    always(_kind, _text)
+
+
+@outline.register
+def _(layer: Scale) -> Box:
+    return Box((f"× {layer.factor:g}",), "trim")
+
+
+@outline.register
+def _(layer: Select) -> Box:
+    return Box((f"channels {layer.start}–{layer.stop - 1}",), "trim")
 
 
 @rule.register

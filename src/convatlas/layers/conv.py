@@ -32,6 +32,8 @@ class ConvNorm(Chain):
     padding: half the kernel where left out.
     """
 
+    titled = False
+
     def __init__(
         self,
         inputs: int,
@@ -69,6 +71,8 @@ def tower_of(
 
 class NormConv(Chain):
     """Norm, activation, convolution: the order of DenseNet and of pre-activation ResNet."""
+
+    titled = False
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(

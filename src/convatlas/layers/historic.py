@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from convatlas.costs import Signal, Tally, rule, same, slide
 from convatlas.errors import SpecError
+from convatlas.outline import Box, always, outline
 
 Links = tuple[tuple[int, ...], ...]
 """For each output map, the input maps that it reads."""
@@ -134,6 +135,22 @@ def reset_uniform(module: nn.Module) -> None:
 
 for _elementwise in (ScaledTanh, Negate):
     rule.register(_elementwise, same)
+always(ScaledTanh, "tanh")
+always(Negate, "")
+always(UnitBias, "bias per unit")
+always(Subsample, "sum 2×2, /2", "pool")
+
+
+@outline.register
+def _(layer: LinkedConv2d) -> Box:
+    step = f", /{layer.stride}" if layer.stride > 1 else ""
+    sparse = " linked" if any(len(sources) < layer.maps for sources in layer.links) else ""
+    return Box((f"{layer.kernel}×{layer.kernel}{sparse}, {len(layer.links)}{step}",), "conv")
+
+
+@outline.register
+def _(layer: RadialBasis) -> Box:
+    return Box((f"distances, {len(layer.codes)}",), "dense")
 
 
 @rule.register

@@ -1,0 +1,87 @@
+"""Networks side by side: history, exact cost, and where their tables differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from convatlas.catalog import grow, resolve
+from convatlas.costs import cost
+from convatlas.joins import Join, Network, Product, steps
+from convatlas.specs import Spec, cells
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is compared of one network. depth: layers with weights on the longest way from the image to the scores.
+
+    parameters, macs, activations, receptive_field (px): counted for one image of `resolution` px.
+    """
+
+    name: str
+    title: str
+    year: int
+    taxonomy: str
+    innovation: str
+    reported: str
+    resolution: int
+    depth: int
+    parameters: int
+    macs: int
+    activations: int
+    receptive_field: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows, and the cells in which the tables differ: {cell: values in order of the rows}.
+
+    cells is empty where the networks are not of one family; None stands for a cell that a table does not have.
+    """
+
+    rows: tuple[Row, ...]
+    cells: dict[str, tuple[Any, ...]]
+
+
+def compare(*networks: str | Spec, size: int | None = None) -> Comparison:
+    """Compare networks of the catalogue, or specs; all at `size` pixels, or each at its own size."""
+    found = [resolve(network) for network in networks]
+    specs = [row.spec.scaled(resolution=size) if size is not None else row.spec for _, row in found]
+    rows = []
+    for (name, row), spec in zip(found, specs, strict=True):
+        network = grow(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta")
+        measured = cost(network)
+        rows.append(Row(
+            name, row.card.title, row.card.year, ", ".join(row.card.taxonomy), row.card.innovation, row.card.reported,
+            spec.resolution, depth(network), measured.parameters, measured.macs, measured.activations,
+            max(measured.receptive_field),
+        ))  # fmt: skip
+    return Comparison(tuple(rows), _cells(specs))
+
+
+def _cells(specs: Sequence[Spec]) -> dict[str, tuple[Any, ...]]:
+    if len({type(spec) for spec in specs}) != 1:
+        return {}
+    tables = [{path: value for path, value, _ in cells(spec)} for spec in specs]
+    paths = dict.fromkeys(path for table in tables for path in table)
+    values = {path: tuple(table.get(path) for table in tables) for path in paths}
+    return {path: row for path, row in values.items() if len(set(row)) > 1}
+
+
+def depth(layer: nn.Module) -> int:
+    """Return the number of convolutions and linear layers on the longest way, as "50" counts them in ResNet-50.
+
+    A shortcut of one convolution beside a longer body does not count; gates do not either.
+    """
+    if isinstance(layer, Product):
+        return 0
+    if isinstance(layer, Join):
+        return max(depth(branch) for _, branch in steps(layer))
+    if isinstance(layer, nn.Sequential | Network):
+        return sum(depth(part) for _, part in steps(layer))
+    inner = [depth(child) for child in layer.children()]
+    own = any(parameter.ndim >= 2 for parameter in layer.parameters(recurse=False))
+    return int(own) + max(inner, default=0)

@@ -1,0 +1,207 @@
+"""What published weights claim, and what they do here: measured on labelled photographs, beside their own library."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convatlas.catalog import variant
+from convatlas.data.images import pictures_in, read_picture
+from convatlas.download import Progress, sha256
+from convatlas.errors import DataError, WeightsError
+from convatlas.model import Model, from_weights
+from convatlas.modelfile import Header
+from convatlas.weights import Weights, build, find, load_tensors, pull, rescales
+
+LABELS = "labels.csv"
+"""The table that says which class a photograph shows: columns `file` and `index`."""
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Labelled photographs: their files and classes, and the names of the classes where folders give them."""
+
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One row of the ledger.
+
+    right1, right5: photographs whose class is the most probable one, or among the five most probable.
+    peer: the same of the library's own class and transforms, and on how many photographs the five most probable
+    classes are the same, in the same order; None where there is no such library.
+    difference: the largest difference between the two of any probability.
+    """
+
+    name: str
+    digest: str
+    count: int
+    right1: int
+    right5: int
+    claimed: str
+    library: str = ""
+    peer: tuple[int, int, int] | None = None
+    difference: float = 0.0
+
+    @property
+    def top1(self) -> float:
+        return self.right1 / self.count
+
+    @property
+    def top5(self) -> float:
+        return self.right5 / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of top-1 (Wilson)."""
+        z, n, p = 1.959964, self.count, self.top1
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        scale = 1 + z * z / n
+        return (middle - half) / scale, (middle + half) / scale
+
+
+def find_photos(folder: str | Path) -> Photos:
+    """Return the labelled photographs of a folder: by its labels.csv, or by its folders, one for each class.
+
+    With labels.csv, the files lie beside it or in `images/`. Raises DataError for files and labels that are not there.
+    """
+    folder = Path(folder)
+    table = folder / LABELS
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if table.is_file():
+        with table.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines)
+            columns = reader.fieldnames or ()
+            if not {"file", "index"} <= set(columns):
+                raise DataError(f"{table}: expected the columns file and index, found {', '.join(columns)}")
+            rows = [(row["file"], row["index"]) for row in reader]
+        bad = next((index for _, index in rows if not index.isdecimal()), None)
+        if bad is not None or not rows:
+            raise DataError(f"{table}: " + (f"{bad!r} is no class index" if rows else "holds no photographs"))
+        paths = [next((p for p in (folder / f, folder / "images" / f) if p.is_file()), folder / f) for f, _ in rows]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise DataError(f"{missing[0]}: named in {table}, but not there")
+        return Photos(tuple(paths), tuple(int(index) for _, index in rows))
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    found = [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
+    if not found:
+        raise DataError(f"{folder}: holds neither {LABELS} nor folders of photographs, one for each class")
+    return Photos(tuple(path for path, _ in found), tuple(label for _, label in found), tuple(classes))
+
+
+def verify(
+    name: str, folder: str | Path, *, file: str | Path | None = None, progress: Progress | None = None
+) -> Verification:
+    """Measure weights on the labelled photographs of a folder, and their own library's class beside them.
+
+    name: published weights, "network@library:tag"; or a network, with a `file` for it, where the folders of the data
+        are the classes. file: the weights where they are not in the cache; its tensors are those of the library.
+    """
+    photos = find_photos(folder)
+    if "@" in name:
+        weights: Weights | None = find(name)
+        assert weights is not None
+        path = pull(weights, progress=progress) if file is None else Path(file)
+        model = from_weights(weights, file=path)
+        top = max(photos.labels)
+        if top >= len(model.classes):
+            raise DataError(f"{folder}: class {top} is beyond the {len(model.classes)} classes of {name}")
+    elif file is None:
+        raise WeightsError(f"{name}: give published weights, network@library:tag, or a file")
+    else:
+        weights, path = None, Path(file)
+        model = _of_file(name, path, photos)
+    ours = _probabilities(model, photos, progress)
+    labels = torch.tensor(photos.labels)
+    right1, right5 = _right(ours, labels)
+    claimed = ", ".join(f"{what} {value:g}" for what, value in weights.claimed.items()) if weights else ""
+    digest = sha256(path)
+    if weights is None:
+        return Verification(name, digest, len(labels), right1, right5, claimed)
+    theirs = _peer(weights, path, photos, progress)
+    top = min(5, ours.shape[1])
+    same = int((ours.topk(top).indices == theirs.topk(top).indices).all(1).sum())
+    return Verification(
+        name, digest, len(labels), right1, right5, claimed, weights.library, (*_right(theirs, labels), same),
+        float((ours - theirs).abs().max()),
+    )  # fmt: skip
+
+
+def _of_file(name: str, path: Path, photos: Photos) -> Model:
+    row = variant(name)
+    if not photos.classes:
+        raise DataError(f"{name}: without published weights the classes come from folders, one for each class")
+    network = build(name, classes=len(photos.classes), weights=path).eval()
+    header = Header(
+        name=name, spec=row.spec, classes=photos.classes, preprocessing=row.preprocessing, criterion="cross_entropy"
+    )
+    return Model(network, header)
+
+
+def _right(probabilities: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Return how many labels are the most probable class, and among the five most probable."""
+    top = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
+    return int(top[:, 0].sum()), int(top.any(1).sum())
+
+
+@torch.inference_mode()
+def _probabilities(model: Model, photos: Photos, progress: Progress | None) -> Tensor:
+    steps = model.header.preprocessing
+
+    def prepared(path: Path) -> Tensor:
+        return steps.normalise(steps.geometry(read_picture(path, steps.channels))[None])[0]
+
+    return _run(model.network, prepared, photos, progress, f"reading with {model.header.name}")
+
+
+def _peer(weights: Weights, path: Path, photos: Photos, progress: Progress | None) -> Tensor:
+    """Return the probabilities of the library's own class with its own transforms."""
+    row = variant(weights.network)
+    peer = row.peers[weights.library]
+    network: Any
+    transform: Any
+    if weights.library == "torchvision":
+        import torchvision
+
+        record = torchvision.models.get_model_weights(peer)[weights.tag]
+        transform = record.transforms()
+        network = torchvision.models.get_model(peer, **({"transform_input": True} if rescales(peer) else {}))
+    else:
+        import timm
+
+        network = timm.create_model(f"{peer}.{weights.tag}")
+        transform = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
+    network.load_state_dict(load_tensors(path))
+
+    def prepared(path: Path) -> Tensor:
+        picture: Tensor = transform(Image.open(path).convert("RGB"))
+        return picture
+
+    with torch.inference_mode():
+        return _run(network.eval(), prepared, photos, progress, f"reading with {weights.library}")
+
+
+def _run(
+    network: torch.nn.Module, prepared: Callable[[Path], Tensor], photos: Photos, progress: Progress | None, what: str
+) -> Tensor:
+    """Return the softmax of the outputs, (photographs, classes), 16 photographs at a time."""
+    rows = []
+    files: Sequence[Path] = photos.files
+    for start in range(0, len(files), 16):
+        rows.append(network(torch.stack([prepared(path) for path in files[start : start + 16]])).softmax(1))
+        if progress:
+            progress(what, min(start + 16, len(files)), len(files))
+    return torch.cat(rows)
