@@ -70,7 +70,8 @@ def compare(name: str, *, rounds: int, batch: int) -> dict[str, float | str]:
     mine, other = interleaved(lambda: grow(name), build, max(3, rounds // 3))
     result["build"] = mine / other
     ours, peer = grow(name), build()
-    ours.load_state_dict(translate(peer.state_dict(), family_of(row.spec).dialects[library](row.spec), ours.state_dict()))
+    rules = family_of(row.spec).dialects[library](row.spec)
+    ours.load_state_dict(translate(peer.state_dict(), rules, ours.state_dict()))
     x = torch.randn(batch, *ours.input_shape)
     labels = torch.arange(batch)
     for label, layout in FORMATS.items():
@@ -108,8 +109,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     columns = ["build", *(f"{label} {what}" for label in FORMATS for what in ("forward", "training"))]
-    print(f"ratio of medians, ours / theirs; batch {options.batch}, {options.rounds} rounds, {options.threads} threads, "
-          f"torch {torch.__version__}")  # fmt: skip
+    print(
+        f"ratio of medians, ours / theirs; batch {options.batch}, {options.rounds} rounds, {options.threads} threads, "
+        f"torch {torch.__version__}"
+    )
     print(f"{'network':22}{'library':13}" + "".join(f"{column:>23}" for column in columns))
     rows = []
     for name in options.names:

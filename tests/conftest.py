@@ -7,7 +7,7 @@ import resource
 import shutil
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 
 from convatlas.data.sources import IDX_PARTS
 from convatlas.train import RECIPES, Run, Settings, fit
+from server import CONTENT, Site, serving
 
 settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("quick")
@@ -128,3 +129,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data is not there ({folder})")
     return folder.resolve()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
+    """Start servers, told their files by path, that are shut down after the test."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("CONVATLAS_OFFLINE", raising=False)
+    with ExitStack() as stack:
+        yield lambda files=None, **how: stack.enter_context(serving(Site(files or {"/file": CONTENT}, **how)))

@@ -131,6 +131,57 @@ def test_cost_is_that_of_the_api(convatlas: Command, name: str) -> None:
     assert f"{measured.macs:,}" in convatlas("cost", name, "--size", size, "--channels", 3, "--classes", 7).out
 
 
+def test_list_by_pattern(convatlas: Command) -> None:
+    rows = json.loads(convatlas("list", "resnet*", "--json").out)
+    assert [row["name"] for row in rows] == names("resnet*")
+    assert len(rows) > 5
+
+
+def test_compare_shows_numbers_innovations_and_cells(convatlas: Command) -> None:
+    out = convatlas("compare", "resnet50", "resnet101").out
+    assert all(text in out for text in ("25,557,032", "44,549,160", "depths[2]", "Identity shortcuts"))
+    told = json.loads(convatlas("compare", "resnet50", "vgg16", "--json").out)
+    assert [row["depth"] for row in told["networks"]] == [50, 16]
+    assert told["cells"] == {}
+
+
+def test_scale_by_factor_rule_and_budget(convatlas: Command) -> None:
+    factors = ("--width", 1.2, "--depth", 1.4, "--size", 300)
+    told = json.loads(convatlas("scale", "efficientnet_b0", *factors, "--json").out)
+    assert (told["parameters"], told["macs"]) == (12_233_232, 1_827_141_392)
+    fitted = json.loads(convatlas("scale", "mobilenet_v2", "--macs", 150e6, "--json").out)
+    assert 0.97 * 150e6 <= fitted["macs"] <= 150e6
+    assert "EfficientNet(" in convatlas("scale", "efficientnet_b0", "--phi", 1).out
+    assert convatlas("scale", "efficientnet_b0", "--fast", 2).code == 0
+    assert convatlas("scale", "efficientnet_b0", "--phi", 1, "--macs", 1e8).code == 2
+    assert "rule is one of" in convatlas("scale", "efficientnet_b0", "--macs", 1e8, "--rule", "x").err
+
+
+def test_draw_and_timeline_write_pictures(convatlas: Command, tmp_path: Path) -> None:
+    for command in (("draw", "resnet18", "--small"), ("timeline",)):
+        path = tmp_path / f"{command[0]}.svg"
+        assert convatlas(*command, "--out", path).out.strip() == str(path)
+        assert path.stat().st_size > 5_000
+    assert "ends in" in convatlas("draw", "resnet18", "-o", tmp_path / "x.gif").err
+    assert convatlas("draw", "lenet5", "--small", "-o", tmp_path / "x.svg").code == 2
+
+
+def test_weights_are_listed_and_refused_in_one_line(convatlas: Command, tmp_path: Path) -> None:
+    assert "resnet50@torchvision:IMAGENET1K_V2" in convatlas("weights", "list", "resnet50").out
+    rows = json.loads(convatlas("weights", "list", "resnet50", "--json").out)
+    assert {"name", "digest", "licence", "claimed", "preprocessing"} <= rows[0].keys()
+    assert "no weights are published" in convatlas("weights", "list", "capsnet").out
+    for command in (
+        ("pull", "resnet18@torchvision:IMAGENET1K_V1"),
+        ("import", "resnet18@torchvision:IMAGENET1K_V1", tmp_path / "none.pth"),
+        ("verify", "resnet18@torchvision:IMAGENET1K_V9", tmp_path),
+        ("verify", "resnet18", tmp_path, "--file", tmp_path / "none.pth"),
+    ):
+        outcome = convatlas("weights", *command)
+        assert outcome.code == 2
+        assert len(outcome.err.strip().splitlines()) == 1
+
+
 # --- training
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,80 +12,9 @@ from convatlas.data.idx import IDX_SETS, IdxSet
 from convatlas.data.sources import find
 from convatlas.download import fetch
 from convatlas.errors import DataError
+from server import CONTENT, Site, serving
 
-CONTENT = bytes(range(256)) * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-
-
-@dataclass
-class Site:
-    """A server: what it holds, how it fails, and what it was asked for.
-
-    ranges: whether it can go on after the first bytes. cut: answers break off after so many bytes.
-    failure: what it does instead of an answer.
-    """
-
-    files: dict[str, bytes]
-    ranges: bool = True
-    cut: int | None = None
-    failure: str = ""
-    url: str = ""
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-
-
-@contextmanager
-def serving(site: Site) -> Iterator[Site]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
-
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range")
-            site.asked.append((self.path, wanted))
-            self.close_connection = True
-            if site.failure == "nonsense":
-                self.wfile.write(b"this is no HTTP\r\n\r\n")
-            elif site.failure == "broken chunk":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n100\r\nshort")
-            elif site.failure == "404" or self.path not in site.files:
-                self.send_error(404)
-            elif site.failure != "hangs up":
-                self.answer(site.files[self.path], wanted)
-
-        def answer(self, body: bytes, wanted: str | None) -> None:
-            start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.ranges else 0
-            if start >= len(body):
-                self.send_error(416)
-                return
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body) - start))
-            self.end_headers()
-            self.wfile.write(body[start : None if site.cut is None else start + site.cut])
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    site.url = f"http://127.0.0.1:{server.server_port}/"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=5)
-
-
-@pytest.fixture(autouse=True)
-def _straight_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("CONVATLAS_OFFLINE", raising=False)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Site]]:
-    """Start servers that are shut down after the test."""
-    with ExitStack() as stack:
-        yield lambda files=None, **how: stack.enter_context(serving(Site(files or {"/file": CONTENT}, **how)))
 
 
 def test_a_file_is_fetched_and_checked(serve: Callable[..., Site], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 import convatlas as ca
 from convatlas.errors import DataError, RunError
+from convatlas.specs import Spec
 from convatlas.train import RECIPES, Settings, run
 from convatlas.train.loop import Step
 
@@ -250,6 +252,34 @@ def test_a_spec_can_be_fitted(tmp_path: Path) -> None:
     recipe = RECIPES["default"].replaced({"epochs": 1})
     finished = ca.fit("digits", spec, recipe=recipe, out=tmp_path / "run", settings=SETTINGS)
     assert ca.load(finished.model_file).header.spec == spec
+
+
+@pytest.mark.parametrize("kind", ["capsules", "auxiliary heads", "boosted", "small stem"])
+def test_networks_with_parts_for_training_alone_resume_and_seal(kind: str, tmp_path: Path) -> None:
+    specs: dict[str, Spec] = {
+        "capsules": replace(ca.spec("capsnet_reduced"), conv=8, types=2, decoder=(8, 8)),  # type: ignore[type-var]
+        "auxiliary heads": replace(ca.spec("googlenet").scaled(width=0.1, resolution=32), auxiliary=True),  # type: ignore[type-var]
+        "boosted": ca.spec("boosted_cifar_resnet20").scaled(width=0.5, depth=0.3),
+        "small stem": ca.spec("resnet18").scaled(width=0.1, depth=0.5),
+    }
+    recipe = RECIPES["sabour2017" if kind == "capsules" else "default"].replaced({"epochs": 1, "batch": 128})
+    settings = Settings(threads=1, checkpoint_steps=4, stem="small" if kind == "small stem" else "own")
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    ca.fit("digits", specs[kind], recipe=recipe, out=folders[0], settings=settings)
+    stopped = run.start("digits", specs[kind], recipe=recipe, out=folders[1], settings=settings)
+    for event in stopped.steps():
+        if isinstance(event, Step) and event.number == 6:
+            break
+    ca.resume(folders[1])
+    assert same_run(*folders)
+    answer = ca.load(folders[0] / run.MODEL).predict(torch.zeros(1, 32, 32, dtype=torch.uint8))
+    assert len(answer[0].probabilities) == 10
+
+
+def test_clips_are_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="r3d_18: reads clips"):
+        ca.fit("digits", "r3d_18", out=tmp_path / "run", settings=SETTINGS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

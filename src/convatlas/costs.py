@@ -11,13 +11,11 @@ A rule for a layer of your own takes the place of its forward pass::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial, singledispatch
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from convatlas.errors import CostError
@@ -134,29 +132,40 @@ class Tally:
     def path(self) -> str:
         return ".".join(self._path)
 
-    @contextmanager
-    def inside(self, name: str) -> Iterator[None]:
+    def inside(self, name: str) -> Tally:
+        """Return the context in which the layer `name` is walked."""
         self._path.append(name)
-        try:
-            yield
-        finally:
-            self._path.pop()
+        return self
+
+    def __enter__(self) -> None:
+        """The path was taken when the context was made."""
+
+    def __exit__(self, *_: object) -> None:
+        self._path.pop()
 
     def add(
         self, layer: nn.Module, x: Signal, y: Signal, *, macs: int = 0, activations: int = 0, connections: int = 0
     ) -> Signal:
         """Record `layer` with its own parameters, each counted once however often it is used; return `y`."""
-        parameters = 0
-        for parameter in layer.parameters():
-            if id(parameter) not in self._counted:
-                self._counted.add(id(parameter))
-                parameters += parameter.numel()
+        parameters = _count(layer, self._counted)
         kind = type(layer).__name__
         self.layers.append(Layer(self.path, kind, x, y, parameters, macs, activations, connections))
         return y
 
     def refuse(self, layer: nn.Module, why: str) -> CostError:
         return CostError(f"{self.path or 'network'} ({type(layer).__name__}): {why}")
+
+
+def _count(tree: nn.Module, counted: set[int]) -> int:
+    """Return the number of parameters that are not `counted` yet, and count them (quicker than tree.parameters())."""
+    total, found = 0, [tree]
+    for layer in found:
+        for parameter in layer._parameters.values():
+            if parameter is not None and id(parameter) not in counted:
+                counted.add(id(parameter))
+                total += parameter.numel()
+        found += [child for child in layer._modules.values() if child is not None]
+    return total
 
 
 def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
@@ -178,7 +187,7 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
             with tally.inside("auxiliary"), tally.inside(name):
                 walk(part, tally.signals[cast(Auxiliary, part).at], tally)
     measured = Cost(tuple(tally.layers[:layers]), x, y, tuple(tally.layers[layers:]), tally.signals)
-    held = sum(parameter.numel() for parameter in tree.parameters())
+    held = _count(tree, set())
     if measured.parameters != held:
         raise CostError(f"{type(tree).__name__} holds {held:,} parameters, but its layers {measured.parameters:,}")
     return measured
@@ -190,14 +199,15 @@ def rule(layer: nn.Module, x: Any, tally: Tally) -> Any:
     raise tally.refuse(layer, "the cost of this layer is not known; add a rule with convatlas.costs.rule.register")
 
 
-def _ruled_kind(kind: type[nn.Module]) -> type[nn.Module]:
-    return next(base for base in kind.__mro__ if base in rule.registry)
+_RULED = rule.registry
+"""The kinds of layers that have a rule; `object` stands for the rest."""
 
 
 def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
     """Carry the signal `x` through `layer`, note the cost in `tally`, and return the layer's output signal."""
-    known = _ruled_kind(type(layer))
-    if known is not object and type(layer).forward is not known.forward:
+    kind = type(layer)
+    known = next(base for base in kind.__mro__ if base in _RULED)
+    if known is not object and kind.forward is not known.forward:  # type: ignore[attr-defined]
         raise tally.refuse(layer, f"its forward pass is not that of {known.__name__}; add a rule for it")
     y: Signal = rule(layer, x, tally)
     return y
@@ -226,9 +236,11 @@ def _(join: Join, x: Signal, tally: Tally) -> Signal:
             (space,) = {y.space for y in outputs}
             shape = (sum(y.channels for y in outputs), *space)
         else:
-            (_,) = {len(shape) for shape in shapes}
-            shape = tuple(torch.broadcast_shapes(*shapes))
-    except (ValueError, RuntimeError):
+            # along each axis all are as long as the longest, or one long
+            shape = tuple(max(axis) for axis in zip(*shapes, strict=True))
+            if any(size not in (1, longest) for shape_ in shapes for size, longest in zip(shape_, shape, strict=True)):
+                raise ValueError
+    except ValueError:
         raise tally.refuse(join, f"branches of shapes {shapes} cannot be joined") from None
     # a global gate sees everything; what the others see is the useful number
     local = [y for y in outputs if not y.whole] or outputs

@@ -238,9 +238,12 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec") -> Any:
+def from_plain(
+    data: Any, types: Mapping[str, type[Record]], path: str = "spec", *, known: Mapping[str, type[Record]] | None = None
+) -> Any:
     """Build the record that `to_plain` wrote. `types` are the record types allowed at this place, by name.
 
+    known: all record types that may stand for a base of theirs further inside; `types` where left out.
     Raises SpecError that names the field for unknown types, unknown or missing fields and values of a wrong type.
     """
     if not isinstance(data, Mapping) or "type" not in data:
@@ -250,6 +253,7 @@ def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec")
     name = data["type"]
     if name not in types:
         raise SpecError(f"{path}.type: unknown record type {name!r}{nearest(str(name), types)}")
+    known = types if known is None else known
     record, hints = types[name], types[name].hints()
     fields = {field.name: field for field in dataclasses.fields(record)}  # type: ignore[arg-type]
     for given in data:
@@ -263,7 +267,7 @@ def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec")
     if missing:
         raise SpecError(f"{path}.{missing[0]}: missing")
     values = {
-        given: _read(value, hints[given], f"{path}.{given}", types) for given, value in data.items() if given != "type"
+        given: _read(value, hints[given], f"{path}.{given}", known) for given, value in data.items() if given != "type"
     }
     for given, value in values.items():
         if wrong := _misfit(value, hints[given], f"{path}.{given}"):
@@ -271,15 +275,15 @@ def from_plain(data: Any, types: Mapping[str, type[Record]], path: str = "spec")
     return record(**values)
 
 
-def _read(value: Any, hint: Any, path: str, types: Mapping[str, type[Record]]) -> Any:
-    """Turn lists into tuples and dicts into the records that the type hint allows, a subclass among `types`, too."""
+def _read(value: Any, hint: Any, path: str, known: Mapping[str, type[Record]]) -> Any:
+    """Turn lists into tuples and dicts into the records that the type hint allows, a subclass among `known`, too."""
     if isinstance(value, Mapping):
         options = [o for o in _alternatives(hint) if isinstance(o, type) and issubclass(o, Record)]
         rows = {o.__name__: o for o in options if dataclasses.is_dataclass(o)}
-        rows |= {name: kind for name, kind in types.items() if issubclass(kind, tuple(options))}
-        return from_plain(value, rows, path)
+        rows |= {name: kind for name, kind in known.items() if issubclass(kind, tuple(options))}
+        return from_plain(value, rows, path, known=known)
     if type(value) is int and float in _alternatives(hint):
         return float(value)
     if isinstance(value, list):
-        return tuple(_read(item, _item_hint(hint, i), f"{path}[{i}]", types) for i, item in enumerate(value))
+        return tuple(_read(item, _item_hint(hint, i), f"{path}[{i}]", known) for i, item in enumerate(value))
     return value

@@ -6,7 +6,6 @@ Preprocessing, classes, licence, claimed accuracy and digest come from the recor
 from __future__ import annotations
 
 import inspect
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from convatlas.download import Progress, fetch, sha256
 from convatlas.errors import DataError, WeightsError, brief, nearest
 from convatlas.files import atomic, cache_folder
 from convatlas.joins import Network
-from convatlas.keys import Dialect, translate
+from convatlas.keys import Dialect, rename, translate
 from convatlas.preprocessing import Interpolation, Preprocessing
 from convatlas.specs import Spec, diff
 
@@ -228,6 +226,10 @@ def import_file(weights: Weights, file: str | Path) -> Path:
             f"{file}: not the published file: its sha256 begins {found[:8]}, the one of {weights.name} {weights.digest}"
         )
     load_tensors(file)
+    try:
+        weights.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{weights.path.parent}: cannot be written: {error.strerror or error}") from error
     with file.open("rb") as source, atomic(weights.path) as target:
         shutil.copyfileobj(source, target)
     return weights.path
@@ -247,8 +249,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         whole: Any = (
             safetensors.torch.load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError,
-            pickle.UnpicklingError, safetensors.SafetensorError) as error:  # fmt: skip
+    except Exception as error:  # a reader of foreign bytes raises whatever it stumbles over
         raise WeightsError(f"{path}: damaged, or not a checkpoint of tensors ({brief(error)})") from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(whole, Mapping) and isinstance(whole.get(wrapper), Mapping):
@@ -272,9 +273,8 @@ def fitting(spec: Spec, given: Checkpoint, expected: Mapping[str, Tensor]) -> di
 
     Raises WeightsError that tells for each of them what does not fit.
     """
-    dialects: dict[str, Dialect] = {"convatlas": lambda _: (), **family_of(spec).dialects}
     failures = []
-    for library, rules in dialects.items():
+    for library, rules in _dialects(spec).items():
         if given.library in (None, library):
             try:
                 return translate(given.tensors, rules(spec), expected)
@@ -354,17 +354,38 @@ def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Check
             raise WeightsError(f"{path}: holds another network than {name}: {told}")
         return Checkpoint(sealed.state_dict(), len(header.classes), header.preprocessing.channels, path)
     tensors = load_tensors(path)
-    return Checkpoint(tensors, *_sizes(tensors, row.classes, row.preprocessing.channels), path)
+    for dialect, rules in _dialects(spec).items():
+        named = {name: tensor for key, tensor in tensors.items() if (name := rename(key, rules(spec)))}
+        if sizes := _sizes(spec, named):
+            return Checkpoint(tensors, *sizes, path, dialect)
+    return Checkpoint(tensors, row.classes, row.preprocessing.channels, path)  # which will not fit, and say why
 
 
-def _sizes(tensors: Mapping[str, Tensor], classes: int, channels: int) -> tuple[int, int]:
-    """Guess classes and channels of a checkpoint: the sizes of its last vector and of its first kernel.
+def _dialects(spec: Spec) -> dict[str, Dialect]:
+    """Return the key rules that a checkpoint may need: none, if it is ours, or those of a library."""
+    return {"convatlas": lambda _: (), **family_of(spec).dialects}
 
-    The exact check that follows refuses a wrong guess.
+
+def _sizes(spec: Spec, named: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the classes and channels of a checkpoint under our names; None if it has not the names of this network.
+
+    They are read off the first tensor whose shape depends on them.
     """
-    vectors = [tensor for key, tensor in tensors.items() if tensor.ndim == 1 and key.endswith("bias")]
-    kernels = [tensor for tensor in tensors.values() if tensor.ndim >= 4]
-    return (len(vectors[-1]) if vectors else classes), (kernels[0].shape[1] if kernels else channels)
+    base, more_classes, more_channels = (
+        grow(spec, classes=classes, channels=channels, device="meta").state_dict()
+        for classes, channels in ((2, 1), (3, 1), (2, 2))
+    )
+    counted = {key for key in base if key.endswith(".num_batches_tracked")}
+    if base.keys() - counted != named.keys() - counted:
+        return None
+
+    def read(other: Mapping[str, Tensor], unit: int) -> int:
+        key = next(key for key in base if base[key].shape != other[key].shape)
+        axis = next(i for i, (a, b) in enumerate(zip(base[key].shape, other[key].shape, strict=True)) if a != b)
+        held = named[key].shape[axis] if axis < named[key].ndim else 0
+        return max(1, int(held * unit // base[key].shape[axis]))
+
+    return read(more_classes, 2), read(more_channels, 1)
 
 
 def fill(network: Network, spec: Spec, given: Checkpoint, *, first: First = "repeat") -> None:

@@ -242,6 +242,7 @@ def fit(
         Path | None, typer.Option(help="The run's folder, new or empty; runs/DATA-NAME if left out.")
     ] = None,
     size: Size = None,
+    small: Small = False,
     channels: Channels = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
@@ -266,7 +267,8 @@ def fit(
     given = {"epochs": epochs, "batch": batch, "lr": lr}
     changes = {name: value for name, value in given.items() if value is not None} | _changes(change or [])
     settings = Settings(
-        size=size, channels=channels, device=device, threads=threads, val_share=val_share, max_broken=max_broken,
+        size=size, stem="small" if small else "own", channels=channels, device=device, threads=threads,
+        val_share=val_share, max_broken=max_broken,
         checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, licence=licence,
     )  # fmt: skip
     with show.reading() as progress:

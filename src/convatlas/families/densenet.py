@@ -67,10 +67,12 @@ def once(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContex
     @contextmanager
     def kept() -> Iterator[None]:
         before = [(buffer, buffer.clone()) for buffer in layer.buffers()]
-        yield
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        try:
+            yield
+        finally:  # the repetition stops by an exception, as soon as it has what it needs
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
 
     return nullcontext(), kept()
 

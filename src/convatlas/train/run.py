@@ -20,7 +20,7 @@ import torch
 
 import convatlas
 from convatlas import modelfile
-from convatlas.catalog import SPEC_TYPES, grow, resolve
+from convatlas.catalog import SPEC_TYPES, Stem, adapted, grow, resolve
 from convatlas.data.batches import Feed, derive_key
 from convatlas.data.images import Dataset
 from convatlas.data.sources import Source, find
@@ -52,6 +52,7 @@ class Settings:
     """How a run is carried out, apart from data, network, recipe and seed.
 
     size: resolution in pixels instead of the network's own.
+    stem: "small" for the first layers for images of up to 64 pixels (at 32 px, where no size is given).
     channels: 1 reads pictures as grey, 3 as RGB; as the data has it where left out.
     device: "cpu", "cuda", "mps" or "auto".
     threads: CPU threads; torch's own number where left out. The order of sums, and so the last bits, depend on it.
@@ -64,6 +65,7 @@ class Settings:
     """
 
     size: int | None = None
+    stem: Stem = "own"
     channels: int | None = None
     device: str = "auto"
     threads: int | None = None
@@ -335,7 +337,9 @@ def start(
         raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
     name, row = resolve(model)
     chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe or row.recipe)
-    spec = row.spec.scaled(resolution=settings.size) if settings.size is not None else row.spec
+    spec = adapted(row.spec, stem=settings.stem, resolution=settings.size)
+    if len(spec.input_shape(1)) != 3:
+        raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
     device = _device(settings.device)
     source = find(data, download=settings.download, progress=progress)
     channels = source.channels if settings.channels is None else settings.channels
