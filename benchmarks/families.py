@@ -1,10 +1,11 @@
 """Each family against the same network of torchvision (or timm), interleaved in one process: build, run, train.
 
-    python benchmarks/families.py [NAME ...] [--rounds 9] [--batch 4] [--threads 2] [--csv FILE]
+    python benchmarks/families.py [NAME ...] [--rounds 3] [--builds 4] [--batch 4] [--threads 2] [--csv FILE]
 
 Both sides hold the same weights. A round times both, in turn first; the number is the ratio of the medians, ours over
-theirs, so that below 1 ours is faster. Forward runs in inference mode, training is forward and backward, in both memory
-formats; `build` makes the network with fresh weights.
+theirs, so that below 1 ours is faster. Networks are built several times, in turn first, because where weights come to
+lie in memory moves the times of one build by 5 %. Forward runs in inference mode, training is forward and backward, in
+both memory formats; `build` makes the network with fresh weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import statistics
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,57 +54,61 @@ def theirs(name: str) -> tuple[str, Callable[[], nn.Module]]:
     return library, lambda: builder(**options)
 
 
-def interleaved(one: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Return the median times of both, in seconds."""
-    times: tuple[list[float], list[float]] = ([], [])
+Times = tuple[list[float], list[float]]
+"""Of ours and of theirs, in seconds."""
+
+
+def interleave(one: Callable[[], object], other: Callable[[], object], rounds: int, times: Times) -> None:
     for round_ in range(-1, rounds):  # the first one warms up
         for side in (0, 1) if round_ % 2 else (1, 0):
             start = time.perf_counter()
             (one, other)[side]()
             if round_ >= 0:
                 times[side].append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
-def compare(name: str, *, rounds: int, batch: int) -> dict[str, float | str]:
+def run(network: nn.Module, images: torch.Tensor) -> None:
+    with torch.inference_mode():
+        network(images)
+
+
+def train(network: nn.Module, images: torch.Tensor) -> None:
+    nn.functional.cross_entropy(network(images), torch.arange(len(images))).backward()
+    network.zero_grad()
+
+
+def compare(name: str, *, rounds: int, builds: int, batch: int) -> dict[str, float | str]:
     row = CATALOG[name]
     library, build = theirs(name)
-    result: dict[str, float | str] = {"network": name, "library": library}
-    mine, other = interleaved(lambda: grow(name), build, max(3, rounds // 3))
-    result["build"] = mine / other
-    ours, peer = grow(name), build()
     rules = family_of(row.spec).dialects[library](row.spec)
-    ours.load_state_dict(translate(peer.state_dict(), rules, ours.state_dict()))
-    x = torch.randn(batch, *ours.input_shape)
-    labels = torch.arange(batch)
-    for label, layout in FORMATS.items():
-        if x.ndim == 5 and label == "channels_last":
-            continue
-        for network in (ours, peer):
-            network.to(memory_format=layout)
-        images = x.contiguous(memory_format=layout)
-
-        def run(network: nn.Module, images: torch.Tensor = images) -> None:
-            with torch.inference_mode():
-                network(images)
-
-        def train(network: nn.Module, images: torch.Tensor = images) -> None:
-            nn.functional.cross_entropy(network(images), labels).backward()
-            network.zero_grad()
-
-        ours.eval(), peer.eval()
-        mine, other = interleaved(lambda: run(ours), lambda: run(peer), rounds)
-        result[f"{label} forward"], result[f"{label} forward ms"] = mine / other, 1e3 * mine
-        ours.train(), peer.train()
-        mine, other = interleaved(lambda: train(ours), lambda: train(peer), max(3, rounds * 2 // 3))
-        result[f"{label} training"], result[f"{label} training ms"] = mine / other, 1e3 * mine
+    times: dict[str, Times] = defaultdict(lambda: ([], []))
+    for number in range(builds):
+        interleave(partial(grow, name), build, rounds, times["build"])
+        peer = build() if number % 2 else None
+        ours = grow(name)
+        peer = peer or build()
+        ours.load_state_dict(translate(peer.state_dict(), rules, ours.state_dict()))
+        x = torch.randn(batch, *ours.input_shape)
+        for label, layout in FORMATS.items():
+            if x.ndim == 5 and label == "channels_last":
+                continue
+            images = x.contiguous(memory_format=layout)
+            for what, work in (("forward", run), ("training", train)):
+                for network in (ours, peer):
+                    network.to(memory_format=layout).train(what == "training")
+                interleave(partial(work, ours, images), partial(work, peer, images), rounds, times[f"{label} {what}"])
+    result: dict[str, float | str] = {"network": name, "library": library}
+    for what, (mine, other) in times.items():
+        result[what] = statistics.median(mine) / statistics.median(other)
+        result[f"{what} ms"] = 1e3 * statistics.median(mine)
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--builds", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--csv", type=Path)
@@ -110,13 +117,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     columns = ["build", *(f"{label} {what}" for label in FORMATS for what in ("forward", "training"))]
     print(
-        f"ratio of medians, ours / theirs; batch {options.batch}, {options.rounds} rounds, {options.threads} threads, "
-        f"torch {torch.__version__}"
+        f"ratio of medians, ours / theirs; batch {options.batch}, {options.builds} builds of {options.rounds} rounds, "
+        f"{options.threads} threads, torch {torch.__version__}"
     )
     print(f"{'network':22}{'library':13}" + "".join(f"{column:>23}" for column in columns))
     rows = []
     for name in options.names:
-        rows.append(compare(name, rounds=options.rounds, batch=options.batch))
+        rows.append(compare(name, rounds=options.rounds, builds=options.builds, batch=options.batch))
         cells = (f"{rows[-1][c]:.3f}" if c in rows[-1] else "" for c in columns)
         print(f"{name:22}{rows[-1]['library']:13}" + "".join(f"{cell:>23}" for cell in cells), flush=True)
     ratios = [float(row[c]) for row in rows for c in columns if c in row]

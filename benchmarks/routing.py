@@ -69,7 +69,7 @@ def main() -> None:
     }
     expected = sides["broadcast, multiply and sum"]()
     for name, side in sides.items():
-        print(f"{name:36} largest difference of the output {float((side() - expected).abs().max()):.1e}")
+        print(f"{name:36} largest difference of the output {float((side() - expected).detach().abs().max()):.1e}")
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(-1, options.rounds):
         for name, side in sides.items():
@@ -78,7 +78,7 @@ def main() -> None:
             if round_ >= 0:
                 times[name].append(time.perf_counter() - start)
     base = statistics.median(times["broadcast, multiply and sum"])
-    print(f"\nforward and backward, batch {options.batch}, {options.threads} threads, median of {options.rounds} rounds")
+    print(f"\nforward and backward, batch {options.batch}, {options.threads} threads, {options.rounds} rounds, medians")
     for name, took in times.items():
         median = statistics.median(took)
         print(f"{name:36} {median * 1e3:8.1f} ms   {base / median:5.2f} times as fast as the first")

@@ -101,9 +101,7 @@ def test_boosted_network_is_sealed_with_its_learners(tmp_path: Path) -> None:
     spec = Boosted(tiny("cifar_resnet20"), (small(), Truncated(tiny("resnet18"), code=2)))
     network = grow(spec, classes=4, channels=3).eval()
     steps = CATALOG["cifar_resnet20"].preprocessing
-    header = Header(
-        name="boosted", spec=spec, classes=tuple("abcd"), preprocessing=steps, criterion="cross_entropy"
-    )
+    header = Header(name="boosted", spec=spec, classes=tuple("abcd"), preprocessing=steps, criterion="cross_entropy")
     save(tmp_path / "model.safetensors", network, header)
     loaded, read = load(tmp_path / "model.safetensors")
     x = torch.randn(2, 3, 32, 32)

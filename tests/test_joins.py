@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.errors import SpecError
-from convatlas.joins import Chain, Concat, Join, Product, Sum, taps
+from convatlas.joins import Auxiliary, Chain, Concat, Join, Network, Product, Sum, taps
 
 JOINS: dict[type[Join], Callable[[Tensor, Tensor], Tensor]] = {
     Sum: lambda a, b: a + b,
@@ -174,3 +175,77 @@ def test_gradients_flow_from_a_tap(x: Tensor) -> None:
     taps(tree, ["stages.0"], x)["stages.0"].sum().backward()
     assert tree.stem.weight.grad is not None
     assert tree.stages[1].conv.weight.grad is None
+
+
+class Watch(nn.Module):
+    """Passes on a new tensor, and notes whether the tensor that came `back` layers before is still there."""
+
+    seen: list[weakref.ref[Tensor]]
+
+    def __init__(self, seen: list[weakref.ref[Tensor]]) -> None:
+        super().__init__()
+        self.seen, self.alive = seen, -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.alive = sum(tensor() is not None for tensor in self.seen)
+        y = x + 1
+        self.seen.append(weakref.ref(y))
+        return y
+
+
+def test_a_chain_holds_no_tensor_that_is_read_no_more() -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    watches = [Watch(seen) for _ in range(6)]
+    a, b, c, d, e, f = watches
+    network = Network(
+        stem=Chain(a, b), stages=Chain(Chain(c, d), nn.Sequential(e)), head=Chain(f=f), input_shape=(1, 4, 4)
+    )
+    with torch.inference_mode():
+        assert torch.equal(network(torch.zeros(1, 1, 4, 4)), torch.full((1, 1, 4, 4), 6.0))
+    assert [watch.alive for watch in watches] == [0, 1, 1, 1, 1, 1]  # only what each of them reads
+
+
+def observed_chains() -> dict[str, Callable[[Chain, list[str]], object]]:
+    def replaced(chain: Chain, calls: list[str]) -> None:
+        def forward(x: Tensor) -> Tensor:
+            calls.append("called")
+            return x
+
+        chain.forward = forward  # type: ignore[method-assign]
+
+    return {
+        "hook": lambda chain, calls: chain.register_forward_hook(lambda *_: calls.append("called")),
+        "pre-hook": lambda chain, calls: chain.register_forward_pre_hook(lambda *_: calls.append("called")),
+        "backward hook": lambda chain, calls: chain.register_full_backward_hook(lambda *_: calls.append("called")),
+        "own forward pass": replaced,
+    }
+
+
+@pytest.mark.parametrize("how", observed_chains())
+def test_a_chain_in_a_chain_that_is_observed_is_called(how: str) -> None:
+    inner, calls = Chain(nn.Linear(2, 2)), list[str]()
+    observed_chains()[how](inner, calls)
+    chain = Chain(nn.Linear(2, 2), Chain(inner))
+    chain(torch.ones(1, 2)).sum().backward()
+    assert calls == ["called"]
+
+
+def test_a_hook_on_every_module_sees_every_chain() -> None:
+    inner, seen = Chain(nn.Identity()), list[nn.Module]()
+    chain = Chain(Chain(inner))
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        chain(torch.ones(1))
+    finally:
+        handle.remove()
+    assert seen == [inner[0], inner, chain[0], chain]
+
+
+def test_a_network_in_a_chain_leaves_out_what_only_training_uses() -> None:
+    class Side(Auxiliary):
+        pass
+
+    network = Network(
+        stem=nn.Identity(), stages=Chain(), head=nn.Identity(), input_shape=(1, 1, 1), auxiliary={"side": Side("stem")}
+    )
+    assert Chain(network)(torch.ones(1)).item() == 1

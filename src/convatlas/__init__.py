@@ -1,8 +1,8 @@
 """convatlas: convolutional networks from 1989 on, from one small vocabulary.
 
 import convatlas as ca
-ca.list(family="lenet")                     # names
-model = ca.build("lenet5")                  # a torch module
+ca.list("resnet*", max_params=30e6)         # names
+model = ca.build("resnet18", classes=10)    # a torch module
 ca.cost(model)                              # parameters, MACs, activations, receptive field, per layer
 run = ca.fit("digits", "lenet5")            # train; a run folder with a sealed model file
 net = ca.load(run.model_file); net.predict("seven.png")
@@ -18,24 +18,30 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from convatlas.catalog import names as list
     from convatlas.catalog import show, spec, variant
+    from convatlas.comparing import compare
     from convatlas.costs import cost
     from convatlas.draw import summary
     from convatlas.errors import ConvatlasError
-    from convatlas.joins import Chain, Concat, Network, Product, Sum, taps
+    from convatlas.features import at_strides, places
+    from convatlas.joins import Chain, Concat, Network, Product, Sum, depth_groups, taps
     from convatlas.model import evaluate, load, predict
     from convatlas.preprocessing import Preprocessing
+    from convatlas.scaling import compound, fast, fit_budget
     from convatlas.specs import diff
     from convatlas.train import Recipe, Settings, fit, resume
     from convatlas.weights import build, published
 
 _ROOMS = {
     "catalog": ("list", "show", "spec", "variant"),
+    "comparing": ("compare",),
     "costs": ("cost",),
     "draw": ("summary",),
     "errors": ("ConvatlasError",),
-    "joins": ("Chain", "Concat", "Network", "Product", "Sum", "taps"),
+    "features": ("at_strides", "places"),
+    "joins": ("Chain", "Concat", "Network", "Product", "Sum", "depth_groups", "taps"),
     "model": ("evaluate", "load", "predict"),
     "preprocessing": ("Preprocessing",),
+    "scaling": ("compound", "fast", "fit_budget"),
     "specs": ("diff",),
     "train": ("Recipe", "Settings", "fit", "resume"),
     "weights": ("build", "published"),
@@ -43,9 +49,10 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
-    "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum", "build",
-    "cost", "diff", "evaluate", "fit", "list", "load", "predict", "published", "resume", "show",
-    "spec", "summary", "taps", "variant",
+    "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum",
+    "at_strides", "build", "compare", "compound", "cost", "depth_groups", "diff", "evaluate", "fast", "fit",
+    "fit_budget", "list", "load", "places", "predict", "published", "resume", "show", "spec", "summary", "taps",
+    "variant",
 ]  # fmt: skip
 
 

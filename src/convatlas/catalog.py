@@ -70,9 +70,7 @@ FAMILIES: dict[str, Family] = {
     "convnext": convnext.FAMILY,
     "nasnet": nasnet.FAMILY,
     "capsnet": capsnet.FAMILY,
-    "boosted": boosted.family(
-        boosted_resnet18=_RESNETS["resnet18"], boosted_cifar_resnet20=_RESNETS["cifar_resnet20"]
-    ),
+    "boosted": boosted.family(boosted_resnet18=_RESNETS["resnet18"], boosted_cifar_resnet20=_RESNETS["cifar_resnet20"]),
     "video": video.FAMILY,
 }
 """Family name -> its variants and key rules."""

@@ -19,7 +19,7 @@ from typing import Any, cast
 from torch import nn
 
 from convatlas.errors import CostError
-from convatlas.joins import Auxiliary, Concat, Join, Network, Sum, steps
+from convatlas.joins import Auxiliary, Chain, Concat, Join, Network, Sum, steps
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,7 @@ def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
 
 
 @rule.register(nn.Sequential)
+@rule.register(Chain)
 @rule.register(Network)
 def _(chain: nn.Module, x: Signal, tally: Tally) -> Signal:
     for name, layer in steps(chain):

@@ -6,13 +6,14 @@ Topology lives in these four classes and nowhere else. They are ordinary modules
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import islice
 from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from convatlas.errors import SpecError, nearest
 
@@ -45,6 +46,11 @@ class Chain(nn.Sequential):
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
         super().__init__()
         _adopt(self, layers, named)
+
+    def forward(self, input: Any) -> Any:
+        for layer in _unrolled(self._modules.values()):
+            input = layer(input)
+        return input
 
     def __getitem__(self, key: Any) -> Any:
         """Return one layer, or for a slice the Chain of those layers, under their names."""
@@ -161,9 +167,10 @@ class Network(nn.Module):
         self.input_shape = input_shape
         self._frozen: tuple[str, ...] = ()
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.stages(self.stem(x)))
-        return y
+    def forward(self, x: Any) -> Any:
+        for layer in _unrolled((self.stem, self.stages, self.head)):
+            x = layer(x)
+        return x
 
     def loss(self, x: Tensor, labels: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
         """Return (outputs, loss) of one batch, the terms of the auxiliary parts included."""
@@ -207,9 +214,35 @@ def steps(tree: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
+_IN_TURN = (Chain.forward, nn.Sequential.forward)
+
+
 def _is_chain(layer: nn.Module) -> bool:
     """Return whether running the layers one after another is what the layer does."""
-    return type(layer).forward in (nn.Sequential.forward, Network.forward)
+    return type(layer).forward in (*_IN_TURN, Network.forward)
+
+
+def _observed(layer: nn.Module) -> bool:
+    """Return whether somebody asked for the call of this very module, with a hook or a forward pass of their own."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(hooks or layer._compiled_call_impl) or "forward" in layer.__dict__
+
+
+def _unrolled(layers: Iterable[Any]) -> Iterable[nn.Module]:
+    """Return the layers, with those of the chains among them in their place; a chain that is observed stays.
+
+    Calling a module holds its input until it returns: called in turn, a stem's output would be held through all stages,
+    and inference with MobileNetV2 takes up to a seventh longer (benchmarks/families.py).
+    """
+    if torch.compiler.is_compiling() or _has_any_global_hook():
+        return layers
+    flat: list[nn.Module] = []
+    for layer in layers:
+        if type(layer).forward in _IN_TURN and not _observed(layer):
+            flat += _unrolled(layer._modules.values())
+        else:
+            flat.append(layer)
+    return flat
 
 
 def on_the_way(tree: nn.Module, prefix: str = "") -> Iterator[str]:
@@ -226,19 +259,13 @@ Visit = Callable[[str, Any], bool]
 
 def run(tree: nn.Module, x: Any, visit: Visit) -> Any:
     """Run a network or a chain on `x` as its forward pass does, calling `visit` behind each layer on the way."""
-
-    def through(chain: nn.Module, x: Any, prefix: str) -> tuple[Any, bool]:
-        for name, layer in steps(chain):
-            stop = False
-            if _is_chain(layer):
-                x, stop = through(layer, x, f"{prefix}{name}.")
-            else:
-                x = layer(x)
-            if stop or visit(prefix + name, x):
-                return x, True
-        return x, False
-
-    return through(tree, x, "")[0]
+    for path in on_the_way(tree):
+        layer = tree.get_submodule(path)
+        if not _is_chain(layer):
+            x = layer(x)
+        if visit(path, x):
+            break
+    return x
 
 
 def taps(tree: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:

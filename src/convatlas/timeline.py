@@ -63,7 +63,7 @@ def timeline() -> Figure:
         lines = ends[entry.taxonomy[0]]
         start, end = _x(entry.year), _x(entry.year) + 0.3 + 0.068 * len(entry.title)
         line = next((i for i, taken in enumerate(lines) if taken < start - 0.1), len(lines))
-        lines[line:line + 1] = [end]
+        lines[line : line + 1] = [end]
         place[entry.title] = line
     depth = {lane: max(1, len(lines)) for lane, lines in ends.items()}
     step, width = 0.3, 15.5

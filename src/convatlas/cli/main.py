@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: convatlas list, convatlas show lenet5, convatlas fit digits --model lenet5_modern",
+    epilog="Start with: convatlas list, convatlas draw resnet50, convatlas fit digits --model lenet5_modern",
     pretty_exceptions_enable=False,
 )
 
@@ -137,7 +137,7 @@ def compare_(
         return
     numbers = ("year", "input px", "layers", "parameters", "MACs", "activations", "sees px")
     show.table(
-        ("name", *numbers, "known for", "reported (%)"),
+        ("name", *numbers, "known for", "reported, top-1 / top-5"),
         [
             (
                 row.name, row.year, row.resolution, row.depth, f"{row.parameters:,}", f"{row.macs:,}",

@@ -30,9 +30,10 @@ class Conv(Record):
     def grow(self, inputs: int) -> Iterator[tuple[str, nn.Module]]:
         # a scaled width may no longer divide into the two towers of 2012
         groups = self.groups if self.width % self.groups == inputs % self.groups == 0 else 1
-        yield "conv", ConvNorm(
+        conv = ConvNorm(
             inputs, self.width, kernel=self.kernel, stride=self.stride, padding=self.padding, groups=groups, norm=None
         )
+        yield "conv", conv
         for copy in range(2, self.depth + 1):
             yield f"conv{copy}", ConvNorm(self.width, self.width, kernel=self.kernel, norm=None)
         if self.lrn:

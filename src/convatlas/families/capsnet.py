@@ -82,9 +82,7 @@ class CapsNet(Spec):
         side = (self.resolution - 2 * self.kernel + 1) // 2 + 1
         shape = self.input_shape(channels)
         primary = PrimaryCapsules(self.conv, self.types, self.size, kernel=self.kernel, stride=2)
-        routed = RoutedCapsules(
-            self.types * side**2, self.size, classes, self.pose, iterations=self.iterations
-        )
+        routed = RoutedCapsules(self.types * side**2, self.size, classes, self.pose, iterations=self.iterations)
         decoder = {"decoder": Decoder(classes, self.pose, self.decoder, shape)} if self.decoder else {}
         return Network(
             stem=Chain(conv=nn.Conv2d(channels, self.conv, self.kernel), relu=nn.ReLU(inplace=True)),

@@ -62,9 +62,7 @@ class ConvNeXt(Spec):
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             layers: dict[str, nn.Module] = {}
             if i:
-                layers["halve"] = Chain(
-                    norm=ChannelsLast(norm=LayerNorm(inputs)), conv=nn.Conv2d(inputs, width, 2, 2)
-                )
+                layers["halve"] = Chain(norm=ChannelsLast(norm=LayerNorm(inputs)), conv=nn.Conv2d(inputs, width, 2, 2))
             layers["blocks"] = Chain(*self.grow(width, depth, drops))
             stages.append(Chain(**layers))
             inputs = width

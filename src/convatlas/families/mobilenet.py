@@ -190,9 +190,7 @@ class MobileNetV3(Spec):
             flat=nn.Flatten(), hidden=nn.Linear(wide, hidden), act=nn.Hardswish(inplace=True), drop=nn.Dropout(0.2),
             out=nn.Linear(hidden, classes),
         )  # fmt: skip
-        stem = ConvNorm(
-            channels, self.stem, stride=1 if self.small_stem else 2, norm=NORM_V3, act=nn.Hardswish
-        )
+        stem = ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2, norm=NORM_V3, act=nn.Hardswish)
         network = Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
         return initialise(network, conv=he_fan_out, linear=normal(0.01))
 

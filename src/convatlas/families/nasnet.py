@@ -233,9 +233,7 @@ def normal(now: nn.Module, before: nn.Module, width: int) -> Cell:
     return Cell(now, before, nodes, NORMAL, NORMAL_OUT)
 
 
-def reduction(
-    now: nn.Module, before: nn.Module, width: int, *, raw: int | None = None, skipped: bool = False
-) -> Cell:
+def reduction(now: nn.Module, before: nn.Module, width: int, *, raw: int | None = None, skipped: bool = False) -> Cell:
     """`raw`: the width of an input before that is not fitted."""
     nodes = nn.ModuleList(
         nn.ModuleList(operation(name, raw or width if source == BEFORE else width, width) for name, source in node)

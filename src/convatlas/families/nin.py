@@ -30,9 +30,8 @@ class Mlpconv(Record):
     depth: Depth = 1
 
     def grow(self, inputs: int, widths: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
-        yield "conv", ConvNorm(
-            inputs, widths[0], kernel=self.kernel, stride=self.stride, padding=self.padding, norm=None
-        )
+        conv = ConvNorm(inputs, widths[0], kernel=self.kernel, stride=self.stride, padding=self.padding, norm=None)
+        yield "conv", conv
         inputs = widths[0]
         for copy in range(self.depth):
             for i, width in enumerate(widths[1:], 1):

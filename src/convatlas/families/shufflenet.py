@@ -56,9 +56,7 @@ class ShuffleNetV2(Spec):
         for width, depth in zip(self.widths, self.depths, strict=True):
             stages.append(Chain(*self.grow(inputs, width, depth)))
             inputs = width
-        head = Chain(
-            conv=ConvNorm(inputs, self.head, kernel=1), **dict(pooled(self.head, classes).named_children())
-        )
+        head = Chain(conv=ConvNorm(inputs, self.head, kernel=1), **dict(pooled(self.head, classes).named_children()))
         return Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
 
     def grow(self, inputs: int, width: int, depth: int) -> Iterator[nn.Module]:

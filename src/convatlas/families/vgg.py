@@ -86,7 +86,7 @@ def timm(spec: VGG) -> Rules:
 CARD = Card(
     "VGG", 2014, "Simonyan, Zisserman, Very deep convolutional networks for large-scale image recognition, 1409.1556",
     ("spatial exploitation", "depth"), "Stacks of 3x3 convolutions see as far as one large kernel, with fewer weights.",
-)
+)  # fmt: skip
 NORMED = CARD.of("VGG BN", year=2015, note="Batch norm is not in the paper; the convolutions keep their bias.")
 A, B, D, E = (VGG(depths) for depths in ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)))
 A_BN, B_BN, D_BN, E_BN = (VGG(spec.depths, norm=True) for spec in (A, B, D, E))

@@ -85,9 +85,7 @@ class NormConv(Chain):
 class Squeeze(Product):
     """Every channel times a gate computed from the means of all (Hu et al. 2017, figure 2)."""
 
-    def __init__(
-        self, width: int, middle: int, *, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid
-    ) -> None:
+    def __init__(self, width: int, middle: int, *, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid) -> None:
         super().__init__(
             same=nn.Identity(),
             gate=Chain(
