@@ -128,7 +128,7 @@ def test_reconstruction_adds_the_sum_of_squares_of_the_true_capsule() -> None:
     distance = (painted - x).square().flatten(1).sum(1).mean()
     torch.testing.assert_close(loss, margin(outputs, labels, 0.0) + 0.0005 * distance)
     assert painted.shape == x.shape
-    assert float(painted.min()) >= 0
+    assert float(painted.detach().min()) >= 0
     assert float(painted.max()) <= 1
 
 
