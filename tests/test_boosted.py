@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convatlas.catalog import CATALOG, grow
+from convatlas.catalog import CATALOG, grow, resolve
 from convatlas.errors import SpecError
 from convatlas.families.boosted import Autoencoder, Boosted, Truncated, fit_autoencoder, fit_projection
 from convatlas.modelfile import Header, load, save
@@ -120,3 +120,40 @@ def test_boosting_scales_with_its_backbone() -> None:
 def test_a_network_without_a_first_convolution_is_refused() -> None:
     with pytest.raises(SpecError, match="first convolution"):
         Boosted(CATALOG["convnet1989"].spec).build(classes=10, channels=1)
+
+
+def test_freezing_the_network_does_not_wake_the_learners() -> None:
+    network = Boosted(tiny("resnet18"), (small(),)).build(classes=5, channels=3)
+    asleep = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert asleep
+    assert all(".learner1." in name for name in asleep)
+    for to in ("stages.0", "stages.1", None):
+        network.freeze(to)
+    assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == asleep
+
+
+def test_a_boosted_network_has_the_defaults_of_the_network_inside() -> None:
+    name, row = resolve(Boosted(CATALOG["alexnet"].spec))
+    assert (name, row.classes, row.preprocessing) == ("boosted-alexnet", 1000, CATALOG["alexnet"].preprocessing)
+    _, grey = resolve(Boosted(CATALOG["lenet5"].spec))
+    assert (grey.preprocessing.channels, grey.recipe) == (1, CATALOG["lenet5"].recipe)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Boosted(CATALOG["r3d_18"].spec), Boosted(tiny("resnet18"), (Truncated(CATALOG["nasnet_a_mobile"].spec),)),
+     Boosted(tiny("resnet18"), (Truncated(CATALOG["capsnet"].spec, stages=2),)),
+     Boosted(tiny("resnet18"), (Truncated(tiny("cifar_resnet20"), code=4096),)),
+     Boosted(CATALOG["boosted_cifar_resnet20"].spec, (Truncated(CATALOG["inception_v3"].spec),))],
+)  # fmt: skip
+def test_learners_that_have_no_maps_for_the_image_are_refused(spec: Boosted) -> None:
+    with pytest.raises(SpecError):
+        spec.build(classes=5, channels=3)
+
+
+def test_each_kind_of_learner_has_its_own_training() -> None:
+    images = torch.randn(4, 3, 32, 32)
+    with pytest.raises(SpecError, match="fit_projection is for"):
+        fit_autoencoder(Truncated(tiny("cifar_resnet20"), code=2).grow((3, 32, 32)), images)
+    with pytest.raises(SpecError, match="fit_autoencoder is for"):
+        fit_projection(small().grow((3, 32, 32)), images)

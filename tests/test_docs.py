@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from convatlas.comparing import depth
 from convatlas.costs import cost
 from convatlas.diagram import diagram
 from convatlas.errors import SpecError
@@ -34,7 +33,7 @@ def test_example_is_the_network_of_the_paper(example: Any, name: str, layers: in
     with torch.device("meta"):
         network = example.FAMILY.variants[name].spec.build(classes=1000, channels=3)
     assert cost(network).parameters == pytest.approx(millions * 1e6, rel=0.01)
-    assert depth(network) == layers + 1  # they count the convolutions
+    assert cost(network).output.depth == layers + 1  # they count the convolutions
     assert diagram(network, title=name) is not None
 
 

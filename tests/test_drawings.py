@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from convatlas.catalog import CATALOG, grow
-from convatlas.comparing import compare, depth
+from convatlas.comparing import compare
+from convatlas.costs import cost
 from convatlas.diagram import diagram, save, size
 from convatlas.errors import RunError, SpecError
 from convatlas.joins import Chain, Concat, Product, Sum
@@ -138,13 +139,15 @@ def test_unknown_network_is_refused_by_comparison() -> None:
 @pytest.mark.parametrize(
     ("name", "layers"),
     [("resnet18", 18), ("resnet50", 50), ("resnet152", 152), ("vgg16", 16), ("vgg19", 19), ("densenet121", 121),
-     ("densenet201", 201), ("cifar_resnet110", 110), ("alexnet", 8), ("googlenet", 22), ("preact_resnet200", 200)],
+     ("densenet201", 201), ("cifar_resnet110", 110), ("convnext_tiny", 59), ("convnet1989", 4), ("lenet5", 5),
+     ("alexnet", 8), ("googlenet", 22), ("preact_resnet200", 200)],
 )  # fmt: skip
 def test_depth_is_what_the_name_says(name: str, layers: int) -> None:
-    assert depth(grow(name, device="meta")) == layers
+    assert cost(grow(name, device="meta")).output.depth == layers
 
 
 def test_gates_and_short_branches_are_not_depth() -> None:
     gate = Product(nn.Identity(), Chain(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 3, 1)))
-    assert depth(Chain(nn.Conv2d(3, 3, 1), gate)) == 1
-    assert depth(Concat(nn.Conv2d(3, 3, 1), Chain(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)))) == 2
+    assert cost(Chain(nn.Conv2d(3, 3, 1), gate), (3, 8, 8)).output.depth == 1
+    branches = Concat(nn.Conv2d(3, 3, 1), Chain(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)))
+    assert cost(branches, (3, 8, 8)).output.depth == 2

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.errors import SpecError
-from convatlas.joins import Auxiliary, Chain, Concat, Join, Network, Product, Sum, taps
+from convatlas.joins import Auxiliary, Chain, Concat, Join, Network, Product, Sum, _ends_fresh, taps
+from convatlas.layers.channels import DropPath
 
 JOINS: dict[type[Join], Callable[[Tensor, Tensor], Tensor]] = {
     Sum: lambda a, b: a + b,
@@ -249,3 +250,11 @@ def test_a_network_in_a_chain_leaves_out_what_only_training_uses() -> None:
         stem=nn.Identity(), stages=Chain(), head=nn.Identity(), input_shape=(1, 1, 1), auxiliary={"side": Side("stem")}
     )
     assert Chain(network)(torch.ones(1)).item() == 1
+
+
+def test_a_sum_behind_a_branch_that_hands_its_input_on_does_not_change_the_input() -> None:
+    x = torch.ones(2, 3, 4, 4)
+    Sum(DropPath(0.1), nn.Identity()).eval()(x)
+    assert torch.equal(x, torch.ones_like(x))
+    assert _ends_fresh(Chain(nn.BatchNorm2d(3), DropPath(0.1)))
+    assert not _ends_fresh(Chain(nn.ReLU(), DropPath(0.1)))

@@ -21,6 +21,7 @@ from convatlas.errors import DataError, RunError
 from convatlas.specs import Spec
 from convatlas.train import RECIPES, Settings, run
 from convatlas.train.loop import Step
+from networks import tiny
 
 SETTINGS = Settings(threads=1, checkpoint_steps=4)
 STEPS = 2 * 18  # 2 epochs of 1,150 pictures in batches of 64
@@ -319,3 +320,21 @@ def test_a_missing_folder_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder"):
         ca.fit(tmp_path / "nowhere", "lenet1", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "resnet18", "convnet1989", "densenet121"])
+def test_only_weights_decay(name: str) -> None:
+    """Biases, gains and norms do not, whatever their shape."""
+    network = tiny(name).build(classes=3, channels=1 if name == "convnet1989" else 3)
+    names = {id(parameter): path for path, parameter in network.named_parameters()}
+    decaying, others = RECIPES["default"].build_optimizer(network).param_groups
+    assert all(path.endswith("weight") for path in (names[id(p)] for p in decaying["params"]))
+    left = {names[id(p)].rpartition(".")[2] for p in others["params"] if p.ndim != 1}
+    assert left <= {"bias"}
+
+
+def test_dropout_of_wide_resnets_stands_before_the_second_convolution() -> None:
+    spec = replace(tiny("wrn28_10"), dropout=0.3)
+    block = spec.build(classes=3, channels=3).get_submodule("stages.0.0")
+    names = [name.rpartition(".")[2] for name, layer in block.named_modules() if not list(layer.children())]
+    assert names[names.index("conv1") : names.index("conv1") + 5] == ["conv1", "norm", "act", "drop", "conv"]

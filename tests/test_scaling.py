@@ -26,13 +26,17 @@ def measured(spec: Spec, *, classes: int = 1000, channels: int = 3) -> Cost:
 
 
 @pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize(("width", "depth"), [(0.5, 1), (1.7, 1), (1, 2), (1.4, 1.8), (0.3, 0.3)])
+@pytest.mark.parametrize(("width", "depth"), [(0.5, 1), (1.7, 1), (1, 2), (1.4, 1.8), (0.3, 0.3), (0.05, 1)])
 def test_every_family_scales(name: str, width: float, depth: float) -> None:
     spec = CATALOG[name].spec
     scaled = spec.scaled(width=width, depth=depth)
-    grown, before = measured(scaled), measured(spec)
-    assert (grown.parameters > before.parameters) == (width > 1 or depth > 1) or depth != 1
-    assert grown.output.shape == (1000,)
+    grown, before = measured(scaled, classes=10), measured(spec, classes=10)
+    if width == 1:  # not every table has depths
+        assert grown.parameters >= before.parameters
+    else:
+        assert (grown.parameters > before.parameters) == (width > 1)
+    assert grown.output.shape == (10,)
+    assert all(parameter.numel() for parameter in grow(scaled, classes=10, device="meta").parameters())
 
 
 @pytest.mark.parametrize("name", CATALOG)
@@ -118,7 +122,16 @@ def test_bad_budgets_are_refused(budget: dict[str, float], told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda: compound(B0, 1, alpha=0.5), lambda: fast(B0, -1), lambda: fast(B0, 2, alpha=2)]
+    "call",
+    [
+        lambda: compound(B0, 1, alpha=0.5),
+        lambda: fast(B0, -1),
+        lambda: fast(B0, 2, alpha=2),
+        lambda: compound(B0, 1e4),
+        lambda: compound(B0, math.nan),
+        lambda: fast(B0, math.inf),
+        lambda: fit_budget(B0, macs=math.nan),
+    ],
 )
 def test_bad_rules_are_refused(call: object) -> None:
     with pytest.raises(SpecError):
@@ -128,10 +141,10 @@ def test_bad_rules_are_refused(call: object) -> None:
 @given(st.sampled_from(sorted(CATALOG)), st.data())
 def test_any_cell_can_be_changed(name: str, data: st.DataObject) -> None:
     spec = tiny(name)
-    path, value, kind = data.draw(st.sampled_from([c for c in cells(spec) if c[2] == "width" and c[1] is not None]))
-    other = changed(spec, {path: value + 8})
-    assert diff(spec, other) == {path: (value, value + 8)}
-    assert kind == "width"
+    path, value, _ = data.draw(st.sampled_from([c for c in cells(spec) if c[2] == "width" and c[1] is not None]))
+    other = changed(spec, {path: 2 * value})
+    assert set(diff(spec, other)) == {path}
+    assert measured(other).parameters > measured(spec).parameters
 
 
 @pytest.mark.parametrize(("values", "told"), [({"rows[0].wdith": 3}, "did you mean"), ({"stem": 0}, "whole number")])

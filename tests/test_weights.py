@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from convatlas import model, weights
 from convatlas.catalog import CATALOG, grow, spec
-from convatlas.errors import ConvatlasError, WeightsError
+from convatlas.errors import ConvatlasError, DataError, WeightsError
 from convatlas.keys import rename, translate
 from convatlas.ledger import find_photos, verify
 from convatlas.modelfile import Header, save
@@ -385,11 +387,12 @@ def test_photos_are_found_by_table_and_by_folder(pictures: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "told"),
     [("name,class\na,1\n", "columns file and index"), ("file,index\na.jpg,x\n", "no class index"),
-     ("file,index\n", "no photographs"), ("file,index\nnone.jpg,1\n", "not there"), (None, "neither labels.csv")],
+     ("file,index\n", "no photographs"), ("file,index\nnone.jpg,1\n", "not there"), (None, "neither labels.csv"),
+     ("file,index\na.jpg,1\nb.jpg\n", "line 3: '' is no class index"), ("file,index\n\udce9.jpg,1\n", "not UTF-8")],
 )  # fmt: skip
 def test_photos_without_labels_are_refused(text: str | None, told: str, tmp_path: Path) -> None:
     if text is not None:
-        (tmp_path / "labels.csv").write_text(text)
+        (tmp_path / "labels.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConvatlasError, match=told):
         find_photos(tmp_path)
 
@@ -411,6 +414,85 @@ def test_verification_stands_beside_the_library(
 def test_verification_without_weights_or_classes_is_refused(pictures: Path) -> None:
     with pytest.raises(WeightsError, match="network@library:tag, or a file"):
         verify("resnet18", pictures / "val")
+
+
+def test_folders_are_matched_with_the_classes_of_the_weights_by_name(
+    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    files = sorted((pictures / "val").rglob("*.jpg"))[:4]
+    rows = list(zip(("tench", "goldfish", "zebra", "ear"), files, strict=True))
+    (tmp_path / "table").mkdir()
+    numbers = "".join(f"{file},{record.classes.index(name)}\n" for name, file in rows)
+    (tmp_path / "table" / "labels.csv").write_text("file,index\n" + numbers)
+    for name, file in rows:
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        shutil.copy(file, tmp_path / "folders" / name)
+    (tmp_path / "folders" / ".hidden").mkdir()
+    (tmp_path / "folders" / "aardvark").mkdir()  # an empty folder is no class
+    table, folders = (verify(RECORD, tmp_path / where, file=checkpoint) for where in ("table", "folders"))
+    assert (table.count, table.right1, table.right5) == (folders.count, folders.right1, folders.right5)
+    (tmp_path / "folders" / "zebra").rename(tmp_path / "folders" / "zebrra")
+    with pytest.raises(DataError, match=r"zebrra is no class of these weights \(did you mean zebra"):
+        verify(RECORD, tmp_path / "folders", file=checkpoint)
+
+
+def test_verification_says_whether_the_file_is_the_published_one(
+    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    file = sorted((pictures / "val").rglob("*.jpg"))[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
+    assert verify(RECORD, tmp_path, file=checkpoint).published
+    other = tmp_path / "other.pth"
+    torch.save({**load_tensors(checkpoint), "classifier.1.bias": torch.zeros(1000)}, other)
+    assert not verify(RECORD, tmp_path, file=other).published
+
+
+def test_a_file_of_other_classes_is_not_measured_with_a_fresh_head(checkpoint: Path, pictures: Path) -> None:
+    with pytest.raises(DataError, match="holds 1000 classes, the data has 3 folders"):
+        verify(NAME, pictures / "val", file=checkpoint)
+
+
+def test_verification_lets_the_library_correct_its_old_names(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DenseNet's published files say "norm.1" where the class says "norm1"."""
+    network = theirs("densenet121", "torchvision")
+    scramble(network)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))(\d)", r"\1.\2", k): v
+        for k, v in network.state_dict().items()
+        if "batches" not in k
+    }
+    path = tmp_path / "densenet.pth"
+    torch.save(old, path)
+    file = sorted((pictures / "val").rglob("*.jpg"))[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
+    row = verify("densenet121@torchvision:IMAGENET1K_V1", tmp_path, file=path)
+    assert row.peer is not None
+    assert row.peer[2] == 1
+
+
+def test_weights_for_clips_are_not_given_pictures() -> None:
+    with pytest.raises(WeightsError, match="reads clips"):
+        model.from_weights(find("mc3_18@torchvision:KINETICS400_V1"), file=Path("none"))
+
+
+def test_kernels_that_cannot_be_made_for_other_channels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "convnet.pt"
+    torch.save(grow("convnet1989").state_dict(), path)
+    with pytest.raises(WeightsError, match="cannot be made for 3 channels"):
+        build("convnet1989", weights=path, channels=3)
+
+
+def test_import_without_a_digest_still_wants_the_tensors_of_the_network(
+    record: Weights, checkpoint: Path, tmp_path: Path
+) -> None:
+    bare = replace(record, digest="")
+    other = tmp_path / "other.pth"
+    torch.save({"a": torch.zeros(3)}, other)
+    with pytest.raises(WeightsError, match="does not fit"):
+        import_file(bare, other)
+    assert import_file(bare, checkpoint) == bare.path
 
 
 def test_real_mobilenet_says_what_torchvision_says_photo_by_photo(shared_data: Path) -> None:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from convatlas.catalog import show, spec, variant
     from convatlas.comparing import compare
     from convatlas.costs import cost
-    from convatlas.draw import summary
     from convatlas.errors import ConvatlasError
     from convatlas.features import at_strides, places
     from convatlas.joins import Chain, Concat, Network, Product, Sum, depth_groups, taps
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from convatlas.preprocessing import Preprocessing
     from convatlas.scaling import compound, fast, fit_budget
     from convatlas.specs import diff
+    from convatlas.tables import summary
     from convatlas.train import Recipe, Settings, fit, resume
     from convatlas.weights import build, published
 
@@ -35,7 +35,7 @@ _ROOMS = {
     "catalog": ("list", "show", "spec", "variant"),
     "comparing": ("compare",),
     "costs": ("cost",),
-    "draw": ("summary",),
+    "tables": ("summary",),
     "errors": ("ConvatlasError",),
     "features": ("at_strides", "places"),
     "joins": ("Chain", "Concat", "Network", "Product", "Sum", "depth_groups", "taps"),

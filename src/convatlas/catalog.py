@@ -15,7 +15,6 @@ import torch
 
 from convatlas.card import Family, Variant
 from convatlas.costs import Cost, cost
-from convatlas.draw import fields, layer_table, totals
 from convatlas.errors import SpecError, nearest
 from convatlas.families import (
     alexnet,
@@ -43,6 +42,7 @@ from convatlas.families import (
 )
 from convatlas.joins import Network
 from convatlas.specs import SMALL, Record, Spec, diff
+from convatlas.tables import fields, layer_table, totals
 
 Stem = Literal["own", "small"]
 """A network's own first layers, or those for images of up to 64 pixels."""
@@ -98,12 +98,22 @@ def resolve(network: str | Spec) -> tuple[str, Variant]:
         raise SpecError(f"a network is a name of the catalogue or a spec of its families, not {type(network).__name__}")
     name = min(alike, key=lambda name: len(diff(CATALOG[name].spec, network)))
     row = CATALOG[name]
-    return (name if row.spec == network else f"{name}-custom"), dataclasses.replace(row, spec=network)
+    if row.spec == network:
+        return name, row
+    if isinstance(network, boosted.Boosted):  # its pictures and classes are those of the network inside
+        inner, own = resolve(network.backbone)
+        return f"boosted-{inner}", boosted.row(own, network)
+    return f"{name}-custom", dataclasses.replace(row, spec=network)
 
 
 def spec(name: str) -> Spec:
     """Return the table of a network by name."""
     return variant(name).spec
+
+
+def reads_clips(spec: Spec) -> bool:
+    """Return whether the input has an axis of time."""
+    return len(spec.input_shape(1)) != 3
 
 
 @dataclass(frozen=True)
@@ -178,8 +188,8 @@ def grow(
     classes = row.classes if classes is None else classes
     channels = row.preprocessing.channels if channels is None else channels
     for what, value in (("classes", classes), ("channels", channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SpecError(f"build: {what} is a whole number from 1 on, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+            raise SpecError(f"build: {what} is a whole number from 1 on, below 2^31, not {value!r}")
     # the context costs time at every call into torch
     with nullcontext() if torch.device(device) == torch.get_default_device() else torch.device(device):
         return spec.build(classes=classes, channels=channels)

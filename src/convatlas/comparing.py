@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from convatlas.catalog import grow, resolve
 from convatlas.costs import cost
-from convatlas.joins import Join, Network, Product, steps
 from convatlas.specs import Spec, cells
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is compared of one network. depth: layers with weights on the longest way from the image to the scores.
+    """What is compared of one network.
 
+    depth: layers with weights on the longest way from the image to the scores, gates aside.
     parameters, macs, activations, receptive_field (px): counted for one image of `resolution` px.
     """
 
@@ -56,7 +54,7 @@ def compare(*networks: str | Spec, size: int | None = None) -> Comparison:
         measured = cost(network)
         rows.append(Row(
             name, row.card.title, row.card.year, ", ".join(row.card.taxonomy), row.card.innovation, row.card.reported,
-            spec.resolution, depth(network), measured.parameters, measured.macs, measured.activations,
+            spec.resolution, measured.output.depth, measured.parameters, measured.macs, measured.activations,
             max(measured.receptive_field),
         ))  # fmt: skip
     return Comparison(tuple(rows), _cells(specs))
@@ -69,19 +67,3 @@ def _cells(specs: Sequence[Spec]) -> dict[str, tuple[Any, ...]]:
     paths = dict.fromkeys(path for table in tables for path in table)
     values = {path: tuple(table.get(path) for table in tables) for path in paths}
     return {path: row for path, row in values.items() if len(set(row)) > 1}
-
-
-def depth(layer: nn.Module) -> int:
-    """Return the number of convolutions and linear layers on the longest way, as "50" counts them in ResNet-50.
-
-    A shortcut of one convolution beside a longer body does not count; gates do not either.
-    """
-    if isinstance(layer, Product):
-        return 0
-    if isinstance(layer, Join):
-        return max(depth(branch) for _, branch in steps(layer))
-    if isinstance(layer, nn.Sequential | Network):
-        return sum(depth(part) for _, part in steps(layer))
-    inner = [depth(child) for child in layer.children()]
-    own = any(parameter.ndim >= 2 for parameter in layer.parameters(recurse=False))
-    return int(own) + max(inner, default=0)

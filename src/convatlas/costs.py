@@ -19,7 +19,7 @@ from typing import Any, cast
 from torch import nn
 
 from convatlas.errors import CostError
-from convatlas.joins import Auxiliary, Chain, Concat, Join, Network, Sum, steps
+from convatlas.joins import Auxiliary, Chain, Concat, Join, Network, Product, Sum, steps
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Signal:
     field: receptive field in input pixels along each axis of space, leaving global gates aside.
     stride: distance in input pixels between neighbouring elements.
     whole: every element has seen the whole image (after global pooling, flattening, a global gate).
+    depth: layers that multiply by weights on the longest way so far, gates aside: the "50" of ResNet-50.
     """
 
     shape: tuple[int, ...]
     field: tuple[int, ...]
     stride: tuple[int, ...]
     whole: bool = False
+    depth: int = 0
 
     @property
     def channels(self) -> int:
@@ -149,6 +151,8 @@ class Tally:
         """Record `layer` with its own parameters, each counted once however often it is used; return `y`."""
         parameters = _count(layer, self._counted)
         kind = type(layer).__name__
+        if macs:
+            y = replace(y, depth=x.depth + 1)
         self.layers.append(Layer(self.path, kind, x, y, parameters, macs, activations, connections))
         return y
 
@@ -250,6 +254,7 @@ def _(join: Join, x: Signal, tally: Tally) -> Signal:
         tuple(max(axis) for axis in zip(*(y.field for y in local), strict=True)),
         local[0].stride,
         whole=all(y.whole for y in outputs),
+        depth=(min if isinstance(join, Product) else max)(y.depth for y in outputs),
     )
 
 
@@ -293,6 +298,7 @@ def slide(
         tuple(f + (span - 1) * s for f, span, s in zip(x.field, spans, x.stride, strict=True)),
         tuple(s * step for s, step in zip(x.stride, strides, strict=True)),
         x.whole,
+        x.depth,
     )
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.costs import Cost, Signal, cost
-from convatlas.draw import times
 from convatlas.errors import RunError
 from convatlas.files import atomic
 from convatlas.joins import Chain, Network
 from convatlas.outline import Box, Outline, Parallel, Series, in_series, outline
+from convatlas.tables import times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -256,9 +256,6 @@ def save(figure: Figure, path: str | Path) -> Path:
         raise RunError(f"{path}: a drawing ends in {', '.join('.' + name for name in FORMATS)}")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=ending)
-    try:
-        with atomic(path) as file:
-            file.write(buffer.getvalue())
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: there is no such folder") from error
+    with atomic(path) as file:
+        file.write(buffer.getvalue())
     return path

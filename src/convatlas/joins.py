@@ -80,10 +80,11 @@ _FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Conv3d, nn.B
 def _ends_fresh(layer: nn.Module | None) -> bool:
     """Return whether the last layer makes a tensor that nobody else reads and that no gradient needs.
 
-    Layers of other kinds say so with an attribute `fresh`.
+    Layers of other kinds say so with an attribute `fresh`; those that may hand on what they got have `passing`.
     """
-    while isinstance(layer, nn.Sequential) and layer._modules:
-        layer = next(reversed(layer._modules.values()))
+    while isinstance(layer, nn.Sequential):
+        layers = reversed(layer._modules.values())
+        layer = next((inner for inner in layers if not getattr(inner, "passing", False)), None)
     return isinstance(layer, _FRESH) or getattr(layer, "fresh", False)
 
 
@@ -166,6 +167,7 @@ class Network(nn.Module):
         self.auxiliary = nn.ModuleDict(auxiliary)
         self.input_shape = input_shape
         self._frozen: tuple[str, ...] = ()
+        self._held: list[nn.Parameter] = []
 
     def forward(self, x: Any) -> Any:
         for layer in _unrolled((self.stem, self.stages, self.head)):
@@ -189,15 +191,18 @@ class Network(nn.Module):
     def freeze(self, to: str | None) -> Self:
         """Stop learning from the stem up to and including `to`, such as "stages.2"; None lets all learn again.
 
-        Statistics of norms stop there, too, whatever `train()` says.
+        Statistics of norms stop there, too, whatever `train()` says. What did not learn before it does not learn after.
         """
         path = list(on_the_way(self))
         if to is not None and to not in path:
             raise SpecError(f"freeze: no layer {to!r} on the way from stem to head{nearest(to, path)}")
         self._frozen = tuple(path[: path.index(to) + 1]) if to is not None else ()
-        self.requires_grad_(True)
-        for name in self._frozen:
-            self.get_submodule(name).requires_grad_(False)
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        frozen = (parameter for name in self._frozen for parameter in self.get_submodule(name).parameters())
+        self._held = [parameter for parameter in frozen if parameter.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -16,10 +17,10 @@ from torch import Tensor
 from convatlas.catalog import variant
 from convatlas.data.images import pictures_in, read_picture
 from convatlas.download import Progress, sha256
-from convatlas.errors import DataError, WeightsError
+from convatlas.errors import DataError, WeightsError, brief, nearest
 from convatlas.model import Model, from_weights
 from convatlas.modelfile import Header
-from convatlas.weights import Weights, build, find, load_tensors, pull, rescales
+from convatlas.weights import Weights, build, find, load_tensors, opened, pull
 
 LABELS = "labels.csv"
 """The table that says which class a photograph shows: columns `file` and `index`."""
@@ -39,6 +40,7 @@ class Verification:
     """One row of the ledger.
 
     right1, right5: photographs whose class is the most probable one, or among the five most probable.
+    published: whether the file is the one that was published, as far as its digest is known.
     peer: the same of the library's own class and transforms, and on how many photographs the five most probable
     classes are the same, in the same order; None where there is no such library.
     difference: the largest difference between the two of any probability.
@@ -50,6 +52,7 @@ class Verification:
     right1: int
     right5: int
     claimed: str
+    published: bool = True
     library: str = ""
     peer: tuple[int, int, int] | None = None
     difference: float = 0.0
@@ -81,22 +84,31 @@ def find_photos(folder: str | Path) -> Photos:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if table.is_file():
-        with table.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines)
-            columns = reader.fieldnames or ()
-            if not {"file", "index"} <= set(columns):
-                raise DataError(f"{table}: expected the columns file and index, found {', '.join(columns)}")
-            rows = [(row["file"], row["index"]) for row in reader]
-        bad = next((index for _, index in rows if not index.isdecimal()), None)
-        if bad is not None or not rows:
-            raise DataError(f"{table}: " + (f"{bad!r} is no class index" if rows else "holds no photographs"))
+        try:
+            with table.open(encoding="utf-8", newline="") as lines:
+                reader = csv.DictReader(lines)
+                columns = reader.fieldnames or ()
+                if not {"file", "index"} <= set(columns):
+                    raise DataError(f"{table}: expected the columns file and index, found {', '.join(columns)}")
+                rows = [(row["file"] or "", row["index"] or "") for row in reader]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{table}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        bad = next(((line, index) for line, (_, index) in enumerate(rows, 2) if not index.isdecimal()), None)
+        if bad:
+            raise DataError(f"{table}: line {bad[0]}: {bad[1]!r} is no class index")
+        if not rows:
+            raise DataError(f"{table}: holds no photographs")
         paths = [next((p for p in (folder / f, folder / "images" / f) if p.is_file()), folder / f) for f, _ in rows]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise DataError(f"{missing[0]}: named in {table}, but not there")
         return Photos(tuple(paths), tuple(int(index) for _, index in rows))
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    found = [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
+    inside = {
+        entry.name: pictures_in(entry)
+        for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")
+    }  # fmt: skip
+    classes = [name for name, paths in inside.items() if paths]
+    found = [(path, label) for label, name in enumerate(classes) for path in inside[name]]
     if not found:
         raise DataError(f"{folder}: holds neither {LABELS} nor folders of photographs, one for each class")
     return Photos(tuple(path for path, _ in found), tuple(label for _, label in found), tuple(classes))
@@ -107,46 +119,58 @@ def verify(
 ) -> Verification:
     """Measure weights on the labelled photographs of a folder, and their own library's class beside them.
 
-    name: published weights, "network@library:tag"; or a network, with a `file` for it, where the folders of the data
-        are the classes. file: the weights where they are not in the cache; its tensors are those of the library.
+    name: published weights, "network@library:tag", whose class names the folders of the data have; or a network, with a
+        `file` for it, where the folders are its classes in order of their names, or the table counts them.
+    file: the weights where they are not in the cache; its tensors are those of the library.
     """
     photos = find_photos(folder)
+    weights: Weights | None = None
     if "@" in name:
-        weights: Weights | None = find(name)
-        assert weights is not None
+        weights = find(name)
         path = pull(weights, progress=progress) if file is None else Path(file)
         model = from_weights(weights, file=path)
-        top = max(photos.labels)
-        if top >= len(model.classes):
-            raise DataError(f"{folder}: class {top} is beyond the {len(model.classes)} classes of {name}")
     elif file is None:
         raise WeightsError(f"{name}: give published weights, network@library:tag, or a file")
     else:
-        weights, path = None, Path(file)
+        path = Path(file)
         model = _of_file(name, path, photos)
+    labels = torch.tensor(_labels(photos, model.classes, folder))
     ours = _probabilities(model, photos, progress)
-    labels = torch.tensor(photos.labels)
     right1, right5 = _right(ours, labels)
-    claimed = ", ".join(f"{what} {value:g}" for what, value in weights.claimed.items()) if weights else ""
     digest = sha256(path)
     if weights is None:
-        return Verification(name, digest, len(labels), right1, right5, claimed)
+        return Verification(name, digest, len(labels), right1, right5, claimed="")
+    claimed = ", ".join(f"{what} {value:g}" for what, value in weights.claimed.items())
     theirs = _peer(weights, path, photos, progress)
     top = min(5, ours.shape[1])
     same = int((ours.topk(top).indices == theirs.topk(top).indices).all(1).sum())
     return Verification(
-        name, digest, len(labels), right1, right5, claimed, weights.library, (*_right(theirs, labels), same),
-        float((ours - theirs).abs().max()),
+        name, digest, len(labels), right1, right5, claimed, digest.startswith(weights.digest), weights.library,
+        (*_right(theirs, labels), same), float((ours - theirs).abs().max()),
     )  # fmt: skip
 
 
+def _labels(photos: Photos, classes: Sequence[str], folder: str | Path) -> list[int]:
+    """Return the number of each photograph's class among those of the network, by the name of its folder."""
+    for name in photos.classes:
+        if name not in classes:
+            raise DataError(f"{Path(folder) / name}: {name} is no class of these weights{nearest(name, classes)}")
+    numbers = [classes.index(photos.classes[label]) if photos.classes else label for label in photos.labels]
+    if max(numbers) >= len(classes):
+        raise DataError(f"{folder}: class {max(numbers)} is beyond the {len(classes)} classes of these weights")
+    return numbers
+
+
 def _of_file(name: str, path: Path, photos: Photos) -> Model:
+    """Return the model of a file whose classes are the folders, unless it is sealed and knows their names."""
     row = variant(name)
-    if not photos.classes:
-        raise DataError(f"{name}: without published weights the classes come from folders, one for each class")
-    network = build(name, classes=len(photos.classes), weights=path).eval()
+    given = opened(path, row.spec, name=name, row=row)
+    classes = given.names or photos.classes or tuple(map(str, range(given.classes)))
+    if len(classes) != given.classes:
+        raise DataError(f"{path}: holds {given.classes} classes, the data has {len(classes)} folders")
+    network = build(name, weights=path).eval()
     header = Header(
-        name=name, spec=row.spec, classes=photos.classes, preprocessing=row.preprocessing, criterion="cross_entropy"
+        name=name, spec=row.spec, classes=classes, preprocessing=given.preprocessing, criterion="cross_entropy"
     )
     return Model(network, header)
 
@@ -169,22 +193,26 @@ def _probabilities(model: Model, photos: Photos, progress: Progress | None) -> T
 
 def _peer(weights: Weights, path: Path, photos: Photos, progress: Progress | None) -> Tensor:
     """Return the probabilities of the library's own class with its own transforms."""
-    row = variant(weights.network)
-    peer = row.peers[weights.library]
+    peer = variant(weights.network).peers[weights.library]
     network: Any
     transform: Any
-    if weights.library == "torchvision":
-        import torchvision
+    try:
+        if weights.library == "torchvision":
+            import torchvision
 
-        record = torchvision.models.get_model_weights(peer)[weights.tag]
-        transform = record.transforms()
-        network = torchvision.models.get_model(peer, **({"transform_input": True} if rescales(peer) else {}))
-    else:
-        import timm
+            record = torchvision.models.get_model_weights(peer)[weights.tag]
+            transform = record.transforms()
+            # the library fills its class itself, with its own corrections of old names, from the file at hand
+            with patch("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: load_tensors(path)):
+                network = torchvision.models.get_model(peer, weights=record)
+        else:
+            import timm
 
-        network = timm.create_model(f"{peer}.{weights.tag}")
-        transform = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
-    network.load_state_dict(load_tensors(path))
+            full = f"{peer}.{weights.tag}"
+            network = timm.create_model(full, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+            transform = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: {weights.library} cannot fill its own {peer} with it ({brief(error)})") from error
 
     def prepared(path: Path) -> Tensor:
         picture: Tensor = transform(Image.open(path).convert("RGB"))

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas import modelfile
-from convatlas.catalog import variant
+from convatlas.catalog import CATALOG, reads_clips, variant
 from convatlas.data.images import Broken, Dataset, Images, check_same_classes, decode, read_picture
 from convatlas.data.sources import find
 from convatlas.data.splits import with_val
 from convatlas.download import Progress
-from convatlas.errors import DataError, ModelFileError
+from convatlas.errors import DataError, ModelFileError, WeightsError
 from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.tasks import classification
@@ -171,7 +171,7 @@ def load(path: str | Path) -> Model:
     Published weights are fetched if they are not at hand. Raises ModelFileError or WeightsError, in one line, for what
     cannot be used.
     """
-    if "@" in str(path) and not Path(path).exists():
+    if str(path).partition("@")[0] in CATALOG and not Path(path).exists():
         return from_weights(find_weights(str(path)))
     network, header = modelfile.load(path)
     if header.task != "classification":
@@ -185,6 +185,8 @@ def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
     """Return the model of published weights, read from `file` if they are somewhere else than in the cache."""
     row = variant(weights.network)
     spec = row.spec.scaled(resolution=weights.preprocessing.size)
+    if reads_clips(spec):
+        raise WeightsError(f"{weights.name}: reads clips; pictures cannot be given to it")
     source = f"{weights.library}:{weights.tag}" if file is None else file
     network = build(spec, classes=len(weights.classes), channels=weights.preprocessing.channels, weights=source)
     header = Header(

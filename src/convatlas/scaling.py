@@ -21,6 +21,10 @@ little in depth and resolution (`fast`). A budget of parameters leaves the resol
 """
 
 
+LIMIT = 32
+"""The largest compound coefficient, and the power of two of the largest factor on the MACs: no network is so large."""
+
+
 def compound(spec: AnySpec, phi: float, *, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15) -> AnySpec:
     """Return the network scaled in depth by alpha^phi, width by beta^phi, resolution by gamma^phi.
 
@@ -29,6 +33,8 @@ def compound(spec: AnySpec, phi: float, *, alpha: float = 1.2, beta: float = 1.1
     """
     if not all(isinstance(base, int | float) and base >= 1 for base in (alpha, beta, gamma)):
         raise SpecError(f"compound: alpha, beta and gamma are numbers from 1 on, not {alpha}, {beta}, {gamma}")
+    if not -LIMIT <= phi <= LIMIT:
+        raise SpecError(f"compound: phi lies between {-LIMIT} and {LIMIT}, not {phi}")
     return _scaled(spec, depth=alpha**phi, width=beta**phi, resolution=gamma**phi)
 
 
@@ -38,8 +44,8 @@ def fast(spec: AnySpec, scale: float, *, alpha: float = 0.8) -> AnySpec:
     The rule dWr of Dollár et al. 2021 (arXiv 2103.06877, section 3.2): depth by s^((1 - alpha) / 2), width by
     s^(alpha / 2), resolution by s^((1 - alpha) / 4). With alpha = 1 only the width grows; 1/3 grows all alike.
     """
-    if not (scale > 0 and 0 <= alpha <= 1):
-        raise SpecError(f"fast: scale is above 0 and alpha between 0 and 1, not {scale} and {alpha}")
+    if not (0 < scale <= 2.0**LIMIT and 0 <= alpha <= 1):
+        raise SpecError(f"fast: scale is above 0, up to 2^{LIMIT}, alpha between 0 and 1, not {scale} and {alpha}")
     rest = (1 - alpha) / 2
     return _scaled(spec, depth=scale**rest, width=scale ** (alpha / 2), resolution=scale ** (rest / 2))
 
@@ -66,7 +72,7 @@ def fit_budget(
     """
     budget = {"macs": macs, "parameters": params}
     limits = [limit for limit in budget.values() if limit is not None]
-    if not limits or min(limits) <= 0:
+    if not limits or not all(math.isfinite(limit) and limit > 0 for limit in limits):
         raise SpecError("fit_budget: give macs, params or both, as positive numbers")
     if rule not in get_args(Rule):
         raise SpecError(f"fit_budget: rule is one of {', '.join(get_args(Rule))}, not {rule!r}")
@@ -81,7 +87,11 @@ def fit_budget(
 
     best = _refined(_largest(spec, share, rule, fixed=macs is None), share, pixels=macs is not None)
     if share(best) > 1:
-        raise SpecError(f"fit_budget: even the smallest {type(spec).__name__} takes {share(best):.2f} times the budget")
+        others = [other for other in get_args(Rule) if other != rule]
+        raise SpecError(
+            f"fit_budget: the smallest {type(spec).__name__} that the rule {rule} finds takes {share(best):.2f} times "
+            f"the budget; try rule {' or '.join(others)}, or a smaller resolution"
+        )
     if share(best) < CLOSE:  # a network of few cells: another depth may land closer
         for path, value, kind in cells(spec):
             if kind == "depth":

@@ -53,9 +53,7 @@ def timeline() -> Figure:
     from matplotlib.figure import Figure
 
     found = entries()
-    lanes = [lane for lane in TAXONOMY if any(entry.taxonomy[0] == lane for entry in found)]
-    others = [lane for lane in TAXONOMY if lane not in lanes and any(lane in entry.taxonomy for entry in found)]
-    lanes = [lane for lane in TAXONOMY if lane in (*lanes, *others)]
+    lanes = [lane for lane in TAXONOMY if any(lane in entry.taxonomy for entry in found)]
     # labels that would run into each other stand below each other
     place: dict[str, int] = {}
     ends: dict[str, list[float]] = {lane: [] for lane in lanes}
@@ -89,8 +87,7 @@ def timeline() -> Figure:
             axes.axhspan(tops[lane] - 0.12, bottom, color="#f5f7f9", zorder=0)
         middle = (tops[lane] + bottom - 0.1) / 2
         axes.text(0.25, middle, lane, fontsize=9, weight="bold", color=COLOURS[lane], va="center")
-    last = max(entry.year for entry in found)
-    for year in [1989, 1995, 2000, 2005, *range(2012, last + 1)]:
+    for year in [1989, 1995, 2000, 2005, *range(2012, found[-1].year + 1)]:
         axes.plot([_x(year)] * 2, [tops[lanes[0]] - 0.12, y - 0.1], color="#dde3e8", linewidth=0.6, zorder=1)
         axes.text(_x(year), y + 0.1, str(year), fontsize=8, color="#616e7c", ha="center")
     for entry in found:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -65,6 +66,10 @@ class Weights:
         return f"{self.network}@{self.library}:{self.tag}"
 
     @property
+    def channels(self) -> int:
+        return self.preprocessing.channels
+
+    @property
     def path(self) -> Path:
         """Where it is kept once it was fetched or imported."""
         return cache_folder() / "weights" / self.library / self.filename
@@ -106,6 +111,8 @@ def find(name: str) -> Weights:
     known = {weights.tag: weights for weights in published(network, library)}
     if tag == "DEFAULT" and known:
         return next(iter(known.values()))
+    if not known and library == "timm" and find_spec("timm") is None:
+        raise WeightsError(f"{name}: timm is not installed; pip install 'convatlas[hub]'")
     if tag not in known:
         told = ", ".join(known)
         raise WeightsError(f"{network}: {library} has no weights {tag!r}{nearest(tag, known)}; known: {told}")
@@ -182,15 +189,17 @@ def _timm(network: str, peer: str) -> list[Weights]:
             continue
         size = config.input_size[-1]
         hub = f"{config.hf_hub_id}{full}" if str(config.hf_hub_id).endswith("/") else config.hf_hub_id
-        url = config.url or f"https://huggingface.co/{hub}/resolve/main/model.safetensors"
-        digest = re.search(r"-([0-9a-f]{8,})\.", config.url or "")
+        # a file that is not of timm's own making carries the names of whoever made it; the hub has it under timm's
+        own = config.url if "pytorch-image-models" in (config.url or "") or not config.hf_hub_id else ""
+        url = own or f"https://huggingface.co/{hub}/resolve/main/model.safetensors"
+        digest = re.search(r"-([0-9a-f]{8,})\.", own)
         preprocessing = Preprocessing(
             resize=int(size / config.crop_pct), crop=size, interpolation=config.interpolation,
             mean=tuple(config.mean), std=tuple(config.std),
         )  # fmt: skip
         found.append(Weights(
             network, "timm", tag, url, digest[1] if digest else "",
-            url.rsplit("/", 1)[-1] if config.url else f"{full}.safetensors", preprocessing,
+            url.rsplit("/", 1)[-1] if own else f"{full}.safetensors", preprocessing,
             _different(list(_IMAGENET_CATEGORIES)), config.license or "",
         ))  # fmt: skip
     return found
@@ -208,11 +217,20 @@ def pull(weights: Weights, *, progress: Progress | None = None) -> Path:
     if at_hand is not None and sha256(at_hand).startswith(weights.digest):
         return at_hand
     try:
-        return fetch([weights.url], weights.path, weights.digest, progress=progress)
+        path = fetch([weights.url], weights.path, weights.digest, progress=progress)
     except DataError as error:
         raise WeightsError(
             f"{error}; on a machine without a network: convatlas weights import {weights.name} FILE"
         ) from error
+    _check_fit(weights, path)
+    return path
+
+
+def _check_fit(weights: Weights, path: Path) -> None:
+    """Raise WeightsError unless the tensors of a file are those of the network, under the library's names."""
+    spec, channels = variant(weights.network).spec.scaled(resolution=weights.preprocessing.size), weights.channels
+    given = Checkpoint(load_tensors(path), len(weights.classes), channels, path, weights.preprocessing, weights.library)
+    fitting(spec, given, grow(spec, classes=given.classes, channels=channels, device="meta").state_dict())
 
 
 def import_file(weights: Weights, file: str | Path) -> Path:
@@ -225,7 +243,7 @@ def import_file(weights: Weights, file: str | Path) -> Path:
         raise WeightsError(
             f"{file}: not the published file: its sha256 begins {found[:8]}, the one of {weights.name} {weights.digest}"
         )
-    load_tensors(file)
+    _check_fit(weights, file)
     try:
         weights.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -326,14 +344,16 @@ def build(
 class Checkpoint:
     """The tensors of a network of so many classes and channels; `library` is whose names they carry, if that is known.
 
-    where: what to call it in an error.
+    where: what to call it in an error. preprocessing: what its pictures went through. names: of its classes, if known.
     """
 
     tensors: Mapping[str, Tensor]
     classes: int
     channels: int
     where: object
+    preprocessing: Preprocessing
     library: str | None = None
+    names: tuple[str, ...] = ()
 
 
 def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Checkpoint:
@@ -343,22 +363,26 @@ def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Check
     if colon and library in LIBRARIES:
         record = find(f"{name.removesuffix('-custom')}@{source}")
         tensors = load_tensors(pull(record))
-        return Checkpoint(tensors, len(record.classes), record.preprocessing.channels, record.name, library)
+        steps, names = record.preprocessing, record.classes
+        return Checkpoint(tensors, len(names), record.channels, record.name, steps, library, names)
     if colon and not path.exists() and len(library) > 1:
         raise WeightsError(f"unknown library {library!r}{nearest(library, LIBRARIES)}, and no such file: {source}")
     if modelfile.is_model_file(path):
         sealed, header = modelfile.load(path)
-        if header.spec != spec:
+        if header.spec.scaled(resolution=spec.resolution) != spec:
             cells = diff(spec, header.spec).items()
             told = ", ".join(f"{cell} {theirs} instead of {ours}" for cell, (ours, theirs) in cells)
             raise WeightsError(f"{path}: holds another network than {name}: {told}")
-        return Checkpoint(sealed.state_dict(), len(header.classes), header.preprocessing.channels, path)
+        steps, names = header.preprocessing, header.classes
+        return Checkpoint(sealed.state_dict(), len(names), steps.channels, path, steps, "convatlas", names)
     tensors = load_tensors(path)
     for dialect, rules in _dialects(spec).items():
         named = {name: tensor for key, tensor in tensors.items() if (name := rename(key, rules(spec)))}
         if sizes := _sizes(spec, named):
-            return Checkpoint(tensors, *sizes, path, dialect)
-    return Checkpoint(tensors, row.classes, row.preprocessing.channels, path)  # which will not fit, and say why
+            return Checkpoint(tensors, *sizes, path, row.preprocessing, dialect)
+    return Checkpoint(
+        tensors, row.classes, row.preprocessing.channels, path, row.preprocessing
+    )  # which will not fit, and say why
 
 
 def _dialects(spec: Spec) -> dict[str, Dialect]:
@@ -391,19 +415,27 @@ def _sizes(spec: Spec, named: Mapping[str, Tensor]) -> tuple[int, int] | None:
 def fill(network: Network, spec: Spec, given: Checkpoint, *, first: First = "repeat") -> None:
     """Put the tensors of a checkpoint into a network of the same spec.
 
-    What belongs to other classes stays as it was drawn; kernels for other channels are made by the rule `first`.
+    What belongs to other classes stays as it was drawn, and so does what paints images of other channels (CapsNet's
+    decoder); kernels that read other channels are made by the rule `first`.
     Raises WeightsError if anything else does not fit, to the last tensor.
     """
-    expected = grow(spec, classes=given.classes, channels=given.channels, device="meta").state_dict()
-    ours = fitting(spec, given, expected)
+    expected, by_class, by_channel = (
+        grow(spec, classes=given.classes + classes, channels=given.channels + channels, device="meta").state_dict()
+        for classes, channels in ((0, 0), (1, 0), (0, 1))
+    )
     state = network.state_dict()
     channels = network.input_shape[0]
-    for key, tensor in ours.items():
+    for key, tensor in fitting(spec, given, expected).items():
         wanted = state[key].shape
         if wanted == tensor.shape:
             state[key] = tensor
-        elif len(wanted) >= 4 and (tensor.shape[1], wanted[1]) == (given.channels, channels):
+        elif by_channel[key].shape != tensor.shape and tensor.ndim >= 4 and tensor.shape[1] == given.channels:
             state[key] = adapted_kernel(tensor, channels, first)
+        elif by_class[key].shape == tensor.shape and not key.startswith("auxiliary."):
+            raise WeightsError(
+                f"{given.where}: {key} cannot be made for {channels} channels from {given.channels}; "
+                "give pictures of as many channels as the weights read"
+            )
     network.load_state_dict(state)
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from convatlas.cli import show
-from convatlas.draw import fields
 from convatlas.model import load
+from convatlas.tables import fields
 from convatlas.tasks.classification import CRITERIA, evaluate
 from convatlas.tasks.pictures import draw_overview
 from convatlas.train import recipe

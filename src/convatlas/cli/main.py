@@ -96,8 +96,8 @@ def cost_(
 ) -> None:
     """Print the exact cost of one image through a network."""
     from convatlas.catalog import measure
-    from convatlas.draw import fields
-    from convatlas.draw import totals as sums
+    from convatlas.tables import fields
+    from convatlas.tables import totals as sums
 
     measured = measure(name, size=size, channels=channels, classes=classes)
     if as_json:
@@ -194,19 +194,23 @@ def scale_(
     fast: Annotated[float | None, typer.Option(help="Times the MACs, mostly in width (dWr).")] = None,
     macs: Annotated[float | None, typer.Option(help="The most that fits this budget of MACs.")] = None,
     params: Annotated[float | None, typer.Option(help="The most that fits this budget of parameters.")] = None,
-    rule: Annotated[str, typer.Option(help="How to grow to a budget: width, compound or fast.")] = "width",
+    rule: Annotated[
+        str | None, typer.Option(help="How to grow to a budget: width (if left out), compound or fast.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Scale a network by factors, by a rule or to a budget, and print its table and exact cost."""
     from convatlas import scaling
     from convatlas.catalog import grow, variant
     from convatlas.costs import cost
-    from convatlas.draw import fields
-    from convatlas.draw import totals as sums
+    from convatlas.tables import fields
+    from convatlas.tables import totals as sums
 
     ways = [phi is not None, fast is not None, macs is not None or params is not None]
     if sum(ways) > 1:
         raise ConvatlasError("choose one of --phi, --fast and a budget (--macs, --params)")
+    if rule is not None and not ways[2]:
+        raise ConvatlasError("--rule says how to grow to a budget: give --macs or --params")
     row = variant(name)
     spec = row.spec.scaled(width=width, depth=depth, resolution=size)
     if phi is not None:
@@ -215,7 +219,7 @@ def scale_(
         spec = scaling.fast(spec, fast)
     elif ways[2]:
         spec = scaling.fit_budget(
-            spec, macs=macs, params=params, rule=rule,  # type: ignore[arg-type]  # checked there
+            spec, macs=macs, params=params, rule=rule or "width",  # type: ignore[arg-type]  # checked there
             classes=row.classes, channels=row.preprocessing.channels,
         )  # fmt: skip
     measured = cost(grow(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta"))
@@ -519,8 +523,8 @@ def weights_verify(
             f"largest difference of a probability {row.difference:.1e}"
         )
     if row.claimed:
-        show.console.print(f"claimed: {row.claimed}")
-    show.console.print(f"sha256 {row.digest}")
+        show.console.print(f"claimed: {row.claimed}" + ("" if row.published else ", of the published file"))
+    show.console.print(f"sha256 {row.digest}" + ("" if row.published else ": not the published file"))
 
 
 def main() -> None:

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from convatlas.card import Card, Family, Variant
 from convatlas.costs import Signal, Tally, cost, rule
-from convatlas.errors import SpecError
+from convatlas.errors import CostError, SpecError
 from convatlas.joins import Chain, Concat, Join, Network, Sum
 from convatlas.layers.channels import Select
 from convatlas.layers.conv import ConvNorm
 from convatlas.outline import always
-from convatlas.specs import Record, Spec, Width
+from convatlas.specs import SMALL, Record, Spec, Width
 
 
 class Resize(nn.Module):
@@ -85,7 +85,16 @@ class Truncated(Record):
         if not 0 <= self.stages <= len(grown.stages):
             raise SpecError(f"Truncated.stages: {self.stages} of {len(grown.stages)} stages cannot be kept")
         body = Chain(stem=grown.stem, stages=grown.stages[: self.stages])
-        project = nn.Conv2d(cost(body, grown.input_shape).output.channels, self.code, 1, bias=False)
+        try:
+            maps = cost(body, shape).output
+        except CostError as error:
+            raise SpecError(f"Truncated: {error}") from error
+        if not isinstance(maps, Signal) or len(maps.space) != len(size) or self.code > maps.channels:
+            raise SpecError(
+                f"Truncated: the first {self.stages} stages of {type(self.network).__name__} have no map of at least "
+                f"{self.code} channels"
+            )
+        project = nn.Conv2d(maps.channels, self.code, 1, bias=False)
         return Frozen(
             body=body, project=project, resize=Resize(tuple(size)), norm=nn.BatchNorm2d(self.code, affine=False)
         )
@@ -109,7 +118,12 @@ class Boosted(Spec):
     def input_shape(self, channels: int) -> tuple[int, ...]:
         return self.backbone.input_shape(channels)
 
+    def small(self, *, resolution: int = SMALL) -> Self:
+        return dataclasses.replace(self, backbone=self.backbone.small(resolution=resolution))
+
     def build(self, *, classes: int, channels: int) -> Network:
+        if len(self.input_shape(channels)) != 3:
+            raise SpecError("Boosted: the learners make channels for images, not for clips")
         return self.around(self.backbone.build(classes=classes, channels=channels))
 
     def around(self, network: Network) -> Network:
@@ -158,6 +172,8 @@ def fit_autoencoder(
     images: (n, channels, h, w), as the network reads them. Returns the mean squared error of each epoch. The decoder,
     a mirror of the encoder, is thrown away; the code is then normalised with its statistics over the images.
     """
+    if not hasattr(learner, "encode"):
+        raise SpecError("fit_autoencoder: this learner is no autoencoder; fit_projection is for truncated networks")
     encode, norm = learner.get_submodule("encode"), learner.get_submodule("norm")
     last = learner.get_submodule("encode.2")
     assert isinstance(last, nn.Conv2d)
@@ -192,6 +208,8 @@ def fit_autoencoder(
 @torch.no_grad()
 def fit_projection(learner: nn.Module, images: Tensor, *, batch: int = 64) -> None:
     """Set a `Truncated` learner's projection to the principal components of its maps of images (n, channels, h, w)."""
+    if not hasattr(learner, "project"):
+        raise SpecError("fit_projection: this learner is no truncated network; fit_autoencoder is for autoencoders")
     body, project = learner.get_submodule("body"), learner.get_submodule("project")
     assert isinstance(project, nn.Conv2d)
     width = project.in_channels
@@ -229,11 +247,11 @@ CARD = Card(
 )  # fmt: skip
 
 
+def row(backbone: Variant, spec: Boosted) -> Variant:
+    """Return the row of a boosted network: the defaults of the network inside, a card of its own."""
+    return dataclasses.replace(backbone, spec=spec, card=CARD.of(f"{CARD.title} {backbone.card.title}"), peers={})
+
+
 def family(**backbones: Variant) -> Family:
     """Return the rows of networks whose input layer is boosted by an autoencoder, by name."""
-    return Family({
-        name: dataclasses.replace(
-            row, spec=Boosted(row.spec), card=CARD.of(f"{CARD.title} {row.card.title}"), peers={}
-        )
-        for name, row in backbones.items()
-    })  # fmt: skip
+    return Family({name: row(backbone, Boosted(backbone.spec)) for name, backbone in backbones.items()})

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from string import ascii_lowercase
+from typing import Literal, TypeVar
 
 from torch import nn
 
 from convatlas.card import Card, Family, imagenet
+from convatlas.errors import SpecError
 from convatlas.joins import Chain, Concat, Network
 from convatlas.keys import Rules
 from convatlas.layers.channels import SamePad
@@ -78,6 +80,16 @@ class Side(SideClassifier):
         )  # fmt: skip
 
 
+AnyRow = TypeVar("AnyRow", bound=Record)
+
+
+def lettered(rows: Sequence[AnyRow]) -> Iterator[tuple[str, AnyRow]]:
+    """Name the rows of a stage as the paper does: a, b, c ..."""
+    if not 1 <= len(rows) <= len(ascii_lowercase):
+        raise SpecError(f"a stage has 1 to {len(ascii_lowercase)} rows, not {len(rows)}")
+    yield from zip(ascii_lowercase, rows, strict=False)
+
+
 @dataclass(frozen=True)
 class GoogLeNet(Spec):
     """Szegedy et al. 2014, table 1, with batch norm, as torchvision has it.
@@ -115,11 +127,12 @@ class GoogLeNet(Spec):
             layers: dict[str, nn.Module] = {}
             if i:
                 layers["pool"] = nn.MaxPool2d(3 if i == 1 else 2, 2, ceil_mode=True)
-            for letter, row in zip("abcdefgh", rows, strict=False):
+            for letter, row in lettered(rows):
                 layers[letter] = Chain(*row.grow(inputs, self.five))
                 inputs = widths[f"stages.{i}.{letter}"] = row.outputs
             stages.append(Chain(**layers))
-        sides = {"1": "stages.1.a", "2": "stages.1.d"} if self.auxiliary else {}
+        last = "abcd"[: len(self.stages[1])][-1]
+        sides = {"1": "stages.1.a", "2": f"stages.1.{last}"} if self.auxiliary else {}
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(inputs, classes, dropout=0.2),
             auxiliary={name: Side(at, widths[at], classes) for name, at in sides.items()},
@@ -221,7 +234,7 @@ class BNInception(Spec):
         stages = []
         for rows in self.stages:
             layers: dict[str, nn.Module] = {}
-            for letter, row in zip("abcdefgh", rows, strict=False):
+            for letter, row in lettered(rows):
                 layers[letter] = Chain(*row.grow(inputs))
                 for _ in range(row.depth):
                     inputs = row.outputs(inputs)

@@ -42,9 +42,9 @@ class Fork(Chain):
 
 
 class Module(Record):
-    """A module of the network: `grow` yields `depth` of them, `outputs` is the width behind them."""
+    """A row of modules alike: `grow` yields `depth` of them, `outputs` is the width behind one."""
 
-    depth: Depth
+    depth: int = 1
 
     def branches(self, inputs: int) -> dict[str, nn.Module]:
         raise NotImplementedError
@@ -131,13 +131,13 @@ class E3(Module):
 class Reduction(Module):
     """Towers whose last convolution has stride 2, beside max pooling (v3 figure 10, v4 figures 7 and 8).
 
-    Each tower is (kernel of the inner convolutions, widths): "3" for 3x3, "7" for 1x7 and 7x1 in turn.
+    left, right: widths of the towers. seven: the inner convolutions of the right one are 1x7 and 7x1, and not 3x3.
+    A scaled network reduces as often as the printed one, so this is one module.
     """
 
     left: tuple[Width, ...]
     right: tuple[Width, ...]
     seven: bool = False
-    depth: Depth = 1
 
     def branches(self, inputs: int) -> dict[str, nn.Module]:
         inner: tuple[Size, ...] = (ROW, COLUMN) if self.seven else (3,)
@@ -150,9 +150,6 @@ class Reduction(Module):
 
     def outputs(self, inputs: int) -> int:
         return inputs + self.left[-1] + self.right[-1]
-
-    def grow(self, inputs: int) -> Iterator[nn.Module]:
-        yield Concat(**self.branches(inputs))  # a scaled network reduces as often as the printed one
 
 
 @dataclass(frozen=True)
@@ -229,7 +226,7 @@ def grow_stages(stages: Sequence[Sequence[Module]], inputs: int) -> tuple[Chain,
         modules: list[nn.Module] = []
         for row in rows:
             modules += row.grow(inputs)
-            for _ in range(1 if isinstance(row, Reduction) else row.depth):
+            for _ in range(row.depth):
                 inputs = row.outputs(inputs)
         grown.append(Chain(*modules))
     return Chain(*grown), inputs
@@ -237,8 +234,6 @@ def grow_stages(stages: Sequence[Sequence[Module]], inputs: int) -> tuple[Chain,
 
 class Side(SideClassifier):
     """5x5 means of stride 3, then two convolutions and a linear layer (v3, section 4)."""
-
-    weight = 0.3
 
     def __init__(self, at: str, inputs: int, classes: int, *, width: int = 128, hidden: int = 768) -> None:
         wide = narrow(width, hidden, kernel=5)

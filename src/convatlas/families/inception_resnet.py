@@ -74,7 +74,7 @@ class InceptionResNet(Spec):
 
     stem: widths of the six convolutions of figure 14 (v1); of the first five in v2, which goes on with `mixed`.
     mixed: the branches of a first module without shortcut (v2).
-    embedding: width of a last convolution (v2), or of a linear layer before the classes (v1 as often implemented).
+    last: width of a last convolution (v2).
     """
 
     stem: tuple[Width, ...]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convatlas.card import Card, Family, imagenet
 from convatlas.costs import PairSignal, Signal, Tally, rule, walk
+from convatlas.errors import SpecError
 from convatlas.joins import Chain, Concat, Network, Pair
 from convatlas.keys import Rules
 from convatlas.layers.channels import Latest, SamePad
@@ -94,18 +95,18 @@ def operation(name: str, inputs: int, width: int) -> nn.Module:
     kernel, stride = int(rest[0][0]), 2 if rest[1:] else 1
     if kind == "sep":
         return Separable(inputs, width, kernel, stride)
-    lowest = {"value": float("-inf")} if kind == "max" else {}
-    pool = nn.MaxPool2d(kernel, stride, 0) if kind == "max" else nn.AvgPool2d(kernel, stride, 0)
-    if stride == 2:
-        return Chain(pad=SamePad(kernel, stride, **lowest), pool=pool)
-    return nn.AvgPool2d(kernel, 1, kernel // 2, count_include_pad=False)
+    if stride == 1:
+        return nn.AvgPool2d(kernel, 1, kernel // 2, count_include_pad=False)
+    if kind == "max":
+        return Chain(pad=SamePad(kernel, stride, value=float("-inf")), pool=nn.MaxPool2d(kernel, stride, 0))
+    return Chain(pad=SamePad(kernel, stride), pool=nn.AvgPool2d(kernel, stride, 0))
 
 
 class Cell(nn.Module):
     """A table of nodes over the last two outputs; what `out` names is stacked.
 
-    now, before: bring the inputs to the width of the cell. passes: what the next cell reads as the one before: the
-    input of this cell ("now"), or, where the next cell skips a reduction, the one before it ("before").
+    now, before: bring the inputs to the width of the cell. skipped: the next cell reads as the one before what this one
+    read so, and not the input of this one: it skips a reduction.
     """
 
     def __init__(
@@ -142,11 +143,12 @@ def _(cell: Cell, x: PairSignal, tally: Tally) -> PairSignal:
         if sides[0].shape != sides[1].shape:
             raise tally.refuse(cell, f"node {i} adds {sides[0].shape} and {sides[1].shape}")
         seen = tuple(max(axis) for axis in zip(sides[0].field, sides[1].field, strict=True))
-        states.append(Signal(sides[0].shape, seen, sides[0].stride))
+        states.append(Signal(sides[0].shape, seen, sides[0].stride, depth=max(side.depth for side in sides)))
     chosen = [states[i] for i in cell.out]
     seen = tuple(max(axis) for axis in zip(*(signal.field for signal in chosen), strict=True))
     shape = (sum(signal.channels for signal in chosen), *chosen[0].space)
-    return PairSignal(Signal(shape, seen, chosen[0].stride), x.before if cell.skipped else x.now)
+    depth = max(signal.depth for signal in chosen)
+    return PairSignal(Signal(shape, seen, chosen[0].stride, depth=depth), x.before if cell.skipped else x.now)
 
 
 @outline.register
@@ -160,7 +162,7 @@ def _(cell: Cell) -> Outline:
         Parallel(tuple(told(layer, *what) for layer, what in zip(cast(nn.ModuleList, node), row, strict=True)), "+")
         for node, row in zip(cell.nodes, cell.table, strict=True)
     ]
-    name = "normal cell" if cell.table is NORMAL else "reduction cell"
+    name = "normal cell" if cell.table == NORMAL else "reduction cell"
     stacked: list[Outline] = [nodes[i - 2] if i >= 2 else Box(("h before",), "trim") for i in cell.out]
     inner = [node for i, node in enumerate(nodes, 2) if i not in cell.out]
     return Series((*inner, Parallel(tuple(stacked), "‖")), title=name)
@@ -205,6 +207,11 @@ class NASNet(Spec):
     def minimum(self) -> int:
         return 3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.filters % 2 or self.filters < 4:
+            raise SpecError(f"NASNet.filters: {self.filters} is not an even number from 4 on; cells are halved")
+
     def build(self, *, classes: int, channels: int) -> Network:
         f, quarter = self.filters, self.filters // 4
         stem = Chain(
@@ -242,21 +249,21 @@ def reduction(now: nn.Module, before: nn.Module, width: int, *, raw: int | None 
     return Cell(now, before, nodes, REDUCTION, REDUCTION_OUT, skipped=skipped)
 
 
-def cells(spec: NASNet) -> Iterator[tuple[str, str, bool]]:
-    """Yield (timm's name, our path, whether its input before is halved) of every cell."""
-    yield "cell_stem_0", "stem.cell0", False
-    yield "cell_stem_1", "stem.cell1", True
+def cells(spec: NASNet) -> Iterator[tuple[str, str]]:
+    """Yield (timm's name, our path) of every cell."""
+    yield "cell_stem_0", "stem.cell0"
+    yield "cell_stem_1", "stem.cell1"
     for i in range(3):
         if i:
-            yield f"reduction_cell_{i - 1}", f"stages.{i}.0", False
+            yield f"reduction_cell_{i - 1}", f"stages.{i}.0"
         for j in range(spec.depth):
-            yield f"cell_{i * spec.depth + j}", f"stages.{i}.{j + bool(i)}", not j
+            yield f"cell_{i * spec.depth + j}", f"stages.{i}.{j + bool(i)}"
 
 
 def timm(spec: NASNet) -> Rules:
     return (
         (r"^conv0\.conv\.", "stem.conv."), (r"^conv0\.bn\.", "stem.norm."), (r"^last_linear\.", "head.out."),
-        *((rf"^{name}\.", f"{path}.") for name, path, _ in cells(spec)),
+        *((rf"^{name}\.", f"{path}.") for name, path in cells(spec)),
         (r"\.conv_prev_1x1\.", ".before."), (r"\.conv_1x1\.", ".now."),
         (r"\.path_1\.", ".before.paths.even."), (r"\.path_2\.", ".before.paths.odd."),
         (r"\.final_path_bn\.", ".before.norm."),

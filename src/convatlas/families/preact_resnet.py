@@ -28,9 +28,11 @@ class PreActivation(Chain):
         outputs = spec.outputs(width)
         if spec.block == "basic":
             first = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-            rest: dict[str, nn.Module] = {"conv2": NormConv(width, outputs)}
+            second: Chain = NormConv(width, outputs)
             if spec.dropout:
-                rest = {"drop": nn.Dropout(spec.dropout), **rest}
+                norm, act, conv = second.children()
+                second = Chain(norm=norm, act=act, drop=nn.Dropout(spec.dropout), conv=conv)
+            rest: dict[str, nn.Module] = {"conv2": second}
         else:
             first = nn.Conv2d(inputs, width, 1, bias=False)
             rest = {"conv2": NormConv(width, width, stride=stride), "conv3": NormConv(width, outputs, kernel=1)}
@@ -46,8 +48,9 @@ class PreActivation(Chain):
 class PreActResNet(Spec):
     """He et al. 2016: the stages of ResNet, and one more norm and ReLU behind the last block.
 
-    stem_norm: BN and ReLU after the first convolution, as the authors have it; timm leaves them out.
-    dropout: between the two convolutions of a basic block (Zagoruyko and Komodakis 2016, figure 1d).
+    stem_norm: BN and ReLU after the first convolution, besides those of the first block, as pytorchcv and GluonCV have
+        it; the authors' code has them once, and timm those of the block.
+    dropout: between the two convolutions of a basic block, behind the ReLU (Zagoruyko and Komodakis 2016, section 2.4).
     """
 
     block: Literal["basic", "bottleneck"]

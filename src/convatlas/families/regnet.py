@@ -47,7 +47,8 @@ def line(depth: int, start: int, slope: float, step: float) -> list[tuple[int, i
 class RegNet(Spec):
     """Radosavovic et al. 2020, figures 4 and 16: each stage halves the map.
 
-    group: channels of a group of the 3x3 convolutions; squeeze: width of the gates (RegNetY), of the block's input.
+    widths: moved to the nearest whole number of groups. group: channels of a group of the 3x3 convolutions.
+    squeeze: width of the gates (RegNetY), as a share of the block's input.
     """
 
     widths: tuple[Width, ...]
@@ -58,13 +59,15 @@ class RegNet(Spec):
     small_stem: bool = False
     resolution: Resolution = 224
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        groups = [(width, min(self.group, width)) for width in self.widths]
+        object.__setattr__(self, "widths", tuple(max(1, round(width / group)) * group for width, group in groups))
+
     def build(self, *, classes: int, channels: int) -> Network:
         inputs, stages = self.stem, []
         for width, depth in zip(self.widths, self.depths, strict=True):
-            # a scaled width need not divide into groups any more: the nearest that does, from one group on
-            group = min(self.group, width)
-            width = max(group, round(width / group) * group)
-            stages.append(Chain(*self.grow(inputs, width, depth, group)))
+            stages.append(Chain(*self.grow(inputs, width, depth, min(self.group, width))))
             inputs = width
         network = Network(
             stem=ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2), stages=Chain(*stages),
@@ -100,8 +103,7 @@ def timm(spec: RegNet) -> Rules:
 def x(depth: int, start: int, slope: float, step: float, group: int, *, squeeze: float = 0.0) -> RegNet:
     """The parameters of table 9 (figure 16): d, w_0, w_a, w_m, g."""
     stages = line(depth, start, slope, step)
-    widths = tuple(max(1, round(width / min(group, width))) * min(group, width) for width, _ in stages)
-    return RegNet(widths, tuple(depth for _, depth in stages), group, squeeze)
+    return RegNet(tuple(width for width, _ in stages), tuple(depth for _, depth in stages), group, squeeze)
 
 
 def y(depth: int, start: int, slope: float, step: float, group: int) -> RegNet:

@@ -35,7 +35,7 @@ class Bottleneck(Chain):
     """1x1 reduce, 3x3 (in groups for ResNeXt), 1x1 expand, beside the shortcut (He et al. 2015, figure 5, right)."""
 
     def __init__(self, inputs: int, width: int, stride: int, spec: ResNet) -> None:
-        middle, outputs = width * spec.group_width // 64 * spec.groups, 4 * width
+        middle, outputs = max(1, width * spec.group_width // 64) * spec.groups, 4 * width
         first, second = (stride, 1) if spec.stride_in == "1x1" else (1, stride)
         body = Chain(
             conv1=ConvNorm(inputs, middle, kernel=1, stride=first),

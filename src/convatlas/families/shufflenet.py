@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from convatlas.card import Card, Family, imagenet
+from convatlas.errors import SpecError
 from convatlas.joins import Chain, Concat, Network
 from convatlas.keys import Rules
 from convatlas.layers.channels import Select
@@ -47,6 +48,11 @@ class ShuffleNetV2(Spec):
     depths: tuple[Depth, ...] = (4, 8, 4)
     small_stem: bool = False
     resolution: Resolution = 224
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(width % 2 for width in self.widths):
+            raise SpecError(f"ShuffleNetV2.widths: {self.widths} are not all even; units have two halves")
 
     def build(self, *, classes: int, channels: int) -> Network:
         stem = Chain(conv=ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2))

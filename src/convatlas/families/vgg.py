@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from convatlas.card import Card, Family, imagenet
+from convatlas.errors import SpecError
 from convatlas.joins import Chain, Network
 from convatlas.keys import Rules
 from convatlas.layers.init import he_fan_out, initialise, normal
@@ -37,6 +38,11 @@ class VGG(Spec):
     hidden: tuple[Width, Width] = (4096, 4096)
     resolution: Resolution = 224
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.depths) != len(self.widths):
+            raise SpecError(f"VGG: {len(self.depths)} depths for {len(self.widths)} stages")
+
     @property
     def minimum(self) -> int:
         return 1 << len(self.depths)
@@ -45,7 +51,7 @@ class VGG(Spec):
         inputs = (channels, *self.widths)
         first, *others = (
             Stage(i, width, depth, norm=self.norm)
-            for i, width, depth in zip(inputs, self.widths, self.depths, strict=False)
+            for i, width, depth in zip(inputs[:-1], self.widths, self.depths, strict=True)
         )
         a, b = self.hidden
         head = Chain(

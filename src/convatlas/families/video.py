@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from convatlas.card import Card, Family, Variant
+from convatlas.errors import SpecError
 from convatlas.joins import Chain, Network, Sum
 from convatlas.keys import Rules
 from convatlas.layers.heads import pooled
@@ -62,6 +63,13 @@ class VideoResNet(Spec):
     stem: tuple[Width, ...] = (64,)
     frames: int = 16
     resolution: Resolution = 112
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.stem) not in (1, 2):
+            raise SpecError(f"VideoResNet.stem: one width, or two where it is split, not {len(self.stem)}")
+        if self.frames < 1:
+            raise SpecError(f"VideoResNet.frames: a number from 1 on, not {self.frames}")
 
     def input_shape(self, channels: int) -> tuple[int, ...]:
         return channels, self.frames, self.resolution, self.resolution

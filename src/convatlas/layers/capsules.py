@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ def _(layer: RoutedCapsules, x: Signal, tally: Tally) -> Signal:
     votes = inputs * outputs * out_size
     # the votes, a weighted sum in every iteration, an agreement after every one but the last
     macs = votes * in_size + votes * layer.iterations + votes * (layer.iterations - 1)
-    y = Signal((outputs, out_size), x.field, x.stride, whole=True)
+    y = replace(x, shape=(outputs, out_size), whole=True)
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=votes * in_size)
 
 

@@ -50,16 +50,16 @@ class LayerScale(nn.Module):
 
     def __init__(self, channels: int, *, start: float = 1e-6) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.full((channels, 1, 1), start))
+        self.gain = nn.Parameter(torch.full((channels,), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gain * x
+        return self.gain[:, None, None] * x
 
 
 class DropPath(nn.Module):
     """Stochastic depth: in training the whole branch is dropped for a share of the images (Huang et al. 2016)."""
 
-    fresh = True
+    passing = True
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def _(layer: ThinShortcut, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.inputs:
         raise tally.refuse(layer, f"expects {layer.inputs} channels, got {x.channels}")
     space = tuple(-(-size // layer.stride) for size in x.space)
-    y = Signal((layer.outputs, *space), x.field, tuple(s * layer.stride for s in x.stride), x.whole)
+    y = Signal((layer.outputs, *space), x.field, tuple(s * layer.stride for s in x.stride), x.whole, x.depth)
     return tally.add(layer, x, y)
 
 

@@ -20,7 +20,7 @@ import torch
 
 import convatlas
 from convatlas import modelfile
-from convatlas.catalog import SPEC_TYPES, Stem, adapted, grow, resolve
+from convatlas.catalog import SPEC_TYPES, Stem, adapted, grow, reads_clips, resolve
 from convatlas.data.batches import Feed, derive_key
 from convatlas.data.images import Dataset
 from convatlas.data.sources import Source, find
@@ -338,7 +338,7 @@ def start(
     name, row = resolve(model)
     chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe or row.recipe)
     spec = adapted(row.spec, stem=settings.stem, resolution=settings.size)
-    if len(spec.input_shape(1)) != 3:
+    if reads_clips(spec):
         raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
     device = _device(settings.device)
     source = find(data, download=settings.download, progress=progress)
