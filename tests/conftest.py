@@ -28,8 +28,11 @@ COLOURS = {"ant": (200, 60, 40), "bee": (60, 190, 70), "cat": (50, 70, 210)}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVATLAS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def write_pictures(folder: Path, colour: tuple[int, int, int], *, count: int = 12, seed: int = 0) -> None:

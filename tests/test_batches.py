@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convatlas.data.batches import Augment, Feed, derive_key, epoch_order, in_order, random_bits, uniform
+from convatlas.data.augment import Augment, Draw, changed
+from convatlas.data.batches import Feed, in_order
 from convatlas.data.images import Images
+from convatlas.data.randomness import derive_key, epoch_order, random_bits, uniform
 from convatlas.errors import SpecError
 from convatlas.preprocessing import Preprocessing
 
@@ -89,31 +91,34 @@ def images() -> Images:
     return Images(pixels, torch.arange(23) % 4, [f"picture {i}" for i in range(23)])
 
 
-AUGMENTS = [Augment(shift=2), Augment(flip=True), Augment(shift=3, flip=True)]
+AUGMENTS = [
+    Augment(shift=2), Augment(flip=True), Augment(shift=3, flip=True), Augment(jitter=0.4), Augment(policy="trivial"),
+    Augment(policy="rand", magnitude=15), Augment(crop=0.2, flip=True),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 @given(st.permutations(range(23)), st.integers(1, 23))
 def test_augmentation_does_not_depend_on_the_batch(augment: Augment, order: list[int], batch: int) -> None:
     pixels = torch.arange(23 * 3 * 36).view(23, 3, 6, 6).to(torch.uint8)
-    whole = augment(pixels, torch.arange(23), seed=5, epoch=2, fill=9)
+    whole = changed(pixels, Draw(torch.arange(23), 5, 2), augment, size=6, fill=9)
     for chosen in torch.tensor(order).split(batch):
-        assert torch.equal(augment(pixels[chosen], chosen, seed=5, epoch=2, fill=9), whole[chosen])
+        assert torch.equal(changed(pixels[chosen], Draw(chosen, 5, 2), augment, size=6, fill=9), whole[chosen])
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_augmentation_depends_on_seed_and_epoch(augment: Augment, images: Images) -> None:
     numbers = torch.arange(23)
-    first = augment(images.pixels, numbers, seed=0, epoch=0)
-    assert torch.equal(first, augment(images.pixels, numbers, seed=0, epoch=0))
-    assert not torch.equal(first, augment(images.pixels, numbers, seed=0, epoch=1))
-    assert not torch.equal(first, augment(images.pixels, numbers, seed=1, epoch=0))
+    first = changed(images.pixels, Draw(numbers, 0, 0), augment, size=6)
+    assert torch.equal(first, changed(images.pixels, Draw(numbers, 0, 0), augment, size=6))
+    assert not torch.equal(first, changed(images.pixels, Draw(numbers, 0, 1), augment, size=6))
+    assert not torch.equal(first, changed(images.pixels, Draw(numbers, 1, 0), augment, size=6))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 7])
 def test_shift_moves_each_picture_as_the_naive_loop_does(shift: int, images: Images) -> None:
     numbers = torch.arange(23)
-    shifted = Augment(shift=shift)(images.pixels, numbers, seed=3, epoch=4, fill=9)
+    shifted = changed(images.pixels, Draw(numbers, 3, 4), Augment(shift=shift), size=6, fill=9)
     span = 2 * shift + 1
     down, right = ((uniform(derive_key(3, 4, 2 + axis), numbers) * span).long().tolist() for axis in (0, 1))
     for i, picture in enumerate(images.pixels):
@@ -129,13 +134,13 @@ def test_shift_moves_each_picture_as_the_naive_loop_does(shift: int, images: Ima
 def test_shift_reaches_every_offset_about_equally_often() -> None:
     pixels = torch.zeros(5000, 1, 5, 5, dtype=torch.uint8)
     pixels[:, :, 2, 2] = 1
-    counts = Augment(shift=2)(pixels, torch.arange(5000), seed=0, epoch=0).sum(0, dtype=torch.int64)[0]
+    counts = changed(pixels, Draw(torch.arange(5000), 0, 0), Augment(shift=2), size=6).sum(0, dtype=torch.int64)[0]
     assert ((counts - 200).abs() < 75).all()  # 25 offsets, five standard deviations
 
 
 def test_flip_mirrors_about_half_of_the_pictures_and_leaves_the_others() -> None:
     pixels = torch.arange(4, dtype=torch.uint8).expand(1000, 1, 2, 4).contiguous()
-    flipped = Augment(flip=True)(pixels, torch.arange(1000), seed=0, epoch=0)
+    flipped = changed(pixels, Draw(torch.arange(1000), 0, 0), Augment(flip=True), size=6)
     mirrored = (flipped == pixels.flip(-1)).flatten(1).all(1)
     kept = (flipped == pixels).flatten(1).all(1)
     assert (mirrored ^ kept).all()
@@ -143,7 +148,7 @@ def test_flip_mirrors_about_half_of_the_pictures_and_leaves_the_others() -> None
 
 
 def test_without_augmentation_pictures_are_untouched(images: Images) -> None:
-    assert torch.equal(Augment()(images.pixels, torch.arange(23), seed=0, epoch=0), images.pixels)
+    assert torch.equal(changed(images.pixels, Draw(torch.arange(23), 0, 0), Augment(), size=6), images.pixels)
 
 
 def test_negative_shift_is_refused() -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from conftest import COLOURS, write_idx, write_idx_folder, write_pictures
-from convatlas.data import sources
+from convatlas.data import prepare
 from convatlas.data.images import Dataset, Images, check_same_classes, read_picture
 from convatlas.data.sources import IDX_PARTS, find
-from convatlas.data.splits import VAL_SHARE, split_off, with_val
+from convatlas.data.splits import VAL_SHARE, split_off
 from convatlas.errors import DataError
 from convatlas.preprocessing import Preprocessing
 
@@ -25,8 +25,8 @@ GREY, RGB = Preprocessing(resize=8, crop=8), Preprocessing(resize=8, crop=8).for
 
 def load(folder: Path | str, *, seed: int = 0, share: float = VAL_SHARE, max_broken: float = 0.01) -> Dataset:
     source = find(folder)
-    dataset = source.load(GREY.for_channels(source.channels), max_broken=max_broken)
-    return with_val(dataset, seed=seed, share=share)
+    steps = GREY.for_channels(source.channels)
+    return source.load(steps, seed=seed, val_share=share, max_broken=max_broken)
 
 
 def names(images: Images | None) -> list[str]:
@@ -124,7 +124,7 @@ def test_real_sets_are_recognised_by_their_content(
 ) -> None:
     folder = tmp_path / "renamed"
     folder.symlink_to(shared_data / name)
-    data = with_val(find(folder).load(Preprocessing(resize=28, crop=28)), seed=0, share=VAL_SHARE)
+    data = find(folder).load(Preprocessing(resize=28, crop=28), val_share=VAL_SHARE)
     assert (data.name, data.classes) == (name, classes)
     assert data.val is not None
     assert data.test is not None
@@ -445,7 +445,7 @@ def keep_one_class(folder: Path) -> None:
         (lambda folder: (folder / "val/bee").rename(folder / "val/wasp"), "misses bee .*does not know: wasp"),
         (lambda folder: shutil.rmtree(folder / "train"), "no train/"),
         (lambda folder: shutil.rmtree(folder), "no such folder"),
-        (lambda folder: [shutil.rmtree(folder), folder.write_text("a file")], "this is a file"),
+        (lambda folder: [shutil.rmtree(folder), folder.write_text("a file")], "expected a folder, a table"),
         (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "at least two folders"),
         (lambda folder: [shutil.rmtree(folder / "train"), (folder / "train").write_text("")], "no train/"),
     ],
@@ -487,13 +487,15 @@ def test_a_named_set_that_is_not_cached_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_more_pictures_than_memory_are_refused_before_any_is_read(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MEMORY_LIMIT", 72 * 3 * 8 * 8)
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(prepare, "CACHE_LIMIT", 0)
+    monkeypatch.setattr(prepare, "MEMORY_LIMIT", 36 * 3 * 8 * 8)
     assert per_class(load(pictures).train) == [12, 12, 12]
-    monkeypatch.setattr(sources, "MEMORY_LIMIT", 72 * 3 * 8 * 8 - 1)
-    monkeypatch.setattr(sources, "read_picture", lambda *_: pytest.fail("a picture was read"))
-    with pytest.raises(DataError, match=r"72 pictures .* memory"):
+    monkeypatch.setattr(prepare, "MEMORY_LIMIT", 36 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(prepare, "read_picture", lambda *_: pytest.fail("a picture was read"))
+    with pytest.raises(DataError, match=r"36 pictures .* memory.*the cache in .* has no place"):
         load(pictures)
 
 
@@ -503,8 +505,9 @@ def test_classes_are_matched_by_name_in_any_order() -> None:
         check_same_classes(("ant", "bee", "cat"), ("dog", "bee", "ant"), split="val", where="here")
 
 
-def test_progress_counts_every_picture(pictures: Path) -> None:
+def test_progress_counts_every_picture(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     find(pictures).load(RGB, progress=lambda *news: told.append(news))
     assert Counter(what for what, _, _ in told) == {"reading train": 36, "reading val": 36}
     assert told[-1] == ("reading val", 36, 36)

@@ -102,8 +102,15 @@ class Preprocessing:
         pixels = pixels[..., top : top + self.crop, left : left + self.crop]
         return F.pad(pixels, (self.pad,) * 4, value=self.fill) if self.pad else pixels.contiguous()
 
+    def squeezed(self, pixels: Tensor) -> Tensor:
+        """Resize whole uint8 pictures (batch, channels, h, w) to squares of `resize` pixels, antialiased."""
+        side = (self.resize, self.resize)
+        if pixels.shape[-2:] == side:
+            return pixels
+        return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
+
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn a uint8 batch (batch, channels, h, w) into float32 with `mean` and `std` taken out."""
+        """Turn a batch (batch, channels, h, w) of values from 0 to 255 into float32 with `mean` and `std` taken out."""
         mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
         scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
         return pixels.float().sub_(mean).mul_(scale)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +20,61 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif"
 
 
 @dataclass(frozen=True)
+class Listing:
+    """The pictures of one split before they are prepared: files, which are their names, or one array of `pixels`.
+
+    labels: (n,) int64. pixels: (n, channels, h, w) uint8. groups: (n,) int64, of pictures that belong together.
+    """
+
+    labels: Tensor
+    names: Sequence[str]
+    pixels: Tensor | None = None
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> Listing:
+        """Return the pictures with these numbers."""
+        names = [self.names[i] for i in indices.tolist()]
+        pixels, groups = (None if held is None else held[indices] for held in (self.pixels, self.groups))
+        return Listing(self.labels[indices], names, pixels, groups)
+
+
+@dataclass(frozen=True)
 class Images:
-    """One split: pixels (n, channels, size, size) uint8, labels (n,) int64, and a name for each picture."""
+    """One split, prepared: pixels (n, channels, size, size) uint8, labels (n,) int64, and a name for each picture.
+
+    digest: of the pictures as they were found, before they were prepared.
+    aspects: width over height of each picture, where `pixels` are whole pictures squeezed into squares, of which random
+        crops are to be taken; None where they are as the network evaluates them.
+    """
 
     pixels: Tensor
     labels: Tensor
     names: Sequence[str]
+    digest: str = ""
+    aspects: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> Images:
         """Return the pictures with these numbers."""
-        return Images(self.pixels[indices], self.labels[indices], [self.names[i] for i in indices.tolist()])
+        names = [self.names[i] for i in indices.tolist()]
+        aspects = None if self.aspects is None else self.aspects[indices]
+        return Images(self.pixels[indices], self.labels[indices], names, self.digest, aspects)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of pixels and labels, so that a run can tell whether its data changed."""
-        digest = hashlib.sha256()
-        for tensor in (self.pixels, self.labels):
-            digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+        """Return the sha256 of pictures and labels, so that a run can tell whether its data changed."""
+        return hashlib.sha256(self.digest.encode() + self.labels.numpy().tobytes()).hexdigest()
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """Return the pictures of several splits as one."""
+    names = [name for part in parts for name in part.names]
+    digest = " ".join(part.digest for part in parts)
+    return Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), names, digest)
 
 
 @dataclass(frozen=True)
@@ -73,9 +109,11 @@ class Dataset:
     @property
     def whole(self) -> Images:
         """All pictures of all splits."""
-        parts = list(self.splits.values())
-        names = [name for part in parts for name in part.names]
-        return Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), names)
+        return joined(list(self.splits.values()))
+
+    def without_val(self) -> Dataset:
+        """Return the data set with its val split back in train."""
+        return self if self.val is None else replace(self, train=joined([self.train, self.val]), val=None)
 
     def fingerprint(self) -> str:
         """Return a sha256 of classes and splits; the name of the folder does not count."""
@@ -119,6 +157,19 @@ def read_picture(path: Path, channels: int) -> Tensor:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
+def picture_header(path: Path) -> tuple[tuple[int, int], str, bool]:
+    """Return (width, height) as stored, the mode, and whether the EXIF tag asks for a rotation; raises DataError."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size, picture.mode, picture.getexif().get(ORIENTATION, 1) != 1
+    except _UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+ORIENTATION = 0x0112
+"""The EXIF tag of the orientation."""
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """Return the picture files in a folder and the folders below it, in order of their names, without hidden ones."""
     return sorted(
@@ -137,6 +188,13 @@ def is_colour(path: Path) -> bool | None:
             return picture.mode not in ("1", "L", "LA", "La", "I", "F", "I;16")
     except _UNREADABLE:
         return None
+
+
+def are_grey(names: Sequence[str]) -> bool:
+    """Return whether all picture files that can be opened are grey."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        colours = set(pool.map(is_colour, map(Path, names)))
+    return False in colours and True not in colours
 
 
 def check_same_classes(classes: Sequence[str], found: Sequence[str], *, split: str, where: object) -> None:

@@ -5,38 +5,23 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
 import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from convatlas.data.batches import epoch_order
-from convatlas.data.images import (
-    EXTENSIONS,
-    Broken,
-    Dataset,
-    Images,
-    check_same_classes,
-    is_colour,
-    pictures_in,
-    read_picture,
-)
-from convatlas.data.splits import split_off
+from convatlas.data.images import EXTENSIONS, Broken, Dataset, Listing, are_grey, check_same_classes, pictures_in
+from convatlas.data.prepare import prepared
+from convatlas.data.randomness import epoch_order
+from convatlas.data.splits import split_off, with_val
 from convatlas.download import Progress
 from convatlas.errors import DataError, nearest
 from convatlas.files import cache_folder
 from convatlas.preprocessing import Preprocessing
-
-MEMORY_LIMIT = 8 * 2**30
-"""Bytes of pictures that may be held in memory."""
 
 
 class Source(ABC):
@@ -49,22 +34,56 @@ class Source(ABC):
     channels: int
 
     @abstractmethod
-    def load(
-        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
-    ) -> Dataset:
-        """Read and prepare the splits that the data has.
+    def listed(self) -> dict[str, Listing]:
+        """Return the splits that the data has: train, and perhaps val and test."""
 
+    def load(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        seed: int = 0,
+        val_share: float = 0.0,
+        roomy: bool = False,
+        max_broken: float = 0.01,
+        progress: Progress | None = None,
+    ) -> Dataset:
+        """Read and prepare all splits.
+
+        val_share: the share of the training pictures that becomes val, decided by `seed`, where the data has no val.
+        roomy: the training pictures are kept whole, as squares, for random crops.
         max_broken: the share of unreadable pictures that is left out and listed; more is a DataError.
         """
+        listings = with_val(self.listed(), seed=seed, share=val_share, where=self.name)
+        broken: list[Broken] = []
+        images = {
+            split: prepared(listing, split, preprocessing, roomy and split == "train", broken, progress)
+            for split, listing in listings.items()
+        }
+        total = sum(map(len, listings.values()))
+        if len(broken) > max_broken * total:
+            raise DataError(
+                f"{broken[0].reason}; {len(broken)} of {total} pictures cannot be read, "
+                f"more than the {max_broken:.1%} allowed; mend or remove them, or raise --max-broken"
+            )
+        if broken:
+            for split, part in images.items():
+                found = [self.classes[i] for i in part.labels.unique().tolist()]
+                check_same_classes(self.classes, found, split=split, where=self.location)
+        return Dataset(self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(broken))
 
 
 def find(data: str | Path, *, download: bool = False, progress: Progress | None = None) -> Source:
-    """Return the source that `data` names: "digits", "mnist", "fashion_mnist", a folder of IDX files or of pictures.
+    """Return the source that `data` names.
 
-    MNIST and Fashion-MNIST by name are taken from the cache; `download` allows to fetch them there.
+    A data set by its name, a folder of pictures or of the files of a data set, a table that lists pictures (.csv, .tsv,
+    .parquet), or a NumPy file (.npz).
+
+    Data sets by name are taken from the cache; `download` allows to fetch them there.
     Raises DataError for a missing or empty folder and unknown names.
     """
+    from convatlas.data.arrays import FOLDERS, TORCHVISION, npz, torchvision_set
     from convatlas.data.idx import IDX_SETS, fetch_idx
+    from convatlas.data.lists import PictureList
 
     name = data if isinstance(data, str) else ""  # a Path is always a folder
     if name == "digits":
@@ -78,20 +97,24 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
         if download:
             fetch_idx(name, folder, progress=progress)
         return IdxFolder(folder)
+    if name in TORCHVISION:
+        return torchvision_set(name, download=download)
     folder = Path(data)
     if not folder.exists():
-        known = ["digits", *IDX_SETS]
+        known = ["digits", *IDX_SETS, *TORCHVISION]
         raise DataError(f"{folder}: no such folder{nearest(name, known)}; data by name: {', '.join(known)}")
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of pictures or IDX files, this is a file")
+        if folder.suffix.lower() in (".csv", ".tsv", ".parquet"):
+            return PictureList(folder)
+        if folder.suffix.lower() == ".npz":
+            return npz(folder)
+        raise DataError(f"{folder}: expected a folder, a table (.csv, .tsv, .parquet) or a NumPy file (.npz)")
+    for inside, held in FOLDERS.items():
+        if (folder / inside).is_dir():
+            return torchvision_set(held, folder)
     if any(_idx_file(folder, part) for part in IDX_PARTS.values()):
         return IdxFolder(folder)
     return PictureFolder(folder)
-
-
-def _one_channel(name: str, preprocessing: Preprocessing) -> None:
-    if preprocessing.channels != 1:
-        raise DataError(f"{name}: its pictures have 1 channel, not {preprocessing.channels}; see --channels")
 
 
 class Digits(Source):
@@ -101,22 +124,16 @@ class Digits(Source):
     classes = tuple("0123456789")
     channels = 1
 
-    def load(
-        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
-    ) -> Dataset:
+    def listed(self) -> dict[str, Listing]:
         from sklearn.datasets import load_digits
 
-        _one_channel(self.name, preprocessing)
         digits = load_digits()
         pixels = torch.from_numpy((digits.images * 255 / 16).round().astype(np.uint8))[:, None]
-        images = Images(
-            preprocessing.geometry(pixels),
-            torch.from_numpy(digits.target).long(),
-            [f"digits/{i}" for i in range(len(pixels))],
-        )
+        labels = torch.from_numpy(digits.target).long()
+        every = Listing(labels, [f"digits/{i}" for i in range(len(pixels))], pixels)
         # the test pictures are the same whatever the seed, so that runs can be compared
-        rest, part = split_off(images.labels, 0.2, seed=0, where=self.name)
-        return Dataset(self.name, self.classes, images.subset(rest), None, images.subset(part))
+        rest, part = split_off(labels, 0.2, seed=0, where=self.name)
+        return {"train": every.subset(rest), "test": every.subset(part)}
 
 
 IDX_PARTS = {
@@ -178,30 +195,19 @@ class IdxFolder(Source):
             found = [self.classes[i] for i in values.unique().tolist()]
             check_same_classes(self.classes, found, split=split, where=folder)
 
-    def load(
-        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
-    ) -> Dataset:
-        _one_channel(self.name, preprocessing)
-        splits = {}
-        for split in ("train", "test"):
+    def listed(self) -> dict[str, Listing]:
+        listings = {}
+        for split, labels in self.labels.items():
             file = self.files[split, "images"]
-            pixels, labels = read_idx(file), self.labels[split]
+            pixels = read_idx(file)
             if pixels.ndim != 3 or len(pixels) != len(labels):
                 raise DataError(f"{file}: {pixels.shape} pixels do not go with {len(labels)} labels")
-            prepared = preprocessing.geometry(torch.from_numpy(pixels.copy())[:, None])
-            splits[split] = Images(prepared, labels, [f"{split}/{i}" for i in range(len(labels))])
-        return Dataset(self.name, self.classes, splits["train"], None, splits["test"])
+            names = [f"{split}/{i}" for i in range(len(labels))]
+            listings[split] = Listing(labels, names, torch.from_numpy(pixels.copy())[:, None])
+        return listings
 
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-
-
-@dataclass
-class _Listing:
-    """The picture files of one split, with the index of the class of each."""
-
-    paths: list[Path] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
 
 
 class PictureFolder(Source):
@@ -226,45 +232,20 @@ class PictureFolder(Source):
             )
         roots = {split: path for split, path in parts.items() if path} if train else {"train": folder}
         self.classes = _class_folders(roots["train"])
-        self.listings: dict[str, _Listing] = {}
+        self.listings: dict[str, Listing] = {}
         for split, root in roots.items():
             check_same_classes(self.classes, _class_folders(root), split=split, where=folder)
             self.listings[split] = _list_pictures(root, self.classes)
-        # mixed once and for all: a recipe that keeps the order of the data must not see class after class
-        listed = self.listings["train"]
-        order = epoch_order(0, 0, len(listed.paths)).tolist()
-        self.listings["train"] = _Listing([listed.paths[i] for i in order], [listed.labels[i] for i in order])
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            colours = set(pool.map(is_colour, self.listings["train"].paths))
-        self.channels = 1 if False in colours and True not in colours else 3
+        self.listings["train"] = mixed_once(self.listings["train"])
+        self.channels = 1 if are_grey(self.listings["train"].names) else 3
 
-    def load(
-        self, preprocessing: Preprocessing, *, max_broken: float = 0.01, progress: Progress | None = None
-    ) -> Dataset:
-        if preprocessing.channels not in (1, 3):
-            raise DataError(
-                f"{self.folder}: pictures have 1 or 3 channels, not {preprocessing.channels}; see --channels"
-            )
-        total = sum(len(listing.paths) for listing in self.listings.values())
-        need = total * preprocessing.channels * preprocessing.size**2
-        if need > MEMORY_LIMIT:
-            raise DataError(
-                f"{self.folder}: {total:,} pictures of {preprocessing.size} px need {need / 2**30:.0f} GiB of memory, "
-                f"the limit is {MEMORY_LIMIT / 2**30:.0f}; use a smaller --size or fewer pictures"
-            )
-        splits: dict[str, Images] = {}
-        broken: list[Broken] = []
-        for split, listing in self.listings.items():
-            splits[split] = _read_split(listing, split, preprocessing, broken, progress)
-        if len(broken) > max_broken * total:
-            raise DataError(
-                f"{broken[0].reason}; {len(broken)} of {total} pictures cannot be read, "
-                f"more than the {max_broken:.1%} allowed; mend or remove them, or raise --max-broken"
-            )
-        for split, images in splits.items():
-            found = [self.classes[i] for i in images.labels.unique().tolist()]
-            check_same_classes(self.classes, found, split=split, where=self.folder)
-        return Dataset(self.name, self.classes, splits["train"], splits.get("val"), splits.get("test"), tuple(broken))
+    def listed(self) -> dict[str, Listing]:
+        return self.listings
+
+
+def mixed_once(listing: Listing) -> Listing:
+    """Return the pictures in another order, always the same: a recipe that keeps it must not see class after class."""
+    return listing.subset(epoch_order(0, 0, len(listing)))
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
@@ -277,41 +258,15 @@ def _class_folders(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list_pictures(root: Path, classes: Sequence[str]) -> _Listing:
-    listing = _Listing()
+def _list_pictures(root: Path, classes: Sequence[str]) -> Listing:
+    names: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
         paths = pictures_in(root / name)
         if not paths:
             raise DataError(
                 f"{root / name}: the class {name} is empty; picture files are {', '.join(sorted(EXTENSIONS))}"
             )
-        listing.paths += paths
-        listing.labels += [label] * len(paths)
-    return listing
-
-
-def _read_split(
-    listing: _Listing, split: str, preprocessing: Preprocessing, broken: list[Broken], progress: Progress | None
-) -> Images:
-    """Decode and prepare the pictures of one split, in the order of the listing; unreadable ones go to `broken`."""
-
-    def read(path: Path) -> Tensor | DataError:
-        try:
-            return preprocessing.geometry(read_picture(path, preprocessing.channels))
-        except DataError as error:
-            return error
-
-    count, size = len(listing.paths), preprocessing.size
-    pixels = torch.empty((count, preprocessing.channels, size, size), dtype=torch.uint8)
-    kept: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, picture in enumerate(pool.map(read, listing.paths)):
-            if isinstance(picture, DataError):
-                broken.append(Broken(str(listing.paths[i]), str(picture)))
-            else:
-                pixels[len(kept)] = picture
-                kept.append(i)
-            if progress:
-                progress(f"reading {split}", i + 1, count)
-    labels = torch.tensor([listing.labels[i] for i in kept], dtype=torch.int64)
-    return Images(pixels[: len(kept)], labels, [str(listing.paths[i]) for i in kept])
+        names += map(str, paths)
+        labels += [label] * len(paths)
+    return Listing(torch.tensor(labels, dtype=torch.int64), names)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.images import Dataset
+from convatlas.data.images import Listing
 from convatlas.errors import DataError
 
 VAL_SHARE, VAL_LIMIT = 0.2, 5_000
@@ -41,14 +41,37 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def with_val(dataset: Dataset, *, seed: int, share: float) -> Dataset:
-    """Return the data set with a val split: its own, or a `share` of its training pictures, at most 5,000.
+def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
+    """Return the indices (rest, part) of whole groups: about a `share` of the pictures, class by class, by `seed`.
+
+    Raises DataError if the groups cannot be shared out so that every class is on both sides.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = max(2, round(1 / share))
+    try:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        pairs = [*splitter.split(np.zeros(len(labels)), labels.numpy(), groups.numpy())]
+    except ValueError as error:
+        raise DataError(f"{where}: the groups cannot be split ({error}); add a split column") from error
+    classes = set(labels.tolist())
+    for rest, part in pairs:
+        if set(labels[rest].tolist()) == set(labels[part].tolist()) == classes:
+            return torch.from_numpy(rest), torch.from_numpy(part)
+    raise DataError(f"{where}: a class lies in too few groups to be on both sides; add a split column")
+
+
+def with_val(listings: Mapping[str, Listing], *, seed: int, share: float, where: object) -> dict[str, Listing]:
+    """Return the splits with a val split: their own, or a `share` of the training pictures, at most 5,000.
 
     With a share of 0 nothing is set aside.
     """
-    if dataset.val is not None or share == 0:
-        return dataset
-    train = dataset.train
-    share = min(share, VAL_LIMIT / len(train))
-    rest, part = split_off(train.labels, share, seed=seed, where=dataset.name)
-    return dataclasses.replace(dataset, train=train.subset(rest), val=train.subset(part))
+    if "val" in listings or share == 0:
+        return dict(listings)
+    train = listings["train"]
+    size = min(share, VAL_LIMIT / len(train))
+    if train.groups is not None:
+        rest, part = split_groups(train.labels, train.groups, size, seed=seed, where=where)
+    else:
+        rest, part = split_off(train.labels, size, seed=seed, where=where)
+    return {**listings, "train": train.subset(rest), "val": train.subset(part)}

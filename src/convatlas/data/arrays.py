@@ -1,0 +1,117 @@
+"""Data sets that are arrays: NumPy files, and those of torchvision that fit into memory."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convatlas.data.images import Listing, check_same_classes
+from convatlas.data.sources import Source
+from convatlas.errors import DataError, brief
+from convatlas.files import cache_folder
+
+
+class Arrays(Source):
+    """Splits whose pictures are arrays of one size: (n, h, w) or (n, h, w, channels), uint8, and class numbers (n,)."""
+
+    def __init__(
+        self, name: str, location: str, classes: tuple[str, ...], splits: dict[str, tuple[Any, Any]], where: object
+    ) -> None:
+        self.name, self.location, self.classes = name, location, classes
+        self.listings: dict[str, Listing] = {}
+        for split, (pictures, labels) in splits.items():
+            pixels, numbers = np.asarray(pictures), np.asarray(labels)
+            if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+                raise DataError(
+                    f"{where}: {split}: pictures are uint8 (n, height, width[, channels]), found {pixels.dtype} "
+                    f"{pixels.shape}"
+                )
+            whole = np.issubdtype(numbers.dtype, np.integer)
+            if numbers.shape != pixels.shape[:1] or not whole or numbers.min() < 0 or numbers.max() >= len(classes):
+                raise DataError(
+                    f"{where}: {split}: labels are {len(pixels)} class numbers below {len(classes)}, found "
+                    f"{numbers.dtype} {numbers.shape}"
+                )
+            first = torch.from_numpy(pixels.copy())
+            shaped = first[:, None] if first.ndim == 3 else first.permute(0, 3, 1, 2).contiguous()
+            names = [f"{split}/{i}" for i in range(len(first))]
+            self.listings[split] = Listing(torch.from_numpy(numbers.astype(np.int64)), names, shaped)
+            found = [classes[i] for i in np.unique(numbers).tolist()]
+            check_same_classes(classes, found, split=split, where=where)
+        channels = self.listings["train"].pixels
+        assert channels is not None
+        self.channels = channels.shape[1]
+
+    def listed(self) -> dict[str, Listing]:
+        return self.listings
+
+
+def npz(path: Path) -> Arrays:
+    """Read a NumPy file with `x` and `y`, and perhaps `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: no NumPy file of plain arrays ({brief(error)})") from error
+    if "x_train" in held and "y_train" in held:
+        held["x"], held["y"] = held["x_train"], held["y_train"]
+    if not {"x", "y"} <= set(held):
+        raise DataError(f"{path}: expected the arrays x and y, found {', '.join(held) or 'none'}")
+    splits: dict[str, tuple[Any, Any]] = {"train": (held["x"], held["y"])}
+    splits |= {s: (held[f"x_{s}"], held[f"y_{s}"]) for s in ("val", "test") if {f"x_{s}", f"y_{s}"} <= set(held)}
+    labels = held["y"]
+    count = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
+    names = held.get("classes", np.arange(max(count, 1)))
+    return Arrays(path.stem, str(path.resolve()), tuple(map(str, names.tolist())), splits, path)
+
+
+Read = Callable[[Any, bool], NDArray[np.uint8]]
+
+
+def _torchvision(name: str, root: Path, download: bool) -> dict[str, Any]:
+    from torchvision import datasets
+
+    kinds: dict[str, Any] = {
+        "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "usps": datasets.USPS, "stl10": datasets.STL10,
+    }  # fmt: skip
+    kind = kinds[name]
+    if name == "stl10":
+        return {split: kind(root, split=split, download=download) for split in ("train", "test")}
+    return {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
+
+
+TORCHVISION = ("cifar10", "cifar100", "usps", "stl10")
+"""Data sets by name that torchvision fetches and reads."""
+
+FOLDERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "stl10_binary": "stl10"}
+"""The folder in which a data set of torchvision lies -> its name."""
+
+
+def torchvision_set(name: str, root: Path | None = None, *, download: bool = False) -> Arrays:
+    """Read a data set of torchvision from `root`, or from the cache; `download` allows to fetch it there."""
+    folder = root or cache_folder() / name
+    if download and os.environ.get("CONVATLAS_OFFLINE"):
+        raise DataError(f"{name}: downloads are switched off (--offline or CONVATLAS_OFFLINE)")
+    try:
+        if download:
+            folder.mkdir(parents=True, exist_ok=True)
+        read = _torchvision(name, folder, download)
+    except (RuntimeError, OSError, ImportError) as error:
+        mend = "" if download else "; `fit --download` fetches it, or give the folder that holds it"
+        raise DataError(f"{name} is not whole in {folder}: {brief(error)}{mend}") from error
+    splits = {}
+    for split, held in read.items():
+        pixels = np.asarray(held.data)
+        labels = held.labels if name == "stl10" else held.targets
+        splits[split] = (pixels.transpose(0, 2, 3, 1) if name == "stl10" else pixels, np.asarray(labels))
+    classes = tuple(map(str, getattr(read["train"], "classes", range(10))))
+    if name == "usps":
+        classes = tuple("0123456789")
+    return Arrays(name, name if root is None else str(folder.resolve()), classes, splits, folder)

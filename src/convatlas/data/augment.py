@@ -1,0 +1,366 @@
+"""Random changes to training pictures, in whole batches on the device; each is a function of (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convatlas.data.randomness import derive_key, uniform
+from convatlas.errors import SpecError
+
+Policy = Literal["none", "trivial", "rand"]
+"""trivial: one operation of random strength (Müller, Hutter 2021); rand: two of strength `magnitude` (Cubuk 2020)."""
+
+RATIOS = (3 / 4, 4 / 3)
+"""The bounds of width over height of a random crop (Szegedy et al. 2014)."""
+
+ERASED = (0.02, 1 / 3)
+"""The bounds of the share of a picture that is erased (Zhong et al. 2017)."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to the pictures of a batch, in this order.
+
+    crop: smallest share of a picture's area that a random crop shows, resized to the network's input (0.08 for
+        ImageNet); 0 takes the pictures as they are prepared for evaluation.
+    flip: left and right are exchanged in half of the pictures.
+    shift: up to so many pixels up, down, left and right; what moves in is the preprocessing's `fill`.
+    policy, magnitude: random operations on colour and geometry; magnitude, of 30, is for "rand".
+    jitter: brightness, contrast and saturation change by up to this share.
+    erase: share of the pictures in which a random rectangle is painted with the mean of the pictures.
+    mixup, cutmix: the parameter of the beta distribution of the shares in which a picture is mixed with another one, as
+        a whole or by pasting a rectangle; with both, each is done to half of the pictures.
+    """
+
+    crop: float = 0.0
+    flip: bool = False
+    shift: int = 0
+    policy: Policy = "none"
+    magnitude: int = 9
+    jitter: float = 0.0
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise SpecError(f"augment.shift: a number of pixels from 0 on, not {self.shift}")
+        if self.policy not in get_args(Policy):
+            raise SpecError(f"augment.policy: {self.policy!r} is not one of {', '.join(get_args(Policy))}")
+        for name, high in {"crop": 1, "jitter": 1, "erase": 1, "magnitude": 30, "mixup": 10, "cutmix": 10}.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise SpecError(f"augment.{name}: {getattr(self, name)} is not between 0 and {high}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is done at all."""
+        neutral = Augment(magnitude=self.magnitude)
+        return any(getattr(self, f.name) != getattr(neutral, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of one batch: `samples` are the pictures' numbers in the training split."""
+
+    samples: Tensor
+    seed: int
+    epoch: int
+
+    def uniform(self, purpose: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Return a number in [low, high) for each picture; the same for the same purpose."""
+        return uniform(derive_key(self.seed, self.epoch, purpose), self.samples) * (high - low) + low
+
+    def chosen(self, purpose: int, share: float) -> Tensor:
+        """Return whether each picture belongs to a random share of them."""
+        return self.uniform(purpose) < share
+
+
+# what a random number is for; numbers that are in use must not change their meaning, or runs would not be repeated
+FLIP, DOWN, RIGHT, AREA, RATIO, LEFT, TOP = 1, 2, 3, 20, 40, 60, 61
+BRIGHT, CONTRAST, COLOUR, ERASE, ERASE_AREA, ERASE_RATIO, ERASE_X, ERASE_Y = 62, 63, 64, 65, 66, 67, 68, 69
+PARTNER, SHARE, KIND, CUT_X, CUT_Y, OPERATION, STRENGTH, SIGN = 70, 71, 72, 73, 74, 80, 90, 100
+TRIES = 10
+
+
+def changed(
+    pixels: Tensor, draw: Draw, augment: Augment, *, size: int, fill: int = 0, aspects: Tensor | None = None
+) -> Tensor:
+    """Return pictures (batch, channels, size, size), uint8 or float32 from 0 to 255, changed but not yet mixed.
+
+    pixels: uint8 (batch, channels, h, w), as prepared for evaluation; or with `aspects`, width over height of each
+    picture, whole pictures squeezed into squares, of which random crops are taken.
+    """
+    flipped = draw.chosen(FLIP, 0.5 if augment.flip else 0.0)
+    if aspects is not None:
+        pixels = resized(pixels.float(), *crops(draw, augment.crop, aspects), size=size, flipped=flipped)
+    elif augment.flip:
+        pixels = torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+    if augment.shift:
+        pixels = shifted(pixels, draw, augment.shift, fill)
+    if augment.policy != "none":
+        pixels = operated(pixels.float(), draw, augment, fill)
+    if augment.jitter:
+        pixels = jittered(pixels.float(), draw, augment.jitter)
+    return pixels
+
+
+def shifted(pixels: Tensor, draw: Draw, most: int, fill: int) -> Tensor:
+    """Move each picture by up to `most` pixels along both axes."""
+    down, right = ((draw.uniform(axis) * (2 * most + 1)).long() for axis in (DOWN, RIGHT))
+    height, width = pixels.shape[-2:]
+    padded = F.pad(pixels, (most,) * 4, value=fill)
+    rows = down.view(-1, 1) + torch.arange(height, device=pixels.device)
+    columns = right.view(-1, 1) + torch.arange(width, device=pixels.device)
+    batch = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1)
+    # indexing puts the channels last; the permuted view is what channels_last networks want
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def crops(draw: Draw, smallest: float, aspects: Tensor) -> tuple[Tensor, Tensor]:
+    """Return random boxes as (start, extent), each (batch, 2) for height and width, in shares of the picture.
+
+    Area and ratio are drawn up to ten times until the box is inside the picture; else the largest box in the middle
+    whose ratio is allowed is taken, as torchvision's RandomResizedCrop does.
+    """
+    tries = torch.arange(TRIES)
+    area = torch.stack([draw.uniform(AREA + i, smallest, 1.0) for i in tries.tolist()])
+    low, high = map(math.log, RATIOS)
+    ratio = torch.stack([draw.uniform(RATIO + i, low, high) for i in tries.tolist()]).exp()
+    height, width = (area / ratio * aspects).sqrt(), (area * ratio / aspects).sqrt()
+    fits = (height <= 1) & (width <= 1)
+    first = fits.int().argmax(0, keepdim=True)
+    extent = torch.stack([height.gather(0, first)[0], width.gather(0, first)[0]], 1)
+    middle = aspects.clamp(*RATIOS)  # the nearest ratio that is allowed
+    fallback = torch.stack([(aspects / middle).clamp(max=1), (middle / aspects).clamp(max=1)], 1)
+    found = fits.any(0)[:, None]
+    extent = torch.where(found, extent, fallback)
+    place = torch.stack([draw.uniform(TOP), draw.uniform(LEFT)], 1)
+    return torch.where(found, place, torch.full_like(place, 0.5)) * (1 - extent), extent
+
+
+def resized(pixels: Tensor, start: Tensor, extent: Tensor, *, size: int, flipped: Tensor) -> Tensor:
+    """Cut a box out of each picture and resize it to `size` pixels, antialiased: two products of matrices for a batch.
+
+    pixels: float (batch, channels, h, w). start, extent: (batch, 2), height and width, in shares of the picture.
+    flipped: whether left and right are exchanged.
+    """
+    height, width = pixels.shape[-2:]
+    rows = _filters(start[:, 0] * height, extent[:, 0] * height, height, size)
+    columns = _filters(start[:, 1] * width, extent[:, 1] * width, width, size)
+    columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
+    return rows[:, None] @ (pixels @ columns[:, None].mT)
+
+
+def _filters(start: Tensor, extent: Tensor, inputs: int, outputs: int) -> Tensor:
+    """Return (batch, outputs, inputs): the weights of a triangle as wide as an output pixel, or as an input pixel."""
+    scale = (extent / outputs)[:, None, None]
+    centre = start[:, None, None] + (torch.arange(outputs, device=start.device)[:, None] + 0.5) * scale
+    places = torch.arange(inputs, device=start.device) + 0.5
+    weights = (1 - (places - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    # what is outside of the box is not seen; a box that ends within a pixel sees that pixel
+    inside = (places > start[:, None, None] - 0.5) & (places < (start + extent)[:, None, None] + 0.5)
+    weights = weights * inside
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _blend(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """other + factor (pixels - other), within 0 to 255."""
+    return torch.lerp(other.expand_as(pixels), pixels, factor.view(-1, 1, 1, 1)).clamp(0, 255)
+
+
+def grey(pixels: Tensor) -> Tensor:
+    """Return the brightness (batch, 1, h, w): the luma of ITU-R 601 of three channels, the mean of others."""
+    if pixels.shape[1] != 3:
+        return pixels.mean(1, keepdim=True)
+    weights = pixels.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    return (pixels * weights).sum(1, keepdim=True)
+
+
+def bright(pixels: Tensor, factor: Tensor) -> Tensor:
+    return _blend(pixels, torch.zeros_like(pixels[:, :1]), factor)
+
+
+def contrasted(pixels: Tensor, factor: Tensor) -> Tensor:
+    return _blend(pixels, grey(pixels).mean((2, 3), keepdim=True), factor)
+
+
+def saturated(pixels: Tensor, factor: Tensor) -> Tensor:
+    return _blend(pixels, grey(pixels), factor)
+
+
+def jittered(pixels: Tensor, draw: Draw, most: float) -> Tensor:
+    """Change brightness, then contrast, then saturation, each by a factor from 1 - most to 1 + most."""
+    for change, purpose in ((bright, BRIGHT), (contrasted, CONTRAST), (saturated, COLOUR)):
+        pixels = change(pixels, draw.uniform(purpose, 1 - most, 1 + most))
+    return pixels
+
+
+def erased(inputs: Tensor, draw: Draw, share: float) -> Tensor:
+    """Set a random rectangle to 0, the mean of the normalised pictures, in a share of them."""
+    area = draw.uniform(ERASE_AREA, *ERASED)
+    ratio = draw.uniform(ERASE_RATIO, -math.log(3.3), math.log(3.3)).exp()
+    extent = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 1).clamp(max=1)
+    start = torch.stack([draw.uniform(ERASE_Y), draw.uniform(ERASE_X)], 1) * (1 - extent)
+    hidden = _inside(start, extent, inputs) & draw.chosen(ERASE, share).view(-1, 1, 1, 1)
+    return inputs.masked_fill(hidden, 0)
+
+
+def _inside(start: Tensor, extent: Tensor, images: Tensor) -> Tensor:
+    """Return (batch, 1, h, w): which pixels lie in the box of each image, given in shares of its sides."""
+    height, width = images.shape[-2:]
+    sides = start.new_tensor((height, width))
+    first, last = (start * sides).round(), ((start + extent) * sides).round()
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    in_rows = (rows >= first[:, :1]) & (rows < last[:, :1])
+    in_columns = (columns >= first[:, 1:]) & (columns < last[:, 1:])
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+def partners(draw: Draw, count: int) -> Tensor:
+    """Return for each picture the number of another one of the `count` training pictures."""
+    return (draw.samples + 1 + (draw.uniform(PARTNER) * (count - 1)).long()) % count
+
+
+def mixed(inputs: Tensor, others: Tensor, draw: Draw, augment: Augment) -> tuple[Tensor, Tensor]:
+    """Mix pictures with others; return them and the share (batch,) of each that is its own.
+
+    mixup (Zhang et al. 2017): weighted sums. cutmix (Yun et al. 2019): a rectangle of the other is pasted.
+    """
+    pasted = draw.chosen(KIND, augment.cutmix / (augment.mixup + augment.cutmix) if not augment.mixup else 0.5)
+    if not augment.cutmix:
+        pasted = torch.zeros_like(pasted)
+    u = draw.uniform(SHARE)
+    share = torch.where(pasted, _beta(u, augment.cutmix or 1.0), _beta(u, augment.mixup or 1.0))
+    side = (1 - share).sqrt()[:, None].expand(-1, 2)
+    centre = torch.stack([draw.uniform(CUT_Y), draw.uniform(CUT_X)], 1)
+    start = (centre - side / 2).clamp(0, 1)
+    box = _inside(start, (centre + side / 2).clamp(0, 1) - start, inputs)
+    own = torch.where(pasted, 1 - box.float().mean((1, 2, 3)), share)
+    whole = torch.lerp(others, inputs, share.view(-1, 1, 1, 1))
+    return torch.where(pasted.view(-1, 1, 1, 1), torch.where(box, others, inputs), whole), own
+
+
+def _beta(u: Tensor, alpha: float) -> Tensor:
+    """Return numbers of the distribution Beta(alpha, alpha) from uniform ones."""
+    from scipy.special import betaincinv
+
+    return torch.from_numpy(betaincinv(alpha, alpha, u.cpu().double().numpy())).to(u)
+
+
+# --- the operations of TrivialAugment and RandAugment
+
+Colour = Callable[[Tensor, Tensor], Tensor]
+
+
+def sharpened(pixels: Tensor, factor: Tensor) -> Tensor:
+    """Blend with a smoothed copy; its border stays, as Pillow has it."""
+    kernel = pixels.new_tensor(((1, 1, 1), (1, 5, 1), (1, 1, 1))).div_(13).expand(pixels.shape[1], 1, 3, 3)
+    smooth = pixels.clone()
+    smooth[..., 1:-1, 1:-1] = F.conv2d(pixels, kernel, groups=pixels.shape[1])
+    return _blend(pixels, smooth, factor)
+
+
+def posterised(pixels: Tensor, bits: Tensor) -> Tensor:
+    step = torch.pow(2, 8 - bits.round()).view(-1, 1, 1, 1)
+    return (pixels / step).floor() * step
+
+
+def solarised(pixels: Tensor, threshold: Tensor) -> Tensor:
+    return torch.where(pixels >= threshold.view(-1, 1, 1, 1), 255 - pixels, pixels)
+
+
+def autocontrasted(pixels: Tensor, _: Tensor) -> Tensor:
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (pixels - low) * (255 / (high - low).clamp(min=1e-6)), pixels)
+
+
+def equalised(pixels: Tensor, _: Tensor) -> Tensor:
+    """Spread the values of each channel so that all are about equally frequent."""
+    n, c, h, w = pixels.shape
+    values = pixels.round().clamp(0, 255).long().view(n * c, h * w)
+    counts = torch.zeros(n * c, 256, device=pixels.device, dtype=torch.long)
+    counts.scatter_add_(1, values, torch.ones_like(values))
+    last = counts.gather(1, values.amax(1, keepdim=True))
+    step = (h * w - last) // 255
+    table = ((counts.cumsum(1) - counts + step // 2) // step.clamp(min=1)).clamp(0, 255)
+    spread = table.gather(1, values).to(pixels.dtype).view_as(pixels)
+    return torch.where((step > 0).view(n, c, 1, 1), spread, pixels)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A change of colours, with its strength at magnitude 0 and 1; or of geometry, as an entry of a 2x3 matrix."""
+
+    name: str
+    low: float
+    high: float
+    signed: bool = False
+    colour: Colour | None = None
+    place: tuple[int, int] | None = None
+
+
+# the spaces of RandAugment and, in the last column, of TrivialAugment's wide one where it differs
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("identity", 0, 0),
+    Operation("shear x", 0, 0.3, signed=True, place=(0, 1)),
+    Operation("shear y", 0, 0.3, signed=True, place=(1, 0)),
+    Operation("translate x", 0, 0.9, signed=True, place=(0, 2)),  # of half the side
+    Operation("translate y", 0, 0.9, signed=True, place=(1, 2)),
+    Operation("rotate", 0, math.radians(30), signed=True),
+    Operation("brightness", 0, 0.9, signed=True, colour=bright),
+    Operation("colour", 0, 0.9, signed=True, colour=saturated),
+    Operation("contrast", 0, 0.9, signed=True, colour=contrasted),
+    Operation("sharpness", 0, 0.9, signed=True, colour=sharpened),
+    Operation("posterise", 8, 4, colour=posterised),
+    Operation("solarise", 255, 0, colour=solarised),
+    Operation("autocontrast", 0, 0, colour=autocontrasted),
+    Operation("equalise", 0, 0, colour=equalised),
+)
+WIDE = {"shear x": 0.99, "shear y": 0.99, "translate x": 0.29, "translate y": 0.29, "rotate": math.radians(135),
+        "brightness": 0.99, "colour": 0.99, "contrast": 0.99, "sharpness": 0.99, "posterise": 2}  # fmt: skip
+"""The strength at magnitude 1 in TrivialAugment (wide), where it differs."""
+
+
+def operated(pixels: Tensor, draw: Draw, augment: Augment, fill: int) -> Tensor:
+    """Apply random operations to each picture: one of random strength, or two of the given one."""
+    for turn in range(1 if augment.policy == "trivial" else 2):
+        number = (draw.uniform(OPERATION + turn) * len(OPERATIONS)).long()
+        if augment.policy == "trivial":
+            magnitude = draw.uniform(STRENGTH + turn)
+        else:
+            magnitude = torch.full_like(draw.uniform(STRENGTH), augment.magnitude / 30)
+        sign = torch.where(draw.chosen(SIGN + turn, 0.5), -1.0, 1.0)
+        matrix = torch.eye(2, 3, device=pixels.device).repeat(len(pixels), 1, 1)
+        for i, operation in enumerate(OPERATIONS):
+            rows = (number == i).nonzero().flatten()
+            if not len(rows):
+                continue
+            high = WIDE.get(operation.name, operation.high) if augment.policy == "trivial" else operation.high
+            strength = operation.low + magnitude[rows] * (high - operation.low)
+            strength = strength * sign[rows] if operation.signed else strength
+            if operation.colour:
+                factor = 1 + strength if operation.signed else strength
+                pixels = pixels.index_copy(0, rows, operation.colour(pixels[rows], factor))
+            elif operation.place:
+                matrix[rows, operation.place[0], operation.place[1]] += strength
+            elif operation.name == "rotate":
+                cos, sin = strength.cos(), strength.sin()
+                matrix[rows, :, :2] = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+        moved = (matrix != torch.eye(2, 3, device=pixels.device)).flatten(1).any(1).nonzero().flatten()
+        if len(moved):
+            grid = F.affine_grid(matrix[moved], [len(moved), *pixels.shape[1:]], align_corners=False)
+            turned = F.grid_sample(pixels[moved] - fill, grid, mode="bilinear", align_corners=False) + fill
+            pixels = pixels.index_copy(0, moved, turned)
+    return pixels.clamp(0, 255)

@@ -1,0 +1,208 @@
+"""What is wrong with a data set: unreadable files, few of a class, the same picture twice or in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from convatlas.data.images import Listing, picture_header, read_picture
+from convatlas.data.sources import Source
+from convatlas.download import Progress
+from convatlas.errors import DataError
+
+NEAR = 3
+"""So many of the 64 bits of two pictures' hashes may differ for them to count as nearly the same."""
+
+SCARCE = 0.1
+"""A class with less than this share of the largest one's training pictures is told."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture is: where it is, what its file says of it, what it looks like.
+
+    digest: of the file or the pixels. look: 64 bits that change little when a picture is resized or compressed again.
+    """
+
+    name: str
+    split: str
+    label: int
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    rotated: bool = False
+    digest: str = ""
+    look: int = 0
+    broken: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The findings on a data set.
+
+    counts: split -> pictures of each class that can be read. same, near: groups of pictures that are equal, or nearly.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    counts: Mapping[str, Sequence[int]]
+    same: tuple[tuple[Picture, ...], ...] = ()
+    near: tuple[tuple[Picture, ...], ...] = ()
+
+    @property
+    def broken(self) -> list[Picture]:
+        return [picture for picture in self.pictures if picture.broken]
+
+    @property
+    def modes(self) -> dict[str, int]:
+        """How pixels are stored -> how many pictures."""
+        return dict(Counter(picture.mode for picture in self.pictures if not picture.broken).most_common())
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """The smallest, the middle and the largest picture, by area: (width, height)."""
+        sizes = sorted((p.size for p in self.pictures if not p.broken), key=lambda size: size[0] * size[1])
+        return (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else ((0, 0),) * 3
+
+    @property
+    def leaks(self) -> list[tuple[Picture, ...]]:
+        """Groups of the same or nearly the same pictures that lie in more than one split."""
+        return [group for group in (*self.same, *self.near) if len({picture.split for picture in group}) > 1]
+
+    @property
+    def contradictions(self) -> list[tuple[Picture, ...]]:
+        """Groups of equal pictures that are of more than one class."""
+        return [group for group in self.same if len({picture.label for picture in group}) > 1]
+
+    @property
+    def scarce(self) -> list[str]:
+        """Classes of which there are few training pictures, beside the largest one."""
+        counts = self.counts["train"]
+        return [name for name, n in zip(self.classes, counts, strict=True) if n < SCARCE * max(counts)]
+
+    def findings(self) -> list[str]:
+        """Return what deserves a look, a line each; none if all is well."""
+        told = []
+        for many, what in (
+            (len(self.broken), "pictures cannot be read"),
+            (sum(p.rotated for p in self.pictures), "pictures are rotated by their EXIF tag, which is applied"),
+            (sum(p.mode in DEEP for p in self.pictures), "pictures are deeper than 8 bits"),
+            (sum(len(group) - 1 for group in self.same), "pictures are copies of another one"),
+            (sum(len(group) - 1 for group in self.near), "pictures are nearly another one"),
+            (len(self.leaks), "groups of such pictures lie in more than one split: results will flatter"),
+            (len(self.contradictions), "equal pictures are of several classes"),
+            (
+                len(self.scarce),
+                f"classes have less than a tenth of the largest one's pictures: {', '.join(self.scarce)}",
+            ),
+        ):
+            if many:
+                told.append(f"{many:,} {what}")
+        return told
+
+
+DEEP = frozenset(("I", "F", "I;16", "I;16B", "I;16L"))
+"""Modes of more than 8 bits."""
+
+
+def check(source: Source, *, progress: Progress | None = None) -> Check:
+    """Look at every picture of a data set."""
+    pictures: list[Picture] = []
+    for split, listing in source.listed().items():
+        looked = _of_pixels(listing, split) if listing.pixels is not None else _of_files(listing, split)
+        for i, picture in enumerate(looked, 1):
+            pictures.append(picture)
+            if progress:
+                progress(f"looking at {split}", i, len(listing))
+    good = [picture for picture in pictures if not picture.broken]
+    found = Counter((picture.split, picture.label) for picture in good)
+    splits, labels = dict.fromkeys(picture.split for picture in pictures), range(len(source.classes))
+    counts = {split: [found[split, label] for label in labels] for split in splits}
+    same = _same(good)
+    extra = {id(picture) for group in same for picture in group[1:]}  # the first of each group stands for all
+    near = _near([picture for picture in good if id(picture) not in extra])
+    return Check(source.name, source.classes, tuple(pictures), counts, tuple(same), tuple(near))
+
+
+def _of_files(listing: Listing, split: str) -> Iterator[Picture]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(lambda name, label: _file(name, split, label), listing.names, listing.labels.tolist())
+
+
+def _file(name: str, split: str, label: int) -> Picture:
+    try:
+        size, mode, rotated = picture_header(Path(name))
+        if mode in DEEP:
+            digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+            return Picture(name, split, label, size, mode, rotated, digest, broken="deeper than 8 bits")
+        grey = read_picture(Path(name), 1)
+        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        return Picture(name, split, label, size, mode, rotated, digest, look(grey))
+    except (DataError, OSError) as error:
+        return Picture(name, split, label, broken=str(error).removeprefix(f"{name}: "))
+
+
+def _of_pixels(listing: Listing, split: str) -> Iterator[Picture]:
+    pixels = listing.pixels
+    assert pixels is not None
+    mode = {1: "L", 3: "RGB"}.get(pixels.shape[1], f"{pixels.shape[1]} channels")
+    size = (pixels.shape[3], pixels.shape[2])
+    for name, label, each in zip(listing.names, listing.labels.tolist(), pixels, strict=True):
+        digest = hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest()
+        yield Picture(name, split, label, size, mode, digest=digest, look=look(each.float().mean(0, keepdim=True)))
+
+
+def look(grey: Tensor) -> int:
+    """Return 64 bits of a picture (1, h, w): whether each of 8 x 8 regions is brighter than the one to its left."""
+    small = F.interpolate(grey[None].float(), (8, 9), mode="area")[0, 0]
+    bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
+    return sum(bit << i for i, bit in enumerate(bits))
+
+
+def _same(pictures: Sequence[Picture]) -> list[tuple[Picture, ...]]:
+    """Return the groups of pictures with equal contents."""
+    found: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        found[picture.digest].append(picture)
+    return [tuple(group) for group in found.values() if len(group) > 1]
+
+
+SMALLEST = 64
+"""Pictures with a side below so many pixels are too alike for their looks to tell anything."""
+
+
+def _near(pictures: Sequence[Picture]) -> list[tuple[Picture, ...]]:
+    """Return the groups of pictures that look nearly the same; flat ones, whose looks tell nothing, are left out."""
+    by_look: dict[int, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        if 8 <= picture.look.bit_count() <= 56 and min(picture.size) >= SMALLEST:
+            by_look[picture.look].append(picture)
+    leader = {look: look for look in by_look}
+
+    def first(look: int) -> int:
+        while leader[look] != look:
+            look = leader[look]
+        return look
+
+    # of four quarters of 16 bits, at least one is equal where at most three bits differ
+    for shift in range(0, 64, 16):
+        quarter: dict[int, list[int]] = defaultdict(list)
+        for look in by_look:
+            quarter[look >> shift & 0xFFFF].append(look)
+        for looks in quarter.values():
+            for i, a in enumerate(looks):
+                for b in looks[:i]:
+                    if (a ^ b).bit_count() <= NEAR:
+                        leader[first(a)] = first(b)
+    groups: dict[int, list[Picture]] = defaultdict(list)
+    for look, alike in by_look.items():
+        groups[first(look)] += alike
+    return [tuple(group) for group in groups.values() if len(group) > 1]

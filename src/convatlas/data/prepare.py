@@ -1,0 +1,203 @@
+"""Pictures prepared for a network once: decoded, resized, and kept in memory or in a file of the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import PIL
+import torch
+from torch import Tensor
+
+from convatlas.data.images import Broken, Images, Listing, read_picture
+from convatlas.download import Progress, sha256
+from convatlas.errors import DataError, RunError, brief
+from convatlas.files import PART, cache_folder, write_text
+from convatlas.preprocessing import Preprocessing
+
+MEMORY_LIMIT = 8 * 2**30
+"""Bytes of pictures that may be held in memory, where the cache cannot hold them."""
+
+SPARE = 2**30
+"""Bytes that are left free on the disk of the cache."""
+
+CACHE_LIMIT = 40 * 2**30
+"""Bytes that prepared pictures may take in the cache; what was not used for longest makes room."""
+
+
+VERSIONS = (1, torch.__version__, PIL.__version__)
+"""What the pixels depend on besides files and preprocessing: this file, and who decodes and resizes."""
+
+
+class Notes(TypedDict):
+    """What is known of prepared pictures: {number in the listing: why it cannot be read}, and the others' aspects."""
+
+    broken: dict[str, str]
+    aspects: list[float]
+
+
+def prepared(
+    listing: Listing, split: str, steps: Preprocessing, roomy: bool, broken: list[Broken], progress: Progress | None
+) -> Images:
+    """Return the pictures of one split as the network reads them, in the order of the listing.
+
+    roomy: whole pictures in squares, for random crops. Pictures that cannot be read are added to `broken`.
+    """
+    if listing.pixels is not None:
+        return _of_array(listing, listing.pixels, steps, roomy)
+    if steps.channels not in (1, 3):
+        raise DataError(f"{listing.names[0]}: pictures have 1 or 3 channels, not {steps.channels}; see --channels")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(_digest, listing.names))
+    told = json.dumps([VERSIONS, steps.to_plain(), roomy, digests], sort_keys=True)
+    store = Store(cache_folder() / "pictures" / hashlib.sha256(told.encode()).hexdigest()[:32])
+    side = steps.resize if roomy else steps.size
+    shape = (len(listing), steps.channels, side, side)
+    held = store.opened(shape)
+    if held is None:
+        pixels = store.room(shape)
+        notes = _read(listing, split, steps, roomy, pixels, progress)
+        held = store.closed(pixels, notes)
+    pixels, notes = held
+    reasons = {int(i): reason for i, reason in notes["broken"].items()}
+    broken += [Broken(listing.names[i], f"{listing.names[i]}: {reason}") for i, reason in reasons.items()]
+    kept = torch.tensor([i for i in range(len(listing)) if i not in reasons], dtype=torch.int64)
+    whole = hashlib.sha256("".join(digests[i] for i in kept.tolist()).encode()).hexdigest()
+    aspects = torch.tensor(notes["aspects"], dtype=torch.float32) if roomy else None
+    names = [listing.names[i] for i in kept.tolist()]
+    # the readable ones come first
+    return Images(pixels[: len(kept)], listing.labels[kept], names, whole, aspects)
+
+
+def _of_array(listing: Listing, pixels: Tensor, steps: Preprocessing, roomy: bool) -> Images:
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
+    if pixels.shape[1] != steps.channels:
+        raise DataError(f"{listing.names[0]}: has {pixels.shape[1]} channel(s), not {steps.channels}; see --channels")
+    height, width = pixels.shape[-2:]
+    aspects = torch.full((len(pixels),), width / height) if roomy else None
+    ready = steps.squeezed(pixels) if roomy else steps.geometry(pixels)
+    return Images(ready, listing.labels, listing.names, digest, aspects)
+
+
+def _digest(name: str) -> str:
+    try:
+        return sha256(Path(name))
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _read(
+    listing: Listing, split: str, steps: Preprocessing, roomy: bool, pixels: Tensor, progress: Progress | None
+) -> Notes:
+    """Decode and resize the pictures into `pixels`, the readable ones first, and return what is to be known of them."""
+
+    def read(name: str) -> tuple[Tensor, float] | str:
+        try:
+            picture = read_picture(Path(name), steps.channels)
+            aspect = picture.shape[-1] / picture.shape[-2]
+            return (steps.squeezed(picture[None])[0] if roomy else steps.geometry(picture)), aspect
+        except DataError as error:
+            return str(error).removeprefix(f"{name}: ")
+
+    broken: dict[str, str] = {}
+    aspects: list[float] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, picture in enumerate(pool.map(read, listing.names)):
+            if isinstance(picture, str):
+                broken[str(i)] = picture
+            else:
+                pixels[len(aspects)], aspect = picture
+                aspects.append(aspect)
+            if progress:
+                progress(f"reading {split}", i + 1, len(listing))
+    return {"broken": broken, "aspects": aspects}
+
+
+@dataclass(frozen=True)
+class Store:
+    """Prepared pictures in the cache: pixels in `path`.raw, and what is known of them in `path`.json, written last.
+
+    Two runs may build the same one: each writes a file of its own, and the later one takes the name.
+    """
+
+    path: Path
+
+    @property
+    def _files(self) -> tuple[Path, Path]:
+        return self.path.with_suffix(".raw"), self.path.with_suffix(".json")
+
+    def opened(self, shape: tuple[int, ...]) -> tuple[Tensor, Notes] | None:
+        """Return the pixels, mapped into memory, and the notes; None if they are not there, or not whole."""
+        raw, told = self._files
+        try:
+            notes: Notes = json.loads(told.read_text(encoding="utf-8"))
+            if raw.stat().st_size != math.prod(shape) or len(notes["aspects"]) + len(notes["broken"]) != shape[0]:
+                return None
+            with suppress(OSError):
+                os.utime(raw)  # was used
+            return _mapped(raw, shape, shared=False), notes
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+            return None
+
+    def room(self, shape: tuple[int, ...]) -> Tensor:
+        """Return an empty tensor for the pixels: in a file, or in memory where the cache has no place for it.
+
+        Raises DataError if neither has.
+        """
+        size = math.prod(shape)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(self.path.parent, size)
+            with self._part.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a mapped file must not run out of disk later
+            return _mapped(self._part, shape, shared=True)
+        except (OSError, RuntimeError, AttributeError) as error:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+            if size > MEMORY_LIMIT:
+                raise DataError(
+                    f"{shape[0]:,} pictures of {shape[-1]} px need {size / 2**30:.1f} GiB of memory: the limit is "
+                    f"{MEMORY_LIMIT / 2**30:.0f}, and the cache in {self.path.parent} has no place ({brief(error)}); "
+                    "set CONVATLAS_CACHE to a larger disk, or use a smaller --size or fewer pictures"
+                ) from error
+            return torch.empty(shape, dtype=torch.uint8)
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{os.getpid()}{PART}")
+
+    def closed(self, pixels: Tensor, notes: Notes) -> tuple[Tensor, Notes]:
+        """Give a finished file its name; returns what `opened` will return."""
+        raw, told = self._files
+        if self._part.exists():
+            with suppress(OSError, RunError):
+                self._part.replace(raw)
+                write_text(told, json.dumps(notes))
+        return pixels, notes
+
+
+def _mapped(path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
+    return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=torch.uint8).view(shape)
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove what was not used for longest until `size` more bytes fit; raises OSError if they cannot."""
+    if size > CACHE_LIMIT:
+        raise OSError(f"the cache holds at most {CACHE_LIMIT / 2**30:.0f} GiB")
+    held = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.raw")), reverse=True)
+    total = sum(bytes_ for _, bytes_, _ in held)
+    while held and (total + size > CACHE_LIMIT or shutil.disk_usage(folder).free < size + SPARE):
+        _, bytes_, path = held.pop()
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        total -= bytes_
+    if shutil.disk_usage(folder).free < size + SPARE:
+        raise OSError("the disk is full")
