@@ -112,7 +112,7 @@ def test_margin_loss_is_the_printed_one() -> None:
     lengths, labels = torch.tensor([[0.95, 0.3, 0.05], [0.2, 0.6, 0.1]]), torch.tensor([0, 1])
     first = 0.0 + 0.5 * (0.3 - 0.1) ** 2 + 0.0
     second = (0.9 - 0.6) ** 2 + 0.5 * (0.2 - 0.1) ** 2
-    assert margin(lengths, labels, 0.0).item() == pytest.approx((first + second) / 2, rel=1e-5)
+    assert margin(lengths, labels, 0.0).tolist() == pytest.approx([first, second], rel=1e-5)
 
 
 def test_lengths_become_probabilities() -> None:
@@ -123,10 +123,10 @@ def test_lengths_become_probabilities() -> None:
 
 def test_reconstruction_adds_the_sum_of_squares_of_the_true_capsule() -> None:
     caps, x, labels = network().eval(), torch.rand(3, 1, 28, 28), torch.tensor([4, 0, 9])
-    outputs, loss = caps.loss(x, labels, lambda y, t: margin(y, t, 0.0))
+    outputs, loss = caps.loss(x, labels, lambda y, t: margin(y, t, 0.0).mean())
     painted = reconstruct(caps, x, labels)
     distance = (painted - x).square().flatten(1).sum(1).mean()
-    torch.testing.assert_close(loss, margin(outputs, labels, 0.0) + 0.0005 * distance)
+    torch.testing.assert_close(loss, margin(outputs, labels, 0.0).mean() + 0.0005 * distance)
     assert painted.shape == x.shape
     assert float(painted.detach().min()) >= 0
     assert float(painted.detach().max()) <= 1

@@ -17,7 +17,7 @@ ROOT = Path(convatlas.__file__).parent
 # a room is a module of the package or a folder in it
 FLOORS = {
     "errors": 0, "files": 0, "joins": 0, "specs": 0,
-    "costs": 1, "preprocessing": 1, "layout": 1, "keys": 1, "download": 1, "outline": 1,
+    "costs": 1, "preprocessing": 1, "keys": 1, "download": 1, "outline": 1,
     "layers": 2, "tables": 2, "card": 2, "features": 2,
     "families": 3, "diagram": 3,
     "catalog": 4, "data": 4,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gc
+import itertools
 import json
 import random
 import shutil
@@ -11,12 +13,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import convatlas as ca
+from convatlas.catalog import CATALOG
 from convatlas.errors import DataError, RunError
 from convatlas.specs import Spec
 from convatlas.train import RECIPES, Settings, run
@@ -57,7 +63,12 @@ fit("digits", model, recipe=recipe, seed=3, out=folder, settings=settings, watch
 PLANS = {
     "modern": ("lenet5_modern", {"epochs": 2}),
     "adamw": ("lenet5", {"epochs": 2, "optimizer": "adamw", "lr": 0.001, "loss": "map", "weight_decay": 0.01}),
-}
+    "all": ("lenet5_modern", {
+        "epochs": 2, "micro": 48, "average": 0.99, "clip": 1.0, "smoothing": 0.1, "balance": 0.5, "head_epochs": 1,
+        "layer_decay": 0.8, "crop": 0.5, "flip": True, "policy": "trivial", "jitter": 0.2, "erase": 0.2, "mixup": 0.2,
+        "cutmix": 1.0,
+    }),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +105,14 @@ def kill_and_resume(folder: Path, plan: str, where: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("plan", "where", "number"),
-    [("modern", "step", 17), ("modern", "step", STEPS - 1), ("modern", "file", 9), ("adamw", "step", 30)],
+    [
+        ("modern", "step", 17),
+        ("modern", "step", STEPS - 1),
+        ("modern", "file", 9),
+        ("adamw", "step", 30),
+        ("all", "step", 10),
+        ("all", "step", 25),
+    ],
 )
 def test_killed_and_resumed_equals_never_stopped(
     whole: dict[str, Path], tmp_path: Path, plan: str, where: str, number: int
@@ -181,7 +199,7 @@ def test_without_a_val_split_the_last_epoch_is_taken(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_layer(tmp_path: Path) -> None:
     recipe = RECIPES["default"].replaced({"lr": 1e6, "schedule": "constant", "epochs": 1})
     current = run.start("digits", "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=SETTINGS)
-    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\), not finite first in the .*"):
+    with pytest.raises(RunError, match=r"10 steps up to step \d+ \(epoch 1\) were not finite, first in the .*"):
         list(current.steps())
     assert not (tmp_path / "run" / run.MODEL).exists()
 
@@ -338,3 +356,38 @@ def test_dropout_of_wide_resnets_stands_before_the_second_convolution() -> None:
     block = spec.build(classes=3, channels=3).get_submodule("stages.0.0")
     names = [name.rpartition(".")[2] for name, layer in block.named_modules() if not list(layer.children())]
     assert names[names.index("conv1") : names.index("conv1") + 5] == ["conv1", "norm", "act", "drop", "conv"]
+
+
+FEATURES = {
+    "optimizer": ["sgd", "adamw", "rmsprop"], "schedule": ["constant", "cosine", "onecycle"], "micro": [0, 40],
+    "clip": [0.0, 0.5], "smoothing": [0.0, 0.1], "balance": [0.0, 1.0], "average": [0.0, 0.9], "head_epochs": [0, 1],
+    "layer_decay": [1.0, 0.7], "norms": ["learn", "keep"], "shuffle": [True, False], "crop": [0.0, 0.4],
+    "flip": [False, True], "shift": [0, 2], "policy": ["none", "trivial", "rand"], "jitter": [0.0, 0.3],
+    "erase": [0.0, 0.5], "mixup": [0.0, 0.4], "cutmix": [0.0, 1.0],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chosen=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in FEATURES.items()}),
+    kill=st.integers(1, 34), every=st.integers(1, 6), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_features_stopped_anywhere_end_equal_to_the_bit(
+    chosen: dict[str, Any], kill: int, every: int, seed: int, tmp_path: Path
+) -> None:
+    spec = CATALOG["cifar_resnet20"].spec.scaled(width=0.25, depth=0.3, resolution=16)
+    recipe = RECIPES["default"].replaced({"epochs": 2, "lr": 0.01, **chosen})
+    folders = [tmp_path / f"{name}{next(COUNTER)}" for name in ("whole", "stopped")]
+    how = Settings(threads=1, checkpoint_steps=every, checkpoint_seconds=1e6, device="cpu")
+    ca.fit("digits", spec, recipe=recipe, seed=seed, out=folders[0], settings=how)
+    steps = run.start("digits", spec, recipe=recipe, seed=seed, out=folders[1], settings=how).steps()
+    for _ in range(kill):  # what was not written is lost, as when the process is killed
+        next(steps)
+    del steps
+    gc.collect()
+    ca.resume(folders[1])
+    assert same_run(*folders)
+
+
+COUNTER = itertools.count()

@@ -18,7 +18,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from convatlas.errors import SpecError, nearest
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, labels) -> scalar."""
+"""(outputs, labels) -> scalar; labels are class numbers (n,) or shares of the classes (n, classes)."""
 
 # A child named like one of these would hide it ("train", "half", "keys", ...).
 _RESERVED = frozenset(dir(nn.Sequential())) | frozenset(dir(nn.ModuleDict())) | {"input_shape", "join"}

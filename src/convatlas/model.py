@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from convatlas import modelfile
 from convatlas.catalog import CATALOG, reads_clips, variant
-from convatlas.data.images import Broken, Dataset, Images, check_same_classes, decode, read_picture
+from convatlas.data.images import Broken, check_same_classes, decode, read_picture
 from convatlas.data.sources import find
-from convatlas.data.splits import with_val
 from convatlas.download import Progress
 from convatlas.errors import DataError, ModelFileError, WeightsError
 from convatlas.joins import Network
@@ -84,7 +83,7 @@ class Model:
             rows = iter(())  # type: Iterator[Tensor]
             if good:
                 outputs = self.network(preprocessing.normalise(torch.stack(good)))
-                rows = iter(CRITERIA[self.header.criterion].probabilities(outputs))
+                rows = iter(CRITERIA[self.header.criterion].probabilities(outputs / self.header.temperature))
             for i, (picture, item) in enumerate(zip(group, read, strict=True), start):
                 source = str(picture) if isinstance(picture, str | Path) else f"picture {i}"
                 yield (
@@ -112,9 +111,12 @@ class Model:
             max_broken = self.header.training.get("max_broken", 0.01)
         source = find(data, progress=progress)
         check_same_classes(self.classes, source.classes, split="data", where=data)
-        dataset = source.load(self.header.preprocessing, max_broken=max_broken, progress=progress)
-        if dataset.val is None:
-            dataset = self._as_trained(dataset)
+        training = self.header.training
+        cut = {"seed": training.get("seed", 0), "val_share": training.get("val_share", 0.0)}
+        splits = "val" in source.listed()
+        dataset = source.load(self.header.preprocessing, **cut, max_broken=max_broken, progress=progress)
+        if not splits and dataset.fingerprint() != training.get("fingerprint"):
+            dataset = dataset.without_val()  # not the data of the training
         names = (*dataset.splits, "all")
         if split is None:
             split = next(name for name in ("test", "val", "all") if name in names)
@@ -122,20 +124,12 @@ class Model:
             raise DataError(f"{data}: there is no split {split!r}; there are {', '.join(names)}")
         images = dataset.whole if split == "all" else dataset.splits[split]
         order = torch.tensor([self.classes.index(name) for name in source.classes])
-        images = Images(images.pixels, order[images.labels], images.names)
+        images = replace(images, labels=order[images.labels])
         result = classification.evaluate(
-            self.network, images, self.header.preprocessing, CRITERIA[self.header.criterion]
-        )
+            self.network, images, self.header.preprocessing, CRITERIA[self.header.criterion],
+            temperature=self.header.temperature,
+        )  # fmt: skip
         return Evaluation(split, result, dataset.broken)
-
-    def _as_trained(self, dataset: Dataset) -> Dataset:
-        """Set val aside as in the training if this is the same data, else return it as it is."""
-        training = self.header.training
-        try:
-            cut = with_val(dataset, seed=training["seed"], share=training["val_share"])
-        except (DataError, KeyError):
-            return dataset
-        return cut if cut.fingerprint() == training.get("fingerprint") else dataset
 
     def _prepare(self, picture: Picture, name: str) -> Tensor | DataError:
         preprocessing = self.header.preprocessing

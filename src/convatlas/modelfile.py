@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ FORMAT = 1
 
 _FIELDS = {
     "format": int, "name": str, "task": str, "spec": dict, "classes": list, "preprocessing": dict, "criterion": str,
-    "training": dict, "metrics": dict, "licence": str,
+    "temperature": float, "training": dict, "metrics": dict, "licence": str,
 }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ class Header:
     """Everything about the weights that the weights do not say themselves.
 
     criterion: the loss they were trained with, which decides how outputs become probabilities.
+    temperature: what logits are divided by before they become probabilities, fitted on the val split.
     training: recipe, seed, data, fingerprint, versions: how the weights came about.
     metrics: split -> measured numbers.
     licence: what the owner of the weights allows; empty where nothing was stated.
@@ -49,6 +51,7 @@ class Header:
     preprocessing: Preprocessing
     criterion: str
     task: str = "classification"
+    temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float | int]] = field(default_factory=dict)
     licence: str = ""
@@ -62,6 +65,7 @@ class Header:
             "classes": list(self.classes),
             "preprocessing": self.preprocessing.to_plain(),
             "criterion": self.criterion,
+            "temperature": self.temperature,
             "training": dict(self.training),
             "metrics": {split: dict(numbers) for split, numbers in self.metrics.items()},
             "licence": self.licence,
@@ -159,9 +163,13 @@ def _header(path: Path, plain: dict[str, Any]) -> Header:
         preprocessing = Preprocessing.from_plain(plain["preprocessing"])
     except (SpecError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: {error}") from error
+    if not 0 < plain["temperature"] < math.inf:
+        raise ModelFileError(f"{path}: header field 'temperature' must be above 0")
     if preprocessing.size != spec.resolution:
         raise ModelFileError(
             f"{path}: preprocessing gives {preprocessing.size} px, the network reads {spec.resolution}"
         )
-    kept = {name: plain[name] for name in ("name", "task", "criterion", "training", "metrics", "licence")}
+    kept = {
+        name: plain[name] for name in ("name", "task", "criterion", "temperature", "training", "metrics", "licence")
+    }
     return Header(spec=spec, classes=tuple(classes), preprocessing=preprocessing, **kept)

@@ -412,11 +412,12 @@ def _sizes(spec: Spec, named: Mapping[str, Tensor]) -> tuple[int, int] | None:
     return read(more_classes, 2), read(more_channels, 1)
 
 
-def fill(network: Network, spec: Spec, given: Checkpoint, *, first: First = "repeat") -> None:
+def fill(network: Network, spec: Spec, given: Checkpoint, *, first: First = "repeat", fresh_head: bool = False) -> None:
     """Put the tensors of a checkpoint into a network of the same spec.
 
     What belongs to other classes stays as it was drawn, and so does what paints images of other channels (CapsNet's
-    decoder); kernels that read other channels are made by the rule `first`.
+    decoder). `fresh_head` says that the classes are others even if they are as many. Kernels that read other channels
+    are made by the rule `first`.
     Raises WeightsError if anything else does not fit, to the last tensor.
     """
     expected, by_class, by_channel = (
@@ -428,7 +429,8 @@ def fill(network: Network, spec: Spec, given: Checkpoint, *, first: First = "rep
     for key, tensor in fitting(spec, given, expected).items():
         wanted = state[key].shape
         if wanted == tensor.shape:
-            state[key] = tensor
+            if not (fresh_head and by_class[key].shape != tensor.shape):
+                state[key] = tensor
         elif by_channel[key].shape != tensor.shape and tensor.ndim >= 4 and tensor.shape[1] == given.channels:
             state[key] = adapted_kernel(tensor, channels, first)
         elif by_class[key].shape == tensor.shape and not key.startswith("auxiliary."):

@@ -37,7 +37,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="The picture: .svg
 Small = Annotated[bool, typer.Option("--small", help="With the stem for images of up to 64 pixels.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A sealed model file (model.safetensors).")]
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="digits, mnist, fashion_mnist, or a folder of pictures or IDX files.")
+    str,
+    typer.Argument(metavar="DATA", help="A data set by name, a folder, a table of pictures, or arrays (docs/data.md)."),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Allow to fetch a data set given by name.")]
 
@@ -234,7 +235,13 @@ def scale_(
 def fit(
     data: Data,
     model: Annotated[str, typer.Option(metavar="NAME", help="A network of `convatlas list`.")],
-    recipe: Annotated[str | None, typer.Option(help="A recipe by name instead of the network's own.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="Begin from library:tag or a file, instead of fresh weights."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe by name; the network's own, or finetune with weights, if left out.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
@@ -250,6 +257,12 @@ def fit(
     channels: Channels = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if left out.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="channels_last, contiguous, blocked, or auto: what is fastest here.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fastest here.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile: minutes first, then faster.")] = False,
+    keep_heap: Annotated[bool, typer.Option(help="Keep memory between the steps (glibc).")] = True,
     val_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of train set aside for val where the data has none.")
     ] = 0.2,
@@ -267,21 +280,24 @@ def fit(
     from convatlas.train.run import Settings, start
 
     row = variant(model)
-    chosen = recipes.recipe(recipe or row.recipe)
+    chosen = recipes.recipe(recipe or (row.recipe if weights is None else "finetune"))
     given = {"epochs": epochs, "batch": batch, "lr": lr}
     changes = {name: value for name, value in given.items() if value is not None} | _changes(change or [])
     settings = Settings(
         size=size, stem="small" if small else "own", channels=channels, device=device, threads=threads,
+        layout=layout, precision=precision, compiled=compiled, keep_heap=keep_heap,
         val_share=val_share, max_broken=max_broken,
         checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, licence=licence,
     )  # fmt: skip
     with show.reading() as progress:
         changed = chosen.replaced(changes)
-        run = start(data, model, recipe=changed, seed=seed, out=out, settings=settings, progress=progress)
+        run = start(
+            data, model, weights=weights, recipe=changed, seed=seed, out=out, settings=settings, progress=progress
+        )
     counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
     show.console.print(
         f"{model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed {seed}; "
-        f"{run.device.type}; run folder {run.folder}"
+        f"{run.device.type}, {run.compute}; run folder {run.folder}"
     )
     show.train(run)
     show.outcome(run)
@@ -426,6 +442,62 @@ def demo(
     run_demo(out)
 
 
+data_app = typer.Typer(help="Data sets: what is wrong with them.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
+
+
+@data_app.command("check")
+def data_check(
+    data: Data,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a contact sheet of picture files.")] = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Look at every picture: unreadable ones, sizes, few of a class, copies, the same in two splits."""
+    from convatlas.data.check import check
+    from convatlas.data.sources import find
+
+    with show.reading() as progress:
+        checked = check(find(data, download=download, progress=progress), progress=progress)
+    if sheet is not None:
+        from convatlas.tasks.pictures import draw_sheet
+
+        draw_sheet(checked, sheet)
+    if as_json:
+        print(json.dumps(_told(checked), indent=2, ensure_ascii=False))
+        return
+    splits = list(checked.counts)
+    rows = [(name, *(f"{checked.counts[s][i]:,}" for s in splits)) for i, name in enumerate(checked.classes)]
+    show.table(("class", *splits), [*rows, ("", *(f"{sum(checked.counts[s]):,}" for s in splits))], right=splits)
+    show.console.print()
+    small, middle, large = (f"{w} x {h}" for w, h in checked.sizes)
+    show.console.print(f"sizes: {small} to {large}, the middle one {middle}")
+    show.console.print(f"stored as {', '.join(f'{mode} ({n:,})' for mode, n in checked.modes.items())}")
+    for line in checked.findings() or ["nothing to complain about"]:
+        show.console.print(f"- {line}")
+    for picture in checked.broken[:10]:
+        show.console.print(f"  {picture.name}: {picture.broken}")
+    for group in [*checked.leaks, *checked.contradictions][:10]:
+        show.console.print("  " + " = ".join(f"{p.name} ({p.split}, {checked.classes[p.label]})" for p in group[:4]))
+    if sheet is not None:
+        show.console.print(str(sheet))
+
+
+def _told(checked: Any) -> dict[str, Any]:
+    """Return the findings as plain data; pictures by name."""
+
+    def names(groups: Any) -> list[list[str]]:
+        return [[picture.name for picture in group] for group in groups]
+
+    return {
+        "name": checked.name, "classes": list(checked.classes), "counts": dict(checked.counts),
+        "sizes": list(checked.sizes), "modes": checked.modes, "findings": checked.findings(),
+        "broken": {picture.name: picture.broken for picture in checked.broken}, "same": names(checked.same),
+        "near": names(checked.near), "leaks": names(checked.leaks), "contradictions": names(checked.contradictions),
+        "rotated": [picture.name for picture in checked.pictures if picture.rotated],
+    }  # fmt: skip
+
+
 weights_app = typer.Typer(help="Published weights: what there is, fetch, bring in, check.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights", rich_help_panel=USE)
 Published = Annotated[
@@ -529,6 +601,8 @@ def weights_verify(
 
 def main() -> None:
     """Run the command; errors that a user can mend are one line, with exit code 2."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        show.console.quiet = True
     try:
         app(standalone_mode=True)
     except ConvatlasError as error:

@@ -148,8 +148,11 @@ def left_out(broken: Sequence[Broken]) -> None:
 
 def outcome(run: Run) -> None:
     """Print what a finished run measured and where it left its files."""
+    from convatlas.train.run import REPORT
+
     for split, result in run.results.items():
         chosen = f"best epoch {run.state.best_epoch}" if run.dataset.val else "last epoch"
         measured(split, result, f"; {chosen}" + (", chosen on these pictures" if split == "val" else ""))
     left_out(run.dataset.broken)
     console.print(f"model file: {run.model_file}")
+    console.print(f"report: {run.folder / REPORT}")

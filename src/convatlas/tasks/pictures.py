@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from convatlas.data.images import read_picture
+from convatlas.errors import DataError
 from convatlas.files import atomic
+from convatlas.tasks import metrics
 from convatlas.tasks.classification import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from convatlas.data.check import Check
 
 INK, QUIET, RIGHT, WRONG, TRAIN = "#1f2933", "#9aa5b1", "#1f7a8c", "#d1495b", "#e09f3e"
 
@@ -28,11 +34,16 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, facecolor="white")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    drawn = png(figure)
     with atomic(path) as file:
-        file.write(buffer.getvalue())
+        file.write(drawn)
 
 
 def _plain_axes(axes: Any) -> None:
@@ -58,6 +69,9 @@ def _curves(loss_axes: Any, error_axes: Any, history: Sequence[dict[str, float]]
         _plain_axes(axes)
         if what == "loss":
             axes.set_yscale("log")
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks("{x:g}")
+            axes.tick_params(which="minor", colors=INK, labelsize=7)
         else:
             axes.set_ylim(bottom=0)
         axes.set_title(what, loc="left", fontsize=9, color=INK)
@@ -66,13 +80,46 @@ def _curves(loss_axes: Any, error_axes: Any, history: Sequence[dict[str, float]]
         axes.legend(frameon=False, fontsize=8, labelcolor="linecolor")
 
 
-def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
-    """Save the learning curves of a run as PNG."""
+def curves(history: Sequence[dict[str, float]]) -> Figure:
+    """Return the learning curves of a run."""
     figure = _figure(7, 2.8)
     left, right = figure.subplots(1, 2)
     _curves(left, right, history)
     figure.tight_layout()
-    _save(figure, path)
+    return figure
+
+
+def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
+    """Save the learning curves of a run as PNG."""
+    _save(curves(history), path)
+
+
+def confusion(result: Result, classes: Sequence[str]) -> Figure:
+    """Return the confusion matrix: errors are coloured, and counted where there are few classes."""
+    side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= 20 else 7.0
+    figure = _figure(side + 1, side)
+    _confusion(figure.add_subplot(), result, classes)
+    figure.tight_layout()
+    return figure
+
+
+def reliability(result: Result) -> Figure:
+    """Return accuracy against confidence: on the diagonal, a network is right as often as it says."""
+    figure = _figure(3.6, 3.4)
+    axes = figure.add_subplot()
+    rows = metrics.reliability(result.probabilities, result.labels)
+    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--")
+    total = sum(count for _, _, count in rows)
+    for confidence, accuracy, count in rows:
+        axes.plot([confidence] * 2, [confidence, accuracy], color=WRONG, linewidth=1)
+        axes.scatter(confidence, accuracy, s=12 + 160 * count / total, color=RIGHT, zorder=3, linewidths=0)
+    _plain_axes(axes)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("probability of the answer", fontsize=8, color=INK)
+    axes.set_ylabel("share that is right", fontsize=8, color=INK)
+    figure.tight_layout()
+    return figure
 
 
 def _confusion(axes: Any, result: Result, classes: Sequence[str]) -> None:
@@ -109,6 +156,30 @@ def _bars(axes: Any, probabilities: Tensor, truth: int, classes: Sequence[str]) 
     axes.set_xlim(0, 1.05)
     axes.set_ylim(-3.0, 1.0)
     axes.set_axis_off()
+
+
+def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24) -> None:
+    """Save a contact sheet: training pictures of every class, then groups that are the same or nearly so."""
+    lines: list[tuple[str, list[str]]] = []
+    for label, name in enumerate(checked.classes[:rows]):
+        good = [p for p in checked.pictures if p.label == label and p.split == "train" and not p.broken]
+        step = max(1, len(good) // columns)
+        lines.append((f"{name}\n{len(good):,}", [p.name for p in good[::step][:columns]]))
+    for what, groups in (("copies", checked.same), ("nearly", checked.near)):
+        for group in groups[:6]:
+            told = ", ".join(dict.fromkeys(f"{p.split}/{checked.classes[p.label]}" for p in group))
+            lines.append((f"{what}\n{told[:24]}", [p.name for p in group[:columns]]))
+    figure = _figure(1.6 + 0.9 * columns, 0.95 * len(lines) + 0.2)
+    for row, (told, names) in enumerate(lines):
+        top = 1 - (row + 1) / (len(lines) + 0.2)
+        figure.text(0.01, top + 0.4 / (len(lines) + 0.2), told, fontsize=8, color=INK, va="center")
+        for column, name in enumerate(names):
+            axes = figure.add_axes(((1.6 + 0.9 * column) / (1.6 + 0.9 * columns), top, 0.85 / (1.6 + 0.9 * columns),
+                                    0.9 / (len(lines) + 0.2)))  # fmt: skip
+            with suppress(DataError):
+                axes.imshow(read_picture(Path(name), 3).permute(1, 2, 0).numpy())
+            axes.set_axis_off()
+    _save(figure, path)
 
 
 def draw_overview(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,17 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn, optim
 
-from convatlas.data.batches import Batch, Feed, derive_key
-from convatlas.errors import RunError
+from convatlas.data.batches import Batch, Feed
+from convatlas.data.randomness import derive_key
+from convatlas.errors import RunError, brief
 from convatlas.joins import Network
-from convatlas.layout import blocked
 from convatlas.tasks.classification import CRITERIA
+from convatlas.train.compute import Compute
+from convatlas.train.ranks import Ranks
 from convatlas.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Step:
-    """One update of the weights: its number over the whole training, its mean loss, and what it saw."""
+    """One update of the weights: its number over the whole training, its mean loss, and what it saw.
+
+    skipped: loss or gradient were not finite; weights and statistics are still those of the step before.
+    outputs and batch are this process's share; loss, and how many of the batch were right, are those of all.
+    """
 
     number: int
     epoch: int
@@ -27,49 +34,180 @@ class Step:
     loss: float
     outputs: Tensor
     batch: Batch
+    right: int = 0
+    skipped: bool = False
+
+
+SKIPS = 10
+"""So many steps one after another may be skipped before a training gives up."""
+
+
+class Average:
+    """A moving average of the weights, slow from the start on: decay d, but at most (1 + n) / (10 + n) at step n."""
+
+    def __init__(self, network: Network, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, network: Network) -> None:
+        """Take the weights of a step in; counters and the like are copied."""
+        self.steps += 1
+        weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        floats = [(mine, new) for mine, new in pairs if mine.is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], weight)
+        for mine, new in pairs:
+            if not mine.is_floating_point():
+                mine.copy_(new)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 def train(
-    network: Network, optimizer: optim.Optimizer, feed: Feed, recipe: Recipe, *, seed: int, start: int = 0
+    network: Network,
+    optimizer: optim.Optimizer,
+    feed: Feed,
+    recipe: Recipe,
+    *,
+    seed: int,
+    start: int = 0,
+    compute: Compute | None = None,
+    average: Average | None = None,
+    importance: Tensor | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Step]:
     """Train from step `start` to the end of the recipe; yield after each step.
 
+    compute: how the steps are carried out. average: takes the weights in after every step. importance: the weight of
+    each class in the loss, (classes,). ranks: this process among those of the training.
     Everything random in a step (batch, augmentation, dropout) is a function of the seed and the step, so a training
     that starts at step n with the state of step n is the training that was never stopped.
-    Raises RunError that names the step and the first offending layer if the loss is not finite; the weights are then
-    still those before the step.
+    A step whose loss or gradient is not finite is taken back. Raises RunError that names the step and the first
+    offending layer if that happens over and over.
     """
-    criterion, forward = CRITERIA[recipe.loss], blocked(network)
-
-    def measure(outputs: Tensor, labels: Tensor) -> Tensor:
-        return criterion.loss(outputs, labels, recipe.smoothing)
-
+    ranks = ranks or Ranks()
+    learner = Learner(network, recipe, compute or Compute(), importance, alone=ranks.count == 1)
+    parameters = list(network.parameters())
     first_epoch, first_batch = divmod(start, feed.steps)
+    skipped = 0
     for epoch in range(first_epoch, recipe.epochs):
+        network.freeze("stages" if epoch < recipe.head_epochs else None).eval()  # the first step lets it train
         begin = first_batch if epoch == first_epoch else 0
         for number, batch in enumerate(feed.epoch(epoch, start=begin), epoch * feed.steps + begin):
             lr = recipe.rate(number, feed.steps)
             for group in optimizer.param_groups:
-                group["lr"] = lr
-            if not network.training:  # the caller may have evaluated meanwhile
-                network.train()
+                group["lr"] = lr * group["share"]
             seed_step(seed, number, batch.inputs.device)
-            if network.auxiliary:
-                outputs, loss = network.loss(batch.inputs, batch.labels, measure)
+            before = [buffer.clone() for buffer in network.buffers()]
+            outputs, loss = learner.fitting(batch)
+            ranks.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
+            sums = torch.stack([loss, (outputs.argmax(1) == batch.labels).sum().to(loss)])
+            ranks.sum([sums])
+            value, right = sums.tolist()
+            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
+            # waits for the device; the price of never keeping a bad step
+            good = math.isfinite(value) and math.isfinite(norm.item())
+            if good:
+                optimizer.step()
+                if average:
+                    average.update(network)
             else:
-                outputs = forward(batch.inputs)
-                loss = measure(outputs, batch.labels)
-            value = loss.item()  # waits for the device; the price of never stepping on a bad loss
-            if not math.isfinite(value):
-                where = offending_layer(network, batch)
+                for buffer, old in zip(network.buffers(), before, strict=True):
+                    buffer.copy_(old)
+            optimizer.zero_grad()
+            skipped = 0 if good else skipped + 1
+            if skipped == SKIPS:
+                where = offending_layer(network, batch) if not math.isfinite(value) else "the gradient"
                 raise RunError(
-                    f"the loss is {value} at step {number} (epoch {epoch + 1}), not finite first in {where}; "
+                    f"{SKIPS} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; "
                     f"try a lower learning rate than {recipe.lr:g}"
                 )
+            yield Step(number, epoch, lr, value, outputs, batch, round(right) if good else 0, skipped=not good)
+
+
+class Learner:
+    """What computes the gradients of a batch, in one piece or in several of `micro` pictures.
+
+    alone: no other process takes part in the step.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        compute: Compute,
+        importance: Tensor | None = None,
+        *,
+        alone: bool = True,
+    ) -> None:
+        self.network, self.recipe, self.compute, self.importance = network, recipe, compute, importance
+        self.micro, self.alone = recipe.micro, alone
+        self.criterion, self.forward = CRITERIA[recipe.loss], compute.forward(network)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of a batch."""
+        losses = self.criterion.loss(outputs.float(), targets, self.recipe.smoothing)
+        if self.importance is not None:
+            losses = losses * (self.importance[targets] if targets.ndim == 1 else targets @ self.importance)
+        return losses.mean()
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add the gradients of this share of the batch's mean loss to the parameters; return outputs and that share."""
+        if not self.network.training:  # the caller may have evaluated meanwhile
+            self.network.train()
+            if self.recipe.norms == "keep":
+                for layer in self.network.modules():
+                    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                        layer.eval()
+        outputs, total = [], torch.zeros((), device=batch.inputs.device)
+        pieces = self.micro or max(1, len(batch.inputs))
+        for inputs, targets in zip(batch.inputs.split(pieces), batch.targets.split(pieces), strict=True):
+            with self.compute.arithmetic(inputs.device):
+                if self.network.auxiliary:
+                    given, loss = self.network.loss(inputs, targets, self.measure)
+                else:
+                    given = self.forward(inputs)
+                    loss = self.measure(given, targets)
+            # nothing of the batch may have come to this process; its norms still meet the others
+            loss = loss * (len(inputs) / batch.whole) if len(inputs) else given.sum() * 0
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            yield Step(number, epoch, lr, value, outputs.detach(), batch)
+            outputs.append(given.detach())
+            total += loss.detach()
+        return torch.cat(outputs), total
+
+    def fitting(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Do as `gradients` does, in pieces half as large as long as memory does not suffice.
+
+        Raises RunError if it does not suffice for one picture, or if other processes wait for this one.
+        """
+        before = [buffer.clone() for buffer in self.network.buffers()]
+        while True:
+            try:
+                return self.gradients(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                pieces, failure = self.micro or len(batch.inputs), brief(error)
+            # outside of the handler, whose traceback would hold on to the tensors of the step
+            if pieces <= 1 or not self.alone:
+                raise RunError(
+                    f"memory does not suffice for {pieces} pictures at once ({failure}); use a smaller --size"
+                )
+            self.micro = -(-pieces // 2)
+            self.network.zero_grad()
+            for buffer, old in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(old)
+            if batch.inputs.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory did not suffice; torch has no type of its own for it on CPUs."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def seed_step(seed: int, number: int, device: torch.device) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from torch import nn, optim
+from torch import optim
 
-from convatlas.data.batches import Augment
+from convatlas.data.augment import Augment
 from convatlas.errors import SpecError, nearest
+from convatlas.joins import Network, depth_groups
 from convatlas.tasks.classification import CRITERIA
 
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "adamw", "rmsprop"]
 Schedule = Literal["constant", "cosine", "onecycle"]
+Norms = Literal["learn", "keep"]
 
 
 @dataclass(frozen=True)
@@ -26,38 +28,58 @@ class Recipe:
     batch: pictures per step.
     lr: highest learning rate. It grows from zero over `warmup` epochs ("onecycle": over a quarter of the training if
         that is longer), then stays ("constant") or falls along half a cosine ("cosine", "onecycle").
-    momentum: Nesterov momentum of SGD, or the first beta of AdamW.
+    micro: pictures in memory at once, fewer than `batch` where memory is short; their gradients are added up, so the
+        update stays that of the whole batch (norms see the smaller number). 0: the whole batch.
+    momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
     weight_decay: on weights only, never on biases, gains and norms.
+    clip: largest norm of the gradient of all weights; a longer one is shortened. 0: as it is.
     smoothing: share of the target that is spread over all classes (cross entropy only).
+    balance: weight of a class in the loss: its share of the pictures to the power of -balance. 0: all alike; 1: as if
+        all classes had equally many pictures.
+    average: decay per step of a moving average of the weights, which is measured and sealed in their place. 0: none.
+    head_epochs: epochs at the start in which the head learns alone.
+    layer_decay: factor on the learning rate from each stage to the one before it, from the head down to the stem.
+    norms: "keep" holds the statistics of batch norms as they are, "learn" updates them.
+    patience: the training ends after so many epochs without a better val split. 0: never before the last epoch.
     shuffle: a new order each epoch; without it the order of the data.
     """
 
     epochs: int = 20
     batch: int = 64
+    micro: int = 0
     optimizer: Optimizer = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "onecycle"
     warmup: float = 0.0
+    clip: float = 0.0
     loss: str = "cross_entropy"
     smoothing: float = 0.0
+    balance: float = 0.0
+    average: float = 0.0
+    head_epochs: int = 0
+    layer_decay: float = 1.0
+    norms: Norms = "learn"
+    patience: int = 0
     shuffle: bool = True
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise SpecError(f"recipe.{name}: a whole number from 1 on, not {getattr(self, name)}")
+        for name, least in {"epochs": 1, "batch": 1, "micro": 0, "head_epochs": 0, "patience": 0}.items():
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise SpecError(f"recipe.{name}: a whole number from {least} on, not {getattr(self, name)}")
         for name, low, high in (
             ("lr", 0, math.inf), ("momentum", 0, 0.9999), ("weight_decay", 0, math.inf), ("warmup", 0, self.epochs),
-            ("smoothing", 0, 1),
+            ("smoothing", 0, 1), ("clip", 0, math.inf), ("balance", 0, 1), ("average", 0, 0.99999),
+            ("layer_decay", 0, 1), ("micro", 0, self.batch), ("head_epochs", 0, self.epochs),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
                 raise SpecError(f"recipe.{name}: {getattr(self, name)} is not between {low} and {high}")
         for name, known in (
             ("optimizer", get_args(Optimizer)),
             ("schedule", get_args(Schedule)),
+            ("norms", get_args(Norms)),
             ("loss", tuple(CRITERIA)),
         ):
             if getattr(self, name) not in known:
@@ -78,19 +100,29 @@ class Recipe:
         # from the top to nearly zero at the last step, which still moves a little
         return self.lr * 0.5 * (1 + math.cos(math.pi * (done - rising) / (total - rising + 1)))
 
-    def build_optimizer(self, network: nn.Module) -> optim.Optimizer:
-        """Return the optimiser, with weight decay only on weights of two or more dimensions."""
-        weights: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in network.named_parameters():
-            is_weight = parameter.ndim >= 2 and not name.endswith("bias")
-            (weights if is_weight else others).append(parameter)
-        pairs = ((weights, self.weight_decay), (others, 0.0))
-        groups: list[dict[str, Any]] = [{"params": chosen, "weight_decay": decay} for chosen, decay in pairs if chosen]
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in (*weights, *others))
+    def build_optimizer(self, network: Network) -> optim.Optimizer:
+        """Return the optimiser: a group of weights, which decay, and one of the rest for each learning rate.
+
+        A group's `share` is its factor on the learning rate of a step.
+        """
+        groups: list[dict[str, Any]] = []
+        # what waits for the head has groups of its own: the fused optimisers want all of a group to have begun
+        apart = self.layer_decay < 1 or self.head_epochs
+        by_depth = depth_groups(network) if apart else [("all", list(network.parameters()))]
+        matrices = {id(p) for name, p in network.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
+        for distance, (_, parameters) in enumerate(reversed(by_depth)):
+            share = self.layer_decay**distance
+            weights = [p for p in parameters if id(p) in matrices]
+            others = [p for p in parameters if id(p) not in matrices]
+            for chosen, decay in ((weights, self.weight_decay), (others, 0.0)):
+                if chosen:
+                    groups.append({"params": chosen, "weight_decay": decay, "share": share})
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
         if self.optimizer == "sgd":
             nesterov = self.momentum > 0
             return optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
+        if self.optimizer == "rmsprop":  # the constants of the MobileNets and EfficientNets, from their papers
+            return optim.RMSprop(groups, lr=self.lr, alpha=0.9, eps=0.001, momentum=self.momentum)
         return optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
 
     def replaced(self, changes: Mapping[str, Any]) -> Recipe:
@@ -120,6 +152,21 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     # small pictures, small networks: shifts of up to 2 px stand for distortions
     "default": Recipe(augment=Augment(shift=2)),
+    # pretrained weights: the head alone for an epoch, then all, the stem slowest. Batch norms learn along: with their
+    # statistics kept, a learning rate of 0.01 diverges (norms="keep" wants 0.002, and is right for batches below 8)
+    "finetune": Recipe(
+        epochs=5, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8, smoothing=0.1,
+        augment=Augment(crop=0.35, flip=True),
+    ),
+    # small networks on small pictures from nothing: crops, flips, erased rectangles, an average of the weights
+    "scratch-small": Recipe(
+        epochs=30, batch=128, lr=0.1, smoothing=0.05, average=0.999, augment=Augment(shift=4, flip=True, erase=0.25),
+    ),
+    # large pictures from nothing (Wightman et al. 2021 and torchvision's new recipe, without their most costly parts)
+    "imagenet": Recipe(
+        epochs=100, batch=256, lr=0.5, weight_decay=5e-5, warmup=5, schedule="cosine", smoothing=0.1, average=0.9999,
+        augment=Augment(crop=0.08, flip=True, policy="trivial", erase=0.1, mixup=0.2, cutmix=1.0),
+    ),
     # LeCun et al. 1989: one picture at a time in a fixed order, squared error, 23 passes. Their diagonal quasi-Newton
     # step is replaced by plain SGD.
     "lecun1989": Recipe(

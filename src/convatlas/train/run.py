@@ -11,20 +11,22 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import convatlas
 from convatlas import modelfile
 from convatlas.catalog import SPEC_TYPES, Stem, adapted, grow, reads_clips, resolve
-from convatlas.data.batches import Feed, derive_key
-from convatlas.data.images import Dataset
+from convatlas.data.batches import Feed
+from convatlas.data.images import Dataset, Images
+from convatlas.data.randomness import derive_key
 from convatlas.data.sources import Source, find
-from convatlas.data.splits import VAL_SHARE, with_val
+from convatlas.data.splits import VAL_SHARE
 from convatlas.download import Progress
 from convatlas.errors import DataError, RunError, SpecError, brief
 from convatlas.files import PART, write_text
@@ -32,15 +34,22 @@ from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.preprocessing import Preprocessing
 from convatlas.specs import Spec, from_plain
-from convatlas.tasks.classification import CRITERIA, Result, evaluate
+from convatlas.tasks import metrics
+from convatlas.tasks.classification import CRITERIA, Result, judged, outputs_of
 from convatlas.tasks.pictures import draw_curves
+from convatlas.train import compute as computing
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
-from convatlas.train.loop import Step, train
+from convatlas.train.compute import Compute
+from convatlas.train.loop import Average, Step, train
+from convatlas.train.ranks import Ranks, joined, synchronise_norms
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe import recipe as recipe_named
+from convatlas.train.report import report
+from convatlas.weights import Checkpoint, fill, opened
 
-MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN = (
+MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN, REPORT = (
     "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "broken.csv",
+    "report.html",
 )  # fmt: skip
 
 Watch = Callable[[Step | dict[str, float]], None]
@@ -56,6 +65,8 @@ class Settings:
     channels: 1 reads pictures as grey, 3 as RGB; as the data has it where left out.
     device: "cpu", "cuda", "mps" or "auto".
     threads: CPU threads; torch's own number where left out. The order of sums, and so the last bits, depend on it.
+    layout, precision, compiled: how steps are carried out (see `train.compute`); "auto" measures what is fastest here.
+    keep_heap: let the C library keep its memory between the steps, which is faster and takes a little more of it.
     val_share: share of the training pictures set aside to choose the best epoch, where the data has no val split;
         with 0 all are trained on and the last epoch is taken.
     max_broken: share of unreadable pictures that is left out and listed before the run refuses to start.
@@ -69,6 +80,10 @@ class Settings:
     channels: int | None = None
     device: str = "auto"
     threads: int | None = None
+    layout: str = "auto"
+    precision: str = "auto"
+    compiled: bool = False
+    keep_heap: bool = True
     val_share: float = VAL_SHARE
     max_broken: float = 0.01
     checkpoint_seconds: float = 30.0
@@ -87,10 +102,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines a run, as written to run.json."""
+    """Everything that determines a run, as written to run.json.
+
+    weights: what the training began from, as it was named; empty for fresh weights.
+    """
 
     data: str
     model: str
+    weights: str
     spec: Spec
     preprocessing: Preprocessing
     recipe: Recipe
@@ -122,16 +141,33 @@ class Config:
 class Run:
     """A training and its folder; `steps()` trains and yields after each step."""
 
-    def __init__(self, folder: Path, config: Config, dataset: Dataset) -> None:
-        self.folder, self.config, self.dataset = folder, config, dataset
-        self.device = _device(config.settings.device)
-        torch.set_num_threads(config.settings.threads or torch.get_num_threads())
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        dataset: Dataset,
+        given: Checkpoint | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.folder, self.config, self.dataset, self.ranks = folder, config, dataset, ranks or Ranks()
+        settings = config.settings
+        self.device = _device(settings.device)
+        torch.set_num_threads(settings.threads or torch.get_num_threads())
+        if settings.keep_heap and self.device.type == "cpu":
+            computing.keep_heap()
         torch.manual_seed(derive_key(config.seed, 0, 8))
         network = grow(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
-        self.network: Network = network.to(self.device).to(memory_format=torch.channels_last)
+        if given:
+            fill(network, config.spec, given, fresh_head=given.names != config.classes)
+        self.compute = Compute(settings.layout, settings.precision, settings.compiled)  # type: ignore[arg-type]
+        self.network: Network = self.compute.place(network.to(self.device))
+        if self.ranks.count > 1:
+            synchronise_norms(self.network)
         self.optimizer = config.recipe.build_optimizer(self.network)
+        self.average = Average(self.network, config.recipe.average) if config.recipe.average else None
         self.state = State()
         self.results: dict[str, Result] = {}
+        self.temperature = 1.0
 
     @property
     def model_file(self) -> Path:
@@ -151,7 +187,7 @@ class Run:
         """
         if self.state.finished:
             return
-        with _alone(self.folder):
+        with _alone(self.folder) if self.ranks.first else nullcontext():
             yield from self._train()
             self.finish()
 
@@ -159,16 +195,27 @@ class Run:
         config, state, settings = self.config, self.state, self.config.settings
         feed = Feed(
             self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
-            shuffle=config.recipe.shuffle, augment=config.recipe.augment, device=self.device,
+            shuffle=config.recipe.shuffle, augment=config.recipe.augment,
+            classes=len(config.classes), share=self.ranks.share, device=self.device,
         )  # fmt: skip
         if state.seen and state.step % feed.steps == 0:  # stopped between the last step of an epoch and its end
             yield self._end_epoch(feed.steps)
         begun, saved, saved_step = time.perf_counter() - state.seconds, time.perf_counter(), state.step
-        for step in train(self.network, self.optimizer, feed, config.recipe, seed=config.seed, start=state.step):
+        taken = train(
+            self.network, self.optimizer, feed, config.recipe, seed=config.seed, start=state.step,
+            compute=self.compute, average=self.average, importance=self._importance(), ranks=self.ranks,
+        )  # fmt: skip
+        while not self._out_of_patience():
+            step = next(taken, None)
+            if step is None:
+                return
             state.step = step.number + 1
-            state.loss_sum += step.loss * len(step.batch.labels)
-            state.correct += int((step.outputs.argmax(1) == step.batch.labels).sum())
-            state.seen += len(step.batch.labels)
+            if step.skipped:
+                state.skipped += 1
+            else:
+                state.loss_sum += step.loss * step.batch.whole
+                state.correct += step.right
+                state.seen += step.batch.whole
             state.seconds = time.perf_counter() - begun
             yield step
             if state.step % feed.steps == 0:
@@ -182,8 +229,29 @@ class Run:
                 self._save()
                 saved, saved_step = time.perf_counter(), state.step
 
+    def _out_of_patience(self) -> bool:
+        """Return whether the epoch has just ended, and too many have since the best one."""
+        patience, state = self.config.recipe.patience, self.state
+        if not patience or self.dataset.val is None or state.seen or state.skipped:
+            return False
+        return len(state.history) - state.best_epoch >= patience
+
+    def _importance(self) -> Tensor | None:
+        """Return the weight of each class in the loss; their mean over the training pictures is 1."""
+        if not self.config.recipe.balance:
+            return None
+        counts = torch.bincount(self.dataset.train.labels, minlength=len(self.config.classes)).float()
+        weights = counts.clamp(min=1) ** -self.config.recipe.balance
+        return (weights * counts.sum() / (weights * counts).sum()).to(self.device)
+
     def _save(self) -> None:
-        save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state)
+        if self.ranks.first:
+            save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state, self.average)
+
+    @property
+    def learned(self) -> Network:
+        """The network that is measured and sealed: the one that learns, or the average of its weights."""
+        return self.average.network if self.average else self.network
 
     def _end_epoch(self, steps_per_epoch: int) -> dict[str, float]:
         """Measure, note, seal if it is the best, and save."""
@@ -192,11 +260,12 @@ class Run:
         row = {
             "epoch": epoch,
             "lr": self.config.recipe.rate(state.step - 1, steps_per_epoch),
-            "train_loss": state.loss_sum / state.seen,
-            "train_accuracy": state.correct / state.seen,
+            "train_loss": state.loss_sum / max(1, state.seen),
+            "train_accuracy": state.correct / max(1, state.seen),
+            "skipped": state.skipped,
         }
-        state.loss_sum, state.correct, state.seen = 0.0, 0, 0
-        results = self._evaluate("val")
+        state.loss_sum, state.correct, state.seen, state.skipped = 0.0, 0, 0, 0
+        results = self._evaluate(self.learned, "val")
         for split, result in results.items():
             row |= {f"{split}_loss": result.loss, f"{split}_accuracy": result.accuracy}
         row["seconds"] = state.seconds
@@ -207,25 +276,37 @@ class Run:
             state.best_epoch = epoch
             for accuracy, loss in score:
                 state.best_accuracy, state.best_loss = accuracy, -loss
-            self._seal(MODEL, results, epoch)
-        _write_table(self.folder / METRICS, state.history)
+            self._seal(MODEL, self.learned, results, epoch=epoch)
+        if self.ranks.first:
+            _write_table(self.folder / METRICS, state.history)
         self._save()
         return row
 
-    def _evaluate(self, *splits: str) -> dict[str, Result]:
-        """Measure the network as it stands on those of the splits that the data has."""
-        preprocessing, criterion = self.config.preprocessing, CRITERIA[self.config.recipe.loss]
+    def _evaluate(self, network: Network, *splits: str) -> dict[str, Result]:
+        """Measure a network on those of the splits that the data has."""
+        criterion = CRITERIA[self.config.recipe.loss]
         results = {
-            split: evaluate(self.network, images, preprocessing, criterion, device=self.device)
+            split: judged(self._outputs(network, images), images.labels, criterion)
             for split, images in self.dataset.splits.items()
             if split in splits
         }
-        for split, result in results.items():
-            if not math.isfinite(result.loss):
-                raise RunError(
-                    f"the loss on {split} is {result.loss} after step {self.state.step}; try a lower learning rate"
-                )
+        self._finite(results)
         return results
+
+    def _outputs(self, network: Network, images: Images) -> Tensor:
+        """Return the outputs for all pictures of a split; each process runs its share of them."""
+        mine = images.subset(self.ranks.share(torch.arange(len(images)))) if self.ranks.count > 1 else images
+        if not len(mine):
+            return self.ranks.gathered(torch.empty(0, len(self.config.classes)), len(images))
+        outputs = outputs_of(network, mine, self.config.preprocessing, device=self.device)
+        return self.ranks.gathered(outputs, len(images))
+
+    def _finite(self, results: dict[str, Result]) -> None:
+        for split, measured in results.items():
+            if not math.isfinite(measured.loss):
+                raise RunError(
+                    f"the loss on {split} is {measured.loss} after step {self.state.step}; try a lower learning rate"
+                )
 
     def finish(self) -> None:
         """Measure the last and the best weights on val and test and seal both; `network` then holds the best ones.
@@ -236,29 +317,50 @@ class Run:
         if not self.state.history:
             raise RunError(f"{self.folder}: there is nothing to seal before the end of the first epoch")
         if not self.state.finished:
-            self._seal(LAST, self._evaluate("val", "test"), len(self.state.history))
+            self._seal(LAST, self.learned, *self._calibrated(self.learned), epoch=len(self.state.history))
+        self.ranks.wait()  # until the file is there
         best, header = modelfile.load(self.model_file)
         self.network.load_state_dict(best.state_dict())
-        self.results = self._evaluate("val", "test")
-        self._seal(MODEL, self.results, header.training["epoch"])
-        draw_curves(self.state.history, self.folder / CURVES)
+        self.results, self.temperature = self._calibrated(self.network)
+        self._seal(MODEL, self.network, self.results, self.temperature, epoch=header.training["epoch"])
+        if self.ranks.first:
+            draw_curves(self.state.history, self.folder / CURVES)
+            write_text(self.folder / REPORT, report(self))
         self.state.finished = True
         self._save()
 
-    def _seal(self, file: str, results: dict[str, Result], epoch: int) -> None:
+    def _calibrated(self, network: Network) -> tuple[dict[str, Result], float]:
+        """Measure a network on val and test with the temperature that suits its outputs on val, and return both."""
+        criterion = CRITERIA[self.config.recipe.loss]
+        parts = {split: images for split, images in self.dataset.splits.items() if split != "train"}
+        outputs = {split: self._outputs(network, images) for split, images in parts.items()}
+        fits = criterion.logits and "val" in outputs
+        temperature = metrics.temperature(outputs["val"], parts["val"].labels) if fits else 1.0
+        results = {
+            split: judged(outputs[split], images.labels, criterion, temperature=temperature)
+            for split, images in parts.items()
+        }
+        self._finite(results)
+        return results, temperature
+
+    def _seal(
+        self, file: str, network: Network, results: dict[str, Result], temperature: float = 1.0, *, epoch: int
+    ) -> None:
         """Write a model file; of the data only name and fingerprint go in, and no path of this machine."""
         config = self.config
         training = {
             "data": self.dataset.name, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(),
             "seed": config.seed, "val_share": config.settings.val_share, "max_broken": config.settings.max_broken,
-            "versions": config.versions, "epoch": epoch, "seconds": round(self.state.seconds, 2),
+            "weights": config.weights, "compute": str(self.compute), "versions": config.versions,
+            "epoch": epoch, "seconds": round(self.state.seconds, 2),
         }  # fmt: skip
         header = Header(
             name=config.model, spec=config.spec, classes=config.classes, preprocessing=config.preprocessing,
-            criterion=config.recipe.loss, training=training, licence=config.settings.licence,
+            criterion=config.recipe.loss, temperature=temperature, training=training, licence=config.settings.licence,
             metrics={split: result.summary() for split, result in results.items()},
         )  # fmt: skip
-        modelfile.save(self.folder / file, self.network, header)
+        if self.ranks.first:
+            modelfile.save(self.folder / file, network, header)
 
 
 def _device(name: str) -> torch.device:
@@ -312,12 +414,26 @@ def _versions() -> dict[str, str]:
 
 
 def _load(
-    source: Source, preprocessing: Preprocessing, seed: int, settings: Settings, progress: Progress | None
-) -> Dataset:
-    dataset = source.load(preprocessing, max_broken=settings.max_broken, progress=progress)
-    dataset = with_val(dataset, seed=seed, share=settings.val_share)
+    source: Source, preprocessing: Preprocessing, recipe: Recipe, seed: int, settings: Settings,
+    progress: Progress | None,
+) -> Dataset:  # fmt: skip
+    dataset = source.load(
+        preprocessing, seed=seed, val_share=settings.val_share, roomy=recipe.augment.crop > 0,
+        max_broken=settings.max_broken, progress=progress,
+    )  # fmt: skip
     if dataset.val is None and dataset.test is None:
         raise DataError(f"{source.name}: without val and test there is nothing to measure on; set a val share above 0")
+    return dataset
+
+
+def _loaded_in_turn(ranks: Ranks, *how: Any) -> Dataset:
+    """Load the data in the first process, and then in the others, who find it in the cache."""
+    if ranks.first:
+        dataset = _load(*how)
+        ranks.wait()
+    else:
+        ranks.wait()
+        dataset = _load(*how)
     return dataset
 
 
@@ -325,6 +441,7 @@ def start(
     data: str | Path,
     model: str | Spec,
     *,
+    weights: str | Path | None = None,
     recipe: str | Recipe | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -336,29 +453,45 @@ def start(
     if not 0 <= seed < 2**32:
         raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
     name, row = resolve(model)
-    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe or row.recipe)
+    usual = row.recipe if weights is None else "finetune"
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe or usual)
     spec = adapted(row.spec, stem=settings.stem, resolution=settings.size)
     if reads_clips(spec):
         raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
     device = _device(settings.device)
+    ranks = joined(device)
+    threads = settings.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    given = opened(weights, spec, name=name, row=row) if weights is not None else None
     source = find(data, download=settings.download, progress=progress)
     channels = source.channels if settings.channels is None else settings.channels
-    preprocessing = row.preprocessing.for_size(spec.resolution).for_channels(channels)
-    dataset = _load(source, preprocessing, seed, settings, progress)
-    folder = _new_folder(out, source.name, name)
-    threads = settings.threads or torch.get_num_threads()
+    usually = given.preprocessing if given else row.preprocessing
+    preprocessing = usually.for_size(spec.resolution).for_channels(channels)
+    dataset = _loaded_in_turn(ranks, source, preprocessing, chosen, seed, settings, progress)
+    way = None if not ranks.first else computing.choose(
+        spec, classes=len(source.classes), channels=channels, batch=chosen.micro or chosen.batch, device=device,
+        layout=settings.layout, precision=settings.precision, compiled=settings.compiled,
+    ).compute  # fmt: skip
+    way = ranks.told(way)
+    folder = ranks.told(_new_folder(out, source.name, name) if ranks.first else None)
     config = Config(
         data=source.location,
         model=name,
+        weights="" if weights is None else str(weights),
         spec=spec,
         preprocessing=preprocessing,
         recipe=chosen,
         seed=seed,
-        settings=dataclasses.replace(settings, threads=threads, device=device.type),
+        settings=dataclasses.replace(
+            settings, threads=threads, device=device.type, layout=way.layout, precision=way.precision
+        ),
         classes=source.classes,
         fingerprint=dataset.fingerprint(),
         versions=_versions(),
     )  # fmt: skip
+    run = Run(folder, config, dataset, given, ranks)
+    if not ranks.first:
+        return run
     try:
         write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
     except RunError:
@@ -366,7 +499,9 @@ def start(
         raise
     if dataset.broken:
         _write_table(folder / BROKEN, [dataclasses.asdict(broken) for broken in dataset.broken])
-    return Run(folder, config, dataset)
+    if given:  # so that going on does not need the file of the weights
+        run._save()
+    return run
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -392,12 +527,17 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
         raise RunError(f"{path}: damaged: {error}") from error
     source = find(config.data, progress=progress)
-    dataset = _load(source, config.preprocessing, config.seed, config.settings, progress)
+    ranks = joined(_device(config.settings.device))
+    dataset = _loaded_in_turn(
+        ranks, source, config.preprocessing, config.recipe, config.seed, config.settings, progress
+    )  # fmt: skip
     if dataset.fingerprint() != config.fingerprint:
         raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
-    run = Run(folder, config, dataset)
+    run = Run(folder, config, dataset, ranks=ranks)
     if (folder / CHECKPOINT).exists():
-        run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer)
+        run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer, run.average)
+    elif config.weights:
+        raise RunError(f"{folder}: its checkpoint is gone, and with it the weights it began from; start a new run")
     return run
 
 
@@ -412,6 +552,7 @@ def fit(
     data: str | Path,
     model: str | Spec,
     *,
+    weights: str | Path | None = None,
     recipe: str | Recipe | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -422,12 +563,13 @@ def fit(
 
     data: "digits", "mnist", "fashion_mnist", a folder of IDX files, or a folder of pictures (see docs/data.md).
     model: a name of the catalogue, or a spec of one of its families.
-    recipe: a Recipe or the name of one; the network's own where left out.
+    weights: where to begin, as for `convatlas.build`; fresh ones where left out. Other classes get a fresh head.
+    recipe: a Recipe or the name of one; the network's own, or "finetune" with weights, where left out.
     seed: decides initial weights, order, augmentation and missing splits.
     out: the run's folder, new or empty; runs/<data>-<model> where left out.
     watch: called with every Step and with each epoch's row of metrics.
     """
-    return _drive(start(data, model, recipe=recipe, seed=seed, out=out, settings=settings), watch)
+    return _drive(start(data, model, weights=weights, recipe=recipe, seed=seed, out=out, settings=settings), watch)
 
 
 def resume(folder: str | Path, *, watch: Watch | None = None) -> Run:

@@ -1,0 +1,250 @@
+"""How a step of training is carried out: layout and precision of its tensors, compilation, memory.
+
+These decide how long a step takes and the last bits of its result, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import convatlas
+from convatlas.catalog import grow
+from convatlas.costs import cost
+from convatlas.errors import ConvatlasError, RunError
+from convatlas.files import cache_folder, write_text
+from convatlas.joins import Chain, Network
+from convatlas.specs import Spec
+
+Layout = Literal["contiguous", "channels_last", "blocked"]
+"""How activations lie in memory: channel after channel, pixel after pixel, or in oneDNN's blocks of channels."""
+
+Precision = Literal["float32", "bfloat16"]
+"""Of convolutions and matrix products; weights, norms and losses are float32 in any case."""
+
+_BLOCKED = (nn.Sequential, Chain, nn.Conv2d, nn.MaxPool2d, nn.ReLU)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """One way to carry out the steps of a training."""
+
+    layout: Layout = "channels_last"
+    precision: Precision = "float32"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.layout}, {self.precision}" + ", compiled" * self.compiled
+
+    def place(self, network: Network) -> Network:
+        """Bring the weights of a network into the layout; returns the network."""
+        lasting = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+        return network.to(memory_format=lasting)
+
+    def arithmetic(self, device: torch.device) -> torch.autocast:
+        """Return the context in which a step's forward pass runs."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def forward(self, network: Network) -> Callable[[Tensor], Tensor]:
+        """Return a forward pass of `network` in this way, for the same function and the same parameters."""
+        if self.layout == "blocked":
+            return _blocked(network)
+        return torch.compile(network) if self.compiled else network
+
+
+def fits_blocks(network: Network) -> bool:
+    """Return whether the network can train in oneDNN's blocked layout.
+
+    Only plain convolutions, max pooling and ReLU have forward and backward passes there.
+    """
+    body = (*network.stem.modules(), *network.stages.modules())
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    fits = all(type(layer) in _BLOCKED and _plain(layer) for layer in body)
+    return on_cpu and fits and not network.auxiliary and torch.backends.mkldnn.is_available()
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Return whether a layer's settings are among those that oneDNN's own layers know."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if isinstance(layer, nn.MaxPool2d):
+        return layer.dilation in (1, (1, 1)) and not (layer.ceil_mode or layer.return_indices)
+    return True
+
+
+def _blocked(network: Network) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass with stem and stages in blocks: eight or sixteen channels side by side.
+
+    Pooling and ReLU stay in that layout, which makes small networks faster (docs/results.md).
+    """
+    stem, stages, head = network.stem, network.stages, network.head
+
+    def forward(x: Tensor) -> Tensor:
+        features: Tensor = stages(stem(x.to_mkldnn()))
+        output: Tensor = head(features.to_dense())
+        return output
+
+    return forward
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes in bfloat16 itself; where it does not, bfloat16 is 5 to 15 times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def keep_heap() -> None:
+    """Let the C library keep the memory that torch gives back, instead of returning it to the system.
+
+    The large tensors of every step are otherwise mapped and cleared anew, page by page (benchmarks/train_step.py has
+    the gain). Only glibc knows these two settings; they hold for the whole process.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        mmap_max, trim_threshold = -4, -1  # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+SMALL_STEP = 3e9
+"""Multiply-adds of a step below which nothing is measured: the first candidate is taken."""
+
+ENOUGH = 1.0
+"""Seconds after which ways that were measured once are not measured again."""
+
+WORTH = 0.95
+"""Another way than the first candidate must take at most this share of its time."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way that was chosen, and the seconds that a step took in each of those that were tried; none if known."""
+
+    compute: Compute
+    seconds: dict[Compute, float]
+
+
+def candidates(network: Network, device: torch.device, *, layout: str, precision: str, compiled: bool) -> list[Compute]:
+    """Return the ways to be tried for a network, the usual one first; "auto" leaves a choice open.
+
+    Raises RunError for a way that is not possible with this network or on this device.
+    """
+    images = len(network.input_shape) == 3
+    blocks = fits_blocks(network)
+    layouts: list[Layout] = ["channels_last", "contiguous"] if images else ["contiguous"]
+    if blocks and not compiled and precision != "bfloat16":
+        layouts.insert(0, "blocked")
+    if layout != "auto":
+        if layout not in get_args(Layout):
+            raise RunError(f"layout: {layout!r} is not one of auto, {', '.join(get_args(Layout))}")
+        if layout not in layouts:
+            raise RunError(f"layout: {layout} is not possible with this network, device and precision")
+        layouts = [layout]
+    native = has_bfloat16(device)
+    precisions: list[Precision] = ["float32", "bfloat16"] if native else ["float32"]
+    if precision != "auto":
+        if precision not in get_args(Precision):
+            raise RunError(f"precision: {precision!r} is not one of auto, {', '.join(get_args(Precision))}")
+        if precision not in precisions:
+            raise RunError(f"precision: this {device.type} has no bfloat16 of its own and would be many times slower")
+        precisions = [precision]
+    return [
+        Compute(layout, precision, compiled)
+        for precision in precisions
+        for layout in layouts
+        if not (layout == "blocked" and precision == "bfloat16")
+    ]
+
+
+def choose(
+    spec: Spec, *, classes: int, channels: int, batch: int, device: torch.device,
+    layout: str = "auto", precision: str = "auto", compiled: bool = False,
+) -> Choice:  # fmt: skip
+    """Return the fastest way for steps of `batch` images on this machine: measured once, then remembered.
+
+    It is remembered in the cache folder, so that a training repeated on the same machine is the same to the last bit.
+    """
+    network = grow(spec, classes=classes, channels=channels).to(device)
+    ways = candidates(network, device, layout=layout, precision=precision, compiled=compiled)
+    macs = cost(network).macs
+    if len(ways) == 1 or 3 * macs * batch < SMALL_STEP:
+        return Choice(ways[0], {})
+    named = [spec.to_plain(), classes, channels, batch, _machine(device), [asdict(way) for way in ways]]
+    key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
+    known = _remembered()
+    for way in ways:
+        if known.get(key) == asdict(way):
+            return Choice(way, {})
+    # steps of about a tenth of a second where cores are few, and of less memory than the training will need
+    size = max(2, min(batch // 2, round(3e9 / macs)))
+    seconds = _measured(network, ways, size, classes, device)
+    best = min(ways, key=seconds.__getitem__)
+    chosen = best if seconds[best] <= WORTH * seconds[ways[0]] else ways[0]
+    _remember({**known, key: asdict(chosen)})
+    return Choice(chosen, seconds)
+
+
+def _measured(
+    network: Network, ways: list[Compute], batch: int, classes: int, device: torch.device
+) -> dict[Compute, float]:
+    """Return the shortest time of a forward and backward pass in each way: in turns, one to warm up and up to three."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch, *network.input_shape, generator=generator).to(device)
+    labels = torch.randint(classes, (batch,), generator=generator).to(device)
+    seconds = dict.fromkeys(ways, float("inf"))
+    network.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        first = time.perf_counter()
+        for turn in range(4):
+            if turn > 1 and time.perf_counter() - first > ENOUGH:
+                break
+            for way in ways:
+                forward = way.forward(way.place(network))
+                begun = time.perf_counter()
+                with way.arithmetic(device):
+                    if network.auxiliary:
+                        _, loss = network.loss(inputs, labels, F.cross_entropy)
+                    else:
+                        loss = F.cross_entropy(forward(inputs).float(), labels)
+                loss.backward()
+                loss.item()  # waits for the device
+                network.zero_grad()
+                if turn:
+                    seconds[way] = min(seconds[way], time.perf_counter() - begun)
+    return seconds
+
+
+def _machine(device: torch.device) -> list[str]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return [device.type, name, str(torch.get_num_threads()), torch.__version__, convatlas.__version__]
+
+
+REMEMBERED = "compute.json"
+
+
+def _remembered() -> dict[str, object]:
+    try:
+        known = json.loads((cache_folder() / REMEMBERED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(known: dict[str, object]) -> None:
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_text(cache_folder() / REMEMBERED, json.dumps(known, indent=1) + "\n")
+    except (ConvatlasError, OSError):
+        return  # a cache that cannot be written costs a few seconds next time, and nothing else

@@ -1,0 +1,152 @@
+"""The processes of one training: who does which share, and how their sums come together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convatlas.errors import RunError, brief
+
+Value = TypeVar("Value")
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the `count` of a training, which `torchrun` started; alone by default.
+
+    Each takes every `count`-th picture of a batch and of a split. Sums over the shares are those over the whole,
+    so batch, loss, statistics of norms and metrics are what one process has, but for the order of the sums.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank == 0
+
+    def share(self, items: Tensor) -> Tensor:
+        """Return this process's part of the items; it may be empty."""
+        return items[self.rank :: self.count]
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self._met(lambda: dist.all_reduce(flat))
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gathered(self, part: Tensor, count: int) -> Tensor:
+        """Return the rows of all processes, in the order of the `count` items that were shared out."""
+        if self.count == 1:
+            return part
+        whole = part.new_zeros(count, *part.shape[1:])
+        whole[self.rank :: self.count] = part
+        self._met(lambda: dist.all_reduce(whole))  # all others have zeros there: exact
+        return whole
+
+    def told(self, value: Value | None) -> Value:
+        """Return what the first process says, everywhere."""
+        box: list[Any] = [value]
+        if self.count > 1:
+            self._met(lambda: dist.broadcast_object_list(box))
+        found: Value = box[0]
+        return found
+
+    def wait(self) -> None:
+        """Wait until all processes are here; raises RunError that names one that is not."""
+        if self.count > 1 and dist.get_backend() == "gloo":
+            self._met(lambda: dist.monitored_barrier(timeout=PATIENCE))
+        elif self.count > 1:
+            self._met(dist.barrier)
+
+    def _met(self, meet: Any) -> None:
+        try:
+            meet()
+        except RuntimeError as error:
+            raise RunError(
+                f"process {self.rank} of {self.count}: the others did not come ({brief(error)}); "
+                "`convatlas resume` goes on from the last checkpoint"
+            ) from error
+
+
+def joined(device: torch.device) -> Ranks:
+    """Return the place of this process among those that `torchrun` started; alone where it did not."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise RunError(f"the processes of torchrun cannot meet: {brief(error)}") from error
+    return Ranks(dist.get_rank(), count)
+
+
+def synchronise_norms(network: nn.Module) -> None:
+    """Let the batch norms of a network see the batches of all processes while they train."""
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.forward = MethodType(_synchronised, layer)  # type: ignore[method-assign]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; the gradient of what each gave is the sum of their gradients."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_of_all(x: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(x)
+    return total
+
+
+def _synchronised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """Batch norm over the pictures of all processes: two sums, so that the variance does not cancel."""
+    if not layer.training:
+        return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
+    axes = [0, *range(2, x.ndim)]
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    count = wide.new_tensor([x.numel() // x.shape[1]])
+    dist.all_reduce(count)
+    mean = _sum_of_all(wide.sum(axes)) / count
+    centred = wide - mean.view(shape)
+    variance = _sum_of_all(centred.square().sum(axes)) / count
+    if layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None:
+        with torch.no_grad():
+            layer.num_batches_tracked.add_(1)
+            momentum = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
+            layer.running_mean.lerp_(mean, momentum)
+            layer.running_var.lerp_(variance * count / (count - 1), momentum)
+    y = centred * (variance + layer.eps).rsqrt().view(shape)
+    if layer.weight is not None:
+        y = y * layer.weight.view(shape) + layer.bias.view(shape)
+    normed: Tensor = y.to(x.dtype)
+    return normed

@@ -1,0 +1,169 @@
+"""The report of a run: one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from convatlas.costs import cost
+from convatlas.data.images import Images
+from convatlas.tasks import metrics, pictures
+from convatlas.tasks.classification import Result
+
+if TYPE_CHECKING:
+    from convatlas.train.run import Run
+
+MISTAKES, BROKEN = 24, 50
+"""So many pictures, and files that could not be read, are shown at most."""
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62em; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.1em; margin-top: 2em; }
+.big { font-size: 2.2em; font-weight: 600; color: #1f7a8c; } .quiet { color: #616e7c; }
+table { border-collapse: collapse; } td, th { padding: 0.15em 1.2em 0.15em 0; text-align: left; vertical-align: top; }
+th { border-bottom: 1px solid #9aa5b1; font-weight: 600; } td.n, th.n { text-align: right; }
+img { max-width: 100%; } .mistakes { display: flex; flex-wrap: wrap; gap: 1em; }
+figure { margin: 0; width: 8.5em; font-size: 0.8em; } figure img { width: 8.5em; height: 8.5em; object-fit: contain;
+image-rendering: auto; background: #f5f7f9; } figcaption { overflow-wrap: anywhere; } b.wrong { color: #d1495b; }
+"""
+
+
+def report(run: Run) -> str:
+    """Return the page of a finished run: what it reached, on what, how, and where it is wrong."""
+    config, split = run.config, "test" if "test" in run.results else "val"
+    result, images = run.results[split], run.dataset.splits[split]
+    numbers = result.summary()
+    chosen = " The best epoch was chosen on these pictures, so the number flatters." if split == "val" else ""
+    parts = [
+        f"<h1>{_text(config.model)} on {_text(run.dataset.name)}</h1>",
+        f"<p class=quiet>{len(config.classes)} classes; {_counts(run)}; seed {config.seed}; "
+        f"{_text(config.settings.device)}, {_text(run.compute)}; {run.state.seconds:,.0f} s of training</p>",
+        f"<p><span class=big>{numbers['accuracy']:.2%}</span> of the {split} pictures are right: {numbers['errors']:,} "
+        f"of {numbers['pictures']:,} are wrong. 95 % interval {numbers['accuracy_low']:.2%} to "
+        f"{numbers['accuracy_high']:.2%}.{chosen}</p>",
+        _table(
+            ("split", "pictures", "wrong", "accuracy", "top 5", "balanced", "macro F1", "loss", "calibration error"),
+            [_row(name, each.summary()) for name, each in run.results.items()],
+        ),
+        "<h2>Learning</h2>", _figure(pictures.curves(run.state.history)),
+        "<h2>Where it is wrong</h2>", _figure(pictures.confusion(result, config.classes)),
+        _classes(result, config.classes),
+        *_mistakes(result, images, config.classes),
+        "<h2>Is it as sure as it is right?</h2>", _figure(pictures.reliability(result)),
+        f"<p>Outputs are divided by a temperature of {run.temperature:.3f}, fitted on val, before they become "
+        "probabilities. Dots on the dashed line: right as often as it says.</p>",
+        "<h2>Cost</h2>", _pairs(_cost(run)),
+        "<h2>How it was trained</h2>",
+        _pairs(config.recipe.to_plain() | ({"weights": config.weights} if config.weights else {})),
+        "<h2>Data</h2>", _pairs({"fingerprint": config.fingerprint, **config.preprocessing.to_plain()}),
+        *_broken(run),
+        "<h2>Made with</h2>", _pairs(config.versions),
+    ]  # fmt: skip
+    title = _text(f"{config.model} on {run.dataset.name}")
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    return head + "\n".join(parts) + "</html>\n"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _counts(run: Run) -> str:
+    return ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
+
+
+def _row(name: str, numbers: Mapping[str, float | int]) -> tuple[str, ...]:
+    shares = (f"{numbers[key]:.2%}" for key in ("accuracy", "top5", "balanced_accuracy", "macro_f1"))
+    return (
+        name, f"{numbers['pictures']:,}", f"{numbers['errors']:,}", *shares, f"{numbers['loss']:.4f}",
+        f"{numbers['ece']:.2%}",
+    )  # fmt: skip
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table whose columns are numbers, but for the first."""
+    kinds = ["", *[" class=n"] * (len(columns) - 1)]
+    head = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in values.items())
+    return f"<table>{rows}</table>"
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(figure: Any) -> str:
+    return f'<p><img alt="" src="{_data(pictures.png(figure), "png")}" style="max-height: 40em"></p>'
+
+
+def _classes(result: Result, classes: Sequence[str]) -> str:
+    counts = result.confusion
+    rows = zip(
+        classes, counts.sum(1).tolist(), metrics.recall(counts).tolist(), metrics.f1(counts).tolist(), strict=True
+    )
+    told = [(name, f"{count:,}", *(f"{v:.2%}" if v == v else "" for v in values)) for name, count, *values in rows]
+    return _table(("class", "pictures", "right", "F1"), told)
+
+
+def _mistakes(result: Result, images: Images, classes: Sequence[str]) -> list[str]:
+    """Return the wrong answers that were given with the most confidence, as pictures."""
+    wrong = (result.predicted != result.labels).nonzero().flatten()
+    if not len(wrong):
+        return ["<p>No picture is wrong.</p>"]
+    worst = wrong[result.confidence[wrong].argsort(descending=True)][:MISTAKES].tolist()
+    shown = []
+    for i in worst:
+        said, true = classes[int(result.predicted[i])], classes[int(result.labels[i])]
+        shown.append(
+            f'<figure><img alt="" src="{_data(_picture(images.pixels[i]), "png")}"><figcaption>'
+            f"<b class=wrong>{_text(said)}</b> {float(result.confidence[i]):.1%}<br>is {_text(true)}<br>"
+            f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
+        )
+    return ["<h2>The surest mistakes</h2>", f"<div class=mistakes>{''.join(shown)}</div>"]
+
+
+def _picture(pixels: Tensor) -> bytes:
+    """Return uint8 (channels, h, w) as PNG: grey, RGB, or the first three of other channels."""
+    array = pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]
+    image = Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy())
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _cost(run: Run) -> dict[str, str]:
+    measured = cost(run.network)
+    shape = " x ".join(map(str, run.network.input_shape))
+    return {
+        "parameters": f"{measured.parameters:,}",
+        "multiply-adds": f"{measured.macs:,} for one image of {shape}",
+        "activations": f"{measured.activations:,}",
+        "receptive field": f"{max(measured.receptive_field):,} px",
+    }
+
+
+def _broken(run: Run) -> list[str]:
+    broken = run.dataset.broken
+    if not broken:
+        return []
+    rows = [(picture.path, picture.reason.removeprefix(f"{picture.path}: ")) for picture in broken[:BROKEN]]
+    more = f"<p>and {len(broken) - BROKEN:,} more, in broken.csv</p>" if len(broken) > BROKEN else ""
+    return [
+        f"<p>{len(broken):,} pictures could not be read and were left out:</p>",
+        _table(("file", "why"), rows),
+        more,
+    ]
