@@ -56,7 +56,8 @@ two = copy.deepcopy(one)
 synchronise_norms(two)
 mine = ranks.share(torch.arange(size))
 _, alone = Learner(one, Recipe(), Compute()).gradients(Batch(x, y, torch.arange(size)))
-_, share = Learner(two, Recipe(), Compute()).gradients(Batch(x[mine], y[mine], mine, whole=size))
+pieces = Recipe(micro=int(sys.argv[3])) if len(sys.argv) > 3 else Recipe()
+_, share = Learner(two, pieces, Compute(), ranks=ranks).gradients(Batch(x[mine], y[mine], mine, whole=size))
 ranks.sum([share, *(p.grad for p in two.parameters())])
 for a, b in zip([alone, *(p.grad for p in one.parameters()), *one.buffers()],
                 [share, *(p.grad for p in two.parameters()), *two.buffers()]):
@@ -107,11 +108,13 @@ def test_several_processes_say_what_one_says(runs: dict[int, Path], count: int) 
     assert other == pytest.approx(first, rel=2e-2)
 
 
-@pytest.mark.parametrize(("name", "size"), [("cifar_resnet20", 7), ("densenet121", 8), ("cifar_resnet20", 2)])
-def test_gradients_and_norms_are_those_of_the_whole_batch(name: str, size: int, tmp_path: Path) -> None:
-    """With 2 pictures for 3 processes, one has none."""
+@pytest.mark.parametrize(
+    "arguments", [("cifar_resnet20", "7"), ("densenet121", "8"), ("cifar_resnet20", "2"), ("lenet5_modern", "7", "2")]
+)
+def test_gradients_and_norms_are_those_of_the_whole_batch(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """With 2 pictures for 3 processes, one has none; the last is taken in pieces of at most 2."""
     (tmp_path / "child.py").write_text(GRADIENTS)
-    done = launch(3, str(tmp_path / "child.py"), name, str(size))
+    done = launch(3, str(tmp_path / "child.py"), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

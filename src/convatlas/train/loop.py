@@ -90,7 +90,7 @@ def train(
     offending layer if that happens over and over.
     """
     ranks = ranks or Ranks()
-    learner = Learner(network, recipe, compute or Compute(), importance, alone=ranks.count == 1)
+    learner = Learner(network, recipe, compute or Compute(), importance, ranks)
     parameters = list(network.parameters())
     first_epoch, first_batch = divmod(start, feed.steps)
     skipped = 0
@@ -130,22 +130,14 @@ def train(
 
 
 class Learner:
-    """What computes the gradients of a batch, in one piece or in several of `micro` pictures.
-
-    alone: no other process takes part in the step.
-    """
+    """What computes the gradients of a batch, in one piece or in several of `micro` pictures."""
 
     def __init__(
-        self,
-        network: Network,
-        recipe: Recipe,
-        compute: Compute,
-        importance: Tensor | None = None,
-        *,
-        alone: bool = True,
-    ) -> None:
+        self, network: Network, recipe: Recipe, compute: Compute, importance: Tensor | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.recipe, self.compute, self.importance = network, recipe, compute, importance
-        self.micro, self.alone = recipe.micro, alone
+        self.micro, self.ranks = recipe.micro, ranks or Ranks()
         self.criterion, self.forward = CRITERIA[recipe.loss], compute.forward(network)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -164,8 +156,7 @@ class Learner:
                     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                         layer.eval()
         outputs, total = [], torch.zeros((), device=batch.inputs.device)
-        pieces = self.micro or max(1, len(batch.inputs))
-        for inputs, targets in zip(batch.inputs.split(pieces), batch.targets.split(pieces), strict=True):
+        for inputs, targets in self._pieces(batch):
             with self.compute.arithmetic(inputs.device):
                 if self.network.auxiliary:
                     given, loss = self.network.loss(inputs, targets, self.measure)
@@ -178,6 +169,12 @@ class Learner:
             outputs.append(given.detach())
             total += loss.detach()
         return torch.cat(outputs), total
+
+    def _pieces(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Cut inputs and targets into pieces: as many in every process, so that their norms meet; some may be empty."""
+        largest = -(-batch.whole // self.ranks.count)
+        count = -(-largest // (self.micro or largest))
+        return list(zip(batch.inputs.tensor_split(count), batch.targets.tensor_split(count), strict=True))
 
     def fitting(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Do as `gradients` does, in pieces half as large as long as memory does not suffice.
@@ -193,7 +190,7 @@ class Learner:
                     raise
                 pieces, failure = self.micro or len(batch.inputs), brief(error)
             # outside of the handler, whose traceback would hold on to the tensors of the step
-            if pieces <= 1 or not self.alone:
+            if pieces <= 1 or self.ranks.count > 1:
                 raise RunError(
                     f"memory does not suffice for {pieces} pictures at once ({failure}); use a smaller --size"
                 )
