@@ -291,14 +291,14 @@ def fitting(spec: Spec, given: Checkpoint, expected: Mapping[str, Tensor]) -> di
 
     Raises WeightsError that tells for each of them what does not fit.
     """
-    failures = []
+    failures: dict[str, list[str]] = {}
     for library, rules in _dialects(spec).items():
         if given.library in (None, library):
             try:
                 return translate(given.tensors, rules(spec), expected)
             except WeightsError as error:
-                failures.append(f"{library}: {error}")
-    told = "; of ".join(failures)
+                failures.setdefault(str(error), []).append(library)
+    told = "; of ".join(f"{', '.join(libraries)}: {error}" for error, libraries in failures.items())
     raise WeightsError(f"{given.where}: does not fit this {type(spec).__name__}; under the names of {told}")
 
 
