@@ -61,7 +61,7 @@ def test_other_names_of_columns_and_no_split(own_pictures: Path) -> None:
 def test_groups_stay_together(own_pictures: Path) -> None:
     source = find(table(own_pictures, header="file,label,split,group"))
     held = {}
-    for part in source.listed().values():
+    for part in source.listings.values():
         assert part.groups is not None
         held |= dict(zip(part.names, part.groups.tolist(), strict=True))
     text = (own_pictures / "list.csv").read_text().replace(",val,", ",train,")
@@ -116,7 +116,7 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.savez(tmp_path / "four.npz", x=x, y=y, x_test=x[:8], y_test=y[:8], classes=np.array(["a", "b", "c", "d"]))
     source = find(tmp_path / "four.npz")
     assert (source.classes, source.channels) == (("a", "b", "c", "d"), 3 if shape[-1] == 3 else 1)
-    listed = source.listed()["train"].pixels
+    listed = source.listings["train"].pixels
     assert listed is not None
     expected = x.reshape(20, 9, 7, -1).transpose(0, 3, 1, 2)
     assert np.array_equal(listed.numpy(), expected)
@@ -159,7 +159,7 @@ def test_cifar_is_read_from_its_folder_as_torchvision_reads_it(tmp_path: Path, m
     source = find(tmp_path / "data")
     assert isinstance(source, Arrays)
     assert (source.name, source.classes, source.channels) == ("cifar10", tuple("abcdefghij"), 3)
-    assert {split: len(part) for split, part in source.listed().items()} == {"train": 100, "test": 20}
+    assert {split: len(part) for split, part in source.listings.items()} == {"train": 100, "test": 20}
 
 
 def test_a_named_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,14 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
+OFFLINE = "downloads are switched off (--offline or CONVATLAS_OFFLINE)"
+
+
+def offline() -> bool:
+    """Return whether the network may not be used."""
+    return bool(os.environ.get("CONVATLAS_OFFLINE"))
+
+
 def fetch(urls: Sequence[str], path: Path, digest: str, *, progress: Progress | None = None) -> Path:
     """Fetch a file from the first of `urls` that serves it, unless `path` already holds it, and check its sha256.
 
@@ -25,8 +33,8 @@ def fetch(urls: Sequence[str], path: Path, digest: str, *, progress: Progress | 
     """
     if path.exists() and sha256(path).startswith(digest):
         return path
-    if os.environ.get("CONVATLAS_OFFLINE"):
-        raise DataError(f"{path}: not there, and downloads are switched off (--offline or CONVATLAS_OFFLINE)")
+    if offline():
+        raise DataError(f"{path}: not there, and {OFFLINE}")
     part = path.with_name(path.name + ".part")
     failures = []
     try:

@@ -113,7 +113,7 @@ class Model:
         check_same_classes(self.classes, source.classes, split="data", where=data)
         training = self.header.training
         cut = {"seed": training.get("seed", 0), "val_share": training.get("val_share", 0.0)}
-        splits = "val" in source.listed()
+        splits = "val" in source.listings
         dataset = source.load(self.header.preprocessing, **cut, max_broken=max_broken, progress=progress)
         if not splits and dataset.fingerprint() != training.get("fingerprint"):
             dataset = dataset.without_val()  # not the data of the training

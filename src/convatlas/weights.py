@@ -380,9 +380,8 @@ def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Check
         named = {name: tensor for key, tensor in tensors.items() if (name := rename(key, rules(spec)))}
         if sizes := _sizes(spec, named):
             return Checkpoint(tensors, *sizes, path, row.preprocessing, dialect)
-    return Checkpoint(
-        tensors, row.classes, row.preprocessing.channels, path, row.preprocessing
-    )  # which will not fit, and say why
+    # which will not fit, and say why
+    return Checkpoint(tensors, row.classes, row.preprocessing.channels, path, row.preprocessing)
 
 
 def _dialects(spec: Spec) -> dict[str, Dialect]:

@@ -280,7 +280,7 @@ def fit(
     from convatlas.train.run import Settings, start
 
     row = variant(model)
-    chosen = recipes.recipe(recipe or (row.recipe if weights is None else "finetune"))
+    chosen = recipes.recipe(recipe or recipes.usual(row.recipe, pretrained=weights is not None))
     given = {"epochs": epochs, "batch": batch, "lr": lr}
     changes = {name: value for name, value in given.items() if value is not None} | _changes(change or [])
     settings = Settings(

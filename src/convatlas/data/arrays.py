@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from convatlas.data.images import Listing, check_same_classes
 from convatlas.data.sources import Source
+from convatlas.download import OFFLINE, offline
 from convatlas.errors import DataError, brief
 from convatlas.files import cache_folder
 
@@ -25,7 +23,7 @@ class Arrays(Source):
         self, name: str, location: str, classes: tuple[str, ...], splits: dict[str, tuple[Any, Any]], where: object
     ) -> None:
         self.name, self.location, self.classes = name, location, classes
-        self.listings: dict[str, Listing] = {}
+        self.listings = {}
         for split, (pictures, labels) in splits.items():
             pixels, numbers = np.asarray(pictures), np.asarray(labels)
             if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
@@ -49,9 +47,6 @@ class Arrays(Source):
         assert channels is not None
         self.channels = channels.shape[1]
 
-    def listed(self) -> dict[str, Listing]:
-        return self.listings
-
 
 def npz(path: Path) -> Arrays:
     """Read a NumPy file with `x` and `y`, and perhaps `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names)."""
@@ -70,9 +65,6 @@ def npz(path: Path) -> Arrays:
     count = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
     names = held.get("classes", np.arange(max(count, 1)))
     return Arrays(path.stem, str(path.resolve()), tuple(map(str, names.tolist())), splits, path)
-
-
-Read = Callable[[Any, bool], NDArray[np.uint8]]
 
 
 def _torchvision(name: str, root: Path, download: bool) -> dict[str, Any]:
@@ -97,8 +89,8 @@ FOLDERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "st
 def torchvision_set(name: str, root: Path | None = None, *, download: bool = False) -> Arrays:
     """Read a data set of torchvision from `root`, or from the cache; `download` allows to fetch it there."""
     folder = root or cache_folder() / name
-    if download and os.environ.get("CONVATLAS_OFFLINE"):
-        raise DataError(f"{name}: downloads are switched off (--offline or CONVATLAS_OFFLINE)")
+    if download and offline():
+        raise DataError(f"{name}: {OFFLINE}")
     try:
         if download:
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +104,4 @@ def torchvision_set(name: str, root: Path | None = None, *, download: bool = Fal
         labels = held.labels if name == "stl10" else held.targets
         splits[split] = (pixels.transpose(0, 2, 3, 1) if name == "stl10" else pixels, np.asarray(labels))
     classes = tuple(map(str, getattr(read["train"], "classes", range(10))))
-    if name == "usps":
-        classes = tuple("0123456789")
     return Arrays(name, name if root is None else str(folder.resolve()), classes, splits, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -62,12 +62,6 @@ class Augment:
     def mixes(self) -> bool:
         """Whether pictures are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is done at all."""
-        neutral = Augment(magnitude=self.magnitude)
-        return any(getattr(self, f.name) != getattr(neutral, f.name) for f in fields(self))
 
 
 @dataclass(frozen=True)
@@ -134,10 +128,9 @@ def crops(draw: Draw, smallest: float, aspects: Tensor) -> tuple[Tensor, Tensor]
     Area and ratio are drawn up to ten times until the box is inside the picture; else the largest box in the middle
     whose ratio is allowed is taken, as torchvision's RandomResizedCrop does.
     """
-    tries = torch.arange(TRIES)
-    area = torch.stack([draw.uniform(AREA + i, smallest, 1.0) for i in tries.tolist()])
+    area = torch.stack([draw.uniform(AREA + i, smallest, 1.0) for i in range(TRIES)])
     low, high = map(math.log, RATIOS)
-    ratio = torch.stack([draw.uniform(RATIO + i, low, high) for i in tries.tolist()]).exp()
+    ratio = torch.stack([draw.uniform(RATIO + i, low, high) for i in range(TRIES)]).exp()
     height, width = (area / ratio * aspects).sqrt(), (area * ratio / aspects).sqrt()
     fits = (height <= 1) & (width <= 1)
     first = fits.int().argmax(0, keepdim=True)
@@ -238,9 +231,7 @@ def mixed(inputs: Tensor, others: Tensor, draw: Draw, augment: Augment) -> tuple
 
     mixup (Zhang et al. 2017): weighted sums. cutmix (Yun et al. 2019): a rectangle of the other is pasted.
     """
-    pasted = draw.chosen(KIND, augment.cutmix / (augment.mixup + augment.cutmix) if not augment.mixup else 0.5)
-    if not augment.cutmix:
-        pasted = torch.zeros_like(pasted)
+    pasted = draw.chosen(KIND, 0.0 if not augment.cutmix else 0.5 if augment.mixup else 1.0)
     u = draw.uniform(SHARE)
     share = torch.where(pasted, _beta(u, augment.cutmix or 1.0), _beta(u, augment.mixup or 1.0))
     side = (1 - share).sqrt()[:, None].expand(-1, 2)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from convatlas.data.images import Listing, picture_header, read_picture
 from convatlas.data.sources import Source
-from convatlas.download import Progress
+from convatlas.download import Progress, sha256
 from convatlas.errors import DataError
 
 NEAR = 3
@@ -116,7 +116,7 @@ DEEP = frozenset(("I", "F", "I;16", "I;16B", "I;16L"))
 def check(source: Source, *, progress: Progress | None = None) -> Check:
     """Look at every picture of a data set."""
     pictures: list[Picture] = []
-    for split, listing in source.listed().items():
+    for split, listing in source.listings.items():
         looked = _of_pixels(listing, split) if listing.pixels is not None else _of_files(listing, split)
         for i, picture in enumerate(looked, 1):
             pictures.append(picture)
@@ -140,12 +140,10 @@ def _of_files(listing: Listing, split: str) -> Iterator[Picture]:
 def _file(name: str, split: str, label: int) -> Picture:
     try:
         size, mode, rotated = picture_header(Path(name))
+        digest = sha256(Path(name))
         if mode in DEEP:
-            digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
             return Picture(name, split, label, size, mode, rotated, digest, broken="deeper than 8 bits")
-        grey = read_picture(Path(name), 1)
-        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        return Picture(name, split, label, size, mode, rotated, digest, look(grey))
+        return Picture(name, split, label, size, mode, rotated, digest, look(read_picture(Path(name), 1)))
     except (DataError, OSError) as error:
         return Picture(name, split, label, broken=str(error).removeprefix(f"{name}: "))
 

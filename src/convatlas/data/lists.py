@@ -49,7 +49,7 @@ class PictureList(Source):
         if len(self.classes) < 2:
             raise DataError(f"{table}: expected at least two classes, found {len(self.classes)}")
         groups = {group: i for i, group in enumerate(dict.fromkeys(g for part in rows.values() for _, _, g in part))}
-        self.listings: dict[str, Listing] = {}
+        self.listings = {}
         for split, part in rows.items():
             check_same_classes(self.classes, list({label for _, label, _ in part}), split=split, where=table)
             self.listings[split] = Listing(
@@ -68,9 +68,6 @@ class PictureList(Source):
             if told.lower() in names:
                 return split
         raise DataError(f"{table}: line {line}: the split {told!r} is none of train, val, test")
-
-    def listed(self) -> dict[str, Listing]:
-        return self.listings
 
 
 def _cell(row: Mapping[str, str], names: tuple[str, ...]) -> str:

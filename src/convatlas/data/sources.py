@@ -7,8 +7,8 @@ import hashlib
 import math
 import struct
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from convatlas.files import cache_folder
 from convatlas.preprocessing import Preprocessing
 
 
-class Source(ABC):
+class Source:
     """Data before a network is chosen: its name, classes and channels are known, no picture is prepared yet."""
 
     name: str
@@ -33,9 +33,10 @@ class Source(ABC):
     classes: tuple[str, ...]
     channels: int
 
-    @abstractmethod
-    def listed(self) -> dict[str, Listing]:
-        """Return the splits that the data has: train, and perhaps val and test."""
+    @cached_property
+    def listings(self) -> dict[str, Listing]:
+        """The splits that the data has: train, and perhaps val and test; read once."""
+        raise NotImplementedError
 
     def load(
         self,
@@ -53,7 +54,7 @@ class Source(ABC):
         roomy: the training pictures are kept whole, as squares, for random crops.
         max_broken: the share of unreadable pictures that is left out and listed; more is a DataError.
         """
-        listings = with_val(self.listed(), seed=seed, share=val_share, where=self.name)
+        listings = with_val(self.listings, seed=seed, share=val_share, where=self.name)
         broken: list[Broken] = []
         images = {
             split: prepared(listing, split, preprocessing, roomy and split == "train", broken, progress)
@@ -124,7 +125,8 @@ class Digits(Source):
     classes = tuple("0123456789")
     channels = 1
 
-    def listed(self) -> dict[str, Listing]:
+    @cached_property
+    def listings(self) -> dict[str, Listing]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -195,7 +197,8 @@ class IdxFolder(Source):
             found = [self.classes[i] for i in values.unique().tolist()]
             check_same_classes(self.classes, found, split=split, where=folder)
 
-    def listed(self) -> dict[str, Listing]:
+    @cached_property
+    def listings(self) -> dict[str, Listing]:
         listings = {}
         for split, labels in self.labels.items():
             file = self.files[split, "images"]
@@ -232,15 +235,12 @@ class PictureFolder(Source):
             )
         roots = {split: path for split, path in parts.items() if path} if train else {"train": folder}
         self.classes = _class_folders(roots["train"])
-        self.listings: dict[str, Listing] = {}
+        self.listings = {}
         for split, root in roots.items():
             check_same_classes(self.classes, _class_folders(root), split=split, where=folder)
             self.listings[split] = _list_pictures(root, self.classes)
         self.listings["train"] = mixed_once(self.listings["train"])
         self.channels = 1 if are_grey(self.listings["train"].names) else 3
-
-    def listed(self) -> dict[str, Listing]:
-        return self.listings
 
 
 def mixed_once(listing: Listing) -> Listing:

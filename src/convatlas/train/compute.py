@@ -11,9 +11,9 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ Layout = Literal["contiguous", "channels_last", "blocked"]
 
 Precision = Literal["float32", "bfloat16"]
 """Of convolutions and matrix products; weights, norms and losses are float32 in any case."""
+
+Value = TypeVar("Value", bound=str)
 
 _BLOCKED = (nn.Sequential, Chain, nn.Conv2d, nn.MaxPool2d, nn.ReLU)
 
@@ -63,15 +65,14 @@ class Compute:
         return torch.compile(network) if self.compiled else network
 
 
-def fits_blocks(network: Network) -> bool:
-    """Return whether the network can train in oneDNN's blocked layout.
+def fits_blocks(network: Network, device: torch.device) -> bool:
+    """Return whether the network can train in oneDNN's blocked layout on the device.
 
     Only plain convolutions, max pooling and ReLU have forward and backward passes there.
     """
     body = (*network.stem.modules(), *network.stages.modules())
-    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
     fits = all(type(layer) in _BLOCKED and _plain(layer) for layer in body)
-    return on_cpu and fits and not network.auxiliary and torch.backends.mkldnn.is_available()
+    return device.type == "cpu" and fits and not network.auxiliary and torch.backends.mkldnn.is_available()
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -142,30 +143,31 @@ def candidates(network: Network, device: torch.device, *, layout: str, precision
     Raises RunError for a way that is not possible with this network or on this device.
     """
     images = len(network.input_shape) == 3
-    blocks = fits_blocks(network)
     layouts: list[Layout] = ["channels_last", "contiguous"] if images else ["contiguous"]
-    if blocks and not compiled and precision != "bfloat16":
+    if fits_blocks(network, device) and not compiled and precision != "bfloat16":
         layouts.insert(0, "blocked")
-    if layout != "auto":
-        if layout not in get_args(Layout):
-            raise RunError(f"layout: {layout!r} is not one of auto, {', '.join(get_args(Layout))}")
-        if layout not in layouts:
-            raise RunError(f"layout: {layout} is not possible with this network, device and precision")
-        layouts = [layout]
-    native = has_bfloat16(device)
-    precisions: list[Precision] = ["float32", "bfloat16"] if native else ["float32"]
-    if precision != "auto":
-        if precision not in get_args(Precision):
-            raise RunError(f"precision: {precision!r} is not one of auto, {', '.join(get_args(Precision))}")
-        if precision not in precisions:
-            raise RunError(f"precision: this {device.type} has no bfloat16 of its own and would be many times slower")
-        precisions = [precision]
+    precisions: list[Precision] = ["float32", "bfloat16"] if has_bfloat16(device) else ["float32"]
+    impossible = f"layout: {layout} is not possible with this network, device and precision"
+    slow = f"precision: this {device.type} has no bfloat16 of its own and would be many times slower"
+    layouts = _asked("layout", layout, get_args(Layout), layouts, impossible)
+    precisions = _asked("precision", precision, get_args(Precision), precisions, slow)
     return [
         Compute(layout, precision, compiled)
         for precision in precisions
         for layout in layouts
         if not (layout == "blocked" and precision == "bfloat16")
     ]
+
+
+def _asked(what: str, value: str, known: Sequence[str], possible: list[Value], refusal: str) -> list[Value]:
+    """Return what is possible, or of it the value that was asked for; raises RunError where there is no such."""
+    if value == "auto":
+        return possible
+    if value not in known:
+        raise RunError(f"{what}: {value!r} is not one of auto, {', '.join(known)}")
+    if value not in possible:
+        raise RunError(refusal)
+    return [each for each in possible if each == value]
 
 
 def choose(
@@ -176,7 +178,7 @@ def choose(
 
     It is remembered in the cache folder, so that a training repeated on the same machine is the same to the last bit.
     """
-    network = grow(spec, classes=classes, channels=channels).to(device)
+    network = grow(spec, classes=classes, channels=channels, device="meta")
     ways = candidates(network, device, layout=layout, precision=precision, compiled=compiled)
     macs = cost(network).macs
     if len(ways) == 1 or 3 * macs * batch < SMALL_STEP:
@@ -189,6 +191,7 @@ def choose(
             return Choice(way, {})
     # steps of about a tenth of a second where cores are few, and of less memory than the training will need
     size = max(2, min(batch // 2, round(3e9 / macs)))
+    network = grow(spec, classes=classes, channels=channels).to(device)
     seconds = _measured(network, ways, size, classes, device)
     best = min(ways, key=seconds.__getitem__)
     chosen = best if seconds[best] <= WORTH * seconds[ways[0]] else ways[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ def train(
                 group["lr"] = lr * group["share"]
             seed_step(seed, number, batch.inputs.device)
             before = [buffer.clone() for buffer in network.buffers()]
-            outputs, loss = learner.fitting(batch)
+            outputs, loss = learner.fitting(batch, before)
             ranks.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
             sums = torch.stack([loss, (outputs.argmax(1) == batch.labels).sum().to(loss)])
             ranks.sum([sums])
@@ -116,8 +116,7 @@ def train(
                 if average:
                     average.update(network)
             else:
-                for buffer, old in zip(network.buffers(), before, strict=True):
-                    buffer.copy_(old)
+                put_back(network, before)
             optimizer.zero_grad()
             skipped = 0 if good else skipped + 1
             if skipped == SKIPS:
@@ -176,12 +175,12 @@ class Learner:
         count = -(-largest // (self.micro or largest))
         return list(zip(batch.inputs.tensor_split(count), batch.targets.tensor_split(count), strict=True))
 
-    def fitting(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def fitting(self, batch: Batch, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Do as `gradients` does, in pieces half as large as long as memory does not suffice.
 
+        before: the buffers as they were, for another try.
         Raises RunError if it does not suffice for one picture, or if other processes wait for this one.
         """
-        before = [buffer.clone() for buffer in self.network.buffers()]
         while True:
             try:
                 return self.gradients(batch)
@@ -196,10 +195,15 @@ class Learner:
                 )
             self.micro = -(-pieces // 2)
             self.network.zero_grad()
-            for buffer, old in zip(self.network.buffers(), before, strict=True):
-                buffer.copy_(old)
+            put_back(self.network, before)
             if batch.inputs.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def put_back(network: nn.Module, before: Sequence[Tensor]) -> None:
+    """Give a network the buffers that it had."""
+    for buffer, old in zip(network.buffers(), before, strict=True):
+        buffer.copy_(old)
 
 
 def out_of_memory(error: BaseException) -> bool:

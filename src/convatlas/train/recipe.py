@@ -184,6 +184,11 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
+def usual(own: str, *, pretrained: bool) -> str:
+    """Return the name of the recipe for a network whose `own` is this, where none is asked for."""
+    return "finetune" if pretrained else own
+
+
 def recipe(name: str) -> Recipe:
     """Return a recipe by name; raises SpecError that suggests the nearest."""
     if name not in RECIPES:

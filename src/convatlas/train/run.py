@@ -42,7 +42,7 @@ from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from convatlas.train.compute import Compute
 from convatlas.train.loop import Average, Step, train
 from convatlas.train.ranks import Ranks, joined, synchronise_norms
-from convatlas.train.recipe import Recipe
+from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
 from convatlas.train.report import report
 from convatlas.weights import Checkpoint, fill, opened
@@ -453,8 +453,8 @@ def start(
     if not 0 <= seed < 2**32:
         raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
     name, row = resolve(model)
-    usual = row.recipe if weights is None else "finetune"
-    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe or usual)
+    if not isinstance(recipe, Recipe):
+        recipe = recipe_named(recipe or usual(row.recipe, pretrained=weights is not None))
     spec = adapted(row.spec, stem=settings.stem, resolution=settings.size)
     if reads_clips(spec):
         raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
@@ -467,9 +467,9 @@ def start(
     channels = source.channels if settings.channels is None else settings.channels
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = usually.for_size(spec.resolution).for_channels(channels)
-    dataset = _loaded_in_turn(ranks, source, preprocessing, chosen, seed, settings, progress)
+    dataset = _loaded_in_turn(ranks, source, preprocessing, recipe, seed, settings, progress)
     way = None if not ranks.first else computing.choose(
-        spec, classes=len(source.classes), channels=channels, batch=chosen.micro or chosen.batch, device=device,
+        spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
         layout=settings.layout, precision=settings.precision, compiled=settings.compiled,
     ).compute  # fmt: skip
     way = ranks.told(way)
@@ -480,7 +480,7 @@ def start(
         weights="" if weights is None else str(weights),
         spec=spec,
         preprocessing=preprocessing,
-        recipe=chosen,
+        recipe=recipe,
         seed=seed,
         settings=dataclasses.replace(
             settings, threads=threads, device=device.type, layout=way.layout, precision=way.precision
@@ -561,7 +561,7 @@ def fit(
 ) -> Run:
     """Train a network on a data set and seal the best weights into `<run>/model.safetensors`.
 
-    data: "digits", "mnist", "fashion_mnist", a folder of IDX files, or a folder of pictures (see docs/data.md).
+    data: a data set by name, a folder, a table of pictures, or arrays (see docs/data.md).
     model: a name of the catalogue, or a spec of one of its families.
     weights: where to begin, as for `convatlas.build`; fresh ones where left out. Other classes get a fresh head.
     recipe: a Recipe or the name of one; the network's own, or "finetune" with weights, where left out.
