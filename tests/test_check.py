@@ -82,11 +82,11 @@ def test_broken_deep_and_rotated_pictures_are_told(photos: Path) -> None:
     Image.open(cat / "03.png").convert("RGB").save(cat / "turned.jpg", exif=exif)
     (cat / "03.png").unlink()
     checked = looked(photos)
-    assert {Path(p.name).name for p in checked.broken} == {"00.png", "01.png", "02.png"}
+    assert {Path(p.name).name for p in checked.broken} == {"00.png", "01.png"}
     assert [Path(p.name).name for p in checked.pictures if p.rotated] == ["turned.jpg"]
-    assert checked.counts["train"] == [9, 12]
+    assert checked.counts["train"] == [10, 12]
     told = " ".join(checked.findings())
-    for part in ("3 pictures cannot be read", "1 pictures are rotated", "1 pictures are deeper than 8 bits"):
+    for part in ("2 pictures cannot be read", "1 pictures are rotated", "1 pictures are deeper than 8 bits"):
         assert part in told
 
 

@@ -128,7 +128,8 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [({"a": np.zeros(3)}, "expected the arrays x and y"),
-     ({"x": np.zeros((4, 3, 3)), "y": np.arange(4)}, "pictures are uint8"),
+     ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "pictures are numbers"),
+     ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "no numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4)}, "labels are 4 class numbers"),
      ({"x": np.array([{}], dtype=object), "y": np.arange(1)}, "no NumPy file of plain arrays")],

@@ -91,11 +91,14 @@ def test_a_pil_picture_gets_the_answer_of_its_file(
     assert from_memory.probabilities == from_file.probabilities
 
 
-def test_a_pil_picture_deeper_than_8_bits_is_an_error_as_its_file_is(digits: Model, tmp_path: Path) -> None:
-    Image.fromarray(np.full((9, 9), 1000, np.uint16)).save(tmp_path / "deep.png")
-    from_file, from_memory = digits.predict([tmp_path / "deep.png", Image.open(tmp_path / "deep.png")])
-    assert "8 bits" in from_file.error
-    assert "8 bits" in from_memory.error
+def test_deeper_pixels_are_rounded_to_8_bits_for_a_network_that_reads_those(digits: Model, tmp_path: Path) -> None:
+    deep = np.arange(81, dtype=np.uint16).reshape(9, 9) * 800
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    rounded = (deep / 257).round().astype(np.uint8)
+    floats = (deep / 65535).astype(np.float32)
+    answers = digits.predict([tmp_path / "deep.png", Image.open(tmp_path / "deep.png"), deep, floats, rounded])
+    for answer in answers:
+        assert answer.probabilities == answers[-1].probabilities
 
 
 def test_one_picture_needs_no_list(digits: Model, tmp_path: Path) -> None:
@@ -159,15 +162,13 @@ def test_probabilities_are_sorted_and_have_the_users_class_names(animals: Model,
 # --- what is no picture
 
 WRONG: dict[str, Any] = {
-    "no channel axis": np.zeros((9, 9), np.uint8),
-    "one channel": np.zeros((9, 9, 1), np.uint8),
     "four channels": np.zeros((9, 9, 4), np.uint8),
     "tensor of two channels": torch.zeros(2, 9, 9, dtype=torch.uint8),
     "tensor with the channels last": torch.zeros(9, 9, 3, dtype=torch.uint8),
-    "floats": np.zeros((9, 9, 3), np.float32),
-    "16 bits": np.zeros((9, 9, 3), np.uint16),
+    "floats above 1": np.full((9, 9, 3), 80, np.float32),
+    "no numbers": np.full((9, 9, 3), np.nan, np.float32),
     "objects": np.full((9, 9, 3), None),
-    "float tensor": torch.zeros(3, 9, 9),
+    "negative floats": torch.full((3, 9, 9), -0.5),
     "one row": np.zeros(9, np.uint8),
     "a number": np.array(3, np.uint8),
     "a batch of arrays": np.zeros((2, 9, 9, 3), np.uint8),

@@ -14,7 +14,8 @@ from PIL import Image
 
 from conftest import COLOURS, write_idx, write_idx_folder, write_pictures
 from convatlas.data import prepare
-from convatlas.data.images import Dataset, Images, check_same_classes, read_picture
+from convatlas.data.decode import read_picture
+from convatlas.data.images import Dataset, Images, check_same_classes
 from convatlas.data.sources import IDX_PARTS, find
 from convatlas.data.splits import VAL_SHARE, split_off
 from convatlas.errors import DataError
@@ -343,22 +344,6 @@ def test_black_and_white_pictures_have_two_values(tmp_path: Path) -> None:
     Image.fromarray(dots).save(tmp_path / "dots.png")
     assert Image.open(tmp_path / "dots.png").mode == "1"
     assert np.array_equal(read_picture(tmp_path / "dots.png", 1)[0].numpy(), dots * 255)
-
-
-@pytest.mark.parametrize(
-    ("kind", "extension"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif"), (np.float32, "tif")]
-)
-def test_pixels_deeper_than_8_bits_are_refused(tmp_path: Path, kind: type, extension: str) -> None:
-    file = tmp_path / f"deep.{extension}"
-    Image.fromarray(np.full((5, 5), 1000, kind)).save(file)
-    with pytest.raises(DataError, match=rf"deep\.{extension}.*8 bits"):
-        read_picture(file, 1)
-
-
-@pytest.mark.parametrize("channels", [2, 4])
-def test_picture_files_have_one_or_three_channels(pictures: Path, channels: int) -> None:
-    with pytest.raises(DataError, match=f"reads {channels}"):
-        read_picture(pictures / "train/ant/01.png", channels)
 
 
 @pytest.mark.parametrize(

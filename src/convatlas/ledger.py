@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas.catalog import variant
-from convatlas.data.images import pictures_in, read_picture
+from convatlas.data.decode import pictures_in, read_picture
 from convatlas.download import Progress, sha256
 from convatlas.errors import DataError, WeightsError, brief, nearest
 from convatlas.model import Model, from_weights

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from convatlas import modelfile
 from convatlas.catalog import CATALOG, reads_clips, variant
-from convatlas.data.images import Broken, check_same_classes, decode, read_picture
+from convatlas.data.decode import decode, pixels_of, read_picture
+from convatlas.data.images import Broken, check_same_classes
 from convatlas.data.sources import find
 from convatlas.download import Progress
 from convatlas.errors import DataError, ModelFileError, WeightsError
@@ -25,8 +27,8 @@ from convatlas.tasks.classification import CRITERIA, Result
 from convatlas.weights import Weights, build
 from convatlas.weights import find as find_weights
 
-Picture = str | Path | Image.Image | np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | Tensor
-"""A file, a PIL picture, or 8-bit values: arrays (height, width[, channels]), tensors (channels, height, width)."""
+Picture = str | Path | Image.Image | NDArray[Any] | Tensor
+"""A file, a PIL picture, or values: arrays (height, width[, channels]), tensors (channels, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -136,20 +138,14 @@ class Model:
         try:
             if isinstance(picture, str | Path):
                 name = str(picture)
-                pixels = read_picture(Path(picture), preprocessing.channels)
+                pixels = read_picture(Path(picture), preprocessing.channels, preprocessing.window)
             elif isinstance(picture, Image.Image):
-                pixels = decode(picture, preprocessing.channels, name)
-            elif isinstance(picture, np.ndarray):
-                if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-                    raise DataError(
-                        f"an array is 8-bit (height, width[, channels]), got {picture.dtype} {picture.shape}"
-                    )
-                pixels = torch.from_numpy(picture.copy())
-                pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-            elif picture.ndim != 3:
+                pixels = decode(picture, preprocessing.channels, name, preprocessing.window)
+            elif isinstance(picture, Tensor) and picture.ndim != 3:
                 raise DataError(f"a tensor is (channels, height, width), got {tuple(picture.shape)}")
             else:
-                pixels = picture
+                values = picture.permute(1, 2, 0).cpu().numpy() if isinstance(picture, Tensor) else picture
+                pixels = pixels_of(values, preprocessing.channels, name, preprocessing.window)
             return preprocessing.geometry(pixels)
         except DataError as error:
             return error if str(error).startswith(name) else DataError(f"{name}: {error}")

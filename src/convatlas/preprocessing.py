@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, get_args
@@ -18,12 +19,14 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an 8-bit picture becomes the network's input.
+    """How a picture becomes the network's input.
 
     In this order: the short side is resized to `resize` pixels (antialiased), the central `crop` x `crop` is cut out, a
     border of `pad` pixels of value `fill` is put around it, values are divided by 255, `mean` is subtracted and the
     result divided by `std`, channel by channel. `len(mean)` is the number of channels: picture files are turned into
     grey (1, by the luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
+    window: for pictures deeper than 8 bits, which values become 0 and 255, in shares of what their type can hold;
+        floats are shares themselves. None: pictures have 8 bits, or are rounded to them.
     """
 
     resize: int
@@ -34,6 +37,7 @@ class Preprocessing:
     antialias: bool = True
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
@@ -42,6 +46,8 @@ class Preprocessing:
             raise SpecError(f"preprocessing: pad {self.pad} must be >= 0 and fill {self.fill} between 0 and 255")
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
             raise SpecError("preprocessing: mean and std need one value for each channel, and std above 0")
+        if self.window is not None and not -math.inf < self.window[0] < self.window[1] < math.inf:
+            raise SpecError(f"preprocessing.window: {self.window} is not a lower and a higher number")
         if self.interpolation not in get_args(Interpolation):
             raise SpecError(
                 f"preprocessing.interpolation: {self.interpolation!r} is not one of {get_args(Interpolation)}"
@@ -55,6 +61,11 @@ class Preprocessing:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of pixels before they are normalised."""
+        return torch.uint8 if self.window is None else torch.float32
 
     def for_channels(self, channels: int) -> Preprocessing:
         """Return the same steps for another number of channels; each gets the average statistics."""
@@ -75,9 +86,9 @@ class Preprocessing:
         return dataclasses.replace(self, pad=pad, crop=crop, resize=max(crop, round(self.resize * crop / self.crop)))
 
     def geometry(self, pixels: Tensor) -> Tensor:
-        """Resize, crop and pad uint8 pictures: (..., channels, h, w) in, (..., channels, size, size) out."""
-        if pixels.dtype != torch.uint8:
-            raise DataError(f"pictures are 8-bit (uint8) tensors, got {pixels.dtype}")
+        """Resize, crop and pad pictures of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out."""
+        if pixels.dtype != self.dtype:
+            raise DataError(f"pixels are {self.dtype} from 0 to 255, got {pixels.dtype}")
         if pixels.ndim not in (3, 4):
             raise DataError(f"a picture is (channels, height, width), got shape {tuple(pixels.shape)}")
         if pixels.shape[-3] != self.channels:
@@ -103,7 +114,7 @@ class Preprocessing:
         return F.pad(pixels, (self.pad,) * 4, value=self.fill) if self.pad else pixels.contiguous()
 
     def squeezed(self, pixels: Tensor) -> Tensor:
-        """Resize whole uint8 pictures (batch, channels, h, w) to squares of `resize` pixels, antialiased."""
+        """Resize whole pictures (batch, channels, h, w) to squares of `resize` pixels, antialiased."""
         side = (self.resize, self.resize)
         if pixels.shape[-2:] == side:
             return pixels
@@ -121,16 +132,21 @@ class Preprocessing:
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Preprocessing:
         """Read what `to_plain` wrote; raises SpecError that names an unknown or missing field or a wrong value."""
+        if not isinstance(data, dict):
+            raise SpecError("preprocessing: expected a table of fields")
         types = {
             "resize": int, "crop": int, "pad": int, "fill": int, "interpolation": str, "antialias": bool,
-            "mean": list, "std": list,
+            "mean": list, "std": list, "window": list if data.get("window") is not None else type(None),
         }  # fmt: skip
-        if not isinstance(data, dict) or set(data) != set(types):
+        if set(data) != set(types):
             raise SpecError(f"preprocessing: expected exactly the fields {', '.join(types)}")
         for key, kind in types.items():
             if type(data[key]) is not kind:
                 raise SpecError(f"preprocessing.{key}: expected {kind.__name__}, got {data[key]!r}")
-        for key in ("mean", "std"):
+        lists = ("mean", "std") if data["window"] is None else ("mean", "std", "window")
+        for key in lists:
             if not all(type(value) in (int, float) for value in data[key]):
                 raise SpecError(f"preprocessing.{key}: expected numbers, got {data[key]!r}")
-        return cls(**data | {key: tuple(map(float, data[key])) for key in ("mean", "std")})
+        if data["window"] is not None and len(data["window"]) != 2:
+            raise SpecError(f"preprocessing.window: expected two numbers, got {data['window']!r}")
+        return cls(**data | {key: tuple(map(float, data[key])) for key in lists})

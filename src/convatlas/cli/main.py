@@ -418,7 +418,7 @@ def predict(
 
 def _pictures(paths: list[Path]) -> list[Path]:
     """Replace folders by the picture files in them, in order of their names."""
-    from convatlas.data.images import pictures_in
+    from convatlas.data.decode import pictures_in
 
     found: list[Path] = []
     for path in paths:

@@ -17,7 +17,10 @@ from convatlas.files import cache_folder
 
 
 class Arrays(Source):
-    """Splits whose pictures are arrays of one size: (n, h, w) or (n, h, w, channels), uint8, and class numbers (n,)."""
+    """Splits whose pictures are arrays of one size, (n, h, w) or (n, h, w, channels), with class numbers (n,).
+
+    Values are 8 or 16 bits, or floats, of which 0 to 1 is black to white unless others occur.
+    """
 
     def __init__(
         self, name: str, location: str, classes: tuple[str, ...], splits: dict[str, tuple[Any, Any]], where: object
@@ -26,11 +29,17 @@ class Arrays(Source):
         self.listings = {}
         for split, (pictures, labels) in splits.items():
             pixels, numbers = np.asarray(pictures), np.asarray(labels)
-            if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+            if pixels.dtype.kind not in "uif" or pixels.ndim not in (3, 4) or 0 in pixels.shape:
                 raise DataError(
-                    f"{where}: {split}: pictures are uint8 (n, height, width[, channels]), found {pixels.dtype} "
+                    f"{where}: {split}: pictures are numbers (n, height, width[, channels]), found {pixels.dtype} "
                     f"{pixels.shape}"
                 )
+            if pixels.dtype != np.uint8:
+                self.deep = True
+                full = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+                pixels = pixels.astype(np.float32) / full
+                if not np.isfinite(pixels).all():
+                    raise DataError(f"{where}: {split}: pictures hold values that are no numbers (nan or infinite)")
             whole = np.issubdtype(numbers.dtype, np.integer)
             if numbers.shape != pixels.shape[:1] or not whole or numbers.min() < 0 or numbers.max() >= len(classes):
                 raise DataError(

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convatlas.data.images import Listing, picture_header, read_picture
+from convatlas.data.decode import read_header, read_picture
+from convatlas.data.images import Listing
 from convatlas.data.sources import Source
 from convatlas.download import Progress, sha256
 from convatlas.errors import DataError
@@ -38,6 +40,7 @@ class Picture:
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     rotated: bool = False
+    deep: bool = False
     digest: str = ""
     look: int = 0
     broken: str = ""
@@ -94,7 +97,7 @@ class Check:
         for many, what in (
             (len(self.broken), "pictures cannot be read"),
             (sum(p.rotated for p in self.pictures), "pictures are rotated by their EXIF tag, which is applied"),
-            (sum(p.mode in DEEP for p in self.pictures), "pictures are deeper than 8 bits"),
+            (sum(p.deep for p in self.pictures), "pictures are deeper than 8 bits"),
             (sum(len(group) - 1 for group in self.same), "pictures are copies of another one"),
             (sum(len(group) - 1 for group in self.near), "pictures are nearly another one"),
             (len(self.leaks), "groups of such pictures lie in more than one split: results will flatter"),
@@ -107,10 +110,6 @@ class Check:
             if many:
                 told.append(f"{many:,} {what}")
         return told
-
-
-DEEP = frozenset(("I", "F", "I;16", "I;16B", "I;16L"))
-"""Modes of more than 8 bits."""
 
 
 def check(source: Source, *, progress: Progress | None = None) -> Check:
@@ -139,11 +138,12 @@ def _of_files(listing: Listing, split: str) -> Iterator[Picture]:
 
 def _file(name: str, split: str, label: int) -> Picture:
     try:
-        size, mode, rotated = picture_header(Path(name))
-        digest = sha256(Path(name))
-        if mode in DEEP:
-            return Picture(name, split, label, size, mode, rotated, digest, broken="deeper than 8 bits")
-        return Picture(name, split, label, size, mode, rotated, digest, look(read_picture(Path(name), 1)))
+        header = read_header(Path(name))
+        channels = header.channels if header.channels not in (1, 3) else 1
+        seen = look(read_picture(Path(name), channels).float().mean(0, keepdim=True))
+        return Picture(
+            name, split, label, header.size, header.mode, header.rotated, header.deep, sha256(Path(name)), seen
+        )
     except (DataError, OSError) as error:
         return Picture(name, split, label, broken=str(error).removeprefix(f"{name}: "))
 
@@ -151,11 +151,14 @@ def _file(name: str, split: str, label: int) -> Picture:
 def _of_pixels(listing: Listing, split: str) -> Iterator[Picture]:
     pixels = listing.pixels
     assert pixels is not None
-    mode = {1: "L", 3: "RGB"}.get(pixels.shape[1], f"{pixels.shape[1]} channels")
-    size = (pixels.shape[3], pixels.shape[2])
+    deep = pixels.dtype != torch.uint8
+    channels, size = pixels.shape[1], (pixels.shape[3], pixels.shape[2])
+    mode = f"{channels} x float32" if deep else {1: "L", 3: "RGB"}.get(channels, f"{channels} x uint8")
     for name, label, each in zip(listing.names, listing.labels.tolist(), pixels, strict=True):
         digest = hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest()
-        yield Picture(name, split, label, size, mode, digest=digest, look=look(each.float().mean(0, keepdim=True)))
+        yield Picture(
+            name, split, label, size, mode, deep=deep, digest=digest, look=look(each.float().mean(0, keepdim=True))
+        )
 
 
 def look(grey: Tensor) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from convatlas.data.images import Listing, are_grey, check_same_classes
+from convatlas.data.decode import kind_of
+from convatlas.data.images import Listing, check_same_classes
 from convatlas.data.sources import SPLIT_FOLDERS, Source, mixed_once
 from convatlas.errors import DataError
 
@@ -58,7 +59,7 @@ class PictureList(Source):
                 groups=torch.tensor([groups[group] for _, _, group in part]) if grouped else None,
             )
         self.listings["train"] = mixed_once(self.listings["train"])
-        self.channels = 1 if are_grey(self.listings["train"].names) else 3
+        self.channels, self.deep = kind_of(self.listings["train"].names)
 
     @staticmethod
     def _split(table: Path, line: int, told: str) -> str:

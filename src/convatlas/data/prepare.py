@@ -17,7 +17,8 @@ import PIL
 import torch
 from torch import Tensor
 
-from convatlas.data.images import Broken, Images, Listing, read_picture
+from convatlas.data.decode import read_picture
+from convatlas.data.images import Broken, Images, Listing
 from convatlas.download import Progress, sha256
 from convatlas.errors import DataError, RunError, brief
 from convatlas.files import PART, cache_folder, write_text
@@ -33,7 +34,7 @@ CACHE_LIMIT = 40 * 2**30
 """Bytes that prepared pictures may take in the cache; what was not used for longest makes room."""
 
 
-VERSIONS = (1, torch.__version__, PIL.__version__)
+VERSIONS = (2, torch.__version__, PIL.__version__)
 """What the pixels depend on besides files and preprocessing: this file, and who decodes and resizes."""
 
 
@@ -53,12 +54,10 @@ def prepared(
     """
     if listing.pixels is not None:
         return _of_array(listing, listing.pixels, steps, roomy)
-    if steps.channels not in (1, 3):
-        raise DataError(f"{listing.names[0]}: pictures have 1 or 3 channels, not {steps.channels}; see --channels")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(_digest, listing.names))
     told = json.dumps([VERSIONS, steps.to_plain(), roomy, digests], sort_keys=True)
-    store = Store(cache_folder() / "pictures" / hashlib.sha256(told.encode()).hexdigest()[:32])
+    store = Store(cache_folder() / "pictures" / hashlib.sha256(told.encode()).hexdigest()[:32], steps.dtype)
     side = steps.resize if roomy else steps.size
     shape = (len(listing), steps.channels, side, side)
     held = store.opened(shape)
@@ -79,6 +78,12 @@ def prepared(
 
 def _of_array(listing: Listing, pixels: Tensor, steps: Preprocessing, roomy: bool) -> Images:
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
+    if steps.window is not None:
+        low, high = steps.window
+        share = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        pixels = ((share - low) / (high - low)).clamp(0, 1) * 255
+    elif pixels.dtype != torch.uint8:
+        pixels = (pixels.clamp(0, 1) * 255).round().byte()
     if pixels.shape[1] != steps.channels:
         raise DataError(f"{listing.names[0]}: has {pixels.shape[1]} channel(s), not {steps.channels}; see --channels")
     height, width = pixels.shape[-2:]
@@ -101,7 +106,7 @@ def _read(
 
     def read(name: str) -> tuple[Tensor, float] | str:
         try:
-            picture = read_picture(Path(name), steps.channels)
+            picture = read_picture(Path(name), steps.channels, steps.window)
             aspect = picture.shape[-1] / picture.shape[-2]
             return (steps.squeezed(picture[None])[0] if roomy else steps.geometry(picture)), aspect
         except DataError as error:
@@ -129,6 +134,11 @@ class Store:
     """
 
     path: Path
+    dtype: torch.dtype = torch.uint8
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of pixels of a shape."""
+        return math.prod(shape) * self.dtype.itemsize
 
     @property
     def _files(self) -> tuple[Path, Path]:
@@ -139,11 +149,11 @@ class Store:
         raw, told = self._files
         try:
             notes: Notes = json.loads(told.read_text(encoding="utf-8"))
-            if raw.stat().st_size != math.prod(shape) or len(notes["aspects"]) + len(notes["broken"]) != shape[0]:
+            if raw.stat().st_size != self.size(shape) or len(notes["aspects"]) + len(notes["broken"]) != shape[0]:
                 return None
             with suppress(OSError):
                 os.utime(raw)  # was used
-            return _mapped(raw, shape, shared=False), notes
+            return self._mapped(raw, shape, shared=False), notes
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             return None
 
@@ -152,13 +162,13 @@ class Store:
 
         Raises DataError if neither has.
         """
-        size = math.prod(shape)
+        size = self.size(shape)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _make_room(self.path.parent, size)
             with self._part.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a mapped file must not run out of disk later
-            return _mapped(self._part, shape, shared=True)
+            return self._mapped(self._part, shape, shared=True)
         except (OSError, RuntimeError, AttributeError) as error:
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
@@ -168,7 +178,7 @@ class Store:
                     f"{MEMORY_LIMIT / 2**30:.0f}, and the cache in {self.path.parent} has no place ({brief(error)}); "
                     "set CONVATLAS_CACHE to a larger disk, or use a smaller --size or fewer pictures"
                 ) from error
-            return torch.empty(shape, dtype=torch.uint8)
+            return torch.empty(shape, dtype=self.dtype)
 
     @property
     def _part(self) -> Path:
@@ -183,9 +193,8 @@ class Store:
                 write_text(told, json.dumps(notes))
         return pixels, notes
 
-
-def _mapped(path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
-    return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=torch.uint8).view(shape)
+    def _mapped(self, path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
+        return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=self.dtype).view(shape)
 
 
 def _make_room(folder: Path, size: int) -> None:

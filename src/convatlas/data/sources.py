@@ -8,13 +8,15 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from convatlas.data.images import EXTENSIONS, Broken, Dataset, Listing, are_grey, check_same_classes, pictures_in
+from convatlas.data.decode import EXTENSIONS, Statistics, kind_of, pictures_in, read_shares, statistics
+from convatlas.data.images import Broken, Dataset, Listing, check_same_classes
 from convatlas.data.prepare import prepared
 from convatlas.data.randomness import epoch_order
 from convatlas.data.splits import split_off, with_val
@@ -32,11 +34,25 @@ class Source:
     """What `find` takes to find it again, from any working directory."""
     classes: tuple[str, ...]
     channels: int
+    deep: bool = False
+    """Whether most of the training pictures have more than 8 bits."""
 
     @cached_property
     def listings(self) -> dict[str, Listing]:
         """The splits that the data has: train, and perhaps val and test; read once."""
         raise NotImplementedError
+
+    def statistics(self, channels: int) -> Statistics | None:
+        """Return what the training pictures hold; None for 8-bit pictures in grey or RGB, which every network knows."""
+        if not self.deep and channels in (1, 3):
+            return None
+        train = self.listings["train"]
+        pixels = train.pixels
+        if pixels is not None:
+            reads = [partial(_shares, pixels, i) for i in range(len(pixels))]
+        else:
+            reads = [partial(read_shares, Path(name), channels) for name in train.names]
+        return statistics(reads, deep=self.deep, where=self.location)
 
     def load(
         self,
@@ -71,6 +87,10 @@ class Source:
                 found = [self.classes[i] for i in part.labels.unique().tolist()]
                 check_same_classes(self.classes, found, split=split, where=self.location)
         return Dataset(self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(broken))
+
+
+def _shares(pixels: Tensor, number: int) -> Tensor:
+    return pixels[number].float() / 255 if pixels.dtype == torch.uint8 else pixels[number]
 
 
 def find(data: str | Path, *, download: bool = False, progress: Progress | None = None) -> Source:
@@ -240,7 +260,7 @@ class PictureFolder(Source):
             check_same_classes(self.classes, _class_folders(root), split=split, where=folder)
             self.listings[split] = _list_pictures(root, self.classes)
         self.listings["train"] = mixed_once(self.listings["train"])
-        self.channels = 1 if are_grey(self.listings["train"].names) else 3
+        self.channels, self.deep = kind_of(self.listings["train"].names)
 
 
 def mixed_once(listing: Listing) -> Listing:

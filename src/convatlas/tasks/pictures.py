@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from convatlas.data.images import read_picture
+from convatlas.data.decode import read_picture
 from convatlas.errors import DataError
 from convatlas.files import atomic
 from convatlas.tasks import metrics

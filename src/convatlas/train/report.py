@@ -137,8 +137,8 @@ def _mistakes(result: Result, images: Images, classes: Sequence[str]) -> list[st
 
 
 def _picture(pixels: Tensor) -> bytes:
-    """Return uint8 (channels, h, w) as PNG: grey, RGB, or the first three of other channels."""
-    array = pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]
+    """Return pixels (channels, h, w) as PNG: grey, RGB, or the first three of other channels."""
+    array = (pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]).byte()
     image = Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy())
     buffer = io.BytesIO()
     image.save(buffer, format="png")

@@ -467,6 +467,9 @@ def start(
     channels = source.channels if settings.channels is None else settings.channels
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = usually.for_size(spec.resolution).for_channels(channels)
+    held = source.statistics(channels)
+    if held:
+        preprocessing = dataclasses.replace(preprocessing, window=held.window, mean=held.mean, std=held.std)
     dataset = _loaded_in_turn(ranks, source, preprocessing, recipe, seed, settings, progress)
     way = None if not ranks.first else computing.choose(
         spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
