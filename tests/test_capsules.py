@@ -13,7 +13,7 @@ from convatlas.catalog import CATALOG, grow
 from convatlas.families.capsnet import CapsNet, Decoder, reconstruct
 from convatlas.joins import Network
 from convatlas.layers.capsules import Length, PrimaryCapsules, RoutedCapsules, squash
-from convatlas.tasks.classification import CRITERIA, margin
+from convatlas.tasks.losses import CRITERIA, margin
 
 SMALL = CapsNet(conv=8, types=4, decoder=(16, 32))
 

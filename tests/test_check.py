@@ -50,7 +50,7 @@ def test_copies_and_leaks_are_found(photos: Path) -> None:
     names = [{Path(p.name).name for p in group} for group in checked.same]
     assert sorted(map(sorted, names)) == [["00.png", "copy.png"], ["01.png", "leak.png"], ["02.png", "other.png"]]
     assert [{p.split for p in group} for group in checked.leaks] == [{"train", "val"}]
-    assert [{p.label for p in group} for group in checked.contradictions] == [{0, 1}]
+    assert [{p.labels for p in group} for group in checked.contradictions] == [{(0,), (1,)}]
     assert checked.near == ()
     assert "3 pictures are copies of another one" in checked.findings()
 

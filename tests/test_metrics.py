@@ -11,7 +11,9 @@ from sklearn import metrics as theirs
 from torch import Tensor
 
 from convatlas.tasks import metrics
-from convatlas.tasks.classification import CRITERIA, judged
+from convatlas.tasks.evaluation import judged
+from convatlas.tasks.losses import CRITERIA
+from convatlas.tasks.results import Result
 
 
 def drawn(seed: int, *, count: int = 300, classes: int = 7) -> tuple[Tensor, Tensor]:
@@ -38,7 +40,8 @@ def test_calibration_error_is_its_definition() -> None:
     labels = torch.tensor([0, 1, 1, 0])
     # bins of a 15th: 0.9 and 0.91 are in one
     expected = 2 / 4 * abs(0.905 - 0.5) + 1 / 4 * abs(0.8 - 1) + 1 / 4 * abs(0.6 - 1)
-    assert metrics.calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-6)
+    answers = Result(probabilities, labels, 0.0).answers
+    assert metrics.calibration_error(*answers) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 5.0])

@@ -22,8 +22,9 @@ from convatlas.download import Progress
 from convatlas.errors import DataError, ModelFileError, WeightsError
 from convatlas.joins import Network
 from convatlas.modelfile import Header
-from convatlas.tasks import classification
-from convatlas.tasks.classification import CRITERIA, Result
+from convatlas.tasks.evaluation import evaluate as run_through
+from convatlas.tasks.losses import CRITERIA
+from convatlas.tasks.results import Result
 from convatlas.weights import Weights, build
 from convatlas.weights import find as find_weights
 
@@ -33,11 +34,16 @@ Picture = str | Path | Image.Image | NDArray[Any] | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says about one picture: its classes, most probable first; `error` says why it was unreadable."""
+    """What the network says about one picture: its classes, most probable first; `error` says why it was unreadable.
+
+    labels: the classes that the picture is said to be of: the most probable one, or all above their thresholds where
+        there may be several.
+    """
 
     source: str
     probabilities: dict[str, float]
     error: str = ""
+    labels: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -125,11 +131,17 @@ class Model:
         if split not in names:
             raise DataError(f"{data}: there is no split {split!r}; there are {', '.join(names)}")
         images = dataset.whole if split == "all" else dataset.splits[split]
-        order = torch.tensor([self.classes.index(name) for name in source.classes])
-        images = replace(images, labels=order[images.labels])
-        result = classification.evaluate(
-            self.network, images, self.header.preprocessing, CRITERIA[self.header.criterion],
-            temperature=self.header.temperature,
+        several = CRITERIA[self.header.criterion].several
+        if source.several != several:
+            held = "any number of classes" if source.several else "one class"
+            raise DataError(f"{data}: its pictures are of {held}, the network was not trained for that")
+        if several:
+            labels = images.labels[:, [source.classes.index(name) for name in self.classes]]
+        else:
+            labels = torch.tensor([self.classes.index(name) for name in source.classes])[images.labels]
+        result = run_through(
+            self.network, replace(images, labels=labels), self.header.preprocessing, CRITERIA[self.header.criterion],
+            temperature=self.header.temperature, thresholds=self.header.thresholds,
         )  # fmt: skip
         return Evaluation(split, result, dataset.broken)
 
@@ -152,7 +164,10 @@ class Model:
 
     def _named(self, source: str, row: Tensor) -> Prediction:
         order = row.argsort(descending=True, stable=True)
-        return Prediction(source, {self.classes[i]: float(row[i]) for i in order.tolist()})
+        named = {self.classes[i]: float(row[i]) for i in order.tolist()}
+        least = dict(zip(self.classes, self.header.thresholds, strict=False))
+        said = tuple(name for name, p in named.items() if p >= least[name]) if least else (next(iter(named)),)
+        return Prediction(source, named, labels=said)
 
 
 def load(path: str | Path) -> Model:
@@ -164,7 +179,7 @@ def load(path: str | Path) -> Model:
     if str(path).partition("@")[0] in CATALOG and not Path(path).exists():
         return from_weights(find_weights(str(path)))
     network, header = modelfile.load(path)
-    if header.task != "classification":
+    if header.task not in ("classification", "tagging"):
         raise ModelFileError(f"{path}: unknown task {header.task!r}; upgrade convatlas")
     if header.criterion not in CRITERIA:
         raise ModelFileError(f"{path}: unknown criterion {header.criterion!r}; upgrade convatlas")

@@ -30,7 +30,7 @@ FORMAT = 1
 
 _FIELDS = {
     "format": int, "name": str, "task": str, "spec": dict, "classes": list, "preprocessing": dict, "criterion": str,
-    "temperature": float, "training": dict, "metrics": dict, "licence": str,
+    "temperature": float, "thresholds": list, "training": dict, "metrics": dict, "licence": str,
 }  # fmt: skip
 
 
@@ -39,7 +39,9 @@ class Header:
     """Everything about the weights that the weights do not say themselves.
 
     criterion: the loss they were trained with, which decides how outputs become probabilities.
+    task: "classification", one class for each picture, or "tagging", any number of them.
     temperature: what logits are divided by before they become probabilities, fitted on the val split.
+    thresholds: of tagging, from which probability on each class is said to be there, fitted on the val split.
     training: recipe, seed, data, fingerprint, versions: how the weights came about.
     metrics: split -> measured numbers.
     licence: what the owner of the weights allows; empty where nothing was stated.
@@ -52,6 +54,7 @@ class Header:
     criterion: str
     task: str = "classification"
     temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float | int]] = field(default_factory=dict)
     licence: str = ""
@@ -66,6 +69,7 @@ class Header:
             "preprocessing": self.preprocessing.to_plain(),
             "criterion": self.criterion,
             "temperature": self.temperature,
+            "thresholds": list(self.thresholds),
             "training": dict(self.training),
             "metrics": {split: dict(numbers) for split, numbers in self.metrics.items()},
             "licence": self.licence,
@@ -165,6 +169,11 @@ def _header(path: Path, plain: dict[str, Any]) -> Header:
         raise ModelFileError(f"{path}: {error}") from error
     if not 0 < plain["temperature"] < math.inf:
         raise ModelFileError(f"{path}: header field 'temperature' must be above 0")
+    thresholds = plain["thresholds"]
+    if not all(type(value) is float and 0 <= value <= 1 for value in thresholds) or (
+        len(thresholds) != (len(classes) if plain["task"] == "tagging" else 0)
+    ):
+        raise ModelFileError(f"{path}: header field 'thresholds' must hold a share for each class of a tagging network")
     if preprocessing.size != spec.resolution:
         raise ModelFileError(
             f"{path}: preprocessing gives {preprocessing.size} px, the network reads {spec.resolution}"
@@ -172,4 +181,6 @@ def _header(path: Path, plain: dict[str, Any]) -> Header:
     kept = {
         name: plain[name] for name in ("name", "task", "criterion", "temperature", "training", "metrics", "licence")
     }
-    return Header(spec=spec, classes=tuple(classes), preprocessing=preprocessing, **kept)
+    return Header(
+        spec=spec, classes=tuple(classes), preprocessing=preprocessing, thresholds=tuple(thresholds), **kept
+    )  # fmt: skip

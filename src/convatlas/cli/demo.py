@@ -12,7 +12,8 @@ from PIL import Image
 from convatlas.cli import show
 from convatlas.model import load
 from convatlas.tables import fields
-from convatlas.tasks.classification import CRITERIA, evaluate
+from convatlas.tasks.evaluation import evaluate
+from convatlas.tasks.losses import CRITERIA
 from convatlas.tasks.pictures import draw_overview
 from convatlas.train import recipe
 from convatlas.train.run import Settings, start
@@ -36,7 +37,7 @@ def demo(out: Path | None) -> None:
     say(f"\n2. Predict {SHOWN} held-out digits from the model file", style="bold")
     # one of each class first, then as they come, with every mistake among them
     result = run.results["test"]
-    mistakes = (result.predicted != result.labels).nonzero().flatten().tolist()
+    mistakes = result.wrong.nonzero().flatten().tolist()
     firsts = [int((test.labels == label).nonzero()[0]) for label in range(len(run.config.classes))]
     chosen = list(dict.fromkeys([*firsts, *mistakes, *range(len(test))]))[:SHOWN]
     folder = run.folder / "examples"

@@ -355,10 +355,9 @@ def evaluate(
     model = load(file)
     with show.reading() as progress:
         split, result, broken = model.evaluate(data, split=split, max_broken=max_broken, progress=progress)
-    confusion = result.confusion
-    counts = list(zip(model.classes, confusion.sum(1).tolist(), confusion.diag().tolist(), strict=True))
+    columns, rows = show.by_class(result, model.classes)
     if as_json:
-        classes = {name: {"pictures": pictures, "right": right} for name, pictures, right in counts}
+        classes = {name: dict(zip(columns[1:], values, strict=True)) for name, *values in rows}
         unread = [dataclasses.asdict(picture) for picture in broken]
         summary = {
             "model": str(file),
@@ -370,8 +369,10 @@ def evaluate(
         }
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
-    rows = [(name, pictures, right, f"{right / pictures:.2%}" if pictures else "") for name, pictures, right in counts]
-    show.table(("class", "pictures", "right", "accuracy"), rows, right=("pictures", "right", "accuracy"))
+    shown = [
+        tuple("" if v is None else f"{v:.2%}" if isinstance(v, float) else str(v) for v in values) for values in rows
+    ]
+    show.table(columns, shown, right=columns[1:])
     whole = "; all pictures: a flattering number if the network was trained on some of them"
     show.measured(split, result, whole if split == "all" else "")
     show.left_out(broken)
@@ -397,7 +398,8 @@ def predict(
     if as_json:
         for p in predictions:
             line = {"source": p.source, "error": p.error} if p.error else {
-                "source": p.source, "label": p.label, "probability": p.probability, "probabilities": p.probabilities,
+                "source": p.source, "label": p.label, "probability": p.probability, "labels": list(p.labels),
+                "probabilities": p.probabilities,
             }  # fmt: skip
             print(json.dumps(line, ensure_ascii=False))
     elif as_csv:
@@ -407,8 +409,11 @@ def predict(
             numbers = [f"{p.probabilities[name]:.6f}" if not p.error else "" for name in (p.label, *model.classes)]
             writer.writerow([p.source, p.label, *numbers, p.error])
     elif good:
-        rows = [(p.source, *(f"{q:7.2%}  {name}" for name, q in list(p.probabilities.items())[:top])) for p in good]
-        show.table(("picture", "most probable", *("next",) * (top - 1)), rows)
+        several = model.header.task == "tagging"
+        said = [(", ".join(p.labels) or "-",) if several else () for p in good]
+        likely = [[f"{q:7.2%}  {name}" for name, q in list(p.probabilities.items())[:top]] for p in good]
+        rows = [(p.source, *says, *cells) for p, says, cells in zip(good, said, likely, strict=True)]
+        show.table(("picture", *("is",) * several, "most probable", *("next",) * (top - 1)), rows)
     broken = [p for p in predictions if p.error]
     for p in broken:
         show.errors.print(f"convatlas: {p.error}", style="red")
@@ -478,7 +483,7 @@ def data_check(
     for picture in checked.broken[:10]:
         show.console.print(f"  {picture.name}: {picture.broken}")
     for group in [*checked.leaks, *checked.contradictions][:10]:
-        show.console.print("  " + " = ".join(f"{p.name} ({p.split}, {checked.classes[p.label]})" for p in group[:4]))
+        show.console.print("  " + " = ".join(f"{p.name} ({p.split}, {checked.named(p)})" for p in group[:4]))
     if sheet is not None:
         show.console.print(str(sheet))
 

@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from convatlas.data.images import Broken
     from convatlas.download import Progress
-    from convatlas.tasks.classification import Result
+    from convatlas.tasks.results import Result
     from convatlas.train.loop import Step
     from convatlas.train.run import Run
 
@@ -83,7 +83,7 @@ def train(run: Run) -> None:
 
 def _train(run: Run) -> None:
     recipe, count = run.config.recipe, len(run.dataset.train)
-    val = "val error" if run.dataset.val else ""
+    val = "" if not run.dataset.val else "val mAP" if run.several else "val error"
     console.print(f"{'epoch':>7}  {'loss':>8}  {'train error':>11}  {val:>9}  {'seconds':>7}", style="bold")
 
     every = max(1, recipe.epochs // 25)
@@ -92,7 +92,8 @@ def _train(run: Run) -> None:
         """Print the row of an epoch; of a long training every n-th."""
         if epoch["epoch"] % every and epoch["epoch"] != recipe.epochs:
             return
-        val = f"{1 - epoch['val_accuracy']:.2%}" if "val_accuracy" in epoch else ""
+        shown = epoch.get("val_map", 1 - epoch["val_accuracy"] if "val_accuracy" in epoch else None)
+        val = "" if shown is None else f"{shown:.2%}"
         best = "  best" if run.state.best_epoch == epoch["epoch"] and val else ""
         errors_told = f"{1 - epoch['train_accuracy']:>11.2%}  {val:>9}"
         text = f"{epoch['epoch']:>7}  {epoch['train_loss']:>8.4f}  {errors_told}  {epoch['seconds']:>7.1f}{best}"
@@ -135,7 +136,23 @@ def _train_in_lines(run: Run, tell: Callable[[dict[str, float]], None]) -> None:
 def measured(split: str, result: Result, note: str = "") -> None:
     """Print the headline number of a split."""
     pictures = f"{result.errors} of {len(result.labels):,} pictures wrong"
-    console.print(Text.assemble(f"{split}: accuracy ", (f"{result.accuracy:.2%}", "bold"), f", {pictures}{note}"))
+    named = {"map": "mean average precision"}.get(result.headline, result.headline)
+    console.print(Text.assemble(f"{split}: {named} ", (f"{result.score:.2%}", "bold"), f", {pictures}{note}"))
+
+
+def by_class(result: Result, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return columns and rows of what a split says about each class; shares are floats, None where there are none."""
+    from convatlas.tasks.results import Tags
+
+    if isinstance(result, Tags):
+        found, overlooked, invented = result.counts.tolist()
+        precisions = [value if value == value else None for value in result.precisions.tolist()]
+        pictures = [a + b for a, b in zip(found, overlooked, strict=True)]
+        columns = ("class", "pictures", "found", "seen where it is not", "average precision")
+        return columns, list(zip(classes, pictures, found, invented, precisions, strict=True))
+    pictures, right = result.confusion.sum(1).tolist(), result.confusion.diag().tolist()
+    shares = [r / n if n else None for r, n in zip(right, pictures, strict=True)]
+    return ("class", "pictures", "right", "accuracy"), list(zip(classes, pictures, right, shares, strict=True))
 
 
 def left_out(broken: Sequence[Broken]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from convatlas.data.images import Listing, check_same_classes
 from convatlas.data.sources import Source
@@ -40,25 +42,45 @@ class Arrays(Source):
                 pixels = pixels.astype(np.float32) / full
                 if not np.isfinite(pixels).all():
                     raise DataError(f"{where}: {split}: pictures hold values that are no numbers (nan or infinite)")
+            if numbers.ndim == 2:
+                self._add_tags(split, pixels, numbers, where)
+                continue
             whole = np.issubdtype(numbers.dtype, np.integer)
             if numbers.shape != pixels.shape[:1] or not whole or numbers.min() < 0 or numbers.max() >= len(classes):
                 raise DataError(
                     f"{where}: {split}: labels are {len(pixels)} class numbers below {len(classes)}, found "
                     f"{numbers.dtype} {numbers.shape}"
                 )
-            first = torch.from_numpy(pixels.copy())
-            shaped = first[:, None] if first.ndim == 3 else first.permute(0, 3, 1, 2).contiguous()
-            names = [f"{split}/{i}" for i in range(len(first))]
-            self.listings[split] = Listing(torch.from_numpy(numbers.astype(np.int64)), names, shaped)
+            self._add(split, pixels, torch.from_numpy(numbers.astype(np.int64)))
             found = [classes[i] for i in np.unique(numbers).tolist()]
             check_same_classes(classes, found, split=split, where=where)
         channels = self.listings["train"].pixels
         assert channels is not None
         self.channels = channels.shape[1]
 
+    def _add(self, split: str, pixels: NDArray[Any], labels: Tensor) -> None:
+        first = torch.from_numpy(pixels.copy())
+        shaped = first[:, None] if first.ndim == 3 else first.permute(0, 3, 1, 2).contiguous()
+        self.listings[split] = Listing(labels, [f"{split}/{i}" for i in range(len(first))], shaped)
+
+    def _add_tags(self, split: str, pixels: NDArray[Any], tags: NDArray[Any], where: object) -> None:
+        """Add a split whose pictures may be of several classes: (n, classes) of 0 and 1."""
+        if tags.shape != (len(pixels), len(self.classes)) or not np.isin(tags, (0, 1)).all():
+            raise DataError(
+                f"{where}: {split}: labels are 0 or 1 for {len(pixels)} pictures and {len(self.classes)} classes, "
+                f"found {tags.dtype} {tags.shape}"
+            )
+        self._add(split, pixels, torch.from_numpy(tags.astype(np.float32)))
+        unused = [name for name, held in zip(self.classes, tags.sum(0).tolist(), strict=True) if not held]
+        if split == "train" and unused:
+            raise DataError(f"{where}: train: no picture is of the class {', '.join(unused)}")
+
 
 def npz(path: Path) -> Arrays:
-    """Read a NumPy file with `x` and `y`, and perhaps `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names)."""
+    """Read a NumPy file with `x` and `y`, and perhaps `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names).
+
+    y: class numbers (n,), or 0 and 1 (n, classes) where pictures may be of several classes.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {key: file[key] for key in file.files}
@@ -72,6 +94,7 @@ def npz(path: Path) -> Arrays:
     splits |= {s: (held[f"x_{s}"], held[f"y_{s}"]) for s in ("val", "test") if {f"x_{s}", f"y_{s}"} <= set(held)}
     labels = held["y"]
     count = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
+    count = labels.shape[1] if labels.ndim == 2 else count
     names = held.get("classes", np.arange(max(count, 1)))
     return Arrays(path.stem, str(path.resolve()), tuple(map(str, names.tolist())), splits, path)
 

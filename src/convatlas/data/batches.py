@@ -15,9 +15,14 @@ from convatlas.data.randomness import epoch_order
 from convatlas.preprocessing import Preprocessing
 
 
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return class numbers (n,) as shares of the classes (n, classes); shares are returned as they are."""
+    return labels if labels.ndim == 2 else F.one_hot(labels, classes).float()
+
+
 @dataclass(frozen=True)
 class Batch:
-    """inputs (batch, channels, h, w) float32, labels (batch,), and the samples' numbers in their split.
+    """inputs (batch, channels, h, w) float32, labels as in their split, and the samples' numbers in it.
 
     mixed: shares of the classes (batch, classes), where every picture is mixed with another one.
     whole: pictures of the batch over all processes.
@@ -72,7 +77,7 @@ class Feed:
             if self.augment.mixes and count > 1:
                 others = partners(draw, count)
                 inputs, own = mixed(inputs, self._prepared(Draw(others, self.seed, epoch)), draw, self.augment)
-                first, second = (F.one_hot(self.labels[n], self.classes).float() for n in (samples, others))
+                first, second = (one_hot(self.labels[n], self.classes) for n in (samples, others))
                 yield Batch(inputs, labels, samples, torch.lerp(second, first, own[:, None]), len(batch))
             else:
                 yield Batch(inputs, labels, samples, whole=len(batch))

@@ -36,7 +36,7 @@ class Picture:
 
     name: str
     split: str
-    label: int
+    labels: tuple[int, ...]
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     rotated: bool = False
@@ -64,6 +64,10 @@ class Check:
     def broken(self) -> list[Picture]:
         return [picture for picture in self.pictures if picture.broken]
 
+    def named(self, picture: Picture) -> str:
+        """Return the classes of a picture as text."""
+        return " + ".join(self.classes[label] for label in picture.labels) or "no class"
+
     @property
     def modes(self) -> dict[str, int]:
         """How pixels are stored -> how many pictures."""
@@ -82,8 +86,8 @@ class Check:
 
     @property
     def contradictions(self) -> list[tuple[Picture, ...]]:
-        """Groups of equal pictures that are of more than one class."""
-        return [group for group in self.same if len({picture.label for picture in group}) > 1]
+        """Groups of equal pictures that are not of the same classes."""
+        return [group for group in self.same if len({picture.labels for picture in group}) > 1]
 
     @property
     def scarce(self) -> list[str]:
@@ -101,7 +105,7 @@ class Check:
             (sum(len(group) - 1 for group in self.same), "pictures are copies of another one"),
             (sum(len(group) - 1 for group in self.near), "pictures are nearly another one"),
             (len(self.leaks), "groups of such pictures lie in more than one split: results will flatter"),
-            (len(self.contradictions), "equal pictures are of several classes"),
+            (len(self.contradictions), "equal pictures are of different classes"),
             (
                 len(self.scarce),
                 f"classes have less than a tenth of the largest one's pictures: {', '.join(self.scarce)}",
@@ -122,7 +126,7 @@ def check(source: Source, *, progress: Progress | None = None) -> Check:
             if progress:
                 progress(f"looking at {split}", i, len(listing))
     good = [picture for picture in pictures if not picture.broken]
-    found = Counter((picture.split, picture.label) for picture in good)
+    found = Counter((picture.split, label) for picture in good for label in picture.labels)
     splits, labels = dict.fromkeys(picture.split for picture in pictures), range(len(source.classes))
     counts = {split: [found[split, label] for label in labels] for split in splits}
     same = _same(good)
@@ -133,19 +137,26 @@ def check(source: Source, *, progress: Progress | None = None) -> Check:
 
 def _of_files(listing: Listing, split: str) -> Iterator[Picture]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda name, label: _file(name, split, label), listing.names, listing.labels.tolist())
+        yield from pool.map(lambda name, labels: _file(name, split, labels), listing.names, _numbers(listing.labels))
 
 
-def _file(name: str, split: str, label: int) -> Picture:
+def _numbers(labels: Tensor) -> list[tuple[int, ...]]:
+    """Return the class numbers of each picture."""
+    if labels.ndim == 1:
+        return [(label,) for label in labels.tolist()]
+    return [tuple(row.nonzero().flatten().tolist()) for row in labels]
+
+
+def _file(name: str, split: str, labels: tuple[int, ...]) -> Picture:
     try:
         header = read_header(Path(name))
         channels = header.channels if header.channels not in (1, 3) else 1
         seen = look(read_picture(Path(name), channels).float().mean(0, keepdim=True))
         return Picture(
-            name, split, label, header.size, header.mode, header.rotated, header.deep, sha256(Path(name)), seen
+            name, split, labels, header.size, header.mode, header.rotated, header.deep, sha256(Path(name)), seen
         )
     except (DataError, OSError) as error:
-        return Picture(name, split, label, broken=str(error).removeprefix(f"{name}: "))
+        return Picture(name, split, labels, broken=str(error).removeprefix(f"{name}: "))
 
 
 def _of_pixels(listing: Listing, split: str) -> Iterator[Picture]:
@@ -154,10 +165,10 @@ def _of_pixels(listing: Listing, split: str) -> Iterator[Picture]:
     deep = pixels.dtype != torch.uint8
     channels, size = pixels.shape[1], (pixels.shape[3], pixels.shape[2])
     mode = f"{channels} x float32" if deep else {1: "L", 3: "RGB"}.get(channels, f"{channels} x uint8")
-    for name, label, each in zip(listing.names, listing.labels.tolist(), pixels, strict=True):
+    for name, labels, each in zip(listing.names, _numbers(listing.labels), pixels, strict=True):
         digest = hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest()
         yield Picture(
-            name, split, label, size, mode, deep=deep, digest=digest, look=look(each.float().mean(0, keepdim=True))
+            name, split, labels, size, mode, deep=deep, digest=digest, look=look(each.float().mean(0, keepdim=True))
         )
 
 

@@ -1,9 +1,11 @@
-"""A table that lists pictures: a row for each, with its file, its class, and perhaps its split and its group."""
+"""A table that lists pictures: a row for each, with its file, its class or classes, perhaps its split and its group."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,47 +18,93 @@ from convatlas.errors import DataError
 COLUMNS = {
     "file": ("file", "path", "image", "filename"),
     "label": ("label", "class", "category"),
+    "labels": ("labels", "tags", "classes"),
     "split": ("split", "set", "fold"),
     "group": ("group", "patient", "subject", "source"),
 }
-"""What each column may be called; the first two must be there."""
+"""What each column may be called."""
+
+SEPARATORS = re.compile(r"[|;,]")
+"""What stands between the classes of a picture in a column `labels`."""
+
+SAID = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "1.0": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "0.0": False,
+    "": False,
+}
+"""What a column for one class holds."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    path: str
+    classes: tuple[str, ...]
+    split: str
+    group: str
 
 
 class PictureList(Source):
-    """A CSV or Parquet table: `file` (from the table's own folder on), `label`, and perhaps `split` and `group`.
+    """A CSV or Parquet table: `file` (from the table's own folder on), its class, and perhaps `split` and `group`.
 
-    Pictures of one group, such as those of one patient, are never on both sides of a split that is made here.
+    `label` holds the one class of a picture. Where a picture may be of several classes, `labels` holds them, with |
+    between them, or each class has a column of 0 and 1. Pictures of one group, such as those of one patient, are never
+    on both sides of a split that is made here.
     """
 
     def __init__(self, table: Path) -> None:
         self.name, self.location = table.stem, str(table.resolve())
-        rows: dict[str, list[tuple[str, str, str]]] = {}
-        grouped = False
+        rows: dict[str, list[_Row]] = {}
+        reads: Callable[[Mapping[str, str]], tuple[str, ...] | None] | None = None
+        known: tuple[str, ...] = ()
         for line, row in _rows(table):
-            named = {what: _cell(row, names) for what, names in COLUMNS.items()}
-            for what in ("file", "label"):
-                if not named[what]:
-                    raise DataError(f"{table}: line {line}: no {what}; expected a column {' or '.join(COLUMNS[what])}")
-            path = table.parent / named["file"]
+            file = _cell(row, "file")
+            if not file:
+                raise DataError(f"{table}: line {line}: no file; expected a column {' or '.join(COLUMNS['file'])}")
+            if reads is None:
+                reads, known = _reader(table, row)
+            classes = reads(row)
+            if classes is None:
+                raise DataError(f"{table}: line {line}: no label; expected a column {' or '.join(COLUMNS['label'])}")
+            path = table.parent / file
             if not path.is_file():
                 raise DataError(f"{table}: line {line}: {path} is not there")
-            rows.setdefault(self._split(table, line, named["split"]), []).append(
-                (str(path), named["label"], named["group"])
-            )
-            grouped = grouped or bool(named["group"])
+            split = self._split(table, line, _cell(row, "split"))
+            rows.setdefault(split, []).append(_Row(line, str(path), classes, split, _cell(row, "group")))
         if "train" not in rows:
             raise DataError(f"{table}: " + ("no row is of the split train" if rows else "holds no rows"))
-        self.classes = tuple(sorted({label for _, label, _ in rows["train"]}))
-        if len(self.classes) < 2:
+        found = {name for row in rows["train"] for name in row.classes}
+        unused = [name for name in known if name not in found]
+        if unused:
+            raise DataError(f"{table}: no training picture is of the class {', '.join(unused)}")
+        self.classes = known or tuple(sorted(found))
+        single = reads is _label
+        if len(self.classes) < 1 + single:
             raise DataError(f"{table}: expected at least two classes, found {len(self.classes)}")
-        groups = {group: i for i, group in enumerate(dict.fromkeys(g for part in rows.values() for _, _, g in part))}
+        every = dict.fromkeys(row.group for part in rows.values() for row in part)
+        groups = {group: i for i, group in enumerate(every)}
+        numbers = {name: i for i, name in enumerate(self.classes)}
         self.listings = {}
         for split, part in rows.items():
-            check_same_classes(self.classes, list({label for _, label, _ in part}), split=split, where=table)
+            seen = {name for row in part for name in row.classes}
+            # a rare one of several classes may be missing; its scores are then left out
+            check_same_classes(self.classes, list(seen if single else seen | found), split=split, where=table)
+            if single:
+                labels = torch.tensor([numbers[held.classes[0]] for held in part])
+            else:
+                labels = torch.zeros(len(part), len(self.classes))
+                for i, held in enumerate(part):
+                    labels[i, [numbers[name] for name in held.classes]] = 1
             self.listings[split] = Listing(
-                torch.tensor([self.classes.index(label) for _, label, _ in part]),
-                [path for path, _, _ in part],
-                groups=torch.tensor([groups[group] for _, _, group in part]) if grouped else None,
+                labels,
+                [row.path for row in part],
+                groups=torch.tensor([groups[row.group] for row in part]) if any(groups) else None,
             )
         self.listings["train"] = mixed_once(self.listings["train"])
         self.channels, self.deep = kind_of(self.listings["train"].names)
@@ -71,12 +119,54 @@ class PictureList(Source):
         raise DataError(f"{table}: line {line}: the split {told!r} is none of train, val, test")
 
 
-def _cell(row: Mapping[str, str], names: tuple[str, ...]) -> str:
-    return next((row[name] for name in names if row.get(name)), "")
+def _column(name: str) -> str:
+    """Return the name of a column: in small letters if it is one of ours, as it is if it may be a class."""
+    lower = name.strip().lower()
+    return lower if any(lower in names for names in COLUMNS.values()) else name.strip()
+
+
+def _cell(row: Mapping[str, str], what: str) -> str:
+    return next((row[name] for name in COLUMNS[what] if row.get(name)), "")
+
+
+def _label(row: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the one class of a picture."""
+    label = _cell(row, "label")
+    return (label,) if label else None
+
+
+def _labels(row: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the classes of a picture that are listed in one cell."""
+    return tuple(dict.fromkeys(name.strip() for name in SEPARATORS.split(_cell(row, "labels")) if name.strip()))
+
+
+def _reader(
+    table: Path, row: Mapping[str, str]
+) -> tuple[Callable[[Mapping[str, str]], tuple[str, ...] | None], tuple[str, ...]]:
+    """Return what reads the classes of a row, and the classes where they are columns; () where cells name them."""
+    if any(name in row for name in COLUMNS["label"]):
+        return _label, ()
+    if any(name in row for name in COLUMNS["labels"]):
+        return _labels, ()
+    taken = {name for names in COLUMNS.values() for name in names}
+    columns = tuple(name for name in row if name not in taken)
+    if not columns:
+        return _label, ()
+
+    def marked(row: Mapping[str, str]) -> tuple[str, ...]:
+        wrong = next((name for name in columns if row.get(name, "").lower() not in SAID), None)
+        if wrong is not None:
+            raise DataError(
+                f"{table}: there is no column {' or '.join(COLUMNS['label'])}, and {wrong!r} holds {row[wrong]!r}: a "
+                "column for each class holds 0 and 1"
+            )
+        return tuple(name for name in columns if SAID[row.get(name, "").lower()])
+
+    return marked, columns
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line, row) with column names in small letters."""
+    """Yield (line, row)."""
     if table.suffix.lower() == ".parquet":
         try:
             from pyarrow import parquet
@@ -87,14 +177,14 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         except (OSError, ValueError) as error:
             raise DataError(f"{table}: no Parquet table ({error})") from error
         for line, row in enumerate(read, 1):
-            yield line, {str(key).lower(): "" if value is None else str(value) for key, value in row.items()}
+            yield line, {_column(str(key)): "" if value is None else str(value) for key, value in row.items()}
         return
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
-            sample = lines.read(4096)
+            head = lines.readline()
             lines.seek(0)
-            separator = "\t" if sample.count("\t") > sample.count(",") else ";" if ";" in sample else ","
+            separator = max(",\t;", key=head.count)
             for row in (reader := csv.DictReader(lines, delimiter=separator)):
-                yield reader.line_num, {str(k).strip().lower(): (v or "").strip() for k, v in row.items() if k}
+                yield reader.line_num, {_column(str(k)): (v or "").strip() for k, v in row.items() if k}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: no table of text in UTF-8 ({error})") from error

@@ -42,6 +42,11 @@ class Source:
         """The splits that the data has: train, and perhaps val and test; read once."""
         raise NotImplementedError
 
+    @property
+    def several(self) -> bool:
+        """Whether a picture may be of several classes, or of none."""
+        return self.listings["train"].labels.ndim == 2
+
     def statistics(self, channels: int) -> Statistics | None:
         """Return what the training pictures hold; None for 8-bit pictures in grey or RGB, which every network knows."""
         if not self.deep and channels in (1, 3):
@@ -84,7 +89,8 @@ class Source:
             )
         if broken:
             for split, part in images.items():
-                found = [self.classes[i] for i in part.labels.unique().tolist()]
+                held = part.labels.any(0).nonzero().flatten() if self.several else part.labels.unique()
+                found = [self.classes[i] for i in held.tolist()]
                 check_same_classes(self.classes, found, split=split, where=self.location)
         return Dataset(self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(broken))
 

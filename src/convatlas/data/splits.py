@@ -18,10 +18,13 @@ VAL_SHARE, VAL_LIMIT = 0.2, 5_000
 def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
     """Return the indices (rest, part): a stratified random `share` of the pictures, sorted, decided by `seed`.
 
-    Raises DataError if a class has fewer than 2 pictures or there are too few to have every class on both sides.
+    labels: (n,), or (n, classes) where pictures may be of several classes. Raises DataError if a class has fewer than 2
+        pictures or there are too few to have every class on both sides.
     """
     from sklearn.model_selection import train_test_split
 
+    if labels.ndim == 2:
+        return _split_tags(labels, share, seed=seed, where=where)
     counts = torch.bincount(labels)
     present = counts[counts > 0]
     size = max(round(len(labels) * share), len(present))
@@ -41,6 +44,26 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
+def _split_tags(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
+    """Share out the pictures class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
+    count = len(labels)
+    there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)  # no class is one of its own
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    chosen = torch.zeros(count, dtype=torch.bool)
+    waiting = torch.ones(count, dtype=torch.bool)
+    for label in there.sum(0).argsort(stable=True).tolist():
+        members = order[there[order, label]]
+        open_ = members[waiting[members]]
+        want = max(1, round(len(members) * share)) - int(chosen[members].sum()) if len(members) else 0
+        chosen[open_[: max(0, want)]] = True
+        waiting[open_] = False
+        if label < labels.shape[1] and (chosen[members].all() or not chosen[members].any()):
+            raise DataError(
+                f"{where}: every class needs at least 2 pictures that can be told apart; add pictures or a val split"
+            )
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
 def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
     """Return the indices (rest, part) of whole groups: about a `share` of the pictures, class by class, by `seed`.
 
@@ -49,6 +72,8 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = max(2, round(1 / share))
+    if labels.ndim == 2:
+        raise DataError(f"{where}: groups of pictures of several classes cannot be split; add a split column")
     try:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         pairs = [*splitter.split(np.zeros(len(labels)), labels.numpy(), groups.numpy())]

@@ -1,10 +1,11 @@
-"""What is measured of probabilities (n, classes) beside true labels (n,)."""
+"""What is measured of probabilities (n, classes) beside true labels, (n,) or (n, classes)."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def top(probabilities: Tensor, labels: Tensor, count: int) -> float:
@@ -27,10 +28,12 @@ def recall(confusion: Tensor) -> Tensor:
 BINS = 15
 
 
-def reliability(probabilities: Tensor, labels: Tensor) -> list[tuple[float, float, int]]:
-    """Return (mean confidence, accuracy, pictures) of each of 15 equal bins of confidence that has pictures."""
-    confidence, predicted = probabilities.max(1)
-    right = (predicted == labels).double()
+def reliability(confidence: Tensor, right: Tensor) -> list[tuple[float, float, int]]:
+    """Return (mean confidence, share that is right, answers) of each of 15 equal bins of confidence that has answers.
+
+    confidence: (answers,), the probability given to each; right: (answers,), whether it was so.
+    """
+    right = right.double()
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
     rows = []
     for number in bins.unique().tolist():
@@ -39,23 +42,26 @@ def reliability(probabilities: Tensor, labels: Tensor) -> list[tuple[float, floa
     return rows
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor) -> float:
-    """Return the expected calibration error: |confidence - accuracy|, the mean over all pictures (Guo et al. 2017)."""
-    rows = reliability(probabilities, labels)
-    return sum(count * abs(confidence - accuracy) for confidence, accuracy, count in rows) / len(labels)
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """Return the expected calibration error: |confidence - accuracy|, the mean over all answers (Guo et al. 2017)."""
+    return sum(count * abs(said - so) for said, so, count in reliability(confidence, right)) / len(right)
 
 
 def temperature(outputs: Tensor, labels: Tensor) -> float:
     """Return what to divide logits by, so that their softmax is most likely to be right (Guo et al. 2017, section 4.2).
 
-    Between 0.25 and 10: a few pictures that are all right would ask for zero.
+    The same for sigmoids, where labels are (n, classes). Between 0.25 and 10: a few pictures that are all right would
+    ask for zero.
     """
     from scipy.optimize import minimize_scalar
 
-    logits, chosen = outputs.double(), labels[:, None]
+    logits = outputs.double()
 
     def loss(log: float) -> float:
-        return -float((logits / np.exp(log)).log_softmax(1).gather(1, chosen).mean())
+        scaled = logits / np.exp(log)
+        if labels.ndim == 2:
+            return float(F.binary_cross_entropy_with_logits(scaled, labels.double()))
+        return float(F.cross_entropy(scaled, labels))
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.25), np.log(10)), method="bounded").x))
 
@@ -70,3 +76,52 @@ def interval(right: int, count: int, *, draws: int = 10_000, seed: int = 0) -> t
 def mean_of(values: Tensor) -> float:
     """Return the mean of the values that are numbers."""
     return float(torch.nanmean(values))
+
+
+def _precisions(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the average precision of one class (draws,), where picture i counts weights[draw, i] times.
+
+    The mean, over the pictures of the class, of the precision among all that are at least as probable.
+    """
+    ordered, order = probabilities.sort(descending=True)
+    counted = weights[:, order]
+    hits = counted * labels[order]
+    # equally probable pictures come together: each sees the last one's sums
+    last = torch.searchsorted(-ordered.contiguous(), -ordered.contiguous(), right=True) - 1
+    precision = hits.cumsum(1)[:, last] / counted.cumsum(1)[:, last].clamp(min=1)
+    return (precision * hits).sum(1) / hits.sum(1)
+
+
+def average_precisions(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Return the average precision of each class, as scikit-learn has it; nan where no picture is of the class."""
+    once = torch.ones(1, len(labels), dtype=torch.float64)
+    columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
+    return torch.cat([_precisions(p, y, once) for p, y in columns])
+
+
+def interval_of_map(probabilities: Tensor, labels: Tensor, *, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean average precision: pictures drawn again, with replacement."""
+    random, count = np.random.default_rng(seed), len(labels)
+    weights = torch.from_numpy(random.multinomial(count, np.full(count, 1 / count), draws)).double()
+    columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
+    means = torch.nanmean(torch.stack([_precisions(p, y, weights) for p, y in columns]), 0)
+    low, high = np.nanquantile(means.numpy(), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
+    """Return for each class the probability from which on saying so gives the best F1 score.
+
+    1/2 where no picture is of the class. Half way between the two probabilities on both sides, so that a rounding
+    decides nothing.
+    """
+    found = []
+    for p, y in zip(probabilities.double().unbind(1), labels.double().unbind(1), strict=True):
+        ordered, order = p.sort(descending=True)
+        said = torch.arange(1, len(p) + 1)
+        f1 = 2 * y[order].cumsum(0) / (said + y.sum())
+        below = torch.cat([ordered[1:], ordered.new_zeros(1)])
+        f1 = f1.where(below < ordered, -1)  # equally probable pictures cannot be told apart
+        best = int(f1.argmax())
+        found.append(float((ordered[best] + below[best]) / 2) if y.any() else 0.5)
+    return found

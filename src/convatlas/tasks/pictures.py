@@ -15,7 +15,7 @@ from convatlas.data.decode import read_picture
 from convatlas.errors import DataError
 from convatlas.files import atomic
 from convatlas.tasks import metrics
-from convatlas.tasks.classification import Result
+from convatlas.tasks.results import Result, Tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,16 +55,20 @@ def _plain_axes(axes: Any) -> None:
 
 
 def _curves(loss_axes: Any, error_axes: Any, history: Sequence[dict[str, float]]) -> None:
-    """Draw loss and error (log scale) against epochs, train and val, labelled at the lines."""
+    """Draw loss (log scale) and error against epochs, train and val, labelled at the lines.
+
+    Of pictures of several classes, what is missing to a mean average precision of 1 stands for the error on val.
+    """
     epochs = [row["epoch"] for row in history]
-    for axes, what in ((loss_axes, "loss"), (error_axes, "error, %")):
+    tags = "val_map" in history[0]
+    for axes, what in ((loss_axes, "loss"), (error_axes, "1 - mAP, %" if tags else "error, %")):
         for split, colour in (("train", TRAIN), ("val", RIGHT)):
-            if f"{split}_loss" not in history[0]:
+            if f"{split}_loss" not in history[0] or (tags and what != "loss" and split == "train"):
                 continue
             if what == "loss":
                 values = [row[f"{split}_loss"] for row in history]
             else:
-                values = [100 * (1 - row[f"{split}_accuracy"]) for row in history]
+                values = [100 * (1 - row["val_map" if tags else f"{split}_accuracy"]) for row in history]
             axes.plot(epochs, values, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=split)
         _plain_axes(axes)
         if what == "loss":
@@ -103,11 +107,37 @@ def confusion(result: Result, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def precision_recall(result: Tags, classes: Sequence[str]) -> Figure:
+    """Return precision against recall, a line for each class; the ten with the lowest average precision in colour."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.add_subplot()
+    precisions = result.precisions
+    order = precisions.nan_to_num(2).argsort(descending=True).tolist()
+    for place, label in enumerate(order):
+        truth = result.labels[:, label]
+        if not truth.any():
+            continue
+        hits = truth[result.probabilities[:, label].argsort(descending=True)].cumsum(0)
+        recall, precision = hits / truth.sum(), hits / torch.arange(1, len(hits) + 1)
+        if place >= len(order) - 10:
+            axes.plot(recall, precision, linewidth=1.3, label=f"{classes[label]} {precisions[label]:.2f}")
+        else:
+            axes.plot(recall, precision, linewidth=0.7, color=QUIET)
+    _plain_axes(axes)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall", fontsize=8, color=INK)
+    axes.set_ylabel("precision", fontsize=8, color=INK)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    return figure
+
+
 def reliability(result: Result) -> Figure:
     """Return accuracy against confidence: on the diagonal, a network is right as often as it says."""
     figure = _figure(3.6, 3.4)
     axes = figure.add_subplot()
-    rows = metrics.reliability(result.probabilities, result.labels)
+    rows = metrics.reliability(*result.answers)
     axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--")
     total = sum(count for _, _, count in rows)
     for confidence, accuracy, count in rows:
@@ -162,12 +192,12 @@ def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24)
     """Save a contact sheet: training pictures of every class, then groups that are the same or nearly so."""
     lines: list[tuple[str, list[str]]] = []
     for label, name in enumerate(checked.classes[:rows]):
-        good = [p for p in checked.pictures if p.label == label and p.split == "train" and not p.broken]
+        good = [p for p in checked.pictures if label in p.labels and p.split == "train" and not p.broken]
         step = max(1, len(good) // columns)
         lines.append((f"{name}\n{len(good):,}", [p.name for p in good[::step][:columns]]))
     for what, groups in (("copies", checked.same), ("nearly", checked.near)):
         for group in groups[:6]:
-            told = ", ".join(dict.fromkeys(f"{p.split}/{checked.classes[p.label]}" for p in group))
+            told = ", ".join(dict.fromkeys(f"{p.split}/{checked.named(p)}" for p in group))
             lines.append((f"{what}\n{told[:24]}", [p.name for p in group[:columns]]))
     figure = _figure(1.6 + 0.9 * columns, 0.95 * len(lines) + 0.2)
     for row, (told, names) in enumerate(lines):

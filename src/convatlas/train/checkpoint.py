@@ -23,7 +23,7 @@ class State:
 
     step: the next step to take. loss_sum, correct, seen: sums over the epoch so far, without the `skipped` steps.
     history: one row per epoch.
-    best_epoch, best_accuracy, best_loss: of the val split, so far. seconds: time spent training.
+    best_epoch, best_score, best_loss: of the val split, so far. seconds: time spent training.
     """
 
     step: int = 0
@@ -33,7 +33,7 @@ class State:
     skipped: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
-    best_accuracy: float = -1.0
+    best_score: float = -1.0
     best_loss: float = math.inf
     seconds: float = 0.0
     finished: bool = False

@@ -14,7 +14,7 @@ from convatlas.data.batches import Batch, Feed
 from convatlas.data.randomness import derive_key
 from convatlas.errors import RunError, brief
 from convatlas.joins import Network
-from convatlas.tasks.classification import CRITERIA
+from convatlas.tasks.losses import CRITERIA
 from convatlas.train.compute import Compute
 from convatlas.train.ranks import Ranks
 from convatlas.train.recipe import Recipe
@@ -105,7 +105,7 @@ def train(
             before = [buffer.clone() for buffer in network.buffers()]
             outputs, loss = learner.fitting(batch, before)
             ranks.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
-            sums = torch.stack([loss, (outputs.argmax(1) == batch.labels).sum().to(loss)])
+            sums = torch.stack([loss, learner.criterion.right(outputs, batch.labels).sum().to(loss)])
             ranks.sum([sums])
             value, right = sums.tolist()
             norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
@@ -142,7 +142,9 @@ class Learner:
     def measure(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
         losses = self.criterion.loss(outputs.float(), targets, self.recipe.smoothing)
-        if self.importance is not None:
+        if self.importance is not None and self.criterion.several:
+            losses = losses * torch.lerp(torch.ones_like(targets), self.importance, targets)
+        elif self.importance is not None:
             losses = losses * (self.importance[targets] if targets.ndim == 1 else targets @ self.importance)
         return losses.mean()
 

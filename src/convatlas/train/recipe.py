@@ -13,7 +13,7 @@ from torch import optim
 from convatlas.data.augment import Augment
 from convatlas.errors import SpecError, nearest
 from convatlas.joins import Network, depth_groups
-from convatlas.tasks.classification import CRITERIA
+from convatlas.tasks.losses import CRITERIA, SMOOTHED
 
 Optimizer = Literal["sgd", "adamw", "rmsprop"]
 Schedule = Literal["constant", "cosine", "onecycle"]
@@ -33,7 +33,8 @@ class Recipe:
     momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
     weight_decay: on weights only, never on biases, gains and norms.
     clip: largest norm of the gradient of all weights; a longer one is shortened. 0: as it is.
-    smoothing: share of the target that is spread over all classes (cross entropy only).
+    loss: one of convatlas.tasks.losses; where pictures may be of several classes, cross entropy becomes binary.
+    smoothing: share of the target that is spread over all classes (cross entropies only).
     balance: weight of a class in the loss: its share of the pictures to the power of -balance. 0: all alike; 1: as if
         all classes had equally many pictures.
     average: decay per step of a moving average of the weights, which is measured and sealed in their place. 0: none.
@@ -84,8 +85,8 @@ class Recipe:
         ):
             if getattr(self, name) not in known:
                 raise SpecError(f"recipe.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.smoothing and self.loss != "cross_entropy":
-            raise SpecError(f"recipe.smoothing: only cross_entropy can be smoothed, not {self.loss}")
+        if self.smoothing and self.loss not in SMOOTHED:
+            raise SpecError(f"recipe.smoothing: only {' and '.join(SMOOTHED)} can be smoothed, not {self.loss}")
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of `step`, counted from 0 over the whole training."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from convatlas.costs import cost
 from convatlas.data.images import Images
 from convatlas.tasks import metrics, pictures
-from convatlas.tasks.classification import Result
+from convatlas.tasks.results import Result, Tags
 
 if TYPE_CHECKING:
     from convatlas.train.run import Run
@@ -44,16 +44,10 @@ def report(run: Run) -> str:
         f"<h1>{_text(config.model)} on {_text(run.dataset.name)}</h1>",
         f"<p class=quiet>{len(config.classes)} classes; {_counts(run)}; seed {config.seed}; "
         f"{_text(config.settings.device)}, {_text(run.compute)}; {run.state.seconds:,.0f} s of training</p>",
-        f"<p><span class=big>{numbers['accuracy']:.2%}</span> of the {split} pictures are right: {numbers['errors']:,} "
-        f"of {numbers['pictures']:,} are wrong. 95 % interval {numbers['accuracy_low']:.2%} to "
-        f"{numbers['accuracy_high']:.2%}.{chosen}</p>",
-        _table(
-            ("split", "pictures", "wrong", "accuracy", "top 5", "balanced", "macro F1", "loss", "calibration error"),
-            [_row(name, each.summary()) for name, each in run.results.items()],
-        ),
+        f"<p>{_headline(split, numbers)}{chosen}</p>",
+        _splits(run),
         "<h2>Learning</h2>", _figure(pictures.curves(run.state.history)),
-        "<h2>Where it is wrong</h2>", _figure(pictures.confusion(result, config.classes)),
-        _classes(result, config.classes),
+        "<h2>Where it is wrong</h2>", *_where(result, config.classes),
         *_mistakes(result, images, config.classes),
         "<h2>Is it as sure as it is right?</h2>", _figure(pictures.reliability(result)),
         f"<p>Outputs are divided by a temperature of {run.temperature:.3f}, fitted on val, before they become "
@@ -78,12 +72,39 @@ def _counts(run: Run) -> str:
     return ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
 
 
-def _row(name: str, numbers: Mapping[str, float | int]) -> tuple[str, ...]:
-    shares = (f"{numbers[key]:.2%}" for key in ("accuracy", "top5", "balanced_accuracy", "macro_f1"))
+def _headline(split: str, numbers: Mapping[str, float | int]) -> str:
+    if "map" in numbers:
+        return (
+            f"<span class=big>{numbers['map']:.2%}</span> is the mean average precision on {split}. 95 % interval "
+            f"{numbers['map_low']:.2%} to {numbers['map_high']:.2%}. Every class is right for "
+            f"{numbers['pictures'] - numbers['errors']:,} of {numbers['pictures']:,} pictures."
+        )
     return (
-        name, f"{numbers['pictures']:,}", f"{numbers['errors']:,}", *shares, f"{numbers['loss']:.4f}",
-        f"{numbers['ece']:.2%}",
-    )  # fmt: skip
+        f"<span class=big>{numbers['accuracy']:.2%}</span> of the {split} pictures are right: {numbers['errors']:,} "
+        f"of {numbers['pictures']:,} are wrong. 95 % interval {numbers['accuracy_low']:.2%} to "
+        f"{numbers['accuracy_high']:.2%}."
+    )
+
+
+SHARES = {
+    "map": "mAP", "accuracy": "accuracy", "top5": "top 5", "balanced_accuracy": "balanced", "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+}  # fmt: skip
+
+
+def _splits(run: Run) -> str:
+    """Return the numbers of every split that was measured."""
+    summaries = {name: each.summary() for name, each in run.results.items()}
+    shares = [key for key in SHARES if all(key in numbers for numbers in summaries.values())]
+    rows = [
+        (
+            name, f"{numbers['pictures']:,}", f"{numbers['errors']:,}", *(f"{numbers[key]:.2%}" for key in shares),
+            f"{numbers['loss']:.4f}", f"{numbers['ece']:.2%}",
+        )
+        for name, numbers in summaries.items()
+    ]  # fmt: skip
+    told = (SHARES[key] for key in shares)
+    return _table(("split", "pictures", "wrong", *told, "loss", "calibration error"), rows)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -110,30 +131,61 @@ def _figure(figure: Any) -> str:
     return f'<p><img alt="" src="{_data(pictures.png(figure), "png")}" style="max-height: 40em"></p>'
 
 
+def _where(result: Result, classes: Sequence[str]) -> list[str]:
+    if not isinstance(result, Tags):
+        return [_figure(pictures.confusion(result, classes)), _classes(result, classes)]
+    found, overlooked, invented = result.counts.tolist()
+    thresholds = result.thresholds.expand(len(classes)).tolist()
+    rows = [
+        (
+            name, f"{found[i] + overlooked[i]:,}", f"{found[i]:,}", f"{invented[i]:,}", _share(precision),
+            _share(2 * found[i] / max(1, 2 * found[i] + overlooked[i] + invented[i])), f"{thresholds[i]:.2%}",
+        )
+        for i, (name, precision) in enumerate(zip(classes, result.precisions.tolist(), strict=True))
+    ]  # fmt: skip
+    columns = ("class", "pictures", "found", "seen where it is not", "average precision", "F1", "said from")
+    return [_figure(pictures.precision_recall(result, classes)), _table(columns, rows)]
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}" if value == value else ""
+
+
 def _classes(result: Result, classes: Sequence[str]) -> str:
     counts = result.confusion
     rows = zip(
         classes, counts.sum(1).tolist(), metrics.recall(counts).tolist(), metrics.f1(counts).tolist(), strict=True
     )
-    told = [(name, f"{count:,}", *(f"{v:.2%}" if v == v else "" for v in values)) for name, count, *values in rows]
+    told = [(name, f"{count:,}", *map(_share, values)) for name, count, *values in rows]
     return _table(("class", "pictures", "right", "F1"), told)
 
 
 def _mistakes(result: Result, images: Images, classes: Sequence[str]) -> list[str]:
     """Return the wrong answers that were given with the most confidence, as pictures."""
-    wrong = (result.predicted != result.labels).nonzero().flatten()
+    wrong = result.wrong.nonzero().flatten()
     if not len(wrong):
         return ["<p>No picture is wrong.</p>"]
     worst = wrong[result.confidence[wrong].argsort(descending=True)][:MISTAKES].tolist()
     shown = []
     for i in worst:
-        said, true = classes[int(result.predicted[i])], classes[int(result.labels[i])]
         shown.append(
             f'<figure><img alt="" src="{_data(_picture(images.pixels[i]), "png")}"><figcaption>'
-            f"<b class=wrong>{_text(said)}</b> {float(result.confidence[i]):.1%}<br>is {_text(true)}<br>"
+            f"{_mistake(result, i, classes)}<br>"
             f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
         )
     return ["<h2>The surest mistakes</h2>", f"<div class=mistakes>{''.join(shown)}</div>"]
+
+
+def _mistake(result: Result, i: int, classes: Sequence[str]) -> str:
+    if isinstance(result, Tags):
+        told = [f"{'' if wrong_said else 'no '}{classes[label]}" for label, wrong_said in (
+            (label, bool(result.predicted[i, label]))
+            for label in (result.predicted[i] != result.labels[i].bool()).nonzero().flatten().tolist()
+        )]  # fmt: skip
+        true = ", ".join(classes[label] for label in result.labels[i].nonzero().flatten().tolist()) or "of no class"
+        return f"<b class=wrong>{_text(', '.join(told))}</b><br>is {_text(true)}"
+    said, true = classes[int(result.predicted[i])], classes[int(result.labels[i])]
+    return f"<b class=wrong>{_text(said)}</b> {float(result.confidence[i]):.1%}<br>is {_text(true)}"
 
 
 def _picture(pixels: Tensor) -> bytes:

@@ -35,8 +35,10 @@ from convatlas.modelfile import Header
 from convatlas.preprocessing import Preprocessing
 from convatlas.specs import Spec, from_plain
 from convatlas.tasks import metrics
-from convatlas.tasks.classification import CRITERIA, Result, judged, outputs_of
+from convatlas.tasks.evaluation import judged, outputs_of
+from convatlas.tasks.losses import CRITERIA, loss_for
 from convatlas.tasks.pictures import draw_curves
+from convatlas.tasks.results import Result
 from convatlas.train import compute as computing
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from convatlas.train.compute import Compute
@@ -168,11 +170,17 @@ class Run:
         self.state = State()
         self.results: dict[str, Result] = {}
         self.temperature = 1.0
+        self.thresholds: tuple[float, ...] = (0.5,) * len(config.classes) if self.several else ()
 
     @property
     def model_file(self) -> Path:
         """The sealed file of the best epoch."""
         return self.folder / MODEL
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture may be of several classes, or of none."""
+        return CRITERIA[self.config.recipe.loss].several
 
     @property
     def changed_versions(self) -> dict[str, tuple[str, str]]:
@@ -237,9 +245,16 @@ class Run:
         return len(state.history) - state.best_epoch >= patience
 
     def _importance(self) -> Tensor | None:
-        """Return the weight of each class in the loss; their mean over the training pictures is 1."""
+        """Return the weight of each class in the loss; their mean over the training pictures is 1.
+
+        Where pictures may be of several classes, the weight of a class that is there beside one that is not.
+        """
         if not self.config.recipe.balance:
             return None
+        if self.several:
+            there = self.dataset.train.labels.sum(0).clamp(min=1)
+            absent = (len(self.dataset.train) - there).clamp(min=1)
+            return ((absent / there) ** self.config.recipe.balance).to(self.device)
         counts = torch.bincount(self.dataset.train.labels, minlength=len(self.config.classes)).float()
         weights = counts.clamp(min=1) ** -self.config.recipe.balance
         return (weights * counts.sum() / (weights * counts).sum()).to(self.device)
@@ -268,14 +283,15 @@ class Run:
         results = self._evaluate(self.learned, "val")
         for split, result in results.items():
             row |= {f"{split}_loss": result.loss, f"{split}_accuracy": result.accuracy}
+            row |= {f"{split}_{result.headline}": result.score}
         row["seconds"] = state.seconds
         state.history.append(row)
         # the latest wins without a val split; with equal accuracy the lower loss does: small splits give many ties
-        score = [(result.accuracy, -result.loss) for result in results.values()]
-        if not score or score[0] > (state.best_accuracy, -state.best_loss):
+        score = [(result.score, -result.loss) for result in results.values()]
+        if not score or score[0] > (state.best_score, -state.best_loss):
             state.best_epoch = epoch
-            for accuracy, loss in score:
-                state.best_accuracy, state.best_loss = accuracy, -loss
+            for reached, loss in score:
+                state.best_score, state.best_loss = reached, -loss
             self._seal(MODEL, self.learned, results, epoch=epoch)
         if self.ranks.first:
             _write_table(self.folder / METRICS, state.history)
@@ -317,35 +333,38 @@ class Run:
         if not self.state.history:
             raise RunError(f"{self.folder}: there is nothing to seal before the end of the first epoch")
         if not self.state.finished:
-            self._seal(LAST, self.learned, *self._calibrated(self.learned), epoch=len(self.state.history))
+            self._seal(LAST, self.learned, self._calibrated(self.learned), epoch=len(self.state.history))
         self.ranks.wait()  # until the file is there
         best, header = modelfile.load(self.model_file)
         self.network.load_state_dict(best.state_dict())
-        self.results, self.temperature = self._calibrated(self.network)
-        self._seal(MODEL, self.network, self.results, self.temperature, epoch=header.training["epoch"])
+        self.results = self._calibrated(self.network)
+        self._seal(MODEL, self.network, self.results, epoch=header.training["epoch"])
         if self.ranks.first:
             draw_curves(self.state.history, self.folder / CURVES)
             write_text(self.folder / REPORT, report(self))
         self.state.finished = True
         self._save()
 
-    def _calibrated(self, network: Network) -> tuple[dict[str, Result], float]:
-        """Measure a network on val and test with the temperature that suits its outputs on val, and return both."""
+    def _calibrated(self, network: Network) -> dict[str, Result]:
+        """Measure a network on val and test with the temperature, and thresholds, that suit its outputs on val."""
         criterion = CRITERIA[self.config.recipe.loss]
         parts = {split: images for split, images in self.dataset.splits.items() if split != "train"}
         outputs = {split: self._outputs(network, images) for split, images in parts.items()}
         fits = criterion.logits and "val" in outputs
-        temperature = metrics.temperature(outputs["val"], parts["val"].labels) if fits else 1.0
+        self.temperature = metrics.temperature(outputs["val"], parts["val"].labels) if fits else 1.0
+        if criterion.several and "val" in outputs:
+            said = criterion.probabilities(outputs["val"] / self.temperature)
+            self.thresholds = tuple(metrics.best_thresholds(said, parts["val"].labels))
         results = {
-            split: judged(outputs[split], images.labels, criterion, temperature=temperature)
+            split: judged(
+                outputs[split], images.labels, criterion, temperature=self.temperature, thresholds=self.thresholds
+            )
             for split, images in parts.items()
         }
         self._finite(results)
-        return results, temperature
+        return results
 
-    def _seal(
-        self, file: str, network: Network, results: dict[str, Result], temperature: float = 1.0, *, epoch: int
-    ) -> None:
+    def _seal(self, file: str, network: Network, results: dict[str, Result], *, epoch: int) -> None:
         """Write a model file; of the data only name and fingerprint go in, and no path of this machine."""
         config = self.config
         training = {
@@ -356,7 +375,9 @@ class Run:
         }  # fmt: skip
         header = Header(
             name=config.model, spec=config.spec, classes=config.classes, preprocessing=config.preprocessing,
-            criterion=config.recipe.loss, temperature=temperature, training=training, licence=config.settings.licence,
+            task="tagging" if self.several else "classification", criterion=config.recipe.loss,
+            temperature=self.temperature, thresholds=self.thresholds, training=training,
+            licence=config.settings.licence,
             metrics={split: result.summary() for split, result in results.items()},
         )  # fmt: skip
         if self.ranks.first:
@@ -464,6 +485,7 @@ def start(
     torch.set_num_threads(threads)
     given = opened(weights, spec, name=name, row=row) if weights is not None else None
     source = find(data, download=settings.download, progress=progress)
+    recipe = dataclasses.replace(recipe, loss=loss_for(recipe.loss, several=source.several))
     channels = source.channels if settings.channels is None else settings.channels
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = usually.for_size(spec.resolution).for_channels(channels)
