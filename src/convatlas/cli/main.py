@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -234,17 +235,33 @@ def scale_(
 @app.command(rich_help_panel=TRAIN)
 def fit(
     data: Data,
-    model: Annotated[str, typer.Option(metavar="NAME", help="A network of `convatlas list`.")],
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="A network of `convatlas list`, or auto: the best within a budget.")
+    ],
     weights: Annotated[
         str | None,
-        typer.Option(metavar="WEIGHTS", help="Begin from library:tag or a file, instead of fresh weights."),
+        typer.Option(
+            metavar="WEIGHTS", help="Begin from library:tag or a file; with auto, from the best of a library at hand."
+        ),
     ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of auto: for one picture on this machine, such as 10ms.")
+    ] = None,
+    max_params: Annotated[
+        str | None, typer.Option(metavar="N", help="Of auto: at most so many parameters, such as 5M.")
+    ] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(metavar="N", help="Of auto: at most so many multiply-adds, such as 300M.")
+    ] = None,
+    race: Annotated[float, typer.Option(metavar="SECONDS", help="Of auto: training time of the race, in all.")] = 300.0,
     recipe: Annotated[
         str | None, typer.Option(help="A recipe by name; the network's own, or finetune with weights, if left out.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    lr: Annotated[
+        str | None, typer.Option(metavar="X|find", help="Highest learning rate; find searches for one.")
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; repeatable.")
     ] = None,
@@ -277,11 +294,13 @@ def fit(
     """Train a network and seal the best weights into a model file."""
     from convatlas.catalog import variant
     from convatlas.train import recipe as recipes
+    from convatlas.train.choice import Budget, choose_network
     from convatlas.train.run import Settings, start
 
-    row = variant(model)
-    chosen = recipes.recipe(recipe or recipes.usual(row.recipe, pretrained=weights is not None))
-    given = {"epochs": epochs, "batch": batch, "lr": lr}
+    own = "default" if model == "auto" else variant(model).recipe
+    chosen = recipes.recipe(recipe or recipes.usual(own, pretrained=weights is not None))
+    find_lr = lr == "find"
+    given = {"epochs": epochs, "batch": batch, "lr": None if lr is None or find_lr else _number("--lr", lr)}
     changes = {name: value for name, value in given.items() if value is not None} | _changes(change or [])
     settings = Settings(
         size=size, stem="small" if small else "own", channels=channels, device=device, threads=threads,
@@ -289,11 +308,29 @@ def fit(
         val_share=val_share, max_broken=max_broken,
         checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, licence=licence,
     )  # fmt: skip
+    changed = chosen.replaced(changes)
+    limits = {"latency": max_latency, "params": max_params, "macs": max_macs}
+    limited = {what: _number(f"--max-{what}", value) for what, value in limits.items() if value is not None}
+    choice = None
+    if model == "auto":
+        with show.reading() as progress:
+            choice = choose_network(
+                data, Budget(**limited), weights=weights, recipe=changed, seed=seed, settings=settings, seconds=race,
+                progress=progress,
+            )  # fmt: skip
+        show.choice(choice)
+        model, weights, settings = choice.best.name, choice.best.weights or None, choice.settings(settings)
+    elif limited:
+        raise ConvatlasError(f"--max-{next(iter(limited))} is for --model auto")
     with show.reading() as progress:
-        changed = chosen.replaced(changes)
         run = start(
-            data, model, weights=weights, recipe=changed, seed=seed, out=out, settings=settings, progress=progress
-        )
+            data, model, weights=weights, recipe=changed, seed=seed, out=out, settings=settings, find_lr=find_lr,
+            progress=progress,
+        )  # fmt: skip
+    if choice and run.ranks.first:
+        choice.write(run.folder / "choice.csv")
+    if find_lr:
+        show.console.print(f"learning rate {run.config.recipe.lr:.2g}, found by a search")
     counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
     show.console.print(
         f"{model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed {seed}; "
@@ -301,6 +338,20 @@ def fit(
     )
     show.train(run)
     show.outcome(run)
+
+
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+def _number(option: str, text: str) -> float:
+    """Read a number that may carry a unit: 10ms, 5M, 2.5e-3."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
+    try:
+        return float(found[1]) * UNITS[found[2]] if found else float(text)
+    except (ValueError, KeyError):
+        raise ConvatlasError(
+            f"{option} {text}: expected a number, perhaps with one of the units {', '.join(filter(None, UNITS))}"
+        ) from None
 
 
 def _changes(given: list[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convatlas.data.images import Broken
     from convatlas.download import Progress
     from convatlas.tasks.results import Result
+    from convatlas.train.choice import Choice
     from convatlas.train.loop import Step
     from convatlas.train.run import Run
 
@@ -131,6 +132,24 @@ def _train_in_lines(run: Run, tell: Callable[[dict[str, float]], None]) -> None:
         elif time.monotonic() - last >= INTERVAL:
             last = time.monotonic()
             console.print(f"        step {event.number + 1:,}  loss {event.loss:.4f}")
+
+
+def choice(made: Choice, *, shown: int = 20) -> None:
+    """Print the networks that keep a budget, and how they raced."""
+    rounds = [f"{made.score} after {seconds:.0f} s" for seconds in made.seconds]
+    weighted = any(entry.weights for entry in made.entries)
+    columns = ("network", "px", "parameters", "MACs", "ms / picture", *rounds, *("weights",) * weighted)
+    rows = []
+    for entry in made.entries[:shown]:
+        scores = [f"{score:.2%}" for score in entry.scores] + [entry.told][: bool(entry.told)]
+        scores += [""] * (len(rounds) - len(scores))
+        told = (f"{entry.parameters:,}", f"{entry.macs:,}", f"{1000 * entry.latency:.1f}")
+        name = entry.name + " (small stem)" * (entry.stem == "small")
+        rows.append((name, entry.size, *told, *scores, *(entry.weights,) * weighted))
+    table(columns, rows, right=columns[1 : 5 + len(rounds)])
+    if len(made.entries) > shown:
+        console.print(f"and {len(made.entries) - shown} more, in choice.csv")
+    console.print(f"the best: {made.best.name}\n")
 
 
 def measured(split: str, result: Result, note: str = "") -> None:

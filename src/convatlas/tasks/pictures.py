@@ -98,6 +98,21 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     _save(curves(history), path)
 
 
+def draw_rates(rates: Sequence[float], losses: Sequence[float], chosen: float, path: Path) -> None:
+    """Save the loss against the learning rate of a search, and the rate that was chosen."""
+    figure = _figure(4.6, 3)
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=TRAIN, linewidth=1.8)
+    axes.axvline(chosen, color=RIGHT, linewidth=1.2)
+    axes.text(chosen, max(losses), f" {chosen:.2g}", color=RIGHT, fontsize=8, va="top")
+    axes.set_xscale("log")
+    _plain_axes(axes)
+    axes.set_title("loss", loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("learning rate", fontsize=8, color=INK)
+    figure.tight_layout()
+    _save(figure, path)
+
+
 def confusion(result: Result, classes: Sequence[str]) -> Figure:
     """Return the confusion matrix: errors are coloured, and counted where there are few classes."""
     side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= 20 else 7.0

@@ -1,6 +1,7 @@
 """Training: recipes, the loop, runs that can be stopped at any step."""
 
+from convatlas.train.choice import Budget, choose_network
 from convatlas.train.recipe import RECIPES, Recipe
 from convatlas.train.run import Run, Settings, fit, resume
 
-__all__ = ["RECIPES", "Recipe", "Run", "Settings", "fit", "resume"]
+__all__ = ["RECIPES", "Budget", "Recipe", "Run", "Settings", "choose_network", "fit", "resume"]

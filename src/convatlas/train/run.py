@@ -37,21 +37,22 @@ from convatlas.specs import Spec, from_plain
 from convatlas.tasks import metrics
 from convatlas.tasks.evaluation import judged, outputs_of
 from convatlas.tasks.losses import CRITERIA, loss_for
-from convatlas.tasks.pictures import draw_curves
+from convatlas.tasks.pictures import draw_curves, draw_rates
 from convatlas.tasks.results import Result
 from convatlas.train import compute as computing
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from convatlas.train.compute import Compute
 from convatlas.train.loop import Average, Step, train
 from convatlas.train.ranks import Ranks, joined, synchronise_norms
+from convatlas.train.rates import Rates, find_rate
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
 from convatlas.train.report import report
 from convatlas.weights import Checkpoint, fill, opened
 
-MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN, REPORT = (
+MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN, REPORT, RATES = (
     "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "broken.csv",
-    "report.html",
+    "report.html", "rates.png",
 )  # fmt: skip
 
 Watch = Callable[[Step | dict[str, float]], None]
@@ -153,7 +154,7 @@ class Run:
     ) -> None:
         self.folder, self.config, self.dataset, self.ranks = folder, config, dataset, ranks or Ranks()
         settings = config.settings
-        self.device = _device(settings.device)
+        self.device = device_named(settings.device)
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         if settings.keep_heap and self.device.type == "cpu":
             computing.keep_heap()
@@ -201,11 +202,7 @@ class Run:
 
     def _train(self) -> Iterator[Step | dict[str, float]]:
         config, state, settings = self.config, self.state, self.config.settings
-        feed = Feed(
-            self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
-            shuffle=config.recipe.shuffle, augment=config.recipe.augment,
-            classes=len(config.classes), share=self.ranks.share, device=self.device,
-        )  # fmt: skip
+        feed = self._feed()
         if state.seen and state.step % feed.steps == 0:  # stopped between the last step of an epoch and its end
             yield self._end_epoch(feed.steps)
         begun, saved, saved_step = time.perf_counter() - state.seconds, time.perf_counter(), state.step
@@ -236,6 +233,23 @@ class Run:
             ):
                 self._save()
                 saved, saved_step = time.perf_counter(), state.step
+
+    def find_rate(self, progress: Progress | None = None) -> Rates:
+        """Search for a learning rate; the network stays as it is. Raises RunError if there are other processes."""
+        if self.ranks.count > 1:
+            raise RunError("lr: the search is for one process; find the rate first, then give it to torchrun")
+        return find_rate(
+            self.network, self._feed(), self.config.recipe, seed=self.config.seed, compute=self.compute,
+            progress=progress,
+        )  # fmt: skip
+
+    def _feed(self) -> Feed:
+        config = self.config
+        return Feed(
+            self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
+            shuffle=config.recipe.shuffle, augment=config.recipe.augment,
+            classes=len(config.classes), share=self.ranks.share, device=self.device,
+        )  # fmt: skip
 
     def _out_of_patience(self) -> bool:
         """Return whether the epoch has just ended, and too many have since the best one."""
@@ -294,7 +308,7 @@ class Run:
                 state.best_score, state.best_loss = reached, -loss
             self._seal(MODEL, self.learned, results, epoch=epoch)
         if self.ranks.first:
-            _write_table(self.folder / METRICS, state.history)
+            write_table(self.folder / METRICS, state.history)
         self._save()
         return row
 
@@ -384,7 +398,8 @@ class Run:
             modelfile.save(self.folder / file, network, header)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return a device by its name; "auto" is the fastest here. Raises RunError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -434,10 +449,11 @@ def _versions() -> dict[str, str]:
     return {"convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _load(
+def load(
     source: Source, preprocessing: Preprocessing, recipe: Recipe, seed: int, settings: Settings,
     progress: Progress | None,
 ) -> Dataset:  # fmt: skip
+    """Return the data set, prepared; raises DataError if there is nothing to measure on."""
     dataset = source.load(
         preprocessing, seed=seed, val_share=settings.val_share, roomy=recipe.augment.crop > 0,
         max_broken=settings.max_broken, progress=progress,
@@ -447,14 +463,25 @@ def _load(
     return dataset
 
 
+def fitted(recipe: Recipe, source: Source) -> Recipe:
+    """Return the recipe with the loss that goes with the data; raises SpecError if its own does not."""
+    return dataclasses.replace(recipe, loss=loss_for(recipe.loss, several=source.several))
+
+
+def preprocessing_for(source: Source, usual: Preprocessing, size: int, channels: int) -> Preprocessing:
+    """Return a network's usual preprocessing for an input of `size` pixels, and for what the pictures hold."""
+    steps, held = usual.for_size(size).for_channels(channels), source.statistics(channels)
+    return dataclasses.replace(steps, window=held.window, mean=held.mean, std=held.std) if held else steps
+
+
 def _loaded_in_turn(ranks: Ranks, *how: Any) -> Dataset:
     """Load the data in the first process, and then in the others, who find it in the cache."""
     if ranks.first:
-        dataset = _load(*how)
+        dataset = load(*how)
         ranks.wait()
     else:
         ranks.wait()
-        dataset = _load(*how)
+        dataset = load(*how)
     return dataset
 
 
@@ -467,9 +494,14 @@ def start(
     seed: int = 0,
     out: str | Path | None = None,
     settings: Settings | None = None,
+    find_lr: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Prepare data, network and folder of a new run, without training yet; see `fit`."""
+    """Prepare data, network and folder of a new run, without training yet; see `fit`.
+
+    find_lr: replace the recipe's learning rate by one that a short search finds; the search is kept in the run's
+        folder.
+    """
     settings = settings or Settings()
     if not 0 <= seed < 2**32:
         raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
@@ -479,19 +511,16 @@ def start(
     spec = adapted(row.spec, stem=settings.stem, resolution=settings.size)
     if reads_clips(spec):
         raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
-    device = _device(settings.device)
+    device = device_named(settings.device)
     ranks = joined(device)
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     given = opened(weights, spec, name=name, row=row) if weights is not None else None
     source = find(data, download=settings.download, progress=progress)
-    recipe = dataclasses.replace(recipe, loss=loss_for(recipe.loss, several=source.several))
+    recipe = fitted(recipe, source)
     channels = source.channels if settings.channels is None else settings.channels
     usually = given.preprocessing if given else row.preprocessing
-    preprocessing = usually.for_size(spec.resolution).for_channels(channels)
-    held = source.statistics(channels)
-    if held:
-        preprocessing = dataclasses.replace(preprocessing, window=held.window, mean=held.mean, std=held.std)
+    preprocessing = preprocessing_for(source, usually, spec.resolution, channels)
     dataset = _loaded_in_turn(ranks, source, preprocessing, recipe, seed, settings, progress)
     way = None if not ranks.first else computing.choose(
         spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
@@ -515,6 +544,15 @@ def start(
         versions=_versions(),
     )  # fmt: skip
     run = Run(folder, config, dataset, given, ranks)
+    if find_lr:
+        try:
+            rates = run.find_rate(progress)
+        except RunError:
+            folder.rmdir()
+            raise
+        config = dataclasses.replace(config, recipe=dataclasses.replace(recipe, lr=rates.chosen))
+        run = Run(folder, config, dataset, given, ranks)
+        draw_rates(rates.rates, rates.losses, rates.chosen, folder / RATES)
     if not ranks.first:
         return run
     try:
@@ -523,13 +561,13 @@ def start(
         folder.rmdir()
         raise
     if dataset.broken:
-        _write_table(folder / BROKEN, [dataclasses.asdict(broken) for broken in dataset.broken])
+        write_table(folder / BROKEN, [dataclasses.asdict(broken) for broken in dataset.broken])
     if given:  # so that going on does not need the file of the weights
         run._save()
     return run
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the same keys as CSV, atomically."""
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
@@ -552,7 +590,7 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
         raise RunError(f"{path}: damaged: {error}") from error
     source = find(config.data, progress=progress)
-    ranks = joined(_device(config.settings.device))
+    ranks = joined(device_named(config.settings.device))
     dataset = _loaded_in_turn(
         ranks, source, config.preprocessing, config.recipe, config.seed, config.settings, progress
     )  # fmt: skip
