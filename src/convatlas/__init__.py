@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from convatlas.scaling import compound, fast, fit_budget
     from convatlas.specs import diff
     from convatlas.tables import summary
-    from convatlas.train import Budget, Recipe, Settings, choose_network, fit, resume
+    from convatlas.train import Budget, Recipe, Settings, choose_network, cross_validate, fit, resume
     from convatlas.weights import build, published
 
 _ROOMS = {
@@ -43,16 +43,16 @@ _ROOMS = {
     "preprocessing": ("Preprocessing",),
     "scaling": ("compound", "fast", "fit_budget"),
     "specs": ("diff",),
-    "train": ("Budget", "Recipe", "Settings", "choose_network", "fit", "resume"),
+    "train": ("Budget", "Recipe", "Settings", "choose_network", "cross_validate", "fit", "resume"),
     "weights": ("build", "published"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "Budget", "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum",
-    "at_strides", "build", "choose_network", "compare", "compound", "cost", "depth_groups", "diff", "evaluate", "fast",
-    "fit", "fit_budget", "list", "load", "places", "predict", "published", "resume", "show", "spec", "summary", "taps",
-    "variant",
+    "at_strides", "build", "choose_network", "compare", "compound", "cost", "cross_validate", "depth_groups", "diff",
+    "evaluate", "fast", "fit", "fit_budget", "list", "load", "places", "predict", "published", "resume", "show",
+    "spec", "summary", "taps", "variant",
 ]  # fmt: skip
 
 

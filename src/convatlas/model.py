@@ -121,8 +121,12 @@ class Model:
         check_same_classes(self.classes, source.classes, split="data", where=data)
         training = self.header.training
         cut = {"seed": training.get("seed", 0), "val_share": training.get("val_share", 0.0)}
+        fold = training.get("fold")
         splits = "val" in source.listings
-        dataset = source.load(self.header.preprocessing, **cut, max_broken=max_broken, progress=progress)
+        dataset = source.load(
+            self.header.preprocessing, **cut, fold=tuple(fold) if fold else None,
+            max_broken=max_broken, progress=progress,
+        )  # fmt: skip
         if not splits and dataset.fingerprint() != training.get("fingerprint"):
             dataset = dataset.without_val()  # not the data of the training
         names = (*dataset.splits, "all")

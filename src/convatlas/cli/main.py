@@ -255,7 +255,8 @@ def fit(
     ] = None,
     race: Annotated[float, typer.Option(metavar="SECONDS", help="Of auto: training time of the race, in all.")] = 300.0,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe by name; the network's own, or finetune with weights, if left out.")
+        str | None,
+        typer.Option(help="A recipe by name, or a .yaml file; the network's own, or finetune with weights, if none."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
@@ -283,9 +284,15 @@ def fit(
     val_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of train set aside for val where the data has none.")
     ] = 0.2,
+    folds: Annotated[
+        int, typer.Option(metavar="K", help="Cross-validation: K runs, each measured on the fold that it did not see.")
+    ] = 0,
     max_broken: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable pictures that is left out and listed.")
     ] = 0.01,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Where else numbers go: tensorboard, wandb, mlflow; repeatable.")
+    ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
     checkpoint_steps: Annotated[int, typer.Option(help="Steps between checkpoints; by time only if 0.")] = 0,
     licence: Annotated[str, typer.Option(help="Licence of the weights, sealed into the model file.")] = "",
@@ -295,6 +302,7 @@ def fit(
     from convatlas.catalog import variant
     from convatlas.train import recipe as recipes
     from convatlas.train.choice import Budget, choose_network
+    from convatlas.train.folds import cross_validate
     from convatlas.train.run import Settings, start
 
     own = "default" if model == "auto" else variant(model).recipe
@@ -305,7 +313,7 @@ def fit(
     settings = Settings(
         size=size, stem="small" if small else "own", channels=channels, device=device, threads=threads,
         layout=layout, precision=precision, compiled=compiled, keep_heap=keep_heap,
-        val_share=val_share, max_broken=max_broken,
+        val_share=val_share, max_broken=max_broken, log=tuple(log or ()),
         checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, licence=licence,
     )  # fmt: skip
     changed = chosen.replaced(changes)
@@ -322,6 +330,16 @@ def fit(
         model, weights, settings = choice.best.name, choice.best.weights or None, choice.settings(settings)
     elif limited:
         raise ConvatlasError(f"--max-{next(iter(limited))} is for --model auto")
+    if folds:
+        if find_lr:
+            raise ConvatlasError("--lr find is for one run; find the rate first, then give it to --folds")
+        with show.reading() as progress:
+            crossed = cross_validate(
+                data, model, folds=folds, weights=weights, recipe=changed, seed=seed, out=out, settings=settings,
+                drive=show.fold, progress=progress,
+            )  # fmt: skip
+        show.folds(crossed)
+        return
     with show.reading() as progress:
         run = start(
             data, model, weights=weights, recipe=changed, seed=seed, out=out, settings=settings, find_lr=find_lr,
@@ -331,11 +349,7 @@ def fit(
         choice.write(run.folder / "choice.csv")
     if find_lr:
         show.console.print(f"learning rate {run.config.recipe.lr:.2g}, found by a search")
-    counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
-    show.console.print(
-        f"{model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed {seed}; "
-        f"{run.device.type}, {run.compute}; run folder {run.folder}"
-    )
+    show.begun(run)
     show.train(run)
     show.outcome(run)
 

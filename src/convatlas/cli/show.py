@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from convatlas.download import Progress
     from convatlas.tasks.results import Result
     from convatlas.train.choice import Choice
+    from convatlas.train.folds import Folds
     from convatlas.train.loop import Step
     from convatlas.train.run import Run
 
@@ -71,6 +72,35 @@ def reading() -> Iterator[Progress]:
                 errors.print(f"{what}: {done:,} of {total:,}")
 
         yield tell
+
+
+def begun(run: Run) -> None:
+    """Print what a run is about to do."""
+    counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
+    console.print(
+        f"{run.config.model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed "
+        f"{run.config.seed}; {run.device.type}, {run.compute}; run folder {run.folder}"
+    )
+
+
+def fold(run: Run) -> None:
+    """Train the run of a fold to its end."""
+    begun(run)
+    train(run)
+
+
+def folds(crossed: Folds) -> None:
+    """Print what a cross-validation reached."""
+    named = "mAP" if crossed.headline == "map" else crossed.headline
+    rows = [
+        (number, f"{len(run.results['val'].labels):,}", f"{score:.2%}")
+        for number, (run, score) in enumerate(zip(crossed.runs, crossed.scores, strict=True), 1)
+    ]
+    console.print()
+    table(("fold", "pictures", named), rows, right=("fold", "pictures", named))
+    mean = Text.assemble((f"{crossed.mean:.2%}", "bold"), f" +- {crossed.deviation:.2%}")
+    console.print(Text.assemble(f"{named} over {len(rows)} folds: ", mean, " (standard deviation)"))
+    console.print(f"runs: {crossed.folder}")
 
 
 def train(run: Run) -> None:

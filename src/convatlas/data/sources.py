@@ -19,7 +19,7 @@ from convatlas.data.decode import EXTENSIONS, Statistics, kind_of, pictures_in, 
 from convatlas.data.images import Broken, Dataset, Listing, check_same_classes
 from convatlas.data.prepare import prepared
 from convatlas.data.randomness import epoch_order
-from convatlas.data.splits import split_off, with_val
+from convatlas.data.splits import Fold, split_off, with_val
 from convatlas.download import Progress
 from convatlas.errors import DataError, nearest
 from convatlas.files import cache_folder
@@ -65,6 +65,7 @@ class Source:
         *,
         seed: int = 0,
         val_share: float = 0.0,
+        fold: Fold | None = None,
         roomy: bool = False,
         max_broken: float = 0.01,
         progress: Progress | None = None,
@@ -72,10 +73,11 @@ class Source:
         """Read and prepare all splits.
 
         val_share: the share of the training pictures that becomes val, decided by `seed`, where the data has no val.
+        fold: the one of so many that becomes val instead.
         roomy: the training pictures are kept whole, as squares, for random crops.
         max_broken: the share of unreadable pictures that is left out and listed; more is a DataError.
         """
-        listings = with_val(self.listings, seed=seed, share=val_share, where=self.name)
+        listings = with_val(self.listings, seed=seed, share=val_share, where=self.name, fold=fold)
         broken: list[Broken] = []
         images = {
             split: prepared(listing, split, preprocessing, roomy and split == "train", broken, progress)

@@ -86,14 +86,72 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
     raise DataError(f"{where}: a class lies in too few groups to be on both sides; add a split column")
 
 
-def with_val(listings: Mapping[str, Listing], *, seed: int, share: float, where: object) -> dict[str, Listing]:
-    """Return the splits with a val split: their own, or a `share` of the training pictures, at most 5,000.
+def fold_numbers(listing: Listing, count: int, *, seed: int, where: object) -> Tensor:
+    """Return the fold, from 1 to `count`, of each picture: class by class, groups kept together, decided by `seed`.
+
+    Raises DataError if a class does not reach every fold.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    labels, groups = listing.labels, listing.groups
+    if labels.ndim == 2:
+        if groups is not None:
+            raise DataError(f"{where}: groups of pictures of several classes cannot be split into folds")
+        return _tag_folds(labels, count, seed)
+    folds = torch.zeros(len(labels), dtype=torch.int64)
+    least = int(torch.bincount(labels).min())
+    if least < count:
+        raise DataError(f"{where}: every class needs at least {count} pictures for {count} folds, one has {least}")
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    try:
+        pairs = splitter(count, shuffle=True, random_state=seed).split(
+            np.zeros(len(labels)), labels.numpy(), None if groups is None else groups.numpy()
+        )
+        for number, (_, part) in enumerate(pairs, 1):
+            folds[torch.from_numpy(part)] = number
+    except ValueError as error:
+        raise DataError(f"{where}: cannot be split into {count} folds ({error})") from error
+    for number in range(1, count + 1):
+        if set(labels[folds == number].tolist()) != set(labels.tolist()):
+            raise DataError(f"{where}: a class lies in too few groups to be in each of {count} folds")
+    return folds
+
+
+def _tag_folds(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Deal the pictures out to folds, those of the rarest class first, each to the fold that has fewest of it."""
+    there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)
+    folds = torch.zeros(len(labels), dtype=torch.int64)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
+    for label in there.sum(0).argsort(stable=True).tolist():
+        for picture in order[there[order, label]].tolist():
+            if not folds[picture]:
+                had = torch.bincount(folds[there[:, label]], minlength=count + 1)[1:]
+                sizes = torch.bincount(folds, minlength=count + 1)[1:]
+                folds[picture] = 1 + min(range(count), key=lambda i: (int(had[i]), int(sizes[i])))
+    return folds
+
+
+Fold = tuple[int, int]
+"""(which one, of how many)."""
+
+
+def with_val(
+    listings: Mapping[str, Listing], *, seed: int, share: float, where: object, fold: Fold | None = None
+) -> dict[str, Listing]:
+    """Return the splits with a val split: their own, or a `share` of the training pictures, at most 5,000, or a fold.
 
     With a share of 0 nothing is set aside.
     """
-    if "val" in listings or share == 0:
+    if "val" in listings:
         return dict(listings)
     train = listings["train"]
+    if fold is not None:
+        number, count = fold
+        inside = fold_numbers(train, count, seed=seed, where=where) == number
+        parts = {"train": (~inside).nonzero().flatten(), "val": inside.nonzero().flatten()}
+        return {**listings, **{split: train.subset(part) for split, part in parts.items()}}
+    if share == 0:
+        return dict(listings)
     size = min(share, VAL_LIMIT / len(train))
     if train.groups is not None:
         rest, part = split_groups(train.labels, train.groups, size, seed=seed, where=where)

@@ -29,6 +29,7 @@ from convatlas.train import compute as computing
 from convatlas.train.loop import Average, Step, train
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
+from convatlas.train.regularise import regularise
 from convatlas.train.run import Settings, device_named, fitted, load, preprocessing_for, write_table
 from convatlas.weights import Weights, fill, opened, published
 
@@ -259,6 +260,7 @@ class _Runner:
         if entry.weights:
             given = opened(entry.weights, entry.spec, name=entry.name, row=row)
             fill(network, entry.spec, given, fresh_head=given.names != dataset.classes)
+        regularise(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
         way = computing.choose(
             entry.spec, classes=classes, channels=steps.channels, batch=recipe.micro or recipe.batch, device=device,
             layout=settings.layout, precision=settings.precision,

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import optim
 
 from convatlas.data.augment import Augment
-from convatlas.errors import SpecError, nearest
+from convatlas.errors import SpecError, brief, nearest
 from convatlas.joins import Network, depth_groups
 from convatlas.tasks.losses import CRITERIA, SMOOTHED
 
@@ -42,6 +43,9 @@ class Recipe:
     layer_decay: factor on the learning rate from each stage to the one before it, from the head down to the stem.
     norms: "keep" holds the statistics of batch norms as they are, "learn" updates them.
     patience: the training ends after so many epochs without a better val split. 0: never before the last epoch.
+    dropout: rate of the dropout layers, before the classifier where there is none. None: as in the network's paper.
+    drop_path: share of the images for which the last residual branch is left out (stochastic depth), earlier ones less.
+        None: as in the network's paper.
     shuffle: a new order each epoch; without it the order of the data.
     """
 
@@ -63,6 +67,8 @@ class Recipe:
     layer_decay: float = 1.0
     norms: Norms = "learn"
     patience: int = 0
+    dropout: float | None = None
+    drop_path: float | None = None
     shuffle: bool = True
     augment: Augment = field(default_factory=Augment)
 
@@ -77,6 +83,10 @@ class Recipe:
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
                 raise SpecError(f"recipe.{name}: {getattr(self, name)} is not between {low} and {high}")
+        for name in ("dropout", "drop_path"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise SpecError(f"recipe.{name}: {value} is not a share from 0 to 1")
         for name, known in (
             ("optimizer", get_args(Optimizer)),
             ("schedule", get_args(Schedule)),
@@ -137,7 +147,7 @@ class Recipe:
             kind = {**own, **extra}.get(name)
             if kind is None:
                 raise SpecError(f"recipe.{name}: no such field{nearest(name, {**own, **extra})}")
-            fits: tuple[type, ...] = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(str(kind), (str,))
+            fits: tuple[type, ...] = _TYPES.get(str(kind), (str,))
             if type(value) not in fits:
                 raise SpecError(f"recipe.{name}: expected {kind}, got {value!r}")
         augment = dataclasses.replace(self.augment, **{n: v for n, v in changes.items() if n in extra})
@@ -148,6 +158,11 @@ class Recipe:
         plain = dataclasses.asdict(self)
         augment: dict[str, Any] = plain.pop("augment")
         return plain | augment
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "bool": (bool,), "float | None": (int, float, type(None)),
+}  # fmt: skip
 
 
 RECIPES: dict[str, Recipe] = {
@@ -191,7 +206,40 @@ def usual(own: str, *, pretrained: bool) -> str:
 
 
 def recipe(name: str) -> Recipe:
-    """Return a recipe by name; raises SpecError that suggests the nearest."""
+    """Return a recipe by name, or from a YAML file; raises SpecError that suggests the nearest.
+
+    A file has the fields that differ from the recipe that its field `recipe` names ("default" if it has none).
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name))
     if name not in RECIPES:
         raise SpecError(f"unknown recipe {name!r}{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def _number(value: Any) -> Any:
+    """Return a number for text such as 1e-3, which is none to YAML 1.1."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _read(path: Path) -> Recipe:
+    import yaml
+
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {brief(error)}") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
+        raise SpecError(f"{path}: expected fields of a recipe, one on each line, such as `lr: 0.1`")
+    base = held.pop("recipe", "default")
+    if not isinstance(base, str) or base not in RECIPES:
+        raise SpecError(f"{path}: recipe: {base!r} is not one of {', '.join(RECIPES)}")
+    try:
+        return RECIPES[base].replaced({name: _number(value) for name, value in held.items()})
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error

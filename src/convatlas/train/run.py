@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -26,7 +27,7 @@ from convatlas.data.batches import Feed
 from convatlas.data.images import Dataset, Images
 from convatlas.data.randomness import derive_key
 from convatlas.data.sources import Source, find
-from convatlas.data.splits import VAL_SHARE
+from convatlas.data.splits import VAL_SHARE, Fold
 from convatlas.download import Progress
 from convatlas.errors import DataError, RunError, SpecError, brief
 from convatlas.files import PART, write_text
@@ -42,11 +43,13 @@ from convatlas.tasks.results import Result
 from convatlas.train import compute as computing
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from convatlas.train.compute import Compute
+from convatlas.train.loggers import LOGGERS, Log
 from convatlas.train.loop import Average, Step, train
 from convatlas.train.ranks import Ranks, joined, synchronise_norms
 from convatlas.train.rates import Rates, find_rate
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
+from convatlas.train.regularise import regularise
 from convatlas.train.report import report
 from convatlas.weights import Checkpoint, fill, opened
 
@@ -72,8 +75,10 @@ class Settings:
     keep_heap: let the C library keep its memory between the steps, which is faster and takes a little more of it.
     val_share: share of the training pictures set aside to choose the best epoch, where the data has no val split;
         with 0 all are trained on and the last epoch is taken.
+    fold: (number, count): the pictures of this one of so many folds are the val split instead.
     max_broken: share of unreadable pictures that is left out and listed before the run refuses to start.
     checkpoint_seconds, checkpoint_steps: a checkpoint is written when either has passed (0 steps: by time only).
+    log: where else numbers go: "tensorboard", "wandb", "mlflow".
     download: allow to fetch a data set given by name.
     licence: what is sealed into the model file.
     """
@@ -88,9 +93,11 @@ class Settings:
     compiled: bool = False
     keep_heap: bool = True
     val_share: float = VAL_SHARE
+    fold: Fold | None = None
     max_broken: float = 0.01
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int = 0
+    log: tuple[str, ...] = ()
     download: bool = False
     licence: str = ""
 
@@ -101,6 +108,9 @@ class Settings:
             raise RunError("checkpoint_seconds and checkpoint_steps are numbers from 0 on")
         if not (0 <= self.val_share < 1 and 0 <= self.max_broken <= 1):
             raise RunError("val_share and max_broken are shares between 0 and 1")
+        for name in self.log:
+            if name not in LOGGERS:
+                raise RunError(f"log: {name!r} is not one of {', '.join(LOGGERS)}")
 
 
 @dataclass(frozen=True)
@@ -135,10 +145,15 @@ class Config:
                 "spec": from_plain(plain["spec"], SPEC_TYPES),
                 "preprocessing": Preprocessing.from_plain(plain["preprocessing"]),
                 "recipe": Recipe().replaced(plain["recipe"]),
-                "settings": Settings(**plain["settings"]),
+                "settings": _settings(plain["settings"]),
                 "classes": tuple(plain["classes"]),
             }
         )
+
+
+def _settings(plain: dict[str, Any]) -> Settings:
+    fold = plain["fold"]
+    return Settings(**plain | {"fold": None if fold is None else tuple(fold), "log": tuple(plain["log"])})
 
 
 class Run:
@@ -162,6 +177,7 @@ class Run:
         network = grow(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
         if given:
             fill(network, config.spec, given, fresh_head=given.names != config.classes)
+        regularise(network, dropout=config.recipe.dropout, drop_path=config.recipe.drop_path)
         self.compute = Compute(settings.layout, settings.precision, settings.compiled)  # type: ignore[arg-type]
         self.network: Network = self.compute.place(network.to(self.device))
         if self.ranks.count > 1:
@@ -177,6 +193,12 @@ class Run:
     def model_file(self) -> Path:
         """The sealed file of the best epoch."""
         return self.folder / MODEL
+
+    @property
+    def identity(self) -> str:
+        """A short text that tells this run from others: of its configuration and the place of its folder."""
+        told = json.dumps([str(self.folder.resolve()), self.config.to_plain()], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @property
     def several(self) -> bool:
@@ -197,8 +219,14 @@ class Run:
         if self.state.finished:
             return
         with _alone(self.folder) if self.ranks.first else nullcontext():
-            yield from self._train()
-            self.finish()
+            log = Log(self, self.config.settings.log if self.ranks.first else ())
+            try:
+                for event in self._train():
+                    log.tell(event)
+                    yield event
+                self.finish()
+            finally:
+                log.close()
 
     def _train(self) -> Iterator[Step | dict[str, float]]:
         config, state, settings = self.config, self.state, self.config.settings
@@ -383,7 +411,8 @@ class Run:
         config = self.config
         training = {
             "data": self.dataset.name, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(),
-            "seed": config.seed, "val_share": config.settings.val_share, "max_broken": config.settings.max_broken,
+            "seed": config.seed, "val_share": config.settings.val_share, "fold": config.settings.fold,
+            "max_broken": config.settings.max_broken,
             "weights": config.weights, "compute": str(self.compute), "versions": config.versions,
             "epoch": epoch, "seconds": round(self.state.seconds, 2),
         }  # fmt: skip
@@ -411,7 +440,7 @@ def device_named(name: str) -> torch.device:
         raise RunError(f"device {name!r} is not available here: {brief(error)}") from error
 
 
-def _new_folder(out: str | Path | None, data: str, model: str) -> Path:
+def new_folder(out: str | Path | None, data: str, model: str) -> Path:
     """Create the run's folder: `out`, which must be new or empty, or the next free runs/<data>-<model>[-n]."""
     if out is not None:
         folder = Path(out)
@@ -455,7 +484,7 @@ def load(
 ) -> Dataset:  # fmt: skip
     """Return the data set, prepared; raises DataError if there is nothing to measure on."""
     dataset = source.load(
-        preprocessing, seed=seed, val_share=settings.val_share, roomy=recipe.augment.crop > 0,
+        preprocessing, seed=seed, val_share=settings.val_share, fold=settings.fold, roomy=recipe.augment.crop > 0,
         max_broken=settings.max_broken, progress=progress,
     )  # fmt: skip
     if dataset.val is None and dataset.test is None:
@@ -527,7 +556,7 @@ def start(
         layout=settings.layout, precision=settings.precision, compiled=settings.compiled,
     ).compute  # fmt: skip
     way = ranks.told(way)
-    folder = ranks.told(_new_folder(out, source.name, name) if ranks.first else None)
+    folder = ranks.told(new_folder(out, source.name, name) if ranks.first else None)
     config = Config(
         data=source.location,
         model=name,

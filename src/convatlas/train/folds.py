@@ -1,0 +1,96 @@
+"""Cross-validation: as many runs as there are folds, each measured on the pictures that it did not see."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convatlas.catalog import resolve
+from convatlas.data.sources import find
+from convatlas.download import Progress
+from convatlas.errors import DataError, RunError
+from convatlas.specs import Spec
+from convatlas.train.recipe import Recipe
+from convatlas.train.run import CONFIG, Run, Settings, Watch, new_folder, reopen, start, write_table
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The runs of a cross-validation, and what each reached on the pictures that it did not see."""
+
+    folder: Path
+    runs: tuple[Run, ...]
+    headline: str
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.scores)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation over the folds."""
+        return statistics.stdev(self.scores)
+
+
+def cross_validate(
+    data: str | Path,
+    model: str | Spec,
+    *,
+    folds: int = 5,
+    weights: str | Path | None = None,
+    recipe: str | Recipe | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    watch: Watch | None = None,
+    drive: Callable[[Run], Any] | None = None,
+    progress: Progress | None = None,
+) -> Folds:
+    """Train once for each fold, class by class and group by group, into `<out>/fold-1` and so on; see `fit`.
+
+    What was done of it before is kept: runs that are there are resumed, finished ones are measured.
+    drive: takes each run to its end, instead of its own steps with `watch`.
+    """
+    settings = settings or Settings()
+    source = find(data, download=settings.download, progress=progress)
+    if "val" in source.listings:
+        raise DataError(f"{source.name}: has a val split of its own; folds are for data without one")
+    if not 2 <= folds <= len(source.listings["train"]):
+        raise RunError(f"folds: a number from 2 to that of the training pictures, not {folds}")
+    folder = Path(out) if out is not None else new_folder(None, source.name, f"{resolve(model)[0]}-folds")
+    runs, scores = [], []
+    headline = "accuracy"
+    for number in range(1, folds + 1):
+        part = folder / f"fold-{number}"
+        if (part / CONFIG).exists():
+            run = reopen(part, progress=progress)
+            if (run.config.settings.fold, run.config.seed) != ((number, folds), seed):
+                raise RunError(f"{part}: is a run of another cross-validation; choose another folder")
+        else:
+            chosen = dataclasses.replace(settings, fold=(number, folds))
+            run = start(
+                data, model, weights=weights, recipe=recipe, seed=seed, out=part, settings=chosen, progress=progress
+            )
+        if run.state.finished:
+            run.finish()
+        elif drive:
+            drive(run)
+        else:
+            for event in run.steps():
+                if watch:
+                    watch(event)
+        runs.append(run)
+        headline = run.results["val"].headline
+        scores.append(run.results["val"].score)
+    if runs[0].ranks.first:
+        rows = [
+            {"fold": number, "pictures": len(run.results["val"].labels), headline: score}
+            for number, (run, score) in enumerate(zip(runs, scores, strict=True), 1)
+        ]
+        write_table(folder / "folds.csv", rows)
+    return Folds(folder, tuple(runs), headline, tuple(scores))
