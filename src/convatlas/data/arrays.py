@@ -1,4 +1,4 @@
-"""Data sets that are arrays: NumPy files, and those of torchvision that fit into memory."""
+"""Data sets that are arrays in memory, such as NumPy files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from torch import Tensor
 
 from convatlas.data.images import Listing, check_same_classes
 from convatlas.data.sources import Source
-from convatlas.download import OFFLINE, offline
 from convatlas.errors import DataError, brief
-from convatlas.files import cache_folder
 
 
 class Arrays(Source):
@@ -97,43 +95,3 @@ def npz(path: Path) -> Arrays:
     count = labels.shape[1] if labels.ndim == 2 else count
     names = held.get("classes", np.arange(max(count, 1)))
     return Arrays(path.stem, str(path.resolve()), tuple(map(str, names.tolist())), splits, path)
-
-
-def _torchvision(name: str, root: Path, download: bool) -> dict[str, Any]:
-    from torchvision import datasets
-
-    kinds: dict[str, Any] = {
-        "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "usps": datasets.USPS, "stl10": datasets.STL10,
-    }  # fmt: skip
-    kind = kinds[name]
-    if name == "stl10":
-        return {split: kind(root, split=split, download=download) for split in ("train", "test")}
-    return {split: kind(root, train=split == "train", download=download) for split in ("train", "test")}
-
-
-TORCHVISION = ("cifar10", "cifar100", "usps", "stl10")
-"""Data sets by name that torchvision fetches and reads."""
-
-FOLDERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "stl10_binary": "stl10"}
-"""The folder in which a data set of torchvision lies -> its name."""
-
-
-def torchvision_set(name: str, root: Path | None = None, *, download: bool = False) -> Arrays:
-    """Read a data set of torchvision from `root`, or from the cache; `download` allows to fetch it there."""
-    folder = root or cache_folder() / name
-    if download and offline():
-        raise DataError(f"{name}: {OFFLINE}")
-    try:
-        if download:
-            folder.mkdir(parents=True, exist_ok=True)
-        read = _torchvision(name, folder, download)
-    except (RuntimeError, OSError, ImportError) as error:
-        mend = "" if download else "; `fit --download` fetches it, or give the folder that holds it"
-        raise DataError(f"{name} is not whole in {folder}: {brief(error)}{mend}") from error
-    splits = {}
-    for split, held in read.items():
-        pixels = np.asarray(held.data)
-        labels = held.labels if name == "stl10" else held.targets
-        splits[split] = (pixels.transpose(0, 2, 3, 1) if name == "stl10" else pixels, np.asarray(labels))
-    classes = tuple(map(str, getattr(read["train"], "classes", range(10))))
-    return Arrays(name, name if root is None else str(folder.resolve()), classes, splits, folder)

@@ -110,9 +110,10 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
     Data sets by name are taken from the cache; `download` allows to fetch them there.
     Raises DataError for a missing or empty folder and unknown names.
     """
-    from convatlas.data.arrays import FOLDERS, TORCHVISION, npz, torchvision_set
+    from convatlas.data.arrays import npz
     from convatlas.data.idx import IDX_SETS, fetch_idx
     from convatlas.data.lists import PictureList
+    from convatlas.data.torchvision_sets import FOLDERS, SETS, torchvision_set
 
     name = data if isinstance(data, str) else ""  # a Path is always a folder
     if name == "digits":
@@ -126,11 +127,11 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
         if download:
             fetch_idx(name, folder, progress=progress)
         return IdxFolder(folder)
-    if name in TORCHVISION:
+    if name in SETS:
         return torchvision_set(name, download=download)
     folder = Path(data)
     if not folder.exists():
-        known = ["digits", *IDX_SETS, *TORCHVISION]
+        known = ["digits", *IDX_SETS, *SETS]
         raise DataError(f"{folder}: no such folder{nearest(name, known)}; data by name: {', '.join(known)}")
     if not folder.is_dir():
         if folder.suffix.lower() in (".csv", ".tsv", ".parquet"):
