@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import convatlas as ca
 from convatlas.data import prepare
 from convatlas.data.images import Dataset
 from convatlas.data.sources import find
+from convatlas.data.stream import Streamed, gathered
 from convatlas.errors import DataError
 from convatlas.preprocessing import Preprocessing
+from convatlas.train import Recipe
 
 STEPS = Preprocessing(resize=12, crop=8).for_channels(3)
 
@@ -43,7 +47,7 @@ def test_the_second_time_nothing_is_decoded(
 ) -> None:
     first = load(pictures, roomy=roomy)
     assert len(list(cache.glob("*.raw"))) == len(list(cache.glob("*.json"))) == 2
-    monkeypatch.setattr(prepare, "read_picture", lambda *_: pytest.fail("a picture was read"))
+    monkeypatch.setattr(prepare, "readied", lambda *_, **__: pytest.fail("a picture was read"))
     second = load(pictures, roomy=roomy)
     assert same(first, second)
     assert first.train.pixels.shape[-1] == (12 if roomy else 8)
@@ -68,7 +72,7 @@ def test_a_moved_folder_is_known_by_its_contents_and_a_changed_picture_is_not(
     before = load(own_pictures)
     moved = own_pictures.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "read_picture", lambda *_: pytest.fail("a picture was read"))
+        patch.setattr(prepare, "readied", lambda *_, **__: pytest.fail("a picture was read"))
         after = load(moved)
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert before.fingerprint() == after.fingerprint()
@@ -133,3 +137,98 @@ def test_what_was_not_used_for_longest_makes_room(
 def test_arrays_have_the_channels_of_the_network_or_are_refused(idx_folder: Path) -> None:
     with pytest.raises(DataError, match=r"has 1 channel\(s\), not 3; see --channels"):
         load(idx_folder)
+
+
+# --- where there is no place at all
+
+
+@pytest.fixture
+def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the cache nor the memory can hold the pictures."""
+    monkeypatch.setattr(prepare, "CACHE_LIMIT", 100)
+    monkeypatch.setattr(prepare, "MEMORY_LIMIT", 100)
+
+
+PLANS = {
+    "plain": Recipe(epochs=2, batch=7, lr=0.01),
+    "crops and mixtures": Recipe(epochs=2, batch=7, lr=0.01).replaced({"crop": 0.5, "mixup": 0.2, "cutmix": 1.0}),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_pictures_without_any_place_are_streamed_to_the_same_bits(
+    pictures: Path, cache: Path, tmp_path: Path, request: pytest.FixtureRequest, plan: str
+) -> None:
+    held = ca.fit(pictures, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "held")
+    shutil.rmtree(cache)
+    request.getfixturevalue("no_place")
+    streamed = ca.fit(pictures, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "streamed")
+    assert isinstance(streamed.dataset.train.pixels, Streamed)
+    assert not list(cache.glob("*.raw"))
+    assert len(list(cache.glob("*.json"))) == 2
+    first, second = held.network.state_dict(), streamed.network.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert streamed.config.fingerprint == held.config.fingerprint
+    split, result, _ = ca.evaluate(streamed.model_file, pictures, split="all")
+    assert (split, len(result.labels)) == ("all", 72)
+    assert "<figure>" in (streamed.folder / "report.html").read_text()
+    assert ca.resume(tmp_path / "streamed").state.finished
+
+
+@pytest.mark.usefixtures("no_place")
+def test_streamed_pictures_are_looked_at_once_before(
+    own_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_pictures / "train" / "ant" / "00.jpg").write_bytes(b"no picture")
+    first = load(own_pictures, max_broken=0.1)
+    assert [Path(broken.path).name for broken in first.broken] == ["00.jpg"]
+    monkeypatch.setattr(prepare, "readied", lambda *_, **__: pytest.fail("a picture was read"))
+    again = load(own_pictures, max_broken=0.1)
+    assert again.broken == first.broken
+    assert again.train.names == first.train.names
+
+
+@pytest.mark.usefixtures("no_place")
+def test_a_picture_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_pictures: Path, tmp_path: Path) -> None:
+    gone = own_pictures / "train" / "bee" / "03.png"
+
+    def remove(event: object) -> None:
+        if isinstance(event, dict):
+            gone.rename(tmp_path / "elsewhere.png")
+
+    recipe = Recipe(epochs=2, batch=7, lr=0.01)
+    with pytest.raises(DataError, match=r"bee/03\.png: no such file"):
+        ca.fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "run", watch=remove)
+    (tmp_path / "elsewhere.png").rename(gone)
+    part = ca.resume(tmp_path / "run")
+    whole = ca.fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "whole")
+    first, second = part.network.state_dict(), whole.network.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.usefixtures("no_place")
+def test_once_there_is_place_the_pictures_are_held(
+    pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(load(pictures).train.pixels, Streamed)
+    monkeypatch.setattr(prepare, "CACHE_LIMIT", 10**9)
+    assert isinstance(load(pictures).train.pixels, torch.Tensor)
+    assert len(list(cache.glob("*.raw"))) == 2
+
+
+def test_the_next_batch_is_decoded_meanwhile() -> None:
+    order: list[str] = []
+
+    class Slow(Streamed):
+        def __getitem__(self, which: object) -> torch.Tensor:
+            order.append(f"read {int(which[0])}")  # type: ignore[index]
+            return torch.zeros(1)
+
+    batches = [torch.tensor([i]) for i in range(4)]
+    for numbers, _ in gathered(Slow([], None), batches):  # type: ignore[arg-type]
+        time.sleep(0.05)
+        order.append(f"used {int(numbers[0])}")
+    assert order.index("read 1") < order.index("used 0") < order.index("read 3") < order.index("used 3")
+    assert [name for name in order if name.startswith("used")] == [f"used {i}" for i in range(4)]

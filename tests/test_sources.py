@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from conftest import COLOURS, write_idx, write_idx_folder, write_pictures
-from convatlas.data import prepare
 from convatlas.data.decode import read_picture
 from convatlas.data.images import Dataset, Images, check_same_classes
 from convatlas.data.sources import IDX_PARTS, find
@@ -469,19 +468,6 @@ def test_a_named_set_that_is_not_cached_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"mnist is not in .*--download"):
         find("mnist")
-
-
-def test_more_pictures_than_memory_are_refused_before_any_is_read(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    monkeypatch.setattr(prepare, "CACHE_LIMIT", 0)
-    monkeypatch.setattr(prepare, "MEMORY_LIMIT", 36 * 3 * 8 * 8)
-    assert per_class(load(pictures).train) == [12, 12, 12]
-    monkeypatch.setattr(prepare, "MEMORY_LIMIT", 36 * 3 * 8 * 8 - 1)
-    monkeypatch.setattr(prepare, "read_picture", lambda *_: pytest.fail("a picture was read"))
-    with pytest.raises(DataError, match=r"36 pictures .* memory.*the cache in .* has no place"):
-        load(pictures)
 
 
 def test_classes_are_matched_by_name_in_any_order() -> None:

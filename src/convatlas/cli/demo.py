@@ -36,7 +36,8 @@ def demo(out: Path | None) -> None:
 
     say(f"\n2. Predict {SHOWN} held-out digits from the model file", style="bold")
     # one of each class first, then as they come, with every mistake among them
-    result = run.results["test"]
+    result, pixels = run.results["test"], test.pixels
+    assert isinstance(pixels, torch.Tensor)
     mistakes = result.wrong.nonzero().flatten().tolist()
     firsts = [int((test.labels == label).nonzero()[0]) for label in range(len(run.config.classes))]
     chosen = list(dict.fromkeys([*firsts, *mistakes, *range(len(test))]))[:SHOWN]
@@ -47,7 +48,7 @@ def demo(out: Path | None) -> None:
         name = test.names[i].replace("/", "-")
         files.append(folder / f"{run.config.classes[test.labels[i]]}-{name}.png")
         border = run.config.preprocessing.pad  # the preprocessing puts it back
-        Image.fromarray(test.pixels[i, 0, border:-border, border:-border].numpy()).save(files[-1])
+        Image.fromarray(pixels[i, 0, border:-border, border:-border].numpy()).save(files[-1])
     model = load(run.model_file)
     predictions = model.predict(files)
     rows = [(p.source, f"{p.probability:7.2%}  {p.label}") for p in predictions[:4]]
@@ -56,7 +57,7 @@ def demo(out: Path | None) -> None:
     picture = run.folder / "overview.png"
     header = model.header
     draw_overview(
-        test.pixels[chosen],
+        pixels[chosen],
         evaluate(model.network, test.subset(torch.tensor(chosen)), header.preprocessing, CRITERIA[header.criterion]),
         result,
         run.state.history,

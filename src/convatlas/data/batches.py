@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from convatlas.data.augment import Augment, Draw, changed, erased, mixed, partners
 from convatlas.data.images import Images
 from convatlas.data.randomness import epoch_order
+from convatlas.data.stream import Pixels, gathered
 from convatlas.preprocessing import Preprocessing
 
 
@@ -60,7 +61,9 @@ class Feed:
         share: Callable[[Tensor], Tensor] = lambda samples: samples,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.pixels, self.labels = images.pixels.to(device), images.labels.to(device)
+        held = images.pixels
+        self.pixels: Pixels = held.to(device) if isinstance(held, Tensor) else held
+        self.labels = images.labels.to(device)
         self.aspects = None if images.aspects is None else images.aspects.to(device)
         self.preprocessing, self.batch, self.seed, self.classes = preprocessing, batch, seed, classes
         self.shuffle, self.augment, self.share, self.device = shuffle, augment or Augment(), share, device
@@ -70,23 +73,30 @@ class Feed:
         """Yield this process's share of the batches of one epoch from number `start` on; the last may be smaller."""
         count = len(self.labels)
         order = (epoch_order(self.seed, epoch, count) if self.shuffle else torch.arange(count)).to(self.device)
-        for batch in order.split(self.batch)[start:]:
-            samples = self.share(batch)
-            draw = Draw(samples, self.seed, epoch)
-            inputs, labels = self._prepared(draw), self.labels[samples]
-            if self.augment.mixes and count > 1:
-                others = partners(draw, count)
-                inputs, own = mixed(inputs, self._prepared(Draw(others, self.seed, epoch)), draw, self.augment)
-                first, second = (one_hot(self.labels[n], self.classes) for n in (samples, others))
-                yield Batch(inputs, labels, samples, torch.lerp(second, first, own[:, None]), len(batch))
-            else:
-                yield Batch(inputs, labels, samples, whole=len(batch))
+        batches = order.split(self.batch)[start:]
+        mixes = self.augment.mixes and count > 1
 
-    def _prepared(self, draw: Draw) -> Tensor:
+        def wanted() -> Iterator[Tensor]:
+            for batch in batches:
+                samples = self.share(batch)
+                others = [partners(Draw(samples, self.seed, epoch), count)] if mixes else []
+                yield torch.cat([samples, *others])
+
+        for batch, (numbers, pixels) in zip(batches, gathered(self.pixels, wanted()), strict=True):
+            inputs = self._prepared(Draw(numbers, self.seed, epoch), pixels.to(self.device))
+            if not mixes:
+                yield Batch(inputs, self.labels[numbers], numbers, whole=len(batch))
+                continue
+            samples, others = numbers.tensor_split(2)
+            own_inputs, other_inputs = inputs.tensor_split(2)
+            inputs, own = mixed(own_inputs, other_inputs, Draw(samples, self.seed, epoch), self.augment)
+            first, second = (one_hot(self.labels[n], self.classes) for n in (samples, others))
+            yield Batch(inputs, self.labels[samples], samples, torch.lerp(second, first, own[:, None]), len(batch))
+
+    def _prepared(self, draw: Draw, pixels: Tensor) -> Tensor:
         """Return the network's inputs for the pictures of a draw, changed but not mixed."""
-        steps, samples = self.preprocessing, draw.samples
-        aspects = None if self.aspects is None else self.aspects[samples]
-        pixels = self.pixels.index_select(0, samples)
+        steps = self.preprocessing
+        aspects = None if self.aspects is None else self.aspects[draw.samples]
         pixels = changed(pixels, draw, self.augment, size=steps.crop, fill=steps.fill, aspects=aspects)
         if self.aspects is not None and steps.pad:
             pixels = F.pad(pixels, (steps.pad,) * 4, value=steps.fill)
@@ -98,6 +108,6 @@ def in_order(
     images: Images, preprocessing: Preprocessing, *, batch: int, device: torch.device | str
 ) -> Iterator[Batch]:
     """Yield the pictures of a split in their order, without any randomness: for evaluation."""
-    for samples in torch.arange(len(images)).split(batch):
-        inputs = preprocessing.normalise(images.pixels[samples].to(device))
+    for samples, pixels in gathered(images.pixels, torch.arange(len(images)).split(batch)):
+        inputs = preprocessing.normalise(pixels.to(device))
         yield Batch(inputs, images.labels[samples].to(device), samples)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convatlas.data.stream import Pixels, Streamed
 from convatlas.errors import DataError
 
 
@@ -40,13 +41,14 @@ class Listing:
 class Images:
     """One split, prepared: pixels, labels as in its listing, and a name for each picture.
 
-    pixels: (n, channels, size, size) from 0 to 255: uint8, or float32 where pictures are deeper than 8 bits.
+    pixels: (n, channels, size, size) from 0 to 255: uint8, or float32 where pictures are deeper than 8 bits. Held in
+        memory, mapped from the cache, or decoded when they are asked for.
     digest: of the pictures as they were found, before they were prepared.
     aspects: width over height of each picture, where `pixels` are whole pictures squeezed into squares, of which random
         crops are to be taken; None where they are as the network evaluates them.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Tensor
     names: Sequence[str]
     digest: str = ""
@@ -59,7 +61,8 @@ class Images:
         """Return the pictures with these numbers."""
         names = [self.names[i] for i in indices.tolist()]
         aspects = None if self.aspects is None else self.aspects[indices]
-        return Images(self.pixels[indices], self.labels[indices], names, self.digest, aspects)
+        pixels = self.pixels[indices] if isinstance(self.pixels, Tensor) else self.pixels.subset(indices)
+        return Images(pixels, self.labels[indices], names, self.digest, aspects)
 
     def fingerprint(self) -> str:
         """Return the sha256 of pictures and labels, so that a run can tell whether its data changed."""
@@ -70,7 +73,11 @@ def joined(parts: Sequence[Images]) -> Images:
     """Return the pictures of several splits as one."""
     names = [name for part in parts for name in part.names]
     digest = " ".join(part.digest for part in parts)
-    return Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]), names, digest)
+    held = [part.pixels for part in parts]
+    streamed = next((pixels for pixels in held if isinstance(pixels, Streamed)), None)
+    # what is decoded again is what was held
+    pixels = Streamed(names, streamed.steps) if streamed else torch.cat([p for p in held if isinstance(p, Tensor)])
+    return Images(pixels, torch.cat([part.labels for part in parts]), names, digest)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures prepared for a network once: decoded, resized, and kept in memory or in a file of the cache."""
+"""Pictures prepared for a network once: decoded, resized, and kept in a file of the cache, or in memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import PIL
 import torch
 from torch import Tensor
 
-from convatlas.data.decode import read_picture
 from convatlas.data.images import Broken, Images, Listing
+from convatlas.data.stream import Pixels, Streamed, readied
 from convatlas.download import Progress, sha256
-from convatlas.errors import DataError, RunError, brief
+from convatlas.errors import DataError, RunError
 from convatlas.files import PART, cache_folder, write_text
 from convatlas.preprocessing import Preprocessing
 
@@ -50,7 +50,9 @@ def prepared(
 ) -> Images:
     """Return the pictures of one split as the network reads them, in the order of the listing.
 
-    roomy: whole pictures in squares, for random crops. Pictures that cannot be read are added to `broken`.
+    roomy: whole pictures in squares, for random crops. Pictures that cannot be read are added to `broken`. Where
+    neither the cache nor the memory has place for the pixels, they are looked at once, and decoded again when they are
+    used.
     """
     if listing.pixels is not None:
         return _of_array(listing, listing.pixels, steps, roomy)
@@ -60,20 +62,20 @@ def prepared(
     store = Store(cache_folder() / "pictures" / hashlib.sha256(told.encode()).hexdigest()[:32], steps.dtype)
     side = steps.resize if roomy else steps.size
     shape = (len(listing), steps.channels, side, side)
-    held = store.opened(shape)
-    if held is None:
+    pixels, notes = store.opened(shape)
+    if notes is None:
         pixels = store.room(shape)
         notes = _read(listing, split, steps, roomy, pixels, progress)
-        held = store.closed(pixels, notes)
-    pixels, notes = held
+        store.close(pixels, notes)
     reasons = {int(i): reason for i, reason in notes["broken"].items()}
     broken += [Broken(listing.names[i], f"{listing.names[i]}: {reason}") for i, reason in reasons.items()]
     kept = torch.tensor([i for i in range(len(listing)) if i not in reasons], dtype=torch.int64)
     whole = hashlib.sha256("".join(digests[i] for i in kept.tolist()).encode()).hexdigest()
     aspects = torch.tensor(notes["aspects"], dtype=torch.float32) if roomy else None
     names = [listing.names[i] for i in kept.tolist()]
-    # the readable ones come first
-    return Images(pixels[: len(kept)], listing.labels[kept], names, whole, aspects)
+    # of those that are held, the readable ones come first
+    found: Pixels = Streamed(names, steps, roomy=roomy) if pixels is None else pixels[: len(kept)]
+    return Images(found, listing.labels[kept], names, whole, aspects)
 
 
 def _of_array(listing: Listing, pixels: Tensor, steps: Preprocessing, roomy: bool) -> Images:
@@ -100,15 +102,13 @@ def _digest(name: str) -> str:
 
 
 def _read(
-    listing: Listing, split: str, steps: Preprocessing, roomy: bool, pixels: Tensor, progress: Progress | None
+    listing: Listing, split: str, steps: Preprocessing, roomy: bool, pixels: Tensor | None, progress: Progress | None
 ) -> Notes:
     """Decode and resize the pictures into `pixels`, the readable ones first, and return what is to be known of them."""
 
     def read(name: str) -> tuple[Tensor, float] | str:
         try:
-            picture = read_picture(Path(name), steps.channels, steps.window)
-            aspect = picture.shape[-1] / picture.shape[-2]
-            return (steps.squeezed(picture[None])[0] if roomy else steps.geometry(picture)), aspect
+            return readied(Path(name), steps, roomy=roomy)
         except DataError as error:
             return str(error).removeprefix(f"{name}: ")
 
@@ -119,8 +119,9 @@ def _read(
             if isinstance(picture, str):
                 broken[str(i)] = picture
             else:
-                pixels[len(aspects)], aspect = picture
-                aspects.append(aspect)
+                if pixels is not None:
+                    pixels[len(aspects)] = picture[0]
+                aspects.append(picture[1])
             if progress:
                 progress(f"reading {split}", i + 1, len(listing))
     return {"broken": broken, "aspects": aspects}
@@ -144,24 +145,34 @@ class Store:
     def _files(self) -> tuple[Path, Path]:
         return self.path.with_suffix(".raw"), self.path.with_suffix(".json")
 
-    def opened(self, shape: tuple[int, ...]) -> tuple[Tensor, Notes] | None:
-        """Return the pixels, mapped into memory, and the notes; None if they are not there, or not whole."""
+    def opened(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Notes | None]:
+        """Return the pixels, mapped into memory, and the notes; None for what is not there, or not whole.
+
+        Notes without pixels are those of pictures that are streamed, where there is still no place for them.
+        """
         raw, told = self._files
         try:
             notes: Notes = json.loads(told.read_text(encoding="utf-8"))
-            if raw.stat().st_size != self.size(shape) or len(notes["aspects"]) + len(notes["broken"]) != shape[0]:
-                return None
+            if len(notes["aspects"]) + len(notes["broken"]) != shape[0]:
+                return None, None
+            if not raw.exists():
+                return None, None if self._holds(shape) else notes
+            if raw.stat().st_size != self.size(shape):
+                return None, None
             with suppress(OSError):
                 os.utime(raw)  # was used
             return self._mapped(raw, shape, shared=False), notes
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-            return None
+            return None, None
 
-    def room(self, shape: tuple[int, ...]) -> Tensor:
-        """Return an empty tensor for the pixels: in a file, or in memory where the cache has no place for it.
+    def _holds(self, shape: tuple[int, ...]) -> bool:
+        """Return whether there is place for the pixels, in the cache or in memory."""
+        size = self.size(shape)
+        free = shutil.disk_usage(self.path.parent).free
+        return size <= MEMORY_LIMIT or (size <= CACHE_LIMIT and free >= size + SPARE)
 
-        Raises DataError if neither has.
-        """
+    def room(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Return an empty tensor for the pixels: in a file, in memory where the cache is full, None if neither has place."""
         size = self.size(shape)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,29 +180,23 @@ class Store:
             with self._part.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a mapped file must not run out of disk later
             return self._mapped(self._part, shape, shared=True)
-        except (OSError, RuntimeError, AttributeError) as error:
+        except (OSError, RuntimeError, AttributeError):
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
-            if size > MEMORY_LIMIT:
-                raise DataError(
-                    f"{shape[0]:,} pictures of {shape[-1]} px need {size / 2**30:.1f} GiB of memory: the limit is "
-                    f"{MEMORY_LIMIT / 2**30:.0f}, and the cache in {self.path.parent} has no place ({brief(error)}); "
-                    "set CONVATLAS_CACHE to a larger disk, or use a smaller --size or fewer pictures"
-                ) from error
-            return torch.empty(shape, dtype=self.dtype)
+            return torch.empty(shape, dtype=self.dtype) if size <= MEMORY_LIMIT else None
 
     @property
     def _part(self) -> Path:
         return self.path.with_name(f".{self.path.name}.{os.getpid()}{PART}")
 
-    def closed(self, pixels: Tensor, notes: Notes) -> tuple[Tensor, Notes]:
-        """Give a finished file its name; returns what `opened` will return."""
+    def close(self, pixels: Tensor | None, notes: Notes) -> None:
+        """Give a finished file its name, and write the notes, of pictures that are streamed, too."""
         raw, told = self._files
-        if self._part.exists():
-            with suppress(OSError, RunError):
+        with suppress(OSError, RunError):
+            if self._part.exists():
                 self._part.replace(raw)
+            if pixels is None or raw.exists():
                 write_text(told, json.dumps(notes))
-        return pixels, notes
 
     def _mapped(self, path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
         return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=self.dtype).view(shape)
