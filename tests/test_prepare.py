@@ -176,11 +176,7 @@ def test_pictures_without_any_place_are_streamed_to_the_same_bits(
 
 
 @pytest.mark.usefixtures("no_place")
-def test_streamed_pictures_are_looked_at_once_before(
-    own_pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own_pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streamed_pictures_are_looked_at_once_before(own_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_pictures / "train" / "ant" / "00.jpg").write_bytes(b"no picture")
     first = load(own_pictures, max_broken=0.1)
     assert [Path(broken.path).name for broken in first.broken] == ["00.jpg"]

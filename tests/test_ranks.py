@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import signal
 import socket
 import subprocess
@@ -53,7 +54,7 @@ one = grow(spec, classes=10, channels=3).double().train()
 size = int(sys.argv[2])
 x, y = torch.randn(size, 3, 32, 32).double(), torch.arange(size) % 10
 two = copy.deepcopy(one)
-synchronise_norms(two)
+synchronise_norms(two, ranks)
 mine = ranks.share(torch.arange(size))
 _, alone = Learner(one, Recipe(), Compute()).gradients(Batch(x, y, torch.arange(size)))
 pieces = Recipe(micro=int(sys.argv[3])) if len(sys.argv) > 3 else Recipe()
@@ -135,6 +136,38 @@ def test_a_process_that_is_killed_ends_the_training_and_it_goes_on(runs: dict[in
     assert again.stdout.count("model file:") == 1
     left, right = (load_file(each / run.MODEL) for each in (folder, runs[2]))
     assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+HUNG = """
+import os, sys, time
+from datetime import timedelta
+from convatlas.train import Recipe, Settings, ranks
+from convatlas.train.loop import Step
+from convatlas.train.run import fit
+
+ranks.PATIENCE = timedelta(seconds=5)
+where = sys.argv[2]
+
+def watch(event):
+    late = isinstance(event, Step) and event.number == 4 if where == "step" else not isinstance(event, Step)
+    if late and os.environ["RANK"] == "1":
+        time.sleep(60)
+
+fit("digits", sys.argv[3], recipe=Recipe(epochs=2, batch=300, lr=0.01), out=sys.argv[1], watch=watch,
+    settings=Settings(threads=1, device="cpu", checkpoint_steps=1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "network"),
+    [("step", "lenet5_modern"), pytest.param("epoch", "cifar_resnet20", marks=pytest.mark.slow)],
+)
+def test_a_process_that_hangs_is_named(tmp_path: Path, where: str, network: str) -> None:
+    """After a step, and where the norms of the next epoch would meet."""
+    (tmp_path / "child.py").write_text(HUNG)
+    done = launch(3, str(tmp_path / "child.py"), str(tmp_path / "run"), where, network)
+    assert done.returncode != 0
+    assert re.search(r"process [02] of 3: process 1 did not come \(", done.stderr), done.stderr[-3000:]
 
 
 def test_an_error_is_told_once(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ class Store:
         return size <= MEMORY_LIMIT or (size <= CACHE_LIMIT and free >= size + SPARE)
 
     def room(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Return an empty tensor for the pixels: in a file, in memory where the cache is full, None if neither has place."""
+        """Return an empty tensor for the pixels: in a file, in memory where that has no place; None if neither has."""
         size = self.size(shape)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,6 +156,7 @@ class Learner:
                 for layer in self.network.modules():
                     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                         layer.eval()
+        self.ranks.come()  # norms meet before the gradients do
         outputs, total = [], torch.zeros((), device=batch.inputs.device)
         for inputs, targets in self._pieces(batch):
             with self.compute.arithmetic(inputs.device):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import MethodType
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
 from convatlas.errors import RunError, brief
@@ -28,10 +30,12 @@ class Ranks:
 
     Each takes every `count`-th picture of a batch and of a split. Sums over the shares are those over the whole,
     so batch, loss, statistics of norms and metrics are what one process has, but for the order of the sums.
+    store: where each process counts how often it came to a meeting, so that one that stays away can be named.
     """
 
     rank: int = 0
     count: int = 1
+    store: Store | None = None
 
     @property
     def first(self) -> bool:
@@ -77,12 +81,28 @@ class Ranks:
 
     def _met(self, meet: Any) -> None:
         try:
+            self.come()
             meet()
         except RuntimeError as error:
-            raise RunError(
-                f"process {self.rank} of {self.count}: the others did not come ({brief(error)}); "
-                "`convatlas resume` goes on from the last checkpoint"
-            ) from error
+            raise self.left_alone(error) from error
+
+    def come(self) -> None:
+        """Tell the others that this process is about to meet them."""
+        if self.store:
+            self.store.add(f"came/{self.rank}", 1)
+
+    def left_alone(self, error: RuntimeError) -> RunError:
+        """Return an error that names the processes that came to fewer meetings than this one."""
+        late: list[str] = []
+        if self.store:
+            with suppress(RuntimeError):  # it may be gone, too
+                came = [self.store.add(f"came/{rank}", 0) for rank in range(self.count)]
+                late = [str(rank) for rank, times in enumerate(came) if times < came[self.rank]]
+        who = f"process {' and '.join(late)}" if late else "another process"
+        return RunError(
+            f"process {self.rank} of {self.count}: {who} did not come ({brief(error)}); "
+            "`convatlas resume` goes on from the last checkpoint"
+        )
 
 
 def joined(device: torch.device) -> Ranks:
@@ -96,49 +116,57 @@ def joined(device: torch.device) -> Ranks:
             dist.init_process_group(backend, timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"the processes of torchrun cannot meet: {brief(error)}") from error
-    return Ranks(dist.get_rank(), count)
+    # the store of the processes' own meeting place; torchrun counts its restarts
+    place = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
+    name = "/".join(os.environ.get(f"TORCHELASTIC_{what}", "") for what in ("RUN_ID", "RESTART_COUNT"))
+    return Ranks(dist.get_rank(), count, PrefixStore(f"convatlas/{name}", place))
 
 
-def synchronise_norms(network: nn.Module) -> None:
+def synchronise_norms(network: nn.Module, ranks: Ranks) -> None:
     """Let the batch norms of a network see the batches of all processes while they train."""
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.forward = MethodType(_synchronised, layer)  # type: ignore[method-assign]
+            layer.forward = partial(_synchronised, ranks, layer)  # type: ignore[method-assign]
 
 
 class _Sum(torch.autograd.Function):
     """The sum over all processes; the gradient of what each gave is the sum of their gradients."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(context: Any, x: Tensor, ranks: Ranks) -> Tensor:
+        context.ranks = ranks
+        return _sum(x.clone(), ranks)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradient.clone(), context.ranks), None
 
 
-def _sum_of_all(x: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(x)
+def _sum(x: Tensor, ranks: Ranks) -> Tensor:
+    """Replace x by its sum over all processes; these many meetings are not counted one by one."""
+    try:
+        dist.all_reduce(x)
+    except RuntimeError as error:
+        raise ranks.left_alone(error) from error
+    return x
+
+
+def _sum_of_all(x: Tensor, ranks: Ranks) -> Tensor:
+    total: Tensor = _Sum.apply(x, ranks)
     return total
 
 
-def _synchronised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+def _synchronised(ranks: Ranks, layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     """Batch norm over the pictures of all processes: two sums, so that the variance does not cancel."""
     if not layer.training:
         return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
     axes = [0, *range(2, x.ndim)]
     shape = (1, -1, *[1] * (x.ndim - 2))
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    count = wide.new_tensor([x.numel() // x.shape[1]])
-    dist.all_reduce(count)
-    mean = _sum_of_all(wide.sum(axes)) / count
+    count = _sum(wide.new_tensor([x.numel() // x.shape[1]]), ranks)
+    mean = _sum_of_all(wide.sum(axes), ranks) / count
     centred = wide - mean.view(shape)
-    variance = _sum_of_all(centred.square().sum(axes)) / count
+    variance = _sum_of_all(centred.square().sum(axes), ranks) / count
     if layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None:
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)

@@ -181,7 +181,7 @@ class Run:
         self.compute = Compute(settings.layout, settings.precision, settings.compiled)  # type: ignore[arg-type]
         self.network: Network = self.compute.place(network.to(self.device))
         if self.ranks.count > 1:
-            synchronise_norms(self.network)
+            synchronise_norms(self.network, self.ranks)
         self.optimizer = config.recipe.build_optimizer(self.network)
         self.average = Average(self.network, config.recipe.average) if config.recipe.average else None
         self.state = State()
