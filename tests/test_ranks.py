@@ -55,6 +55,7 @@ size = int(sys.argv[2])
 x, y = torch.randn(size, 3, 32, 32).double(), torch.arange(size) % 10
 two = copy.deepcopy(one)
 synchronise_norms(two, ranks)
+copy.deepcopy(two)  # as an average of the weights does
 mine = ranks.share(torch.arange(size))
 _, alone = Learner(one, Recipe(), Compute()).gradients(Batch(x, y, torch.arange(size)))
 pieces = Recipe(micro=int(sys.argv[3])) if len(sys.argv) > 3 else Recipe()

@@ -26,6 +26,7 @@ from convatlas.errors import ConvatlasError, RunError
 from convatlas.files import cache_folder, write_text
 from convatlas.joins import Chain, Network
 from convatlas.specs import Spec
+from convatlas.train.depthwise import install, remove
 
 Layout = Literal["contiguous", "channels_last", "blocked"]
 """How activations lie in memory: channel after channel, pixel after pixel, or in oneDNN's blocks of channels."""
@@ -50,7 +51,11 @@ class Compute:
         return f"{self.layout}, {self.precision}" + ", compiled" * self.compiled
 
     def place(self, network: Network) -> Network:
-        """Bring the weights of a network into the layout; returns the network."""
+        """Bring the weights of a network into the layout, and choose its kernels; returns the network."""
+        remove(network)
+        on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+        if on_cpu and self.precision == "bfloat16" and self.layout == "channels_last" and not self.compiled:
+            install(network)
         lasting = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
         return network.to(memory_format=lasting)
 

@@ -37,6 +37,9 @@ class Ranks:
     count: int = 1
     store: Store | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        return self  # a copy of a network has the same company
+
     @property
     def first(self) -> bool:
         """Whether this is the process that writes files and prints."""
