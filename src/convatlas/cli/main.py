@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from convatlas.cli import show
-from convatlas.errors import ConvatlasError
+from convatlas.errors import ConvatlasError, brief
 
 app = typer.Typer(
     name="convatlas",
@@ -677,6 +677,16 @@ def main() -> None:
         app(standalone_mode=True)
     except ConvatlasError as error:
         show.errors.print(f"convatlas: {error}", style="red")
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        from convatlas.train.compute import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        show.errors.print(
+            f"convatlas: memory does not suffice ({brief(error)}); use a smaller --batch or --size, or fewer pictures",
+            style="red",
+        )
         sys.exit(2)
     except OSError as error:  # what no check foresaw: a path that is too long, a folder that may not be read
         show.errors.print(f"convatlas: {error.filename or 'file'}: {error.strerror or error}", style="red")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,9 @@ EXTENSIONS = frozenset(
 
 Window = tuple[float, float]
 """The values that become black and white, in shares of what the file's type can hold (of floats: as they are)."""
+
+# what is far too large is refused; what Pillow only warns of is read
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
 _ORIENTATION, _SAMPLES = 0x0112, 0x0115
@@ -54,7 +58,9 @@ def read_header(path: Path) -> Header:
             with _opened(path) as picture:
                 deep = _is_deep(picture)
                 grey = picture.mode in ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
-                rotated = picture.getexif().get(_ORIENTATION, 1) != 1
+                # a PNG without the tag would be decoded to look for it behind its pixels
+                tagged = picture.format != "PNG" or "exif" in picture.info
+                rotated = tagged and picture.getexif().get(_ORIENTATION, 1) != 1
                 mode = f"{picture.mode};16" if deep and picture.mode in _CUT else picture.mode
                 if _samples(picture) <= 4:
                     return Header(picture.size, mode, rotated, 1 if grey else 3, deep)

@@ -22,6 +22,7 @@ class State:
     """What changes while training, besides weights and optimiser.
 
     step: the next step to take. loss_sum, correct, seen: sums over the epoch so far, without the `skipped` steps.
+    failing: so many steps, up to the last one, were not finite.
     history: one row per epoch.
     best_epoch, best_score, best_loss: of the val split, so far. seconds: time spent training.
     """
@@ -31,6 +32,7 @@ class State:
     correct: int = 0
     seen: int = 0
     skipped: int = 0
+    failing: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float = -1.0

@@ -115,8 +115,14 @@ def keep_heap() -> None:
     """Let the C library keep the memory that torch gives back, instead of returning it to the system.
 
     The large tensors of every step are otherwise mapped and cleared anew, page by page (benchmarks/train_step.py has
-    the gain). Only glibc knows these two settings; they hold for the whole process.
+    the gain). Only glibc knows these two settings; they hold for the whole process. Where its memory is limited (ulimit
+    -v) nothing is kept: oneDNN would find none.
     """
+    if sys.platform != "win32":
+        import resource
+
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            return
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mmap_max, trim_threshold = -4, -1  # malloc.h
         libc = ctypes.CDLL(None)
@@ -207,31 +213,55 @@ def choose(
 def _measured(
     network: Network, ways: list[Compute], batch: int, classes: int, device: torch.device
 ) -> dict[Compute, float]:
-    """Return the shortest time of a forward and backward pass in each way: in turns, one to warm up and up to three."""
+    """Return the shortest time of a forward and backward pass in each way: in turns, one to warm up and up to three.
+
+    Infinite for ways for which memory does not suffice.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch, *network.input_shape, generator=generator).to(device)
     labels = torch.randint(classes, (batch,), generator=generator).to(device)
     seconds = dict.fromkeys(ways, float("inf"))
+    left = list(ways)
     network.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         first = time.perf_counter()
         for turn in range(4):
             if turn > 1 and time.perf_counter() - first > ENOUGH:
                 break
-            for way in ways:
-                forward = way.forward(way.place(network))
+            for way in list(left):
                 begun = time.perf_counter()
-                with way.arithmetic(device):
-                    if network.auxiliary:
-                        _, loss = network.loss(inputs, labels, F.cross_entropy)
-                    else:
-                        loss = F.cross_entropy(forward(inputs).float(), labels)
-                loss.backward()
-                loss.item()  # waits for the device
+                try:
+                    _pass(network, way, inputs, labels, device)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    left.remove(way)
+                    seconds[way] = float("inf")
                 network.zero_grad()
-                if turn:
+                if turn and way in left:
                     seconds[way] = min(seconds[way], time.perf_counter() - begun)
     return seconds
+
+
+def _pass(network: Network, way: Compute, inputs: Tensor, labels: Tensor, device: torch.device) -> None:
+    """Go through a network forward and backward."""
+    forward = way.forward(way.place(network))
+    with way.arithmetic(device):
+        if network.auxiliary:
+            _, loss = network.loss(inputs, labels, F.cross_entropy)
+        else:
+            loss = F.cross_entropy(forward(inputs).float(), labels)
+    loss.backward()
+    loss.item()  # waits for the device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory did not suffice; torch has no type of its own for it on CPUs."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
+NO_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory object")
+"""What torch and oneDNN say then."""
 
 
 def _machine(device: torch.device) -> list[str]:

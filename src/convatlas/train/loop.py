@@ -15,7 +15,7 @@ from convatlas.data.randomness import derive_key
 from convatlas.errors import RunError, brief
 from convatlas.joins import Network
 from convatlas.tasks.losses import CRITERIA
-from convatlas.train.compute import Compute
+from convatlas.train.compute import Compute, out_of_memory
 from convatlas.train.ranks import Ranks
 from convatlas.train.recipe import Recipe
 
@@ -75,6 +75,7 @@ def train(
     *,
     seed: int,
     start: int = 0,
+    failing: int = 0,
     compute: Compute | None = None,
     average: Average | None = None,
     importance: Tensor | None = None,
@@ -82,6 +83,7 @@ def train(
 ) -> Iterator[Step]:
     """Train from step `start` to the end of the recipe; yield after each step.
 
+    failing: so many steps before it, one after another, were not finite.
     compute: how the steps are carried out. average: takes the weights in after every step. importance: the weight of
     each class in the loss, (classes,). ranks: this process among those of the training.
     Everything random in a step (batch, augmentation, dropout) is a function of the seed and the step, so a training
@@ -93,11 +95,10 @@ def train(
     learner = Learner(network, recipe, compute or Compute(), importance, ranks)
     parameters = list(network.parameters())
     first_epoch, first_batch = divmod(start, feed.steps)
-    skipped = 0
     for epoch in range(first_epoch, recipe.epochs):
         network.freeze("stages" if epoch < recipe.head_epochs else None).eval()  # the first step lets it train
         begin = first_batch if epoch == first_epoch else 0
-        for number, batch in enumerate(feed.epoch(epoch, start=begin), epoch * feed.steps + begin):
+        for number, batch in enumerate(_batches(feed, epoch, begin), epoch * feed.steps + begin):
             lr = recipe.rate(number, feed.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["share"]
@@ -118,14 +119,27 @@ def train(
             else:
                 put_back(network, before)
             optimizer.zero_grad()
-            skipped = 0 if good else skipped + 1
-            if skipped == SKIPS:
+            failing = 0 if good else failing + 1
+            if failing >= SKIPS:
                 where = offending_layer(network, batch) if not math.isfinite(value) else "the gradient"
                 raise RunError(
                     f"{SKIPS} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; "
                     f"try a lower learning rate than {recipe.lr:g}"
                 )
             yield Step(number, epoch, lr, value, outputs, batch, round(right) if good else 0, skipped=not good)
+
+
+def _batches(feed: Feed, epoch: int, start: int) -> Iterator[Batch]:
+    """Yield the batches of an epoch; raises RunError if memory does not suffice for one."""
+    try:
+        yield from feed.epoch(epoch, start=start)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise RunError(
+            f"memory does not suffice for the pictures of a batch of {feed.batch} ({brief(error)}); use a smaller "
+            "--batch or --size"
+        ) from error
 
 
 class Learner:
@@ -207,11 +221,6 @@ def put_back(network: nn.Module, before: Sequence[Tensor]) -> None:
     """Give a network the buffers that it had."""
     for buffer, old in zip(network.buffers(), before, strict=True):
         buffer.copy_(old)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory did not suffice; torch has no type of its own for it on CPUs."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def seed_step(seed: int, number: int, device: torch.device) -> None:

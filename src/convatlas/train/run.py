@@ -233,9 +233,11 @@ class Run:
         feed = self._feed()
         if state.seen and state.step % feed.steps == 0:  # stopped between the last step of an epoch and its end
             yield self._end_epoch(feed.steps)
-        begun, saved, saved_step = time.perf_counter() - state.seconds, time.perf_counter(), state.step
+        last = saved = time.perf_counter()
+        saved_step = state.step
         taken = train(
             self.network, self.optimizer, feed, config.recipe, seed=config.seed, start=state.step,
+            failing=state.failing,
             compute=self.compute, average=self.average, importance=self._importance(), ranks=self.ranks,
         )  # fmt: skip
         while not self._out_of_patience():
@@ -243,13 +245,16 @@ class Run:
             if step is None:
                 return
             state.step = step.number + 1
+            state.failing = state.failing + 1 if step.skipped else 0
             if step.skipped:
                 state.skipped += 1
             else:
                 state.loss_sum += step.loss * step.batch.whole
                 state.correct += step.right
                 state.seen += step.batch.whole
-            state.seconds = time.perf_counter() - begun
+            now = time.perf_counter()
+            state.seconds += max(0.0, now - last)  # whatever clocks do
+            last = now
             yield step
             if state.step % feed.steps == 0:
                 row = self._end_epoch(feed.steps)
