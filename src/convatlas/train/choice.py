@@ -27,6 +27,7 @@ from convatlas.tasks.evaluation import evaluate
 from convatlas.tasks.losses import CRITERIA
 from convatlas.train import compute as computing
 from convatlas.train.loop import Average, Step, train
+from convatlas.train.ranks import joined
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
 from convatlas.train.regularise import regularise
@@ -137,9 +138,11 @@ def choose_network(
     seconds: of training, in all. One network of each family races, the one with the most multiply-adds, at most eight
         of them, those first of which more is known on ImageNet. In each round all have the same time; the better half
         goes on.
-    Raises RunError if no network keeps the budget.
+    Raises RunError if no network keeps the budget, or among several processes.
     """
     settings = settings or Settings()
+    if joined(device_named(settings.device)).count > 1:
+        raise RunError("a network is chosen in one process; then give its name to torchrun")
     source = find(data, download=settings.download, progress=progress)
     channels = source.channels if settings.channels is None else settings.channels
     fits = measured(

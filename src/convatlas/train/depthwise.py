@@ -1,7 +1,7 @@
 """Depthwise convolutions in bfloat16 on CPUs: the two gradients for which oneDNN has no kernel of its own.
 
-With a stride of two the gradient of the input, and with kernels above 3 x 3 that of the weights, take 10 to 40 times
-as long as the convolution. Here they are written as convolutions that are fast (docs/results.md has the times).
+With a stride of two the gradient of the input, and with kernels wider than three that of the weights, take 10 to 40
+times as long as the convolution. Here they are written as convolutions that are fast (docs/results.md has the times).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _slow(network: nn.Module) -> Iterator[nn.Conv2d]:
             and layer.dilation == (1, 1)
             and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
-            and (layer.stride != (1, 1) or max(layer.kernel_size) > 3)
+            and (layer.stride != (1, 1) or layer.kernel_size[1] > 3)
         ):
             yield layer
 
@@ -100,23 +100,14 @@ def _of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: Sides, paddin
 
 
 def _of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: Sides, padding: Sides) -> Tensor:
-    """Return the gradient of the weights: large kernels in blocks of 3 x 3, each that of a convolution of its own."""
-    kernel = weight.shape[2:]
-    if max(kernel) <= 3:
+    """Return the gradient of the weights: wide kernels in strips of three columns, each that of a convolution."""
+    width, step = weight.shape[3], stride[1]
+    if width <= 3:
         return _plain(gradient, x, weight, stride, padding, (False, True, False))[1]
-    high, wide = padding
-    padded = F.pad(x, (wide, wide, high, high)) if high or wide else x
     found = torch.empty_like(weight)
-    rows, columns = (sorted({*range(0, k - 2, 2), max(0, k - 3)}) for k in kernel)
-    for top in rows:
-        for left in columns:
-            block = weight[:, :, top : top + 3, left : left + 3]
-            extents = (
-                (count - 1) * step + size
-                for count, step, size in zip(gradient.shape[2:], stride, block.shape[2:], strict=True)
-            )
-            tall, broad = extents
-            seen = padded[:, :, top : top + tall, left : left + broad]
-            part = _plain(gradient, seen, block, stride, (0, 0), (False, True, False))[1]
-            found[:, :, top : top + 3, left : left + 3] = part
+    for left in [*range(0, width - 3, 3), width - 3]:
+        strip, before = weight[..., left : left + 3], padding[1] - left
+        after = (gradient.shape[3] - 1) * step + 3 - before - x.shape[3]
+        seen = F.pad(x, (before, after, padding[0], padding[0]))  # cuts off where negative
+        found[..., left : left + 3] = _plain(gradient, seen, strip, stride, (0, 0), (False, True, False))[1]
     return found

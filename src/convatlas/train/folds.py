@@ -14,8 +14,9 @@ from convatlas.data.sources import find
 from convatlas.download import Progress
 from convatlas.errors import DataError, RunError
 from convatlas.specs import Spec
+from convatlas.train.ranks import joined
 from convatlas.train.recipe import Recipe
-from convatlas.train.run import CONFIG, Run, Settings, Watch, new_folder, reopen, start, write_table
+from convatlas.train.run import CONFIG, Run, Settings, Watch, device_named, new_folder, reopen, start, write_table
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,15 @@ def cross_validate(
         raise DataError(f"{source.name}: has a val split of its own; folds are for data without one")
     if not 2 <= folds <= len(source.listings["train"]):
         raise RunError(f"folds: a number from 2 to that of the training pictures, not {folds}")
-    folder = Path(out) if out is not None else new_folder(None, source.name, f"{resolve(model)[0]}-folds")
+    ranks = joined(device_named(settings.device))
+    folder = Path(out) if out is not None else None
+    if folder is None:
+        folder = ranks.told(new_folder(None, source.name, f"{resolve(model)[0]}-folds") if ranks.first else None)
     runs, scores = [], []
     headline = "accuracy"
     for number in range(1, folds + 1):
         part = folder / f"fold-{number}"
-        if (part / CONFIG).exists():
+        if ranks.told((part / CONFIG).exists() if ranks.first else None):
             run = reopen(part, progress=progress)
             if (run.config.settings.fold, run.config.seed) != ((number, folds), seed):
                 raise RunError(f"{part}: is a run of another cross-validation; choose another folder")
@@ -87,7 +91,7 @@ def cross_validate(
         runs.append(run)
         headline = run.results["val"].headline
         scores.append(run.results["val"].score)
-    if runs[0].ranks.first:
+    if ranks.first:
         rows = [
             {"fold": number, "pictures": len(run.results["val"].labels), headline: score}
             for number, (run, score) in enumerate(zip(runs, scores, strict=True), 1)
