@@ -16,6 +16,7 @@ from convatlas.catalog import CATALOG, grow
 from convatlas.data.batches import Batch
 from convatlas.errors import RunError, SpecError
 from convatlas.joins import Network
+from convatlas.remembered import Others
 from convatlas.train import RECIPES, Recipe, Settings, compute, run
 from convatlas.train.compute import Compute
 from convatlas.train.loop import Average, Learner, train
@@ -116,6 +117,7 @@ def test_the_fastest_way_is_measured_once_and_remembered(tmp_path: Path, monkeyp
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     monkeypatch.setattr(compute, "SMALL_STEP", 0)
     monkeypatch.setattr(compute, "has_bfloat16", lambda _: False)
+    monkeypatch.setattr(compute, "BUSY", 2.0)
     asked = []
 
     def measured(network: Network, ways: list[Compute], *_: object) -> dict[Compute, float]:
@@ -132,6 +134,17 @@ def test_the_fastest_way_is_measured_once_and_remembered(tmp_path: Path, monkeyp
     (tmp_path / compute.REMEMBERED).write_text("not JSON")
     assert compute.choose(tiny("resnet18"), **how).compute == first.compute
     assert len(asked) == 3
+    monkeypatch.setattr(compute, "BUSY", -1.0)  # other work keeps the cores busy: not remembered
+    for _ in range(2):
+        compute.choose(tiny("resnet50"), **how)
+    assert len(asked) == 5
+
+
+def test_the_share_of_other_processes_is_what_this_one_did_not_take() -> None:
+    readings = iter([(1000.0, 400.0), (1010.0, 404.0)])
+    others = Others(lambda: next(readings))
+    assert others.share() == pytest.approx(0.4, abs=0.05)
+    assert 0 <= Others().share() <= 1
 
 
 def test_small_steps_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def forge(path: Path, plain: Any, weights: dict[str, Tensor] | None = None, *, t
     """Write a file whose checksum is right, whatever it says."""
     weights = dict(grow().state_dict()) if weights is None else weights
     text = text or json.dumps(plain)
-    safetensors.torch.save_file(weights, path, {"convatlas": text, "sha256": modelfile._digest(text, weights)})
+    safetensors.torch.save_file(weights, path, {"convatlas": text, "sha256": modelfile.digest(text, weights)})
     return path
 
 

@@ -30,6 +30,10 @@ class WeightsError(ConvatlasError):
     """Published weights that are unknown, cannot be fetched, are damaged, or do not fit the network."""
 
 
+class EngineError(ConvatlasError):
+    """An engine that is not installed, or that cannot run a network."""
+
+
 class RunError(ConvatlasError):
     """A training run that cannot start, go on, or be written."""
 

@@ -48,7 +48,7 @@ class Chain(nn.Sequential):
         _adopt(self, layers, named)
 
     def forward(self, input: Any) -> Any:
-        for layer in _unrolled(self._modules.values()):
+        for layer in unrolled(self._modules.values()):
             input = layer(input)
         return input
 
@@ -170,7 +170,7 @@ class Network(nn.Module):
         self._held: list[nn.Parameter] = []
 
     def forward(self, x: Any) -> Any:
-        for layer in _unrolled((self.stem, self.stages, self.head)):
+        for layer in unrolled((self.stem, self.stages, self.head)):
             x = layer(x)
         return x
 
@@ -222,7 +222,7 @@ def steps(tree: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 _IN_TURN = (Chain.forward, nn.Sequential.forward)
 
 
-def _is_chain(layer: nn.Module) -> bool:
+def is_chain(layer: nn.Module) -> bool:
     """Return whether running the layers one after another is what the layer does."""
     return type(layer).forward in (*_IN_TURN, Network.forward)
 
@@ -233,7 +233,7 @@ def _observed(layer: nn.Module) -> bool:
     return bool(hooks or layer._compiled_call_impl) or "forward" in layer.__dict__
 
 
-def _unrolled(layers: Iterable[Any]) -> Iterable[nn.Module]:
+def unrolled(layers: Iterable[Any]) -> Iterable[nn.Module]:
     """Return the layers, with those of the chains among them in their place; a chain that is observed stays.
 
     Calling a module holds its input until it returns: called in turn, a stem's output would be held through all stages,
@@ -244,7 +244,7 @@ def _unrolled(layers: Iterable[Any]) -> Iterable[nn.Module]:
     flat: list[nn.Module] = []
     for layer in layers:
         if type(layer).forward in _IN_TURN and not _observed(layer):
-            flat += _unrolled(layer._modules.values())
+            flat += unrolled(layer._modules.values())
         else:
             flat.append(layer)
     return flat
@@ -253,7 +253,7 @@ def _unrolled(layers: Iterable[Any]) -> Iterable[nn.Module]:
 def on_the_way(tree: nn.Module, prefix: str = "") -> Iterator[str]:
     """Yield the paths of all layers on the chain from the input to the output, in the order in which they end."""
     for name, layer in steps(tree):
-        if _is_chain(layer):
+        if is_chain(layer):
             yield from on_the_way(layer, prefix + name + ".")
         yield prefix + name
 
@@ -266,7 +266,7 @@ def run(tree: nn.Module, x: Any, visit: Visit) -> Any:
     """Run a network or a chain on `x` as its forward pass does, calling `visit` behind each layer on the way."""
     for path in on_the_way(tree):
         layer = tree.get_submodule(path)
-        if not _is_chain(layer):
+        if not is_chain(layer):
             x = layer(x)
         if visit(path, x):
             break

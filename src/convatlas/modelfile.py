@@ -76,11 +76,16 @@ class Header:
         }
 
 
+def written(header: Header) -> str:
+    """Return a header as text, which `header_from` reads."""
+    return json.dumps(header.to_plain(), ensure_ascii=False, allow_nan=False)
+
+
 def save(path: Path, network: Network, header: Header) -> None:
     """Seal the weights of `network` with `header` into one file, atomically."""
-    text = json.dumps(header.to_plain(), ensure_ascii=False, allow_nan=False)
+    text = written(header)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-    metadata = {"convatlas": text, "sha256": _digest(text, tensors)}
+    metadata = {"convatlas": text, "sha256": digest(text, tensors)}
     with atomic(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
 
@@ -119,12 +124,13 @@ def _grow(header: Header, device: str) -> Network:
     return grow(header.spec, classes=len(header.classes), channels=header.preprocessing.channels, device=device)
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of a header and weights, on whatever device and in whatever memory format they are."""
+    summed = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        summed.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        summed.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return summed.hexdigest()
 
 
 def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
@@ -139,6 +145,18 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelFileError(f"{path}: damaged, truncated or not a model file ({error})") from error
     text = metadata["convatlas"]
+    plain = _plain(path, text)
+    if metadata.get("sha256") != digest(text, tensors):
+        raise ModelFileError(f"{path}: the file is damaged (its sha256 does not match); copy it again")
+    return _header(path, plain), tensors
+
+
+def header_from(path: Path, text: str) -> Header:
+    """Read a header; raises ModelFileError that names `path` for one that is damaged or of a newer format."""
+    return _header(path, _plain(path, text))
+
+
+def _plain(path: Path, text: str) -> dict[str, Any]:
     try:
         plain = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -150,9 +168,8 @@ def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
         raise ModelFileError(
             f"{path}: written in format {version}, this convatlas reads up to {FORMAT}; upgrade convatlas"
         )
-    if metadata.get("sha256") != _digest(text, tensors):
-        raise ModelFileError(f"{path}: the file is damaged (its sha256 does not match); copy it again")
-    return _header(path, plain), tensors
+    assert isinstance(plain, dict)
+    return plain
 
 
 def _header(path: Path, plain: dict[str, Any]) -> Header:

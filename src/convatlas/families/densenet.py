@@ -55,6 +55,10 @@ class FrugalBlock(Block):
             maps.append(conv2(narrow))
         return torch.cat(maps, 1)
 
+    def simplified(self) -> Block:
+        """Return the block for answers alone, which keeps no maps anyway."""
+        return Block(**dict(self.named_children()))
+
 
 def stacked(layer: nn.Module, *maps: Tensor) -> Tensor:
     y: Tensor = layer(torch.cat(maps, 1))

@@ -49,10 +49,10 @@ class Subsample(nn.Module):
         reset_uniform(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        total = F.avg_pool2d(x, 2, divisor_override=1)
+        mean = F.avg_pool2d(x, 2)
         if self.sources is not None:
-            total = total.index_select(1, self.sources)
-        return total * self.gain.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+            mean = mean.index_select(1, self.sources)
+        return mean * (4 * self.gain).view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
 
 class LinkedConv2d(nn.Module):
@@ -82,6 +82,12 @@ class LinkedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.dense(), self.bias, self.stride)
+
+    def simplified(self) -> nn.Conv2d:
+        """Return the equivalent full convolution, with these weights: for answers alone."""
+        twin = nn.Conv2d(self.maps, len(self.links), self.kernel, self.stride, bias=self.bias is not None)
+        twin.weight, twin.bias = nn.Parameter(self.dense().detach()), self.bias
+        return twin
 
 
 class UnitBias(nn.Module):

@@ -6,8 +6,6 @@ These decide how long a step takes and the last bits of its result, and nothing 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
 import platform
 import sys
 import time
@@ -19,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import convatlas
 from convatlas.catalog import grow
 from convatlas.costs import cost
-from convatlas.errors import ConvatlasError, RunError
-from convatlas.files import cache_folder, write_text
+from convatlas.errors import RunError
 from convatlas.joins import Chain, Network
+from convatlas.remembered import BUSY, Others, Remembered
 from convatlas.specs import Spec
 from convatlas.train.depthwise import install, remove
 
@@ -130,6 +127,8 @@ def keep_heap() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+REMEMBERED = "compute.json"
+
 SMALL_STEP = 3e9
 """Multiply-adds of a step below which nothing is measured: the first candidate is taken."""
 
@@ -187,26 +186,28 @@ def choose(
 ) -> Choice:  # fmt: skip
     """Return the fastest way for steps of `batch` images on this machine: measured once, then remembered.
 
-    It is remembered in the cache folder, so that a training repeated on the same machine is the same to the last bit.
+    It is remembered in the cache folder, so that a training repeated on the same machine is the same to the last bit;
+    not so what was measured while other work kept the cores busy.
     """
     network = grow(spec, classes=classes, channels=channels, device="meta")
     ways = candidates(network, device, layout=layout, precision=precision, compiled=compiled)
     macs = cost(network).macs
     if len(ways) == 1 or 3 * macs * batch < SMALL_STEP:
         return Choice(ways[0], {})
-    named = [spec.to_plain(), classes, channels, batch, _machine(device), [asdict(way) for way in ways]]
-    key = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
-    known = _remembered()
+    remembered = Remembered(REMEMBERED, device, spec.to_plain(), classes, channels, batch, [asdict(w) for w in ways])
+    known = remembered.choice()
     for way in ways:
-        if known.get(key) == asdict(way):
+        if known == asdict(way):
             return Choice(way, {})
     # steps of about a tenth of a second where cores are few, and of less memory than the training will need
     size = max(2, min(batch // 2, round(3e9 / macs)))
     network = grow(spec, classes=classes, channels=channels).to(device)
+    others = Others()
     seconds = _measured(network, ways, size, classes, device)
     best = min(ways, key=seconds.__getitem__)
     chosen = best if seconds[best] <= WORTH * seconds[ways[0]] else ways[0]
-    _remember({**known, key: asdict(chosen)})
+    if others.share() <= BUSY:
+        remembered.keep(asdict(chosen))
     return Choice(chosen, seconds)
 
 
@@ -262,27 +263,3 @@ def out_of_memory(error: BaseException) -> bool:
 
 NO_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory object")
 """What torch and oneDNN say then."""
-
-
-def _machine(device: torch.device) -> list[str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return [device.type, name, str(torch.get_num_threads()), torch.__version__, convatlas.__version__]
-
-
-REMEMBERED = "compute.json"
-
-
-def _remembered() -> dict[str, object]:
-    try:
-        known = json.loads((cache_folder() / REMEMBERED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(known: dict[str, object]) -> None:
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        write_text(cache_folder() / REMEMBERED, json.dumps(known, indent=1) + "\n")
-    except (ConvatlasError, OSError):
-        return  # a cache that cannot be written costs a few seconds next time, and nothing else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -119,10 +120,18 @@ def joined(device: torch.device) -> Ranks:
             dist.init_process_group(backend, timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise RunError(f"the processes of torchrun cannot meet: {brief(error)}") from error
+        atexit.register(_left)
     # the store of the processes' own meeting place; torchrun counts its restarts
     place = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
     name = "/".join(os.environ.get(f"TORCHELASTIC_{what}", "") for what in ("RUN_ID", "RESTART_COUNT"))
     return Ranks(dist.get_rank(), count, PrefixStore(f"convatlas/{name}", place))
+
+
+def _left() -> None:
+    """Take leave before Python ends: gloo's threads may still hold tensors, and abort a process that is half gone."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 def synchronise_norms(network: nn.Module, ranks: Ranks) -> None:

@@ -1,0 +1,135 @@
+"""Which engine is the fastest for a network on this machine: measured once, then remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from convatlas.engines.graphs import example
+from convatlas.engines.running import ENGINES, Engine, installed, start
+from convatlas.errors import EngineError
+from convatlas.joins import Network
+from convatlas.modelfile import Header
+from convatlas.remembered import BUSY, Others, Remembered
+
+REMEMBERED = "engines.json"
+
+ENOUGH = 1.5
+"""Seconds for which ways are compared with each other, once all are warm."""
+
+SLOW = 1.5
+"""A way that took so many times the best one's time is not measured again."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """An engine and its settings; threads: all that torch has, if 0."""
+
+    engine: str = "torch"
+    layout: str = "channels_last"
+    threads: int = 0
+
+    def __str__(self) -> str:
+        layout = f", {self.layout}" if self.engine in ("torch", "compile") else ""
+        return f"{self.engine}{layout}" + (f", {self.threads} thread" if self.threads == 1 else "")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The engine, how it runs, and seconds for a batch in each way that was measured (none where it was known)."""
+
+    engine: Engine
+    way: Way
+    seconds: dict[Way, float]
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        """Say what was chosen, and why."""
+        if not self.seconds:
+            return f"{self.way}"
+        told = ", ".join(f"{way} {1000 * taken:.1f} ms" for way, taken in sorted(self.seconds.items(), key=_taken))
+        return f"{self.way}: the fastest of {told}"
+
+
+def _taken(item: tuple[Way, float]) -> float:
+    return item[1]
+
+
+def ways(name: str, *, tiny: bool) -> list[Way]:
+    """Return the ways to be compared for an engine's name, or for "auto"; the usual one first.
+
+    tiny: for networks so small that several threads may only wait for each other.
+    """
+    engines = [each for each in ENGINES if each != "compile" and installed(each)] if name == "auto" else [name]
+    counts = [0, 1] if tiny and torch.get_num_threads() > 1 else [0]
+    found = []
+    for engine in engines:
+        layouts = ["channels_last", "contiguous"] if engine == "torch" else ["channels_last"]
+        found += [Way(engine, layout, count) for count in counts for layout in layouts]
+    return found
+
+
+def choose(name: str, network: Network, header: Header, *, batch: int, macs: int) -> Chosen:
+    """Return the fastest engine for `batch` pictures at once, by name or of all that are installed ("auto").
+
+    macs: of one picture. Raises EngineError for an engine that is not there, or that cannot run the network.
+    """
+    if name != "auto" and not installed(name):
+        start(name, network, header, batch=batch)  # says what is missing
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    options = ways(name if device.type == "cpu" or name != "auto" else "torch", tiny=macs * batch < 2e8)
+    spec, classes = header.spec.to_plain(), len(header.classes)
+    remembered = Remembered(REMEMBERED, device, spec, classes, batch, [asdict(way) for way in options], _versions())
+    known = remembered.choice()
+    for way in options:
+        if len(options) == 1 or known == asdict(way):
+            return Chosen(_started(way, network, header, batch), way, {}, {})
+    running: dict[Way, Engine] = {}
+    refused: dict[str, str] = {}
+    for way in options:
+        try:
+            running[way] = _started(way, network, header, batch)
+        except EngineError as error:
+            if name != "auto":
+                raise
+            refused[way.engine] = str(error)
+    others = Others()
+    seconds = measured(running, header, batch)
+    best = min(seconds, key=seconds.__getitem__)
+    if others.share() <= BUSY:
+        remembered.keep(asdict(best))
+    return Chosen(running[best], best, seconds, refused)
+
+
+def _started(way: Way, network: Network, header: Header, batch: int) -> Engine:
+    return start(way.engine, network, header, batch=batch, layout=way.layout, threads=way.threads)
+
+
+def measured(running: dict[Way, Engine], header: Header, batch: int) -> dict[Way, float]:
+    """Return the shortest time of a batch in each way: one to warm up, then in turns; slow ones are left out early."""
+    pixels = example(header, batch)
+    seconds = dict.fromkeys(running, float("inf"))
+    left = list(running)
+    begun = time.perf_counter()
+    for turn in range(30):
+        if turn > 2 and time.perf_counter() - begun > ENOUGH:
+            break
+        for way in left:
+            first = time.perf_counter()
+            running[way].outputs(pixels)
+            if turn:
+                seconds[way] = min(seconds[way], time.perf_counter() - first)
+        if turn:
+            best = min(seconds.values())
+            left = [way for way in left if seconds[way] <= SLOW * best]
+    return seconds
+
+
+def _versions() -> list[str]:
+    from importlib import metadata
+
+    names: Sequence[str] = [name for name in ENGINES if name not in ("torch", "compile") and installed(name)]
+    return [f"{name} {metadata.version(name)}" for name in names]
