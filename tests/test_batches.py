@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convatlas.data.augment import Augment, Draw, changed
-from convatlas.data.batches import Feed, in_order
+from convatlas.data.batches import Feed
 from convatlas.data.images import Images
 from convatlas.data.randomness import derive_key, epoch_order, random_bits, uniform
 from convatlas.errors import SpecError
@@ -187,10 +187,3 @@ def test_feed_shows_a_sample_the_same_way_in_batches_of_any_size(images: Images)
         return torch.cat([b.inputs for b in feed(images, batch=batch).epoch(2)])
 
     assert torch.equal(seen(1), seen(23))
-
-
-def test_in_order_covers_everything_once_and_unchanged(images: Images) -> None:
-    batches = list(in_order(images, PREPROCESSING, batch=5, device="cpu"))
-    assert torch.equal(torch.cat([b.samples for b in batches]), torch.arange(23))
-    assert torch.equal(torch.cat([b.labels for b in batches]), images.labels)
-    assert torch.equal(torch.cat([b.inputs for b in batches]), PREPROCESSING.normalise(images.pixels))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convatlas.data.images import Images
 from convatlas.preprocessing import Preprocessing
-from convatlas.tasks.evaluation import evaluate
+from convatlas.tasks.evaluation import evaluate, plainly
 from convatlas.tasks.losses import CRITERIA, RUBBISH
 from convatlas.tasks.results import Result
 
@@ -128,7 +128,7 @@ def test_evaluation_runs_in_evaluation_mode_and_does_not_depend_on_the_batch() -
     images = Images(pixels, torch.arange(11) % 3, [str(i) for i in range(11)])
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)).train()
     preprocessing, criterion = Preprocessing(resize=4, crop=4), CRITERIA["cross_entropy"]
-    first, second = (evaluate(network, images, preprocessing, criterion, batch=batch) for batch in (2, 256))
+    first, second = (evaluate(plainly(network, preprocessing), images, criterion, batch=batch) for batch in (2, 256))
     assert torch.allclose(first.probabilities, second.probabilities, atol=1e-6)
     assert first.loss == pytest.approx(second.loss, rel=1e-5)
     assert torch.equal(first.labels, images.labels)

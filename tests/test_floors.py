@@ -17,15 +17,15 @@ ROOT = Path(convatlas.__file__).parent
 # a room is a module of the package or a folder in it
 FLOORS = {
     "errors": 0, "files": 0, "joins": 0, "specs": 0,
-    "costs": 1, "preprocessing": 1, "keys": 1, "download": 1, "outline": 1, "remembered": 1,
+    "costs": 1, "preprocessing": 1, "keys": 1, "download": 1, "outline": 1, "remembered": 1, "devices": 1,
     "layers": 2, "tables": 2, "card": 2, "features": 2,
     "families": 3, "diagram": 3,
     "catalog": 4, "data": 4,
     "modelfile": 5, "tasks": 5, "scaling": 5, "comparing": 5, "timeline": 5,
     "weights": 6, "engines": 6,
-    "train": 7,
+    "train": 7, "predicting": 7,
     "model": 8,
-    "ledger": 9,
+    "ledger": 9, "quantising": 8, "exporting": 9,
     "cli": 10, "__main__": 10,
 }  # fmt: skip
 DOORS = {

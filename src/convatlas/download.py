@@ -82,3 +82,21 @@ def _resume(url: str, part: Path, progress: Progress | None) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+PICTURE_BYTES = 2**26
+"""The most that is fetched for one picture."""
+
+
+def fetch_bytes(url: str) -> bytes:
+    """Return what a URL serves, up to 64 MiB; raises DataError, also where the network may not be used."""
+    if offline():
+        raise DataError(f"{url}: not fetched; {OFFLINE}")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            data: bytes = answer.read(PICTURE_BYTES + 1)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise DataError(f"{url}: could not be fetched: {getattr(error, 'reason', None) or error}") from error
+    if len(data) > PICTURE_BYTES:
+        raise DataError(f"{url}: has more than {PICTURE_BYTES / 2**20:.0f} MiB")
+    return data

@@ -188,7 +188,7 @@ def _probabilities(model: Model, photos: Photos, progress: Progress | None) -> T
     def prepared(path: Path) -> Tensor:
         return steps.normalise(steps.geometry(read_picture(path, steps.channels))[None])[0]
 
-    return _run(model.network, prepared, photos, progress, f"reading with {model.header.name}")
+    return _run(model.own, prepared, photos, progress, f"reading with {model.header.name}")
 
 
 def _peer(weights: Weights, path: Path, photos: Photos, progress: Progress | None) -> Tensor:

@@ -1,58 +1,37 @@
-"""From a sealed model file to answers about pictures, with the user's own class names."""
+"""A network with everything that is needed to use it: from its sealed file to answers, on the engine of choice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from convatlas import modelfile
 from convatlas.catalog import CATALOG, reads_clips, variant
-from convatlas.data.decode import decode, pixels_of, read_picture
-from convatlas.data.images import Broken, check_same_classes
+from convatlas.costs import cost
+from convatlas.data.images import Broken, Dataset, check_same_classes
 from convatlas.data.sources import find
+from convatlas.devices import device_named
 from convatlas.download import Progress
-from convatlas.errors import DataError, ModelFileError, WeightsError
+from convatlas.engines import Chosen, Engine, Torch, choose, graphs, ir
+from convatlas.engines.running import OnnxRuntime, OpenVino
+from convatlas.errors import DataError, EngineError, ModelFileError, WeightsError
 from convatlas.joins import Network
 from convatlas.modelfile import Header
+from convatlas.predicting import Asked, Encoded, Picture, Prediction, stream
+from convatlas.preprocessing import Views
 from convatlas.tasks.evaluation import evaluate as run_through
 from convatlas.tasks.losses import CRITERIA
 from convatlas.tasks.results import Result
 from convatlas.weights import Weights, build
 from convatlas.weights import find as find_weights
-
-Picture = str | Path | Image.Image | NDArray[Any] | Tensor
-"""A file, a PIL picture, or values: arrays (height, width[, channels]), tensors (channels, height, width)."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says about one picture: its classes, most probable first; `error` says why it was unreadable.
-
-    labels: the classes that the picture is said to be of: the most probable one, or all above their thresholds where
-        there may be several.
-    """
-
-    source: str
-    probabilities: dict[str, float]
-    error: str = ""
-    labels: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The most probable class; empty where the picture could not be read."""
-        return next(iter(self.probabilities), "")
-
-    @property
-    def probability(self) -> float:
-        return self.probabilities.get(self.label, 0.0)
 
 
 class Evaluation(NamedTuple):
@@ -63,42 +42,73 @@ class Evaluation(NamedTuple):
     broken: tuple[Broken, ...]
 
 
-@dataclass(frozen=True)
-class Model:
-    """A network that was loaded from its sealed file, ready to answer."""
+class Answering:
+    """What models and ensembles have in common: they answer about pictures."""
 
-    network: Network
+    @property
+    def members(self) -> tuple[Model, ...]:
+        raise NotImplementedError
+
+    def predict(
+        self, pictures: Picture | Iterable[Picture], *, batch: int = 16, views: Views = "one",
+        threshold: float | None = None, fetch: bool = False,
+    ) -> list[Prediction]:  # fmt: skip
+        """Return one prediction for each picture, in order; a picture that cannot be read gives one with an `error`.
+
+        views: "flip" and "ten" look at mirror images and crops, too, and average. threshold: the probability below
+        which a picture is said to be of no class. fetch: whether http:// and https:// are fetched.
+        """
+        if isinstance(pictures, str | Path | Encoded | Image.Image | np.ndarray | Tensor):
+            pictures = [pictures]
+        return list(self.stream(pictures, Asked(batch, views, threshold, fetch)))
+
+    def stream(self, pictures: Iterable[Picture], asked: Asked | None = None) -> Iterator[Prediction]:
+        """Yield predictions in order while the next batch is read; the pictures may be without end."""
+        return stream(self.members, pictures, asked or Asked())
+
+
+@dataclass(frozen=True)
+class Model(Answering):
+    """A network that was loaded from its sealed file, ready to answer; that of an exported file is in its engine.
+
+    given: the engine; torch with folded norms where left out.
+    """
+
+    network: Network | None
     header: Header
+    given: Engine | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.header.classes
 
-    def predict(self, pictures: Picture | Iterable[Picture], *, batch: int = 64) -> list[Prediction]:
-        """Return one prediction for each picture, in order; a picture that cannot be read gives one with an `error`."""
-        if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
-            pictures = [pictures]
-        return list(self.stream(list(pictures), batch=batch))
+    @property
+    def members(self) -> tuple[Model, ...]:
+        return (self,)
 
-    @torch.inference_mode()
-    def stream(self, pictures: Sequence[Picture], *, batch: int = 64) -> Iterator[Prediction]:
-        """Yield predictions in order while reading `batch` pictures at a time."""
-        preprocessing = self.header.preprocessing
-        for start in range(0, len(pictures), batch):
-            group = pictures[start : start + batch]
-            read = [self._prepare(picture, f"picture {start + i}") for i, picture in enumerate(group)]
-            good = [item for item in read if isinstance(item, Tensor)]
-            rows = iter(())  # type: Iterator[Tensor]
-            if good:
-                outputs = self.network(preprocessing.normalise(torch.stack(good)))
-                rows = iter(CRITERIA[self.header.criterion].probabilities(outputs / self.header.temperature))
-            for i, (picture, item) in enumerate(zip(group, read, strict=True), start):
-                source = str(picture) if isinstance(picture, str | Path) else f"picture {i}"
-                yield (
-                    Prediction(source, {}, str(item))
-                    if isinstance(item, DataError)
-                    else self._named(source, next(rows))
-                )
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the network."""
+        return self.given or Torch(self.own, self.header)
+
+    @property
+    def own(self) -> Network:
+        """The network as a torch module; raises EngineError for an exported file, which has none."""
+        if self.network is None:
+            raise EngineError(f"{self.header.name}: an exported file holds no network; use the model file it came from")
+        return self.network
+
+    def choose(self, engine: str = "auto", *, batch: int = 16) -> Chosen:
+        """Return the fastest engine for `batch` pictures at once, measured on this machine or remembered.
+
+        engine: "auto" for the best of those that are installed, or one of torch, compile, onnxruntime, openvino.
+        Raises EngineError, in one line, if it is not installed or cannot run the network.
+        """
+        return choose(engine, self.own, self.header, batch=batch, macs=cost(self.own).macs)
+
+    def using(self, engine: str = "auto", *, batch: int = 16) -> Model:
+        """Return the model on the engine that `choose` finds."""
+        return replace(self, given=self.choose(engine, batch=batch).engine)
 
     def evaluate(
         self,
@@ -115,6 +125,19 @@ class Model:
         max_broken: share of unreadable pictures that is left out and listed; as in the training where left out.
         Raises DataError if the classes are not the ones the network knows; they are matched by name.
         """
+        dataset, split, labels = self.split_of(data, split=split, max_broken=max_broken, progress=progress)
+        images = dataset.whole if split == "all" else dataset.splits[split]
+        result = run_through(
+            self.engine.outputs, replace(images, labels=labels), CRITERIA[self.header.criterion],
+            temperature=self.header.temperature, thresholds=self.header.thresholds, progress=progress,
+        )  # fmt: skip
+        return Evaluation(split, result, dataset.broken)
+
+    def split_of(
+        self, data: str | Path, *, split: str | None = None, max_broken: float | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Dataset, str, Tensor]:  # fmt: skip
+        """Return data as this network reads it, the split that `evaluate` means, and its labels among the classes."""
         if max_broken is None:
             max_broken = self.header.training.get("max_broken", 0.01)
         source = find(data, progress=progress)
@@ -134,60 +157,75 @@ class Model:
             split = next(name for name in ("test", "val", "all") if name in names)
         if split not in names:
             raise DataError(f"{data}: there is no split {split!r}; there are {', '.join(names)}")
-        images = dataset.whole if split == "all" else dataset.splits[split]
+        of_split = dataset.whole if split == "all" else dataset.splits[split]
         several = CRITERIA[self.header.criterion].several
         if source.several != several:
             held = "any number of classes" if source.several else "one class"
             raise DataError(f"{data}: its pictures are of {held}, the network was not trained for that")
         if several:
-            labels = images.labels[:, [source.classes.index(name) for name in self.classes]]
+            labels = of_split.labels[:, [source.classes.index(name) for name in self.classes]]
         else:
-            labels = torch.tensor([self.classes.index(name) for name in source.classes])[images.labels]
-        result = run_through(
-            self.network, replace(images, labels=labels), self.header.preprocessing, CRITERIA[self.header.criterion],
-            temperature=self.header.temperature, thresholds=self.header.thresholds,
-        )  # fmt: skip
-        return Evaluation(split, result, dataset.broken)
-
-    def _prepare(self, picture: Picture, name: str) -> Tensor | DataError:
-        preprocessing = self.header.preprocessing
-        try:
-            if isinstance(picture, str | Path):
-                name = str(picture)
-                pixels = read_picture(Path(picture), preprocessing.channels, preprocessing.window)
-            elif isinstance(picture, Image.Image):
-                pixels = decode(picture, preprocessing.channels, name, preprocessing.window)
-            elif isinstance(picture, Tensor) and picture.ndim != 3:
-                raise DataError(f"a tensor is (channels, height, width), got {tuple(picture.shape)}")
-            else:
-                values = picture.permute(1, 2, 0).cpu().numpy() if isinstance(picture, Tensor) else picture
-                pixels = pixels_of(values, preprocessing.channels, name, preprocessing.window)
-            return preprocessing.geometry(pixels)
-        except DataError as error:
-            return error if str(error).startswith(name) else DataError(f"{name}: {error}")
-
-    def _named(self, source: str, row: Tensor) -> Prediction:
-        order = row.argsort(descending=True, stable=True)
-        named = {self.classes[i]: float(row[i]) for i in order.tolist()}
-        least = dict(zip(self.classes, self.header.thresholds, strict=False))
-        said = tuple(name for name, p in named.items() if p >= least[name]) if least else (next(iter(named)),)
-        return Prediction(source, named, labels=said)
+            labels = torch.tensor([self.classes.index(name) for name in source.classes])[of_split.labels]
+        return dataset, split, labels
 
 
-def load(path: str | Path) -> Model:
-    """Open a sealed model file, or published weights by their name, such as "resnet50@torchvision:IMAGENET1K_V2".
+@dataclass(frozen=True)
+class Ensemble(Answering):
+    """Several models of the same classes, whose probabilities are averaged."""
+
+    models: tuple[Model, ...]
+
+    @property
+    def members(self) -> tuple[Model, ...]:
+        return self.models
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.models[0].classes
+
+
+def load(path: str | Path, *, device: str = "cpu") -> Model:
+    """Open a sealed model file, an exported one, or published weights by name ("resnet50@torchvision:IMAGENET1K_V2").
 
     Published weights are fetched if they are not at hand. Raises ModelFileError or WeightsError, in one line, for what
     cannot be used.
     """
     if str(path).partition("@")[0] in CATALOG and not Path(path).exists():
-        return from_weights(find_weights(str(path)))
-    network, header = modelfile.load(path)
+        model = from_weights(find_weights(str(path)))
+    elif Path(path).suffix.lower() in EXPORTED:
+        return _exported(Path(path))
+    else:
+        model = Model(*modelfile.load(path))
+        check_answers(path, model.header)
+    model.own.to(device_named(device))
+    return model
+
+
+EXPORTED = (".onnx", ".xml", ".pt2")
+"""How exported files end."""
+
+
+def _exported(path: Path) -> Model:
+    """Open an exported file: its own runtime is the engine."""
+    if path.suffix.lower() == ".pt2":
+        raise ModelFileError(f"{path}: reading it could run code that is hidden in it; use the model file it came from")
+    engine: Engine
+    if path.suffix.lower() == ".onnx":
+        header, graph = graphs.opened(path)
+        engine = OnnxRuntime(graph.SerializeToString())
+    else:
+        header, ir_model = ir.opened(path)
+        engine = OpenVino(ir_model, batch=1)
+    check_answers(path, header)
+    return Model(None, header, engine)
+
+
+def check_answers(path: str | Path, header: Header) -> None:
+    """Raise ModelFileError for a file of a task that this version does not know."""
     if header.task not in ("classification", "tagging"):
         raise ModelFileError(f"{path}: unknown task {header.task!r}; upgrade convatlas")
     if header.criterion not in CRITERIA:
         raise ModelFileError(f"{path}: unknown criterion {header.criterion!r}; upgrade convatlas")
-    return Model(network, header)
 
 
 def from_weights(weights: Weights, *, file: Path | None = None) -> Model:

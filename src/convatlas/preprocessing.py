@@ -16,6 +16,9 @@ from convatlas.errors import DataError, SpecError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
+Views = Literal["one", "flip", "ten"]
+"""How often a picture is looked at: once, with its mirror image, or in ten crops."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -87,6 +90,27 @@ class Preprocessing:
 
     def geometry(self, pixels: Tensor) -> Tensor:
         """Resize, crop and pad pictures of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out."""
+        pixels = self._resized(pixels)
+        return self._cut(pixels, *(round((extent - self.crop) / 2) for extent in pixels.shape[-2:]))
+
+    def views(self, pixels: Tensor, which: Views) -> Tensor:
+        """Return one picture (channels, h, w) as it is looked at: (views, channels, size, size).
+
+        "one": as `geometry` does. "flip": with its mirror image. "ten": the four corners and the centre, each with its
+        mirror image, as AlexNet was tested (Krizhevsky et al. 2012, section 4.1).
+        """
+        if which not in get_args(Views):
+            raise SpecError(f"views: {which!r} is not one of {', '.join(get_args(Views))}")
+        if which != "ten":
+            seen = self.geometry(pixels)[None]
+        else:
+            pixels = self._resized(pixels)
+            down, right = (extent - self.crop for extent in pixels.shape[-2:])
+            places = [(0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2))]
+            seen = torch.stack([self._cut(pixels, *place) for place in places])
+        return seen if which == "one" else torch.cat([seen, seen.flip(-1)])
+
+    def _resized(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != self.dtype:
             raise DataError(f"pixels are {self.dtype} from 0 to 255, got {pixels.dtype}")
         if pixels.ndim not in (3, 4):
@@ -109,7 +133,9 @@ class Preprocessing:
                 antialias=self.antialias and smooth,
             )
             pixels = batch if pixels.ndim == 4 else batch[0]
-        top, left = (round((extent - self.crop) / 2) for extent in pixels.shape[-2:])
+        return pixels
+
+    def _cut(self, pixels: Tensor, top: int, left: int) -> Tensor:
         pixels = pixels[..., top : top + self.crop, left : left + self.crop]
         return F.pad(pixels, (self.pad,) * 4, value=self.fill) if self.pad else pixels.contiguous()
 

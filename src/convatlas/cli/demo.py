@@ -58,7 +58,7 @@ def demo(out: Path | None) -> None:
     header = model.header
     draw_overview(
         pixels[chosen],
-        evaluate(model.network, test.subset(torch.tensor(chosen)), header.preprocessing, CRITERIA[header.criterion]),
+        evaluate(model.engine.outputs, test.subset(torch.tensor(chosen)), CRITERIA[header.criterion]),
         result,
         run.state.history,
         classes=model.classes,

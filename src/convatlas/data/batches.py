@@ -1,4 +1,4 @@
-"""The batches of a training, and the pictures of a split in order."""
+"""The batches of a training."""
 
 from __future__ import annotations
 
@@ -102,12 +102,3 @@ class Feed:
             pixels = F.pad(pixels, (steps.pad,) * 4, value=steps.fill)
         inputs = steps.normalise(pixels)
         return erased(inputs, draw, self.augment.erase) if self.augment.erase else inputs
-
-
-def in_order(
-    images: Images, preprocessing: Preprocessing, *, batch: int, device: torch.device | str
-) -> Iterator[Batch]:
-    """Yield the pictures of a split in their order, without any randomness: for evaluation."""
-    for samples, pixels in gathered(images.pixels, torch.arange(len(images)).split(batch)):
-        inputs = preprocessing.normalise(pixels.to(device))
-        yield Batch(inputs, images.labels[samples].to(device), samples)

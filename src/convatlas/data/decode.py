@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -75,10 +76,23 @@ def read_header(path: Path) -> Header:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     # from an open file, because Pillow would map the pixels of a turned TIFF into memory in the wrong shape
-    with path.open("rb") as file, Image.open(file) as picture:
+    with _file(path, data) as file, Image.open(file) as picture:
         yield picture
+
+
+def _file(path: Path, data: bytes | None) -> BinaryIO:
+    return path.open("rb") if data is None else io.BytesIO(data)
+
+
+_ARRAY, _TIFFS = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How files of these kinds begin."""
+
+
+def _is(kind: tuple[str, ...], begins: tuple[bytes, ...], path: Path, data: bytes | None) -> bool:
+    """Return whether a file is of a kind: by the end of its name, or by its first bytes where there are only those."""
+    return path.suffix.lower() in kind if data is None else data.startswith(begins)
 
 
 def _array_header(values: NDArray[Any]) -> Header:
@@ -119,9 +133,12 @@ def decode(picture: Image.Image, channels: int, name: object, window: Window | N
     return pixels_of(values, channels, name, window)
 
 
-def read_picture(path: Path, channels: int, window: Window | None = None) -> Tensor:
-    """Return a picture file as `decode` does; raises DataError that names the file if it is missing or no picture."""
-    return pixels_of(_values(path, channels), channels, path, window)
+def read_picture(path: Path, channels: int, window: Window | None = None, *, data: bytes | None = None) -> Tensor:
+    """Return a picture file as `decode` does; raises DataError that names the file if it is missing or no picture.
+
+    data: the bytes of the file, where there is none on the disk; `path` is then only its name.
+    """
+    return pixels_of(_values(path, channels, data), channels, path, window)
 
 
 def read_shares(path: Path, channels: int) -> Tensor:
@@ -182,38 +199,50 @@ def _upright(picture: Image.Image, channels: int) -> NDArray[Any]:
     return np.array(upright)
 
 
-def _values(path: Path, channels: int) -> NDArray[Any]:
+def _values(path: Path, channels: int, data: bytes | None = None) -> NDArray[Any]:
     """Return the values of a picture file (height, width[, channels]); raises DataError that names it."""
     try:
-        if path.suffix.lower() == ".npy":
-            values: NDArray[Any] = np.load(path, allow_pickle=False)
-            return values
+        if _is((".npy",), (_ARRAY,), path, data):
+            with _file(path, data) as file:
+                return _npy(file, path.stat().st_size if data is None else len(data))
         try:
-            with _opened(path) as picture:
+            with _opened(path, data) as picture:
                 if not (_is_deep(picture) and picture.mode in _CUT) and _samples(picture) <= 4:
                     return _upright(picture, channels)
                 kind = picture.format
         except UnidentifiedImageError:
-            if path.suffix.lower() not in (".tif", ".tiff"):
+            if not _is((".tif", ".tiff"), _TIFFS, path, data):
                 raise DataError(f"{path}: not a picture") from None
             kind = "TIFF"
-        return _tiff(path) if kind == "TIFF" else _png(path, channels)
+        return _tiff(path, data) if kind == "TIFF" else _png(path, channels, data)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {brief(error)}") from error
 
 
+def _npy(file: BinaryIO, size: int) -> NDArray[Any]:
+    """Return the array of a .npy file of `size` bytes; ValueError where its header promises more than that."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    if math.prod(shape) * kind.itemsize > size:
+        raise ValueError("truncated: the header promises more values than the file holds")
+    file.seek(0)
+    values: NDArray[Any] = np.load(file, allow_pickle=False)
+    return values
+
+
 MISSING = "{}: 16-bit colour and TIFFs of many channels need tifffile and imagecodecs; pip install 'convatlas[data]'"
 
 
-def _png(path: Path, channels: int) -> NDArray[Any]:
+def _png(path: Path, channels: int, data: bytes | None = None) -> NDArray[Any]:
     """Return a colour PNG of 16 bits, of which Pillow would keep eight; in grey or RGB transparent pixels are white."""
     try:
         import imagecodecs
     except ImportError:
         raise DataError(MISSING.format(path)) from None
-    values: NDArray[Any] = imagecodecs.png_decode(path.read_bytes())
+    values: NDArray[Any] = imagecodecs.png_decode(path.read_bytes() if data is None else data)
     if channels in (1, 3) and values.shape[2] in (2, 4):
         share = values.astype(np.float64) / 65535
         whitened = share[..., :-1] * share[..., -1:] + 1 - share[..., -1:]
@@ -228,7 +257,7 @@ _UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 """What makes an array (height, width, ...) upright, by the number of the orientation tag."""
 
 
-def _tiff(path: Path) -> NDArray[Any]:
+def _tiff(path: Path, data: bytes | None = None) -> NDArray[Any]:
     """Return the first page of a TIFF file with other pixels than Pillow reads: (height, width[, channels])."""
     try:
         import imagecodecs  # noqa: F401  (with which tifffile opens compressed files)
@@ -237,7 +266,7 @@ def _tiff(path: Path) -> NDArray[Any]:
         raise DataError(MISSING.format(path)) from None
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong is told as an error, once
     try:
-        with tifffile.TiffFile(path) as file:
+        with _file(path, data) as opened, tifffile.TiffFile(opened) as file:
             if not len(file.pages):
                 raise ValueError("the file holds no page")
             page: Any = file.pages[0]

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from convatlas.data.batches import in_order
 from convatlas.data.images import Images
+from convatlas.data.stream import gathered
+from convatlas.download import Progress
 from convatlas.preprocessing import Preprocessing
 from convatlas.tasks.losses import Criterion
 from convatlas.tasks.results import Result, Tags
 
+Run = Callable[[Tensor], Tensor]
+"""From pixels, as `Preprocessing.geometry` leaves them, to outputs on the CPU."""
 
-@torch.inference_mode()
-def outputs_of(
-    network: nn.Module, images: Images, preprocessing: Preprocessing, *, batch: int = 64,
-    device: torch.device | str = "cpu",
-) -> Tensor:  # fmt: skip
-    """Return the outputs (n, classes) for all pictures of a split, in evaluation mode."""
+
+def plainly(network: nn.Module, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Run:
+    """Return what runs a network as it is, in evaluation mode."""
     network.eval()
-    batches = in_order(images, preprocessing, batch=batch, device=device)
-    return torch.cat([network(each.inputs).cpu() for each in batches])
+
+    @torch.inference_mode()
+    def run(pixels: Tensor) -> Tensor:
+        outputs: Tensor = network(preprocessing.normalise(pixels.to(device))).cpu()
+        return outputs
+
+    return run
+
+
+def outputs_of(run: Run, images: Images, *, batch: int = 64, progress: Progress | None = None) -> Tensor:
+    """Return the outputs (n, classes) for all pictures of a split, in their order."""
+    rows, done = [], 0
+    for _, pixels in gathered(images.pixels, torch.arange(len(images)).split(batch)):
+        rows.append(run(pixels))
+        done += len(pixels)
+        if progress:
+            progress("measuring", done, len(images))
+    return torch.cat(rows)
 
 
 def judged(
@@ -39,16 +55,15 @@ def judged(
 
 
 def evaluate(
-    network: nn.Module,
+    run: Run,
     images: Images,
-    preprocessing: Preprocessing,
     criterion: Criterion,
     *,
     temperature: float = 1.0,
     thresholds: Sequence[float] = (),
     batch: int = 64,
-    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> Result:
-    """Run all pictures of a split through the network in evaluation mode."""
-    outputs = outputs_of(network, images, preprocessing, batch=batch, device=device)
+    """Run all pictures of a split, and judge what comes out."""
+    outputs = outputs_of(run, images, batch=batch, progress=progress)
     return judged(outputs, images.labels, criterion, temperature=temperature, thresholds=thresholds)

@@ -19,11 +19,12 @@ from convatlas.data.decode import read_header
 from convatlas.data.images import Dataset
 from convatlas.data.randomness import derive_key
 from convatlas.data.sources import Source, find
+from convatlas.devices import device_named
 from convatlas.download import Progress
 from convatlas.errors import DataError, RunError, SpecError, WeightsError, brief
 from convatlas.preprocessing import Preprocessing
 from convatlas.specs import SMALL, Spec
-from convatlas.tasks.evaluation import evaluate
+from convatlas.tasks.evaluation import evaluate, plainly
 from convatlas.tasks.losses import CRITERIA
 from convatlas.train import compute as computing
 from convatlas.train.loop import Average, Step, train
@@ -31,7 +32,7 @@ from convatlas.train.ranks import joined
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
 from convatlas.train.regularise import regularise
-from convatlas.train.run import Settings, device_named, fitted, load, preprocessing_for, write_table
+from convatlas.train.run import Settings, fitted, load, preprocessing_for, write_table
 from convatlas.weights import Weights, fill, opened, published
 
 LARGE = 64
@@ -293,7 +294,7 @@ class _Runner:
         val = self.dataset.val
         assert val is not None
         part = val.subset(torch.arange(0, len(val), -(-len(val) // JUDGED)))
-        return evaluate(self.average.network, part, self.steps, self.criterion, device=self.device).score
+        return evaluate(plainly(self.average.network, self.steps, self.device), part, self.criterion).score
 
 
 def _race(

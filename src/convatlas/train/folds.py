@@ -11,12 +11,13 @@ from typing import Any
 
 from convatlas.catalog import resolve
 from convatlas.data.sources import find
+from convatlas.devices import device_named
 from convatlas.download import Progress
 from convatlas.errors import DataError, RunError
 from convatlas.specs import Spec
 from convatlas.train.ranks import joined
 from convatlas.train.recipe import Recipe
-from convatlas.train.run import CONFIG, Run, Settings, Watch, device_named, new_folder, reopen, start, write_table
+from convatlas.train.run import CONFIG, Run, Settings, Watch, new_folder, reopen, start, write_table
 
 
 @dataclass(frozen=True)

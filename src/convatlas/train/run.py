@@ -28,15 +28,16 @@ from convatlas.data.images import Dataset, Images
 from convatlas.data.randomness import derive_key
 from convatlas.data.sources import Source, find
 from convatlas.data.splits import VAL_SHARE, Fold
+from convatlas.devices import device_named
 from convatlas.download import Progress
-from convatlas.errors import DataError, RunError, SpecError, brief
+from convatlas.errors import DataError, RunError, SpecError
 from convatlas.files import PART, write_text
 from convatlas.joins import Network
 from convatlas.modelfile import Header
 from convatlas.preprocessing import Preprocessing
 from convatlas.specs import Spec, from_plain
 from convatlas.tasks import metrics
-from convatlas.tasks.evaluation import judged, outputs_of
+from convatlas.tasks.evaluation import judged, outputs_of, plainly
 from convatlas.tasks.losses import CRITERIA, loss_for
 from convatlas.tasks.pictures import draw_curves, draw_rates
 from convatlas.tasks.results import Result
@@ -361,7 +362,7 @@ class Run:
         mine = images.subset(self.ranks.share(torch.arange(len(images)))) if self.ranks.count > 1 else images
         if not len(mine):
             return self.ranks.gathered(torch.empty(0, len(self.config.classes)), len(images))
-        outputs = outputs_of(network, mine, self.config.preprocessing, device=self.device)
+        outputs = outputs_of(plainly(network, self.config.preprocessing, self.device), mine)
         return self.ranks.gathered(outputs, len(images))
 
     def _finite(self, results: dict[str, Result]) -> None:
@@ -430,19 +431,6 @@ class Run:
         )  # fmt: skip
         if self.ranks.first:
             modelfile.save(self.folder / file, network, header)
-
-
-def device_named(name: str) -> torch.device:
-    """Return a device by its name; "auto" is the fastest here. Raises RunError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RunError(f"device {name!r}: choose cpu, cuda, mps or auto")
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device {name!r} is not available here: {brief(error)}") from error
 
 
 def new_folder(out: str | Path | None, data: str, model: str) -> Path:
