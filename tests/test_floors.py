@@ -23,9 +23,9 @@ FLOORS = {
     "catalog": 4, "data": 4,
     "modelfile": 5, "tasks": 5, "scaling": 5, "comparing": 5, "timeline": 5,
     "weights": 6, "engines": 6,
-    "train": 7, "predicting": 7,
+    "train": 7, "predicting": 7, "quantising": 7,
     "model": 8,
-    "ledger": 9, "quantising": 8, "exporting": 9,
+    "ledger": 9, "exporting": 9, "serving": 9, "benchmarking": 9,
     "cli": 10, "__main__": 10,
 }  # fmt: skip
 DOORS = {

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from convatlas.comparing import compare
     from convatlas.costs import cost
     from convatlas.errors import ConvatlasError
+    from convatlas.exporting import export
     from convatlas.features import at_strides, places
     from convatlas.joins import Chain, Concat, Network, Product, Sum, depth_groups, taps
-    from convatlas.model import evaluate, load, predict
+    from convatlas.model import Ensemble, evaluate, load, predict
     from convatlas.preprocessing import Preprocessing
     from convatlas.scaling import compound, fast, fit_budget
     from convatlas.specs import diff
@@ -39,7 +40,8 @@ _ROOMS = {
     "errors": ("ConvatlasError",),
     "features": ("at_strides", "places"),
     "joins": ("Chain", "Concat", "Network", "Product", "Sum", "depth_groups", "taps"),
-    "model": ("evaluate", "load", "predict"),
+    "exporting": ("export",),
+    "model": ("Ensemble", "evaluate", "load", "predict"),
     "preprocessing": ("Preprocessing",),
     "scaling": ("compound", "fast", "fit_budget"),
     "specs": ("diff",),
@@ -49,10 +51,10 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
-    "Budget", "Chain", "Concat", "ConvatlasError", "Network", "Preprocessing", "Product", "Recipe", "Settings", "Sum",
-    "at_strides", "build", "choose_network", "compare", "compound", "cost", "cross_validate", "depth_groups", "diff",
-    "evaluate", "fast", "fit", "fit_budget", "list", "load", "places", "predict", "published", "resume", "show",
-    "spec", "summary", "taps", "variant",
+    "Budget", "Chain", "Concat", "ConvatlasError", "Ensemble", "Network", "Preprocessing", "Product", "Recipe",
+    "Settings", "Sum", "at_strides", "build", "choose_network", "compare", "compound", "cost", "cross_validate",
+    "depth_groups", "diff", "evaluate", "export", "fast", "fit", "fit_budget", "list", "load", "places", "predict",
+    "published", "resume", "show", "spec", "summary", "taps", "variant",
 ]  # fmt: skip
 
 

@@ -98,13 +98,15 @@ class Model(Answering):
             raise EngineError(f"{self.header.name}: an exported file holds no network; use the model file it came from")
         return self.network
 
-    def choose(self, engine: str = "auto", *, batch: int = 16) -> Chosen:
+    def choose(self, engine: str = "auto", *, batch: int = 16, pictures: int | None = None) -> Chosen:
         """Return the fastest engine for `batch` pictures at once, measured on this machine or remembered.
+
+        pictures: how many there will be, if it is known: for a few, nothing is measured.
 
         engine: "auto" for the best of those that are installed, or one of torch, compile, onnxruntime, openvino.
         Raises EngineError, in one line, if it is not installed or cannot run the network.
         """
-        return choose(engine, self.own, self.header, batch=batch, macs=cost(self.own).macs)
+        return choose(engine, self.own, self.header, batch=batch, macs=cost(self.own).macs, pictures=pictures)
 
     def using(self, engine: str = "auto", *, batch: int = 16) -> Model:
         """Return the model on the engine that `choose` finds."""

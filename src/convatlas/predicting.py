@@ -114,7 +114,7 @@ def stream(members: Sequence[Member], pictures: Iterable[Picture], asked: Asked)
 
         def submitted() -> list[tuple[str, Future[list[Tensor]]]]:
             group = list(islice(numbered, asked.batch))
-            return [(named(p, i), readers.submit(_looked_at, p, named(p, i), steps, asked)) for i, p in group]
+            return [(named(p, i), readers.submit(looked_at, p, named(p, i), steps, asked)) for i, p in group]
 
         coming = ahead.submit(submitted)
         while group := coming.result():
@@ -129,7 +129,7 @@ def named(picture: Picture, number: int) -> str:
     return str(picture) if isinstance(picture, str | Path) else f"picture {number}"
 
 
-def _looked_at(picture: Picture, name: str, steps: Sequence[Preprocessing], asked: Asked) -> list[Tensor]:
+def looked_at(picture: Picture, name: str, steps: Sequence[Preprocessing], asked: Asked) -> list[Tensor]:
     """Return the views of a picture for each kind of preprocessing; raises DataError that names it."""
     read: dict[tuple[int, Any], Tensor] = {}
     if asked.fetch and isinstance(picture, str) and picture.startswith(("http://", "https://")):
@@ -182,7 +182,7 @@ def _answered(
     header = members[0].header
     for name, views in read:
         failed = isinstance(views, DataError)
-        yield Prediction(name, {}, str(views)) if failed else _named(name, next(rows), header, asked.threshold)
+        yield Prediction(name, {}, str(views)) if failed else answer_of(name, next(rows), header, asked.threshold)
 
 
 def probabilities(member: Member, views: Tensor, batch: int) -> Tensor:
@@ -194,7 +194,8 @@ def probabilities(member: Member, views: Tensor, batch: int) -> Tensor:
     return mean
 
 
-def _named(source: str, row: Tensor, header: Header, threshold: float | None) -> Prediction:
+def answer_of(source: str, row: Tensor, header: Header, threshold: float | None) -> Prediction:
+    """Return what probabilities (classes,) say, with the names of the classes."""
     order = row.argsort(descending=True, stable=True).tolist()
     values = row.tolist()
     found = {header.classes[i]: values[i] for i in order}

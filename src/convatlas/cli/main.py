@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -13,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from convatlas.cli import show
+from convatlas.cli import show, use
+from convatlas.cli.use import Data, Json
 from convatlas.errors import ConvatlasError, brief
 
 app = typer.Typer(
@@ -33,14 +33,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A network of `convatl
 Size = Annotated[int | None, typer.Option(metavar="PX", help="Input size in pixels instead of the network's own.")]
 Channels = Annotated[int | None, typer.Option(metavar="N", help="Channels of the input: 1 is grey, 3 is RGB.")]
 Classes = Annotated[int | None, typer.Option(metavar="N", help="Number of classes instead of the paper's.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The picture: .svg, .png or .pdf.")]
 Small = Annotated[bool, typer.Option("--small", help="With the stem for images of up to 64 pixels.")]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A sealed model file (model.safetensors).")]
-Data = Annotated[
-    str,
-    typer.Argument(metavar="DATA", help="A data set by name, a folder, a table of pictures, or arrays (docs/data.md)."),
-]
 Download = Annotated[bool, typer.Option("--download", help="Allow to fetch a data set given by name.")]
 
 
@@ -401,107 +395,6 @@ def resume(
     show.outcome(opened)
 
 
-@app.command(rich_help_panel=USE)
-def evaluate(
-    file: File,
-    data: Data,
-    split: Annotated[
-        str | None, typer.Option(help="train, val, test or all; test if left out, or else val, or else all.")
-    ] = None,
-    max_broken: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of unreadable pictures to leave out; as in the training if not given."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a model file on a data set, class by class."""
-    from convatlas.model import load
-
-    model = load(file)
-    with show.reading() as progress:
-        split, result, broken = model.evaluate(data, split=split, max_broken=max_broken, progress=progress)
-    columns, rows = show.by_class(result, model.classes)
-    if as_json:
-        classes = {name: dict(zip(columns[1:], values, strict=True)) for name, *values in rows}
-        unread = [dataclasses.asdict(picture) for picture in broken]
-        summary = {
-            "model": str(file),
-            "data": data,
-            "split": split,
-            **result.summary(),
-            "classes": classes,
-            "broken": unread,
-        }
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-        return
-    shown = [
-        tuple("" if v is None else f"{v:.2%}" if isinstance(v, float) else str(v) for v in values) for values in rows
-    ]
-    show.table(columns, shown, right=columns[1:])
-    whole = "; all pictures: a flattering number if the network was trained on some of them"
-    show.measured(split, result, whole if split == "all" else "")
-    show.left_out(broken)
-
-
-@app.command(rich_help_panel=USE)
-def predict(
-    file: File,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Picture files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
-) -> None:
-    """Name what is in pictures. Unreadable ones are reported, the others answered; the exit code is then 2."""
-    from convatlas.model import load
-
-    if as_json and as_csv:
-        raise ConvatlasError("choose one of --json and --csv")
-    model = load(file)
-    predictions = model.predict(_pictures(images))
-    top = min(top, len(model.classes))
-    good = [p for p in predictions if not p.error]
-    if as_json:
-        for p in predictions:
-            line = {"source": p.source, "error": p.error} if p.error else {
-                "source": p.source, "label": p.label, "probability": p.probability, "labels": list(p.labels),
-                "probabilities": p.probabilities,
-            }  # fmt: skip
-            print(json.dumps(line, ensure_ascii=False))
-    elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["source", "label", "probability", *model.classes, "error"])
-        for p in predictions:
-            numbers = [f"{p.probabilities[name]:.6f}" if not p.error else "" for name in (p.label, *model.classes)]
-            writer.writerow([p.source, p.label, *numbers, p.error])
-    elif good:
-        several = model.header.task == "tagging"
-        said = [(", ".join(p.labels) or "-",) if several else () for p in good]
-        likely = [[f"{q:7.2%}  {name}" for name, q in list(p.probabilities.items())[:top]] for p in good]
-        rows = [(p.source, *says, *cells) for p, says, cells in zip(good, said, likely, strict=True)]
-        show.table(("picture", *("is",) * several, "most probable", *("next",) * (top - 1)), rows)
-    broken = [p for p in predictions if p.error]
-    for p in broken:
-        show.errors.print(f"convatlas: {p.error}", style="red")
-    if broken:
-        raise typer.Exit(2)
-
-
-def _pictures(paths: list[Path]) -> list[Path]:
-    """Replace folders by the picture files in them, in order of their names."""
-    from convatlas.data.decode import pictures_in
-
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = pictures_in(path)
-            if not inside:
-                raise ConvatlasError(f"{path}: there are no pictures in this folder")
-            found += inside
-        else:
-            found.append(path)
-    return found
-
-
 @app.command(rich_help_panel=TRAIN)
 def demo(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/digits-lenet5_modern if left out.")] = None,
@@ -567,6 +460,9 @@ def _told(checked: Any) -> dict[str, Any]:
         "rotated": [picture.name for picture in checked.pictures if picture.rotated],
     }  # fmt: skip
 
+
+for command in (use.predict, use.evaluate, use.export, use.bench, use.serve):
+    app.command(rich_help_panel=USE)(command)
 
 weights_app = typer.Typer(help="Published weights: what there is, fetch, bring in, check.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights", rich_help_panel=USE)

@@ -50,13 +50,15 @@ class Header:
     deep: bool = False
 
 
-def read_header(path: Path) -> Header:
-    """Return the header of a picture file; raises DataError if it has none."""
+def read_header(path: Path, *, data: bytes | None = None) -> Header:
+    """Return the header of a picture file, or of its bytes; raises DataError if it has none."""
     try:
-        if path.suffix.lower() == ".npy":
+        if _is((".npy",), (_ARRAY,), path, data):
+            if data is not None:
+                return _array_header(_npy(io.BytesIO(data), len(data)))
             return _array_header(np.load(path, mmap_mode="r", allow_pickle=False))
         try:
-            with _opened(path) as picture:
+            with _opened(path, data) as picture:
                 deep = _is_deep(picture)
                 grey = picture.mode in ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L")
                 # a PNG without the tag would be decoded to look for it behind its pixels
@@ -66,9 +68,9 @@ def read_header(path: Path) -> Header:
                 if _samples(picture) <= 4:
                     return Header(picture.size, mode, rotated, 1 if grey else 3, deep)
         except UnidentifiedImageError:
-            if path.suffix.lower() not in (".tif", ".tiff"):
+            if not _is((".tif", ".tiff"), _TIFFS, path, data):
                 raise DataError(f"{path}: not a picture") from None
-        return _array_header(_tiff(path))
+        return _array_header(_tiff(path, data))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except _UNREADABLE as error:

@@ -20,6 +20,9 @@ REMEMBERED = "engines.json"
 ENOUGH = 1.5
 """Seconds for which ways are compared with each other, once all are warm."""
 
+PAYS = 5e11
+"""Multiply-adds of all pictures together from which on measuring is worth its seconds."""
+
 SLOW = 1.5
 """A way that took so many times the best one's time is not measured again."""
 
@@ -39,17 +42,22 @@ class Way:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The engine, how it runs, and seconds for a batch in each way that was measured (none where it was known)."""
+    """The engine, how it runs, and seconds for a batch in each way that was measured.
+
+    seconds: none where the way was known, or too few pictures are to come. refused: why an engine cannot run this
+    network. known: whether the way was remembered.
+    """
 
     engine: Engine
     way: Way
     seconds: dict[Way, float]
     refused: dict[str, str]
+    known: bool = False
 
     def __str__(self) -> str:
         """Say what was chosen, and why."""
         if not self.seconds:
-            return f"{self.way}"
+            return f"{self.way}" + ", the fastest when it was measured here" * self.known
         told = ", ".join(f"{way} {1000 * taken:.1f} ms" for way, taken in sorted(self.seconds.items(), key=_taken))
         return f"{self.way}: the fastest of {told}"
 
@@ -72,10 +80,14 @@ def ways(name: str, *, tiny: bool) -> list[Way]:
     return found
 
 
-def choose(name: str, network: Network, header: Header, *, batch: int, macs: int) -> Chosen:
+def choose(
+    name: str, network: Network, header: Header, *, batch: int, macs: int, pictures: int | None = None
+) -> Chosen:  # fmt: skip
     """Return the fastest engine for `batch` pictures at once, by name or of all that are installed ("auto").
 
-    macs: of one picture. Raises EngineError for an engine that is not there, or that cannot run the network.
+    macs: of one picture. pictures: how many there will be; for so few that measuring would take longer than it saves,
+        what was found before is taken, or else torch. Many, where left out.
+    Raises EngineError for an engine that is not there, or that cannot run the network.
     """
     if name != "auto" and not installed(name):
         start(name, network, header, batch=batch)  # says what is missing
@@ -86,7 +98,9 @@ def choose(name: str, network: Network, header: Header, *, batch: int, macs: int
     known = remembered.choice()
     for way in options:
         if len(options) == 1 or known == asdict(way):
-            return Chosen(_started(way, network, header, batch), way, {}, {})
+            return Chosen(_started(way, network, header, batch), way, {}, {}, known=known is not None)
+    if pictures is not None and macs * pictures < PAYS:
+        return Chosen(_started(options[0], network, header, batch), options[0], {}, {})
     running: dict[Way, Engine] = {}
     refused: dict[str, str] = {}
     for way in options:

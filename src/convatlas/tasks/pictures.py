@@ -227,6 +227,24 @@ def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24)
     _save(figure, path)
 
 
+def draw_answers(answers: Sequence[tuple[str, str, float]], path: Path, *, columns: int = 6) -> None:
+    """Save a contact sheet of picture files with what was said about each: (file, answer, probability)."""
+    rows = -(-len(answers) // columns)
+    width, height = 1.9 * columns, 2.25 * rows
+    figure = _figure(width, height)
+    for i, (name, answer, probability) in enumerate(answers):
+        row, column = divmod(i, columns)
+        axes = figure.add_axes(((column + 0.04) / columns, 1 - (row + 0.82) / rows, 0.92 / columns, 0.78 / rows))
+        with suppress(DataError):
+            axes.imshow(read_picture(Path(name), 3).permute(1, 2, 0).numpy())
+        axes.set_axis_off()
+        left, top = (column + 0.04) / columns, 1 - (row + 0.84) / rows
+        figure.text(left, top, answer[:26], fontsize=8, color=INK, va="top", weight="bold")
+        told = f"{probability:.1%}  {Path(name).name[:22]}"
+        figure.text(left, top - 0.17 / height, told, fontsize=6.5, color=QUIET, va="top")
+    _save(figure, path)
+
+
 def draw_overview(
     pictures: Tensor,
     shown: Result,
@@ -260,4 +278,25 @@ def draw_overview(
     figure.text(0.03, 0.925, "the three most probable classes:", fontsize=8.5, color=INK)
     for x, text, colour in ((0.187, "the true one", RIGHT), (0.262, "a wrong answer", WRONG), (0.35, "others", QUIET)):
         figure.text(x, 0.925, text, fontsize=8.5, color=colour, weight="bold")
+    _save(figure, path)
+
+
+def draw_latencies(points: Sequence[tuple[str, str, float, float]], what: str, batch: int, path: Path) -> None:
+    """Save points (name, engine, milliseconds, value): `what` against the latency of `batch` pictures."""
+    figure = _figure(6.4, 4)
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    for name, engine, milliseconds, value in points:
+        axes.scatter(milliseconds, value, s=30, color=RIGHT, linewidths=0)
+        axes.annotate(f"{name}\n{engine}", (milliseconds, value), textcoords="offset points", xytext=(6, -3),
+                      fontsize=7, color=INK)  # fmt: skip
+    _plain_axes(axes)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="minor", colors=QUIET, labelsize=6)
+    axes.margins(x=0.25, y=0.2)
+    axes.set_title(what, loc="left", fontsize=9, color=INK)
+    axes.set_xlabel(f"milliseconds for {batch} at once" if batch > 1 else "milliseconds for one picture", fontsize=8,
+                    color=INK)  # fmt: skip
+    figure.tight_layout()
     _save(figure, path)
