@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def _static(graph: ModelProto, pictures: Tensor, kept: list[str]) -> ModelProto:
     with tempfile.TemporaryDirectory(prefix="convatlas-int8-") as folder:
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(graph.SerializeToString())
+        logging.disable(logging.WARNING)  # it asks for what was done already
         try:
             quantization.quantize_static(
                 source, target, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
@@ -121,6 +123,8 @@ def _static(graph: ModelProto, pictures: Tensor, kept: list[str]) -> ModelProto:
             )  # fmt: skip
         except Exception as error:  # its errors have no common class
             raise EngineError(f"int8: ONNX Runtime cannot quantise this graph: {brief(error)}") from error
+        finally:
+            logging.disable(logging.NOTSET)
         made: ModelProto = onnx.load(target)
     return made
 
@@ -135,14 +139,20 @@ def _outside(graph: ModelProto) -> list[str]:
 
 def layer_errors(graph: ModelProto, made: ModelProto, pictures: Tensor) -> list[LayerError]:
     """Return the noise of each layer of an 8-bit graph on some pictures, the loudest first."""
-    names = {node.output[0]: node.name for node in graph.graph.node if node.op_type in WEIGHED}
     there = {output for node in made.graph.node for output in node.output}
+    ends = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # how the quantiser may call an output
+    readers = {name: node for node in reversed(graph.graph.node) for name in node.input}
+    taps: dict[str, tuple[str, str]] = {}
+    for node in graph.graph.node:
+        if node.op_type in WEIGHED:
+            output = node.output[0]
+            while not any(output + end in there for end in ends):  # an activation became part of the layer
+                output = readers[output].output[0]
+            taps[node.name] = (output, next(output + end for end in ends if output + end in there))
+    exact = _tapped(graph, [output for output, _ in taps.values()], pictures)
+    rough = _tapped(made, [output for _, output in taps.values()], pictures)
     found = []
-    exact = _tapped(graph, list(names), pictures)
-    seen = [f"{name}_DequantizeLinear_Output" for name in names]
-    rough = _tapped(made, [one if one in there else name for one, name in zip(seen, names, strict=True)], pictures)
-    for (output, name), other in zip(names.items(), rough, strict=True):
-        signal = exact[list(names).index(output)]
+    for name, signal, other in zip(taps, exact, rough, strict=True):
         noise = float(np.square(signal - other, dtype=np.float64).mean())
         power = float(np.square(signal, dtype=np.float64).mean())
         found.append(LayerError(name, 10 * float(np.log10(max(power, 1e-30) / max(noise, 1e-30)))))

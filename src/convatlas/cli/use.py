@@ -114,7 +114,7 @@ def _model(name: str, engine: str, device: str, *, batch: int, pictures: int | N
 
     model = load(name, device=device)
     if model.network is None:
-        if engine not in ("auto", model.engine.name):
+        if engine not in ("auto", "torch" if pictures == 0 else "", model.engine.name):
             raise ConvatlasError(f"--engine {engine}: {name} is exported for {model.engine.name}")
         return model
     chosen = model.choose(engine, batch=batch, pictures=pictures)
@@ -217,12 +217,14 @@ def evaluate(
         float | None,
         typer.Option(min=0, max=1, help="Share of unreadable pictures to leave out; as in the training if not given."),
     ] = None,
-    engine: EngineName = "torch",
+    engine: Annotated[
+        str | None, typer.Option(help="As for predict; torch, or that of an exported file, if left out.")
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model on a data set, class by class."""
-    opened = _model(model, engine, device, batch=64, pictures=0 if engine == "torch" else None)
+    opened = _model(model, engine or "torch", device, batch=64, pictures=None if engine else 0)
     with show.reading() as progress:
         split, result, broken = opened.evaluate(data, split=split, max_broken=max_broken, progress=progress)
     columns, rows = show.by_class(result, opened.classes)
