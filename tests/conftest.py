@@ -6,6 +6,7 @@ import gzip
 import resource
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
+from commands import Command, Outcome
+from convatlas.cli import main as cli
 from convatlas.data.sources import IDX_PARTS
 from convatlas.train import RECIPES, Run, Settings, fit
 from server import CONTENT, Site, serving
@@ -132,6 +135,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data is not there ({folder})")
     return folder.resolve()
+
+
+@pytest.fixture
+def convatlas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process; anything but a normal exit fails the test."""
+    monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["convatlas", *map(str, arguments)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -26,50 +26,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import convatlas as ca
+from commands import Command, Outcome, check_refused
 from conftest import COLOURS, write_pictures
-from convatlas.cli import main as cli
 from convatlas.data.decode import read_header, read_picture
 from convatlas.errors import DataError
 from convatlas.train import RECIPES, Run, Settings, compute, run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command answered: exit code, standard output, standard error."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def convatlas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process; anything but a normal exit fails the test."""
-    monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-
-    def answered(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["convatlas", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        assert isinstance(code, int)
-        return Outcome(code, *capsys.readouterr())
-
-    return answered
-
-
-def check_refused(outcome: Outcome, *named: str) -> None:
-    """Check for exit code 2 and a single line of error that names these things."""
-    assert outcome.code == 2, outcome
-    lines = outcome.err.splitlines()
-    assert len(lines) == 1, outcome.err
-    assert lines[0].startswith("convatlas: ")
-    assert all(name in lines[0] for name in named), lines[0]
 
 
 def process(*arguments: object, **environment: str) -> Outcome:

@@ -23,7 +23,7 @@ from starlette.datastructures import UploadFile
 from torch import Tensor
 
 from convatlas.data.decode import read_header
-from convatlas.errors import ConvatlasError, DataError, RunError
+from convatlas.errors import DataError, RunError
 from convatlas.model import Model
 from convatlas.predicting import Asked, Encoded, answer_of, looked_at, probabilities
 
@@ -235,41 +235,26 @@ class _Bounded:
             await self.app(scope, receive, send)
             return
         said = dict(scope["headers"]).get(b"content-length", b"0")
-        taken = 0
-        answered = False
+        taken = int(said) if said.isdigit() and int(said) > self.limits.bytes else 0
 
         async def counted() -> Any:
             nonlocal taken
-            message = await asyncio.wait_for(receive(), SLOWEST)
-            taken += len(message.get("body", b""))
+            if taken <= self.limits.bytes:
+                try:
+                    message = await asyncio.wait_for(receive(), SLOWEST)
+                except TimeoutError:
+                    raise HTTPException(408, f"nothing came for {SLOWEST:.0f} s") from None
+                taken += len(message.get("body", b""))
             if taken > self.limits.bytes:
-                raise _TooMuchError
+                raise HTTPException(413, f"more than {self.limits.bytes:,} bytes", {"Connection": "close"})
             return message
 
         async def noted(message: Any) -> None:
-            nonlocal answered
             if message["type"] == "http.response.start":
-                answered = True
                 self.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        try:
-            if said.isdigit() and int(said) > self.limits.bytes:
-                raise _TooMuchError
-            await self.app(scope, counted, noted)
-        except (_TooMuchError, TimeoutError) as error:
-            if answered:
-                raise
-            if isinstance(error, _TooMuchError):
-                refusal = JSONResponse({"detail": f"more than {self.limits.bytes:,} bytes"}, 413)
-            else:
-                refusal = JSONResponse({"detail": f"nothing came for {SLOWEST:.0f} s"}, 408)
-            refusal.headers["connection"] = "close"
-            await refusal(scope, receive, noted)
-
-
-class _TooMuchError(Exception):
-    """A request has more bytes than may be."""
+        await self.app(scope, counted, noted)
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -299,15 +284,8 @@ _ANSWERED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def run(
-    model: Model, limits: Limits, *, host: str, port: int, token: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> None:  # fmt: skip
-    """Serve until the process is told to stop (SIGINT, SIGTERM); what was accepted is answered first.
-
-    Raises RunError if the address is taken.
-    """
-    app = application(model, limits, token=token)
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address, a free port if it is 0; raises RunError if it is taken or is none of this machine."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(found[0], found[1])
@@ -315,19 +293,30 @@ def run(
         listening.bind(found[4])
     except OSError as error:
         raise RunError(f"{host}:{port}: cannot listen there: {error.strerror or error}") from error
+    return listening
+
+
+def run(
+    model: Model, limits: Limits, listening: socket.socket, *, token: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:  # fmt: skip
+    """Serve until the process is told to stop (SIGINT, SIGTERM); what was accepted is answered first."""
+    app = application(model, limits, token=token)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=60, backlog=2048, server_header=False,
     )  # fmt: skip
     server = uvicorn.Server(config)
     with torch.inference_mode():
         model.engine.outputs(torch.zeros(1, *_shape(model), dtype=model.header.preprocessing.dtype))
-    say(f"{model.header.name} on http://{host}:{listening.getsockname()[1]} ({model.engine}); stop with Ctrl-C")
+    listening.listen(2048)  # who comes before the server is up waits
+    host, port = listening.getsockname()[:2]
+    say(f"{model.header.name} on http://{host}:{port} ({model.engine}); stop with Ctrl-C")
     try:
         server.run(sockets=[listening])
     except KeyboardInterrupt:
         return
     if not server.started:
-        raise ConvatlasError(f"{host}:{port}: the server did not start")
+        raise RunError(f"{host}:{port}: the server did not start")
 
 
 def _shape(model: Model) -> tuple[int, int, int]:

@@ -365,10 +365,11 @@ def serve(
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         needed(library, "serve")
-    from convatlas.serving import Limits, run
+    from convatlas.serving import Limits, listen, run
 
+    listening = listen(host, port)
     opened = _model(model, engine, device, batch=batch)
     limits = Limits(
         batch=batch, wait=wait / 1000, bytes=max_bytes, images=max_images, pixels=max_pixels, queue=queue
     )  # fmt: skip
-    run(opened, limits, host=host, port=port, token=token, say=lambda text: show.errors.print(text))
+    run(opened, limits, listening, token=token, say=lambda text: show.errors.print(text))

@@ -6,6 +6,8 @@ import io
 import logging
 import math
 import os
+import struct
+import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,12 @@ Window = tuple[float, float]
 # what is far too large is refused; what Pillow only warns of is read
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError)
+_UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError,
+    struct.error, tokenize.TokenError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow, NumPy and the readers of TIFF raise for files that are not what they say."""
+
 _ORIENTATION, _SAMPLES = 0x0112, 0x0115
 _LIMIT = 2**30
 _LUMA = (0.299, 0.587, 0.114)

@@ -38,7 +38,10 @@ def write(graph: ModelProto, path: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
             made = Path(folder) / path.name
-            openvino.save_model(model, made, compress_to_fp16=False)
+            try:
+                openvino.save_model(model, made, compress_to_fp16=False)
+            except RuntimeError as error:  # it says no more than that writing failed
+                raise RunError(f"{path}: cannot be written; is the disk full?") from error
             numbers = made.with_suffix(".bin")
             text = made.read_text(encoding="utf-8")
             made.write_text(_SEAL.sub(rf"\g<1>{_digest(text, numbers)}\g<3>", text), encoding="utf-8")

@@ -292,9 +292,12 @@ def draw_latencies(points: Sequence[tuple[str, str, float, float]], what: str, b
                       fontsize=7, color=INK)  # fmt: skip
     _plain_axes(axes)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(which="minor", colors=QUIET, labelsize=6)
     axes.margins(x=0.25, y=0.2)
+    least, most = axes.get_xlim()
+    if most < 30 * least:  # hardly a power of ten: the numbers between are needed, and have room
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="minor", colors=QUIET, labelsize=6)
+    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     axes.set_title(what, loc="left", fontsize=9, color=INK)
     axes.set_xlabel(f"milliseconds for {batch} at once" if batch > 1 else "milliseconds for one picture", fontsize=8,
                     color=INK)  # fmt: skip
