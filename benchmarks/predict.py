@@ -1,30 +1,32 @@
 """Answers about pictures: convatlas on each engine against eager torchvision and timm, interleaved in one process.
 
-    python benchmarks/predict.py [NAME ...] [--batches 1,16] [--rounds 15] [--int8] [--folder DATA] [--json OUT]
+    python benchmarks/predict.py [NAME ...] [--batches 1,16] [--rounds 15] [--int8] [--memory] [--folder DATA]
 
 Peers run under `torch.inference_mode` in evaluation mode on float32 tensors that are ready; convatlas starts from uint8
 pixels and ends at the outputs, so it does more. `auto` is the engine that was chosen before, by the library itself.
 Prints milliseconds (median over the rounds) and how many times the faster of the two peers, and of torchvision's, each
-is; memory is what each engine's start and first batch added to the process (MiB). --folder: end to end on the files of
-a folder, against the plain loop of torchvision's own recipe (open, transform, batch of 16, softmax).
+is. --memory: MiB of network and batches in a process of their own, above the imports. --folder: end to end on the files
+of a folder, against the plain loop of torchvision's own recipe (open, transform, batch of 16, softmax).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import multiprocessing
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convatlas.benchmarking import untrained
+from convatlas.benchmarking import peak, untrained
 from convatlas.catalog import CATALOG
 from convatlas.costs import cost
 from convatlas.engines import ENGINES, installed
@@ -43,7 +45,7 @@ class Lenet5(torch.nn.Sequential):
     def __init__(self) -> None:
         nn = torch.nn
         super().__init__(
-            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
         )  # fmt: skip
 
@@ -76,6 +78,8 @@ def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name in random.sample(list(sides), len(sides)):
+            time.sleep(0.01)  # the threads of the side before may still spin
+            sides[name]()
             repeats, begun = 0, time.perf_counter()
             while repeats == 0 or time.perf_counter() - begun < 0.02:
                 sides[name]()
@@ -84,34 +88,23 @@ def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def measured(name: str, batch: int, rounds: int, *, int8: bool) -> dict[str, Any]:
+def measured(name: str, batch: int, rounds: int, *, int8: bool, weigh: bool) -> dict[str, Any]:
     """Return milliseconds and ratios of a network with `batch` pictures."""
     model = untrained(name)
     inputs = torch.randn(batch, *model.own.input_shape)
     pixels = example(model.header, batch)
     sides: dict[str, Callable[[], Any]] = {}
-    memory: dict[str, float] = {}
     for library, network in peers(name).items():
 
         def eager(network: torch.nn.Module = network) -> Tensor:
             with torch.inference_mode():
                 return network(inputs)
 
-        before = peak()
-        eager()
-        memory[library] = peak() - before
         sides[library] = eager
     for engine in ENGINES:
         if engine == "compile" or not installed(engine):
             continue
-        before = peak()
         chosen = model.choose(engine, batch=batch).engine
-        chosen.outputs(pixels)
-        memory[engine] = peak() - before
         sides[engine] = lambda chosen=chosen: chosen.outputs(pixels)  # type: ignore[misc]
     auto = model.choose("auto", batch=batch)
     if int8:
@@ -125,8 +118,40 @@ def measured(name: str, batch: int, rounds: int, *, int8: bool) -> dict[str, Any
         "ms": {side: 1000 * value for side, value in seconds.items()},
         "ratio": {side: vision / value for side, value in seconds.items()},
         "to_best_peer": {side: base / value for side, value in seconds.items()},
-        "memory": memory,
+        "memory": {side: memory(name, side, batch) for side in sides if side != "int8"} if weigh else {},
     }  # fmt: skip
+
+
+def memory(name: str, side: str, batch: int) -> float:
+    """Return the MiB that a network and one batch take in a process of their own, above what is imported."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_memory, name, side, batch).result()
+
+
+def _memory(name: str, side: str, batch: int) -> float:
+    if side in ENGINES:
+        model = untrained(name)  # as large as the network itself, and let go below
+        held = model.header
+        before = peak()
+        run = model.choose(side, batch=batch, pictures=0).engine.outputs
+        inputs = example(held, batch)
+        own = sum(tensor.numel() * 4 for tensor in model.own.state_dict().values()) / 2**20
+    else:
+        import timm  # noqa: F401
+        import torchvision  # noqa: F401
+
+        before, own = peak(), 0.0
+        network = peers(name)[side]
+        inputs = _inputs(name, batch)
+        run = torch.inference_mode()(network)
+    run(inputs)
+    run(inputs)
+    return peak() - before + own
+
+
+def _inputs(name: str, batch: int) -> Tensor:
+    steps = CATALOG[name].preprocessing
+    return torch.randn(batch, steps.channels, steps.size, steps.size)
 
 
 def _int8(model: Model, batch: int, pixels: Tensor) -> Callable[[], Any]:
@@ -180,6 +205,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -190,12 +216,17 @@ def main() -> None:
             end_to_end(given.folder, name, max(3, given.rounds // 5))
             continue
         for batch in map(int, given.batches.split(",")):
-            row = measured(name, batch, given.rounds, int8=given.int8)
+            gc.collect()
+            row = measured(name, batch, given.rounds, int8=given.int8, weigh=given.memory)
             rows.append(row)
             told = "  ".join(f"{side} {ratio:.2f} ({row['ms'][side]:.1f})" for side, ratio in row["ratio"].items())
-            room = ", ".join(f"{side} {value:.0f}" for side, value in row["memory"].items())
+            room = "".join(f"  {side} {value:.0f} MiB" for side, value in row["memory"].items())
             gmacs = cost(untrained(name).own).macs / 1e9
-            print(f"{name:20} {gmacs:5.2f} GMAC  b{batch:<3} {told}  auto = {row['auto']}  MiB: {room}", flush=True)
+            print(
+                f"{name:20} {gmacs:5.2f} GMAC  b{batch:<3} {told}  auto = {row['auto']}"
+                + f"  MiB: {room}" * bool(room),
+                flush=True,
+            )
     for side in ("torch", "auto"):
         ratios = sorted(row["ratio"][side] for row in rows)
         best = sorted(row["to_best_peer"][side] for row in rows)

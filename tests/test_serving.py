@@ -177,6 +177,7 @@ def test_it_says_what_it_is_and_counts(port: int, model: Model) -> None:
     assert (status, told["classes"]) == (200, list(model.classes))
     _, api = ask(port, "/openapi.json")
     assert "multipart/form-data" in api["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert ask(port, body=b"nothing")[0] == 422
     _, metrics = ask(port, "/metrics")
     assert 'convatlas_requests_total{status="422"}' in metrics
     assert "convatlas_batch_bucket" in metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 import shutil
@@ -21,7 +22,8 @@ from convatlas import model, weights
 from convatlas.catalog import CATALOG, grow, spec
 from convatlas.errors import ConvatlasError, DataError, WeightsError
 from convatlas.keys import rename, translate
-from convatlas.ledger import find_photos, verify
+from convatlas.ledger import Verification, find_photos, verify
+from convatlas.ledger import record as note_down
 from convatlas.modelfile import Header, save
 from convatlas.weights import Weights, adapted_kernel, build, find, import_file, load_tensors, published, pull
 from peers import scramble, theirs
@@ -409,6 +411,24 @@ def test_verification_stands_beside_the_library(
     assert row.difference < 0.02  # 36-pixel pictures are resized here by torch, there by Pillow
     low, high = row.interval
     assert 0 <= low <= row.top1 <= high <= 1
+
+
+def test_a_ledger_grows_by_a_row_and_nothing_else_is_taken_for_one(tmp_path: Path) -> None:
+    row = Verification("net@library:tag", "abc", 150, 129, 145, "acc@1 71.9", protocol="one view")
+    path = tmp_path / "ledger.csv"
+    for _ in range(2):
+        note_down(row, "convatlas weights verify net@library:tag 'my photos'", path)
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(lines) == 2
+    assert lines[0] == lines[1] == {
+        "weights": "net@library:tag", "claimed": "acc@1 71.9", "measured_top1": "0.8600", "measured_top5": "0.9667",
+        "n": "150", "top1_low": "0.7954", "top1_high": "0.9066", "protocol": "one view",
+        "command": "convatlas weights verify net@library:tag 'my photos'", "sha256": "abc",
+    }  # fmt: skip
+    path.write_text("something else\n")
+    with pytest.raises(DataError, match="is no ledger"):
+        note_down(row, "", path)
+    assert path.read_text() == "something else\n"
 
 
 def test_verification_without_weights_or_classes_is_refused(pictures: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def untrained(name: str) -> Model:
 
 
 def _measured(name: str, engine: str, batches: tuple[int, ...], seconds: float, data: str | None) -> list[Row]:
-    held = _peak()
+    held = peak()
     begun = time.perf_counter()
     trained = name not in CATALOG
     model = load(name) if trained else untrained(name)
@@ -108,7 +109,7 @@ def _measured(name: str, engine: str, batches: tuple[int, ...], seconds: float, 
         rows.append(
             Row(
                 name, running.engine.name, batch, 1000 * median, 1000 * sorted(taken)[int(0.95 * len(taken))],
-                1000 * min(taken), batch / median, _peak() - held, loaded,
+                1000 * min(taken), batch / median, peak() - held, loaded,
                 0 if model.network is None else cost(model.network).parameters, accuracy,
             )
         )  # fmt: skip
@@ -129,8 +130,12 @@ def timed(model: Model, batch: int, seconds: float) -> list[float]:
     return taken
 
 
-def _peak() -> float:
+def peak() -> float:
     """Return the most memory that this process has had, in MiB."""
+    with suppress(OSError):  # Linux; what getrusage says there begins with the peak of the parent
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     if sys.platform == "win32":
         return 0.0
     import resource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from convatlas.catalog import variant
 from convatlas.data.decode import pictures_in, read_picture
 from convatlas.download import Progress, sha256
 from convatlas.errors import DataError, WeightsError, brief, nearest
+from convatlas.files import write_text
 from convatlas.model import Model, from_weights
 from convatlas.modelfile import Header
+from convatlas.preprocessing import Preprocessing
 from convatlas.weights import Weights, build, find, load_tensors, opened, pull
 
 LABELS = "labels.csv"
@@ -43,7 +46,7 @@ class Verification:
     published: whether the file is the one that was published, as far as its digest is known.
     peer: the same of the library's own class and transforms, and on how many photographs the five most probable
     classes are the same, in the same order; None where there is no such library.
-    difference: the largest difference between the two of any probability.
+    difference: the largest difference between the two of any probability. protocol: how photographs were prepared.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Verification:
     library: str = ""
     peer: tuple[int, int, int] | None = None
     difference: float = 0.0
+    protocol: str = ""
 
     @property
     def top1(self) -> float:
@@ -72,6 +76,33 @@ class Verification:
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         scale = 1 + z * z / n
         return (middle - half) / scale, (middle + half) / scale
+
+
+def protocol(steps: Preprocessing) -> str:
+    """Say in one line how photographs are prepared."""
+    smooth = "" if steps.antialias else ", not antialiased"
+    return f"short side to {steps.resize} px ({steps.interpolation}{smooth}), centre {steps.crop} px, one view"
+
+
+def record(row: Verification, command: str, path: Path) -> None:
+    """Add a row to a ledger, a CSV file, which is made where it is not there; a row is never changed.
+
+    Raises DataError for a file that is no ledger.
+    """
+    low, high = row.interval
+    told = {
+        "weights": row.name, "claimed": row.claimed, "measured_top1": f"{row.top1:.4f}",
+        "measured_top5": f"{row.top5:.4f}", "n": row.count, "top1_low": f"{low:.4f}", "top1_high": f"{high:.4f}",
+        "protocol": row.protocol, "command": command, "sha256": row.digest,
+    }  # fmt: skip
+    head = io.StringIO()
+    csv.DictWriter(head, told, lineterminator="\n").writeheader()
+    text = path.read_text(encoding="utf-8") if path.exists() else head.getvalue()
+    if not text.startswith(head.getvalue()):
+        raise DataError(f"{path}: is no ledger; its first line should be {head.getvalue().strip()}")
+    line = io.StringIO()
+    csv.DictWriter(line, told, lineterminator="\n").writerow(told)
+    write_text(path, text + line.getvalue())
 
 
 def find_photos(folder: str | Path) -> Photos:
@@ -137,16 +168,16 @@ def verify(
     labels = torch.tensor(_labels(photos, model.classes, folder))
     ours = _probabilities(model, photos, progress)
     right1, right5 = _right(ours, labels)
-    digest = sha256(path)
+    digest, how = sha256(path), protocol(model.header.preprocessing)
     if weights is None:
-        return Verification(name, digest, len(labels), right1, right5, claimed="")
+        return Verification(name, digest, len(labels), right1, right5, claimed="", protocol=how)
     claimed = ", ".join(f"{what} {value:g}" for what, value in weights.claimed.items())
     theirs = _peer(weights, path, photos, progress)
     top = min(5, ours.shape[1])
     same = int((ours.topk(top).indices == theirs.topk(top).indices).all(1).sum())
     return Verification(
         name, digest, len(labels), right1, right5, claimed, digest.startswith(weights.digest), weights.library,
-        (*_right(theirs, labels), same), float((ours - theirs).abs().max()),
+        (*_right(theirs, labels), same), float((ours - theirs).abs().max()), how,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -534,13 +535,16 @@ def weights_verify(
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Photographs with labels.csv, or a folder per class.")],
     file: Annotated[Path | None, typer.Option(help="The weights, where they are not in the cache.")] = None,
+    ledger: Annotated[Path | None, typer.Option(metavar="CSV", help="Add what was measured to it, as a row.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure weights on labelled photographs, beside their own library's class, image by image."""
-    from convatlas.ledger import verify
+    from convatlas.ledger import record, verify
 
     with show.reading() as progress:
         row = verify(name, data, file=file, progress=progress)
+    if ledger is not None:
+        record(row, shlex.join(["convatlas", *sys.argv[1:]]), ledger)
     low, high = row.interval
     if as_json:
         told = {**dataclasses.asdict(row), "top1": row.top1, "top5": row.top5, "interval": [low, high]}

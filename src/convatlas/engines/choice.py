@@ -27,6 +27,10 @@ SLOW = 1.5
 """A way that took so many times the best one's time is not measured again."""
 
 
+HICCUP = 0.05
+"""Seconds that a process may be held up now and then: a way that took so long at most gets another chance."""
+
+
 @dataclass(frozen=True)
 class Way:
     """An engine and its settings; threads: all that torch has, if 0."""
@@ -138,7 +142,7 @@ def measured(running: dict[Way, Engine], header: Header, batch: int) -> dict[Way
                 seconds[way] = min(seconds[way], time.perf_counter() - first)
         if turn:
             best = min(seconds.values())
-            left = [way for way in left if seconds[way] <= SLOW * best]
+            left = [way for way in left if seconds[way] <= max(SLOW * best, HICCUP if turn < 4 else 0)]
     return seconds
 
 

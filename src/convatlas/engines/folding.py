@@ -48,7 +48,7 @@ def _copied(layer: nn.Module, layout: torch.memory_format, known: dict[nn.Module
         assert isinstance(twin, _CONVOLUTIONS)
         twin.weight = nn.Parameter(_laid(layer.weight.detach(), layout))
     elif is_chain(layer) and not isinstance(layer, Network):
-        twin._modules = {str(i): each for i, each in enumerate(_merged(unrolled(layer.children()), layout, known))}
+        twin = known[layer] = nn.Sequential(*_merged(unrolled(layer.children()), layout, known))
     else:
         twin._modules = {
             name: None if child is None else _copied(child, layout, known) for name, child in layer._modules.items()
