@@ -203,6 +203,9 @@ def load(path: str | Path, *, device: str = "cpu") -> Model:
     return model
 
 
+BATCH = 16
+"""Pictures at once for which an exported file is prepared."""
+
 EXPORTED = (".onnx", ".xml", ".pt2")
 """How exported files end."""
 
@@ -217,7 +220,7 @@ def _exported(path: Path) -> Model:
         engine = OnnxRuntime(graph.SerializeToString())
     else:
         header, ir_model = ir.opened(path)
-        engine = OpenVino(ir_model, batch=1)
+        engine = OpenVino(ir_model, batch=BATCH)
     check_answers(path, header)
     return Model(None, header, engine)
 

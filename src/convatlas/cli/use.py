@@ -78,10 +78,10 @@ def predict(
     size = min(batch, count or batch)
     models = [_model(name, engine, device, batch=size, pictures=count) for name in [model, *(others or [])]]
     answering = Ensemble(tuple(models)) if others else models[0]
-    tell = _told_as(answering.classes, top, as_json=as_json, as_csv=as_csv, several=_several(models[0]))
+    printer = _Printer(answering.classes, top, as_json=as_json, as_csv=as_csv, several=_several(models[0]))
     begun, done, broken = time.perf_counter(), 0, []
     shown: list[tuple[str, str, float]] = []
-    with show.reading() as progress, tell as say:
+    with show.reading() as progress, printer as say:
         for prediction in answering.stream(pictures, asked):
             done += 1
             if prediction.error:
@@ -125,7 +125,7 @@ def _model(name: str, engine: str, device: str, *, batch: int, pictures: int | N
     return dataclasses.replace(model, given=chosen.engine)
 
 
-class _told_as:  # noqa: N801  (used like a function)
+class _Printer:
     """Print predictions as they come: JSON lines, CSV, or at the end as a table."""
 
     def __init__(self, classes: tuple[str, ...], top: int, *, as_json: bool, as_csv: bool, several: bool) -> None:

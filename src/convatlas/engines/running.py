@@ -160,35 +160,50 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO on the graph of a network, in float32, compiled for one number of pictures."""
+    """OpenVINO on the graph of a network, in float32, compiled for one picture and for `batch` at once."""
 
     name = "openvino"
 
     def __init__(self, graph: bytes | Any, *, batch: int, threads: int = 0) -> None:
         openvino = graphs.needed("openvino", "openvino")
-        core = openvino.Core()
         self.batch, self.threads = max(1, batch), threads or torch.get_num_threads()
+        self._core, self._requests = openvino.Core(), {}  # type: ignore[var-annotated]
         try:
-            model = core.read_model(model=graph) if isinstance(graph, bytes) else graph.clone()
-            (pixels,) = model.inputs
-            model.reshape([self.batch, *(side.get_length() for side in list(pixels.partial_shape)[1:])])
-            settings = {
-                "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": self.threads,
-            }  # fmt: skip
-            self.compiled = core.compile_model(model, "CPU", settings)
+            self._model = self._core.read_model(model=graph) if isinstance(graph, bytes) else graph
         except Exception as error:  # its errors have no common class
-            raise EngineError(f"OpenVINO cannot run this graph: {_told(error)}") from error
-        self.request = self.compiled.create_infer_request()
+            raise EngineError(f"OpenVINO cannot read this graph: {_told(error)}") from error
+        self._request(self.batch)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.threads} threads"
 
     def outputs(self, pixels: Tensor) -> Tensor:
-        return in_full(lambda part: self.answers(part)[graphs.OUTPUTS], pixels, self.batch)
+        return self.answers(pixels)[graphs.OUTPUTS]
 
     def answers(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return what the graph gives for `batch` pictures, by name."""
-        self.request.infer({graphs.PIXELS: pixels.numpy()})
+        """Return what the graph gives for pictures, by name."""
         names = (graphs.PROBABILITIES, graphs.OUTPUTS)
-        return {name: torch.from_numpy(self.request.get_tensor(name).data.copy()) for name in names}
+        size = 1 if len(pixels) == 1 else self.batch
+        request = self._request(size)
+
+        def run(part: Tensor) -> Tensor:
+            request.infer({graphs.PIXELS: part.numpy()})
+            return torch.cat([torch.from_numpy(request.get_tensor(name).data) for name in names], 1)
+
+        return dict(zip(names, in_full(run, pixels, size).tensor_split(2, 1), strict=True))
+
+    def _request(self, size: int) -> Any:
+        """Return what runs `size` pictures, compiled when it is first needed."""
+        if size not in self._requests:
+            model = self._model.clone()
+            (pixels,) = model.inputs
+            settings = {
+                "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": self.threads,
+            }  # fmt: skip
+            try:
+                model.reshape([size, *(side.get_length() for side in list(pixels.partial_shape)[1:])])
+                self._requests[size] = self._core.compile_model(model, "CPU", settings).create_infer_request()
+            except Exception as error:  # its errors have no common class
+                raise EngineError(f"OpenVINO cannot run this graph: {_told(error)}") from error
+        return self._requests[size]

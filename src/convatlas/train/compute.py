@@ -135,6 +135,9 @@ SMALL_STEP = 3e9
 ENOUGH = 1.0
 """Seconds after which ways that were measured once are not measured again."""
 
+SLOW_AT_FIRST, SLOW = 3.0, 1.3
+"""A way that took so many times the best one's time is not measured again: in the first turn, and in later ones."""
+
 WORTH = 0.95
 """Another way than the first candidate must take at most this share of its time."""
 
@@ -216,7 +219,7 @@ def _measured(
 ) -> dict[Compute, float]:
     """Return the shortest time of a forward and backward pass in each way: in turns, one to warm up and up to three.
 
-    Infinite for ways for which memory does not suffice.
+    Ways that are clearly slower are left out of later turns. Infinite for ways for which memory does not suffice.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch, *network.input_shape, generator=generator).to(device)
@@ -229,18 +232,24 @@ def _measured(
         for turn in range(4):
             if turn > 1 and time.perf_counter() - first > ENOUGH:
                 break
-            for way in list(left):
+            latest: dict[Compute, float] = {}
+            for way in left:
                 begun = time.perf_counter()
                 try:
                     _pass(network, way, inputs, labels, device)
+                    latest[way] = time.perf_counter() - begun
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
-                    left.remove(way)
                     seconds[way] = float("inf")
                 network.zero_grad()
-                if turn and way in left:
-                    seconds[way] = min(seconds[way], time.perf_counter() - begun)
+            if turn:
+                seconds |= {way: min(seconds[way], taken) for way, taken in latest.items()}
+            best = min(latest.values(), default=0.0)
+            left = [way for way, taken in latest.items() if taken <= (SLOW if turn else SLOW_AT_FIRST) * best]
+            if len(left) == 1:
+                seconds[left[0]] = min(seconds[left[0]], latest[left[0]])
+                break
     return seconds
 
 
