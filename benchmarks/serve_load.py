@@ -3,7 +3,7 @@
     python benchmarks/serve_load.py MODEL PICTURES [--clients 200] [--seconds 60] [--batch 16] [--queue 1024]
 
 Starts the command in a process of its own; each client sends one picture after the other on one connection. A request
-is lost if it gets neither an answer nor a refusal (503). Afterwards the server is told to stop, and must end with 0.
+is lost if it gets neither an answer nor a refusal (503). Afterwards the server is told to stop (SIGTERM).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -96,24 +96,24 @@ def _measured(name: str, engine: str, batches: tuple[int, ...], seconds: float, 
     begun = time.perf_counter()
     trained = name not in CATALOG
     model = load(name) if trained else untrained(name)
-    rows = []
-    accuracy = None
+    rows: list[Row] = []
     for batch in batches:
         running = model if engine == "own" else model.using(engine, batch=batch)
         running.engine.outputs(example(model.header, 1 if engine == "own" else batch))
         loaded = time.perf_counter() - begun
-        if data and trained and accuracy is None:
-            accuracy = running.evaluate(data).result.score
         taken = timed(running, batch, seconds)
         median = statistics.median(taken)
         rows.append(
             Row(
                 name, running.engine.name, batch, 1000 * median, 1000 * sorted(taken)[int(0.95 * len(taken))],
                 1000 * min(taken), batch / median, peak() - held, loaded,
-                0 if model.network is None else cost(model.network).parameters, accuracy,
+                0 if model.network is None else cost(model.network).parameters,
             )
         )  # fmt: skip
         begun = time.perf_counter()
+    if data and trained:  # at the end, because pictures take memory, too
+        accuracy = running.evaluate(data).result.score
+        rows = [replace(row, accuracy=accuracy) for row in rows]
     return rows
 
 

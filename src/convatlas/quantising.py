@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _QUANTISED = (*WEIGHED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePo
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far the output of a layer of an 8-bit network is from the float32 one: noise in dB below the signal.
+    """How much noise a layer of an 8-bit network adds: dB below the signal.
 
     kept: whether the layer was left in float32 for it.
     """
@@ -77,7 +78,7 @@ def quantised(
         made = _static(graph, pictures, kept)
         after = gate.score(_running(made, engine))
         if not errors:
-            errors = layer_errors(graph, made, pictures[:8])
+            errors = layer_errors(graph, made, pictures[:4])
         if before - after <= most_lost + 1e-9:
             told = tuple(LayerError(each.name, each.decibels, each.name in kept) for each in errors)
             _noted(made, graph, kept)
@@ -116,8 +117,7 @@ def _static(graph: ModelProto, pictures: Tensor, kept: list[str]) -> ModelProto:
         try:
             quantization.quantize_static(
                 source, target, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-                # 7 bits for weights: processors without VNNI add up pairs of products in 16 bits
-                reduce_range=True, activation_type=quantization.QuantType.QUInt8,
+                reduce_range=not has_dot_products(), activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8, op_types_to_quantize=list(_QUANTISED),
                 nodes_to_exclude=[*kept, *_outside(graph)], calibrate_method=quantization.CalibrationMethod.MinMax,
             )  # fmt: skip
@@ -129,6 +129,15 @@ def _static(graph: ModelProto, pictures: Tensor, kept: list[str]) -> ModelProto:
     return made
 
 
+def has_dot_products() -> bool:
+    """Return whether this processor adds up products of 8-bit numbers in 32 bits (VNNI, from 2019 on).
+
+    Others add pairs of them in 16 bits, which overflow: weights must then do with 7 bits.
+    """
+    known = (getattr(torch.cpu, name, bool) for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"))
+    return platform.machine() not in ("x86_64", "AMD64") or any(check() for check in known)
+
+
 def _outside(graph: ModelProto) -> list[str]:
     """Return the nodes before the first and after the last weights: what prepares pixels and makes probabilities."""
     nodes = list(graph.graph.node)
@@ -138,25 +147,31 @@ def _outside(graph: ModelProto) -> list[str]:
 
 
 def layer_errors(graph: ModelProto, made: ModelProto, pictures: Tensor) -> list[LayerError]:
-    """Return the noise of each layer of an 8-bit graph on some pictures, the loudest first."""
-    there = {output for node in made.graph.node for output in node.output}
-    ends = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # how the quantiser may call an output
+    """Return the noise that each layer of an 8-bit graph adds to what it reads, on some pictures, the loudest first."""
+    there = {output for node in made.graph.node for output in node.output} | {PIXELS}
     readers = {name: node for node in reversed(graph.graph.node) for name in node.input}
-    taps: dict[str, tuple[str, str]] = {}
-    for node in graph.graph.node:
-        if node.op_type in WEIGHED:
-            output = node.output[0]
-            while not any(output + end in there for end in ends):  # an activation became part of the layer
-                output = readers[output].output[0]
-            taps[node.name] = (output, next(output + end for end in ends if output + end in there))
-    exact = _tapped(graph, [output for output, _ in taps.values()], pictures)
-    rough = _tapped(made, [output for _, output in taps.values()], pictures)
+    ends = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # how the quantiser may call a value
+
+    def places(name: str) -> tuple[str, str]:
+        """Return where a value is in both graphs; behind the activation that became a part of its layer, if one did."""
+        while not any(name + end in there for end in ends):
+            name = readers[name].output[0]
+        return name, next(name + end for end in ends if name + end in there)
+
+    layers = [node for node in graph.graph.node if node.op_type in WEIGHED]
+    taps = dict(places(name) for node in layers for name in (node.input[0], node.output[0]))
+    taps.pop(PIXELS, None)
+    pairs = zip(taps, _tapped(graph, list(taps), pictures), _tapped(made, list(taps.values()), pictures), strict=True)
+    noise = {name: _power(rough - exact) / max(_power(exact), 1e-30) for name, exact, rough in pairs}
     found = []
-    for name, signal, other in zip(taps, exact, rough, strict=True):
-        noise = float(np.square(signal - other, dtype=np.float64).mean())
-        power = float(np.square(signal, dtype=np.float64).mean())
-        found.append(LayerError(name, 10 * float(np.log10(max(power, 1e-30) / max(noise, 1e-30)))))
+    for node in layers:
+        before, after = (noise.get(places(name)[0], 0.0) for name in (node.input[0], node.output[0]))
+        found.append(LayerError(node.name, -10 * float(np.log10(max(after - before, 1e-12)))))
     return sorted(found, key=lambda each: each.decibels)
+
+
+def _power(values: Any) -> float:
+    return float(np.square(values, dtype=np.float64).mean())
 
 
 def _tapped(graph: ModelProto, names: list[str], pictures: Tensor) -> list[Any]:
@@ -176,5 +191,6 @@ def _noted(made: ModelProto, graph: ModelProto, kept: list[str]) -> None:
     del made.metadata_props[:]
     made.metadata_props.extend(graph.metadata_props)
     entry = made.metadata_props.add()
-    entry.key, entry.value = "int8", f"weights and activations, but for {len(kept)} layers: {', '.join(kept) or 'none'}"
+    bits = "8 bits, for processors with VNNI" if has_dot_products() else "7 bits, for any processor"
+    entry.key, entry.value = "int8", f"weights of {bits}; in float32 stayed {', '.join(kept) or 'no layer'}"
     seal(made)

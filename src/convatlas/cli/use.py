@@ -291,7 +291,9 @@ def export(
     if made.parity.accuracy:
         before, after = made.parity.accuracy
         show.console.print(f"accuracy {before:.2%} in float32, {after:.2%} in int8")
-    show.console.print(f"{made.path}: {made.path.stat().st_size / 2**20:.1f} MiB")
+    files = [made.path, made.path.with_suffix(".bin")] if made.format == "openvino" else [made.path]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    show.console.print(f"{' and '.join(map(str, files))}: {size:.1f} MiB")
 
 
 def bench(
