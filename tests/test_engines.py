@@ -278,6 +278,22 @@ def test_an_engine_that_cannot_run_a_network_is_left_out(
         choose("onnxruntime", *small, batch=4, macs=1)
 
 
+def test_the_first_run_of_a_turn_does_not_count(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after another engine is slow at first: the threads of that one still spin."""
+    now = [0.0]
+    last: list[str] = []
+
+    class Spinning(Fake):
+        def outputs(self, pixels: torch.Tensor) -> None:
+            now[0] += 9.0 if last[-1:] != [self.name] else {"a": 1.0, "b": 2.0}[self.name]
+            last.append(self.name)
+
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(choice, "ENOUGH", 200.0)
+    a, b = Way("a"), Way("b")
+    assert choice.measured({a: Spinning("a"), b: Spinning("b")}, small[1], 1) == {a: 1.0, b: 2.0}  # type: ignore[dict-item]
+
+
 def test_tiny_networks_are_tried_on_one_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert Way("torch", "channels_last", 1) in choice.ways("torch", tiny=True)

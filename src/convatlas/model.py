@@ -101,9 +101,8 @@ class Model(Answering):
     def choose(self, engine: str = "auto", *, batch: int = 16, pictures: int | None = None) -> Chosen:
         """Return the fastest engine for `batch` pictures at once, measured on this machine or remembered.
 
-        pictures: how many there will be, if it is known: for a few, nothing is measured.
-
         engine: "auto" for the best of those that are installed, or one of torch, compile, onnxruntime, openvino.
+        pictures: how many there will be, if it is known: for a few, nothing is measured.
         Raises EngineError, in one line, if it is not installed or cannot run the network.
         """
         return choose(engine, self.own, self.header, batch=batch, macs=cost(self.own).macs, pictures=pictures)

@@ -112,7 +112,8 @@ def _model(name: str, engine: str, device: str, *, batch: int, pictures: int | N
     """Open a model on an engine, and say which one was chosen where there was a choice."""
     from convatlas.model import load
 
-    model = load(name, device=device)
+    runtime = engine in ("onnxruntime", "openvino")  # which run on the CPU, and have their graphs made there
+    model = load(name, device="cpu" if runtime and device == "auto" else device)
     if model.network is None:
         if engine not in ("auto", "torch" if pictures == 0 else "", model.engine.name):
             raise ConvatlasError(f"--engine {engine}: {name} is exported for {model.engine.name}")

@@ -127,7 +127,10 @@ def _started(way: Way, network: Network, header: Header, batch: int) -> Engine:
 
 
 def measured(running: dict[Way, Engine], header: Header, batch: int) -> dict[Way, float]:
-    """Return the shortest time of a batch in each way: one to warm up, then in turns; slow ones are left out early."""
+    """Return the shortest time of a batch in each way: in turns, the second of two; slow ones are left out early.
+
+    The threads of the way before may still spin for some milliseconds.
+    """
     pixels = example(header, batch)
     seconds = dict.fromkeys(running, float("inf"))
     left = list(running)
@@ -136,9 +139,11 @@ def measured(running: dict[Way, Engine], header: Header, batch: int) -> dict[Way
         if turn > 2 and time.perf_counter() - begun > ENOUGH:
             break
         for way in left:
-            first = time.perf_counter()
+            time.sleep(0.003)
             running[way].outputs(pixels)
             if turn:
+                first = time.perf_counter()
+                running[way].outputs(pixels)
                 seconds[way] = min(seconds[way], time.perf_counter() - first)
         if turn:
             best = min(seconds.values())

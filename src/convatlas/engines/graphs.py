@@ -46,8 +46,8 @@ class Answers(nn.Module):
 
     def __init__(self, network: Network, header: Header) -> None:
         super().__init__()
-        self.network, self.probabilities, self.temperature = network, CRITERIA[header.criterion].probabilities, 1.0
-        self.temperature = header.temperature
+        self.network, self.temperature = network, header.temperature
+        self.probabilities = CRITERIA[header.criterion].probabilities
         steps = header.preprocessing
         self.register_buffer("mean", torch.tensor(steps.mean).mul_(255).view(-1, 1, 1))
         self.register_buffer("scale", torch.tensor(steps.std).mul_(255).reciprocal_().view(-1, 1, 1))
@@ -71,6 +71,9 @@ def onnx_of(network: Network, header: Header) -> ModelProto:
     """
     onnx = needed("onnx", "onnx")
     needed("onnxscript", "onnx")
+    device = next((parameter.device.type for parameter in network.parameters()), "cpu")
+    if device != "cpu":
+        raise EngineError(f"{header.name}: is on {device}, graphs are made on the CPU; load it with device='cpu'")
     module = Answers(folded(network), header).eval()
     try:
         with torch.no_grad(), _quietly():
