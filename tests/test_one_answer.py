@@ -22,7 +22,7 @@ from convatlas.model import load
 from convatlas.predicting import Prediction
 from convatlas.tasks.evaluation import evaluate, plainly
 from convatlas.tasks.losses import CRITERIA
-from test_engines import ONE_OF_A_FAMILY, PICTURES, sealed
+from test_engines import ONE_OF_A_FAMILY, PICTURES, exactly, sealed
 from test_serving import ask, running
 
 CLOSE = 1e-4
@@ -41,11 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def agree(left: list[dict[str, float]], right: Tensor, classes: tuple[str, ...]) -> None:
+def agree(left: list[dict[str, float]], right: Tensor, classes: tuple[str, ...], close: float = CLOSE) -> None:
     found = torch.tensor([[row[name] for name in classes] for row in left])
-    torch.testing.assert_close(found, right, atol=CLOSE, rtol=0)
+    torch.testing.assert_close(found, right, atol=close, rtol=0)
     top = right.topk(2).values
-    clear = top[:, 0] - top[:, 1] > 2 * CLOSE
+    clear = top[:, 0] - top[:, 1] > 2 * close
     assert torch.equal(found.argmax(1)[clear], right.argmax(1)[clear])
 
 
@@ -64,24 +64,26 @@ def check(name: str, folder: Path, tmp_path: Path, *, everything: bool) -> None:
     images = Images(pixels, torch.zeros(len(files), dtype=torch.long), list(map(str, files)))
     classes = header.classes
     trained = evaluate(plainly(network, steps), images, criterion, temperature=header.temperature).probabilities
-    agree(told([model.predict(file)[0] for file in files]), trained, classes)
-    agree(told(model.predict(files, batch=3)), trained, classes)
+    exact = criterion.probabilities(exactly(network, header, pixels) / header.temperature)
+    close = max(CLOSE, 20 * float((exact - trained).abs().max()))  # of deep networks, float32 itself is further away
+    agree(told([model.predict(file)[0] for file in files]), trained, classes, close)
+    agree(told(model.predict(files, batch=3)), trained, classes, close)
     engines = [each for each in ENGINES if each not in ("torch", "compile") and installed(each)]
     for engine in engines if name != "nin_imagenet" else ["onnxruntime"]:
-        agree(told(model.using(engine, batch=2).predict(files)), trained, classes)
+        agree(told(model.using(engine, batch=2).predict(files)), trained, classes, close)
     made = export(model, "onnx", tmp_path / "x.onnx", check=folder)
-    agree(told(load(made.path).predict(files)), trained, classes)
+    agree(told(load(made.path).predict(files)), trained, classes, close)
     if not everything:
         return
     with running(model) as port:
         answers = [ask(port, "/predict?top=9", file.read_bytes())[1]["predictions"][0] for file in files]
-    agree([answer["probabilities"] for answer in answers], trained, classes)
+    agree([answer["probabilities"] for answer in answers], trained, classes, close)
     fresh = subprocess.run(
         [sys.executable, "-m", "convatlas", "predict", tmp_path / "x.safetensors", folder, "--json"],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     lines = {line["source"]: line for line in map(json.loads, fresh.stdout.splitlines())}
-    agree([lines[str(file)]["probabilities"] for file in files], trained, classes)
+    agree([lines[str(file)]["probabilities"] for file in files], trained, classes, close)
 
 
 def _read(file: Path, channels: int) -> Tensor:

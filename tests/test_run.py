@@ -363,7 +363,7 @@ FEATURES = {
     "clip": [0.0, 0.5], "smoothing": [0.0, 0.1], "balance": [0.0, 1.0], "average": [0.0, 0.9], "head_epochs": [0, 1],
     "layer_decay": [1.0, 0.7], "norms": ["learn", "keep"], "shuffle": [True, False], "crop": [0.0, 0.4],
     "flip": [False, True], "shift": [0, 2], "policy": ["none", "trivial", "rand"], "jitter": [0.0, 0.3],
-    "erase": [0.0, 0.5], "mixup": [0.0, 0.4], "cutmix": [0.0, 1.0],
+    "erase": [0.0, 0.5], "mixup": [0.0, 0.4], "cutmix": [0.0, 1.0], "dropout": [0.0, 0.3], "drop_path": [0.0, 0.2],
 }  # fmt: skip
 
 
