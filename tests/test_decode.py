@@ -219,7 +219,7 @@ def pixels(folder: Path, ending: str) -> NDArray[Any]:
     return np.load(first) if ending == ".npy" else np.array(Image.open(first))
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.float64, np.int16, np.int32, np.int64])
 def test_arrays_keep_their_depth(tmp_path: Path, kind: type) -> None:
     labels = np.arange(40) % 2
     values = (np.full((40, 8, 8), 1000) + 100 * labels[:, None, None]).astype(kind)
@@ -238,3 +238,10 @@ def test_pictures_without_any_contrast_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.full((8, 4, 4), 7, np.uint16), y=np.arange(8) % 2)
     with pytest.raises(DataError, match="all pixels of all pictures"):
         find(tmp_path / "x.npz").statistics(1)
+
+
+def test_whole_numbers_beyond_16_bits_are_refused_and_not_wrapped(tmp_path: Path) -> None:
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.full((8, 8), 70000, np.int32)).save(path)
+    with pytest.raises(DataError, match=r"deep\.tif.*70000"):
+        read_picture(path, 1)

@@ -102,6 +102,8 @@ def test_a_cross_validation_that_was_stopped_goes_on(flat: Path, tmp_path: Path)
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     with pytest.raises(RunError, match="another cross-validation"):
         cross_validate(flat, "lenet5_modern", **given | {"folds": 2})
+    with pytest.raises(RunError, match=r"another cross-validation \(model, recipe\)"):
+        cross_validate(flat, "lenet4", **given | {"recipe": QUICK.replaced({"epochs": 7})})
 
 
 def test_what_cannot_be_crossed_is_told(pictures: Path, flat: Path, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_groups_that_cannot_be_shared_out_are_told(own_pictures: Path) -> None:
      ("file,label\n", "holds no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
      ("file,label,split\n00.jpg,ant,holdout\n", "the split 'holdout' is none of"),
      ("file,label,split\n00.jpg,ant,val\n", "no row is of the split train"),
+     ("file,label\n00.jpg,ant\n00.jpg,bee\n", "line 3: 00.jpg is in line 2 already"),
      ("file,label\n00.jpg,ant\n", "two classes"), ("file,label\n\udcff.jpg,ant\n", "UTF-8")],
 )  # fmt: skip
 def test_tables_that_cannot_be_used_are_told(own_pictures: Path, text: str, told: str) -> None:
@@ -104,6 +105,16 @@ def test_parquet_is_read_or_says_what_it_needs(own_pictures: Path) -> None:
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"pyarrow|no Parquet table"):
         find(path)
+
+
+def test_lists_in_parquet_are_classes_and_only_a_bar_stands_between_them(own_pictures: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = own_pictures / "train" / "ant"
+    held = {"file": ["00.jpg", "01.png"], "labels": [["Washington, DC", "ant"], ["ant"]]}
+    parquet.write_table(arrow.table(held), folder / "list.parquet")
+    (folder / "list.csv").write_text('file,labels\n00.jpg,"Washington, DC|ant"\n01.png,ant\n')
+    for name in ("list.parquet", "list.csv"):
+        assert find(folder / name).classes == ("Washington, DC", "ant")
 
 
 # --- arrays
@@ -132,6 +143,11 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
      ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "no numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4)}, "labels are 4 class numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "classes": np.array(["a", "b", "b", "c"])},
+      "must differ"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3))}, "x_val alone"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3), np.uint8),
+       "y_val": np.ones((4, 4), np.uint8)}, "in all splits"),
      ({"x": np.array([{}], dtype=object), "y": np.arange(1)}, "no NumPy file of plain arrays")],
 )  # fmt: skip
 def test_numpy_files_that_are_something_else_are_told(

@@ -167,7 +167,7 @@ def listed(rows: list[dict[str, str]], mark: str = "|") -> list[dict[str, str]]:
     return [{"file": row["file"], "labels": mark.join(n for n in NAMES if row[n] == "1")} for row in rows]
 
 
-@pytest.mark.parametrize("mark", ["|", ";", ", "])
+@pytest.mark.parametrize("mark", ["|", " | "])
 def test_classes_are_columns_or_stand_in_one_cell(tmp_path: Path, mark: str) -> None:
     rows = pictures(tmp_path)
     columns = find(table(tmp_path / "a.csv", rows))
@@ -328,3 +328,11 @@ def test_arrays_may_be_of_several_classes(tmp_path: Path) -> None:
     assert data.classes == ("a", "b")
     assert data.train.labels.shape == (18, 2)
     assert data.fingerprint() != data.without_val().fingerprint()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_any_class_is_refused_before_the_training(tmp_path: Path, split: str) -> None:
+    x, y = np.zeros((12, 8, 8), np.uint8), np.eye(3, dtype=np.uint8)[np.arange(12) % 3]
+    np.savez(tmp_path / "x.npz", x=x, y=y, **{f"x_{split}": x, f"y_{split}": 0 * y})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"no picture of the {split} split is of any class"):
+        ca.fit(tmp_path / "x.npz", "lenet5_modern", out=tmp_path / "run")

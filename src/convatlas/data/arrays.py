@@ -27,6 +27,11 @@ class Arrays(Source):
     ) -> None:
         self.name, self.location, self.classes = name, location, classes
         self.listings = {}
+        if len(set(classes)) != len(classes):
+            raise DataError(f"{where}: classes: the names must differ, found {', '.join(classes[:10])}")
+        kinds = {split: np.ndim(labels) for split, (_, labels) in splits.items()}
+        if len(set(kinds.values())) > 1:
+            raise DataError(f"{where}: labels are class numbers (n,) in all splits, or 0 and 1 (n, classes) in all")
         for split, (pictures, labels) in splits.items():
             pixels, numbers = np.asarray(pictures), np.asarray(labels)
             if pixels.dtype.kind not in "uif" or pixels.ndim not in (3, 4) or 0 in pixels.shape:
@@ -88,6 +93,10 @@ def npz(path: Path) -> Arrays:
         held["x"], held["y"] = held["x_train"], held["y_train"]
     if not {"x", "y"} <= set(held):
         raise DataError(f"{path}: expected the arrays x and y, found {', '.join(held) or 'none'}")
+    for split in ("val", "test"):
+        there = [name for name in (f"x_{split}", f"y_{split}") if name in held]
+        if len(there) == 1:
+            raise DataError(f"{path}: has {there[0]} alone; {split} needs both x_{split} and y_{split}")
     splits: dict[str, tuple[Any, Any]] = {"train": (held["x"], held["y"])}
     splits |= {s: (held[f"x_{s}"], held[f"y_{s}"]) for s in ("val", "test") if {f"x_{s}", f"y_{s}"} <= set(held)}
     labels = held["y"]

@@ -200,7 +200,10 @@ def _upright(picture: Image.Image, channels: int) -> NDArray[Any]:
     if upright.mode == "F":
         return np.array(upright)
     if upright.mode == "I" or upright.mode.startswith("I;16"):
-        return np.array(upright).astype(np.uint16)
+        values = np.array(upright)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"values of {values.min()} to {values.max()}; whole numbers of 0 to 65535 are read")
+        return values.astype(np.uint16)
     if channels in (1, 3):
         if upright.has_transparency_data:
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
@@ -347,20 +350,22 @@ def statistics(pictures: Sequence[Callable[[], Tensor]], *, deep: bool, where: o
             share = read().double()
         except DataError as error:
             return error
-        return torch.stack([share.amin((1, 2)), share.amax((1, 2)), share.mean((1, 2)), share.square().mean((1, 2))])
+        axes = (1, 2)
+        return torch.stack([share.amin(axes), share.amax(axes), share.mean(axes), share.var(axes, correction=0)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         told = list(pool.map(sums, pictures))
     rows = [row for row in told if isinstance(row, Tensor)]
     if not rows:
         raise DataError(f"{where}: no picture can be read; the first one: {told[0]}")
-    low, high, mean, square = torch.stack(rows).unbind(1)
+    low, high, mean, variance = torch.stack(rows).unbind(1)
     window = (float(low.min()), float(high.max())) if deep else (0.0, 1.0)
     if window[0] == window[1]:
         raise DataError(f"{where}: all pixels of all pictures have the value {window[0]:g}")
     extent = window[1] - window[0]
     centre = mean.mean(0)
-    deviation = (square.mean(0) - centre.square()).clamp(min=1e-12).sqrt() / extent
+    # of each picture and between them: a difference of squares would be lost where a type holds far more than is used
+    deviation = (variance.mean(0) + (mean - centre).square().mean(0)).sqrt() / extent
     centre = (centre - window[0]) / extent
     return Statistics(
         window if deep else None, tuple(centre.tolist()), tuple(deviation.clamp(min=1e-3).tolist())

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ COLUMNS = {
 }
 """What each column may be called."""
 
-SEPARATORS = re.compile(r"[|;,]")
+SEPARATORS = re.compile(r"[|]")
 """What stands between the classes of a picture in a column `labels`."""
 
 SAID = {
@@ -61,6 +62,7 @@ class PictureList(Source):
     def __init__(self, table: Path) -> None:
         self.name, self.location = table.stem, str(table.resolve())
         rows: dict[str, list[_Row]] = {}
+        lines: dict[str, int] = {}
         reads: Callable[[Mapping[str, str]], tuple[str, ...] | None] | None = None
         known: tuple[str, ...] = ()
         for line, row in _rows(table):
@@ -75,6 +77,11 @@ class PictureList(Source):
             path = table.parent / file
             if not path.is_file():
                 raise DataError(f"{table}: line {line}: {path} is not there")
+            if (before := lines.setdefault(str(path), line)) != line:
+                raise DataError(
+                    f"{table}: line {line}: {file} is in line {before} already; a picture has one row, and several "
+                    "classes in a column labels"
+                )
             split = self._split(table, line, _cell(row, "split"))
             rows.setdefault(split, []).append(_Row(line, str(path), classes, split, _cell(row, "group")))
         if "train" not in rows:
@@ -165,6 +172,13 @@ def _reader(
     return marked, columns
 
 
+def _text(value: Any) -> str:
+    """Return a value of a Parquet table as it would stand in a text; of a list, the items with | between them."""
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    return "" if value is None else str(value)
+
+
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, row)."""
     if table.suffix.lower() == ".parquet":
@@ -177,7 +191,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         except (OSError, ValueError) as error:
             raise DataError(f"{table}: no Parquet table ({error})") from error
         for line, row in enumerate(read, 1):
-            yield line, {_column(str(key)): "" if value is None else str(value) for key, value in row.items()}
+            yield line, {_column(str(key)): _text(value) for key, value in row.items()}
         return
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:

@@ -94,6 +94,9 @@ class Source:
                 held = part.labels.any(0).nonzero().flatten() if self.several else part.labels.unique()
                 found = [self.classes[i] for i in held.tolist()]
                 check_same_classes(self.classes, found, split=split, where=self.location)
+        bare = next((split for split, part in images.items() if self.several and not part.labels.any()), None)
+        if bare:
+            raise DataError(f"{self.location}: no picture of the {bare} split is of any class; nothing can be measured")
         return Dataset(self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(broken))
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from convatlas.catalog import resolve
-from convatlas.data.sources import find
+from convatlas.data.sources import Source, find
 from convatlas.devices import device_named
 from convatlas.download import Progress
 from convatlas.errors import DataError, RunError
 from convatlas.specs import Spec
 from convatlas.train.ranks import joined
 from convatlas.train.recipe import Recipe
-from convatlas.train.run import CONFIG, Run, Settings, Watch, new_folder, reopen, start, write_table
+from convatlas.train.run import CONFIG, Run, Settings, Watch, fitted, new_folder, reopen, start, write_table
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,21 @@ class Folds:
     def deviation(self) -> float:
         """The standard deviation over the folds."""
         return statistics.stdev(self.scores)
+
+
+def _check_same(
+    run: Run, part: Path, source: Source, name: str, weights: str | Path | None, recipe: str | Recipe | None, seed: int,
+    fold: tuple[int, int],
+) -> None:  # fmt: skip
+    """Raise RunError that names what differs, if a run in the folder was asked for otherwise."""
+    had = run.config
+    asked = {"data": source.location, "model": name, "weights": str(weights or ""), "seed": seed, "fold": fold}
+    there = {"data": had.data, "model": had.model, "weights": had.weights, "seed": had.seed, "fold": had.settings.fold}
+    if isinstance(recipe, Recipe):
+        asked["recipe"], there["recipe"] = fitted(recipe, source), had.recipe
+    different = [what for what, value in asked.items() if there[what] != value]
+    if different:
+        raise RunError(f"{part}: is a run of another cross-validation ({', '.join(different)}); choose another folder")
 
 
 def cross_validate(
@@ -74,8 +89,7 @@ def cross_validate(
         part = folder / f"fold-{number}"
         if ranks.told((part / CONFIG).exists() if ranks.first else None):
             run = reopen(part, progress=progress)
-            if (run.config.settings.fold, run.config.seed) != ((number, folds), seed):
-                raise RunError(f"{part}: is a run of another cross-validation; choose another folder")
+            _check_same(run, part, source, resolve(model)[0], weights, recipe, seed, (number, folds))
         else:
             chosen = dataclasses.replace(settings, fold=(number, folds))
             run = start(
