@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from convatlas.cli.main import app
 from convatlas.data.check import Check, check
 from convatlas.data.sources import find
+from convatlas.tasks.pictures import draw_sheet
 
 
 @pytest.fixture
@@ -88,6 +89,22 @@ def test_broken_deep_and_rotated_pictures_are_told(photos: Path) -> None:
     told = " ".join(checked.findings())
     for part in ("2 pictures cannot be read", "1 pictures are rotated", "1 pictures are deeper than 8 bits"):
         assert part in told
+
+
+def test_pictures_of_floats_are_looked_at_and_drawn(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(3):
+            values = np.random.default_rng(i + 7 * (label == "b")).normal(100, 50, (80, 80)).astype(np.float32)
+            np.save(tmp_path / "data" / label / f"{i}.npy", values)
+    checked = check(find(tmp_path / "data"))
+    assert not checked.broken
+    assert not checked.same
+    draw_sheet(checked, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        seen = np.asarray(sheet.convert("L"))
+    assert seen.std() > 20
+    assert ((seen > 60) & (seen < 200)).mean() > 0.05  # greys, not lines and letters alone
 
 
 def test_a_scarce_class_is_named(photos: Path) -> None:

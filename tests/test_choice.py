@@ -97,8 +97,18 @@ def test_what_cannot_be_chosen_is_told(idx_folder: Path, pictures: Path) -> None
     with pytest.raises(DataError, match="val share"):
         choose_network(idx_folder, Budget(macs=1e8), settings=Settings(val_share=0), seconds=0.1)
     # no published weights are at hand here
-    with pytest.raises(RunError, match="no network of the catalogue"):
+    with pytest.raises(RunError, match=r"with weights of torchvision at hand keeps it.*weights pull"):
         choose_network(pictures, Budget(macs=1e10), weights="torchvision")
+    with pytest.raises(RunError, match="the name of a library, torchvision or timm, not torchvison"):
+        choose_network(pictures, Budget(macs=1e10), weights="torchvison")
+
+
+def test_a_network_that_the_recipe_is_not_for_is_left_out(idx_folder: Path) -> None:
+    recipe = dataclasses.replace(QUICK, drop_path=0.1, balance=1.0)
+    made = choose_network(idx_folder, Budget(macs=1e8), recipe=recipe, seconds=0.5)
+    told = {entry.name: entry.told for entry in made.entries}
+    assert told["lenet5_modern"] == "recipe.drop_path: the network has no residual branches"
+    assert made.best.name in ("cifar_resnet32", "mobilenet_v2")
 
 
 def test_from_the_command_line(idx_folder: Path, tmp_path: Path) -> None:
@@ -112,6 +122,14 @@ def test_from_the_command_line(idx_folder: Path, tmp_path: Path) -> None:
     assert rows[0]["name"] == best
     assert ca.load(out / "model.safetensors").header.name == best
     assert ca.resume(out).state.finished
+
+
+def test_the_best_is_cross_validated(idx_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    given = ["fit", str(idx_folder), "--model", "auto", "--max-params", "100k", "--race", "1", "--folds", "2"]
+    done = CliRunner().invoke(app, [*given, "--epochs", "1", "--batch", "16", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in out.iterdir()} == {"fold-1", "fold-2", "folds.csv", "choice.csv"}
 
 
 def test_limits_are_for_auto(idx_folder: Path) -> None:
@@ -160,6 +178,17 @@ def test_a_loss_that_never_falls_is_told() -> None:
     for losses in ([1.0 + 0.1 * i for i in range(60)], [2.0] * 60, [1.0, 0.9, 5.0], []):
         with pytest.raises(RunError, match="lr: the loss does not fall"):
             _steepest([10.0 ** (i / 10 - 6) for i in range(len(losses))], losses)
+
+
+def test_the_search_knows_balance_and_clipping() -> None:
+    network = grow(CATALOG["lenet5_modern"].spec, classes=10)
+    feed, recipe = feed_of(torch.arange(200) % 10), Recipe(batch=20, lr=0.01)
+    plain = find_rate(network, feed, recipe, seed=0)
+    for other in (
+        find_rate(network, feed, recipe, seed=0, importance=torch.linspace(0.1, 1.9, 10)),
+        find_rate(network, feed, dataclasses.replace(recipe, clip=0.01), seed=0),
+    ):
+        assert other.losses != plain.losses
 
 
 def test_a_run_begins_with_the_rate_that_was_found(idx_folder: Path, tmp_path: Path) -> None:

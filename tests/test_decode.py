@@ -234,6 +234,18 @@ def test_arrays_keep_their_depth(tmp_path: Path, kind: type) -> None:
     assert steps.normalise(data.whole.pixels).std() == pytest.approx(1, abs=0.01)
 
 
+def test_what_is_set_aside_is_not_measured(tmp_path: Path) -> None:
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 60000, (40, 8, 8), dtype=np.uint16), y=labels)
+    source = find(tmp_path / "x.npz")
+    for cut in ({"seed": 1, "val_share": 0.2}, {"seed": 1, "fold": (2, 4)}):
+        held, train = source.statistics(1, **cut), source.split(**cut)["train"].pixels  # type: ignore[arg-type]
+        assert held is not None
+        assert train is not None
+        assert held.window == (float(train.min()), float(train.max()))
+        assert held != source.statistics(1)
+
+
 def test_pictures_without_any_contrast_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.full((8, 4, 4), 7, np.uint16), y=np.arange(8) % 2)
     with pytest.raises(DataError, match="all pixels of all pictures"):

@@ -376,3 +376,9 @@ def test_the_head_is_kept_for_the_same_classes_and_fresh_for_others(
 def test_recipes_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"recipe.{next(iter(values))}"):
         Recipe().replaced(values)
+
+
+def test_a_recipe_that_is_not_for_the_network_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no residual branches"):
+        ca.fit("digits", "lenet5_modern", recipe=Recipe(drop_path=0.1), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -77,6 +77,26 @@ def test_groups_stay_together(own_pictures: Path) -> None:
     assert len(splits) > 1
 
 
+def test_pictures_without_a_group_are_on_their_own(own_pictures: Path) -> None:
+    path = table(own_pictures)
+    path.write_text("\n".join(line.replace(",ant0", ",") for line in path.read_text().splitlines()))
+    groups = find(path).listings["train"].groups
+    assert groups is not None
+    assert int((torch.bincount(groups) == 1).sum()) == 4
+
+
+def test_columns_of_classes_may_have_any_name(own_pictures: Path) -> None:
+    folder = own_pictures / "train" / "ant"
+    rows = ["file,Source,image,subject,group", "00.jpg,1,0,1,p1", "01.png,0,1,0,p2"]
+    (folder / "list.csv").write_text("\n".join(rows))
+    source = find(folder / "list.csv")
+    assert source.classes == ("Source", "image", "subject")
+    assert source.listings["train"].labels.sum(0).tolist() == [1, 1, 1]
+    (folder / "list.csv").write_text("file,cat,patient\n00.jpg,1,p7\n")
+    with pytest.raises(DataError, match=r"'patient' holds 'p7'.*called file, split or group"):
+        find(folder / "list.csv")
+
+
 def test_groups_that_cannot_be_shared_out_are_told(own_pictures: Path) -> None:
     path = table(own_pictures)
     path.write_text(path.read_text().replace(",val,", ",train,").replace("ant1", "ant0").replace("ant2", "ant0"))
@@ -142,7 +162,9 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
      ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "pictures are numbers"),
      ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "no numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
-     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4)}, "labels are 4 class numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4), "classes": np.array(["a", "b"])},
+      "labels are 4 class numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4, int)}, "at least two classes, found 1"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "classes": np.array(["a", "b", "b", "c"])},
       "must differ"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3))}, "x_val alone"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import convatlas as ca
 from convatlas.errors import DataError
 from convatlas.model import Model, Prediction, load
 from convatlas.train import Run
@@ -219,6 +220,16 @@ def test_evaluation_matches_classes_by_name_in_any_order(animals: Model, picture
     assert first.errors == second.errors
     assert torch.equal(first.confusion[order][:, order], second.confusion)
     assert first.confusion.sum(1).tolist() == [12, 12, 12]
+
+
+def test_a_few_pictures_of_somebody_else_are_measured_whole(trained: Run, tmp_path: Path) -> None:
+    """They cannot be split as those of the training were."""
+    images = trained.dataset.train
+    pixels = torch.as_tensor(images.pixels)
+    few = [int((images.labels == label).nonzero()[0]) for label in range(10)]
+    np.savez(tmp_path / "few.npz", x=pixels[few, 0].numpy(), y=np.arange(10))
+    split, result, _ = ca.load(trained.model_file).evaluate(tmp_path / "few.npz")
+    assert (split, len(result.labels)) == ("all", 10)
 
 
 def test_evaluation_measures_what_training_measured(digits: Model, trained: Run) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import convatlas as ca
-from convatlas.data import prepare
+from convatlas.data import prepare, stream
+from convatlas.data.decode import UnavailableError
 from convatlas.data.images import Dataset
 from convatlas.data.sources import find
 from convatlas.data.stream import Streamed, gathered
@@ -134,9 +140,45 @@ def test_what_was_not_used_for_longest_makes_room(
     assert len(kept) == 6
 
 
-def test_arrays_have_the_channels_of_the_network_or_are_refused(idx_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"has 1 channel\(s\), not 3; see --channels"):
-        load(idx_folder)
+def test_arrays_get_the_channels_of_the_network_or_are_refused(idx_folder: Path, tmp_path: Path) -> None:
+    grey, rgb = (find(idx_folder).load(STEPS.for_channels(n)).train.pixels for n in (1, 3))
+    assert isinstance(grey, Tensor)
+    assert torch.equal(torch.as_tensor(rgb), grey.expand(-1, 3, -1, -1))
+    x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    steps = Preprocessing(8, 8)
+    for name, values in (("wide", x), ("deep", x.astype(np.uint16) * 257)):
+        np.savez(tmp_path / f"{name}.npz", x=values, y=np.arange(8) % 2)
+        pixels = find(tmp_path / f"{name}.npz").load(steps).train.pixels
+        luma = torch.from_numpy(x @ np.array([0.299, 0.587, 0.114])).round()
+        assert (torch.as_tensor(pixels)[:, 0] - luma).abs().max() <= 1
+    with pytest.raises(DataError, match=r"has 1 channel\(s\), not 5; see --channels"):
+        find(idx_folder).load(STEPS.for_channels(5))
+
+
+def test_what_is_missing_here_is_not_remembered_as_broken(
+    pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, steps: Preprocessing, *, roomy: bool) -> tuple[Tensor, float]:
+        if path.name == "02.jpg":
+            raise UnavailableError(f"{path}: cannot be read: Input/output error")
+        return stream.readied(path, steps, roomy=roomy)
+
+    monkeypatch.setattr(prepare, "readied", failing)
+    with pytest.raises(DataError, match="Input/output error"):
+        load(pictures)
+    assert not [path for path in cache.iterdir() if path.is_file()]
+
+
+def test_what_killed_processes_left_is_cleared(pictures: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, own = (cache / f".abc.{platform.node()}.{pid}.part" for pid in (dead.pid, os.getpid()))
+    for path in (left, own):
+        path.write_text("begun")
+    load(pictures)
+    assert not left.exists()
+    assert own.exists()
 
 
 # --- where there is no place at all

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 import convatlas as ca
+from convatlas.devices import device_named
+from convatlas.errors import RunError
 from convatlas.train import run
 from convatlas.train.ranks import Ranks
 
@@ -169,6 +172,55 @@ def test_a_process_that_hangs_is_named(tmp_path: Path, where: str, network: str)
     done = launch(3, str(tmp_path / "child.py"), str(tmp_path / "run"), where, network)
     assert done.returncode != 0
     assert re.search(r"process [02] of 3: process 1 did not come \(", done.stderr), done.stderr[-3000:]
+
+
+SLOW = """
+import sys, time
+from datetime import timedelta
+import torch
+from convatlas.train import ranks
+
+ranks.PATIENCE = timedelta(seconds=2)
+here = ranks.joined(torch.device("cpu"))
+stuck, order = sys.argv[1] == "stuck", []
+
+def work(progress):
+    for i in range(4):
+        time.sleep(1.2 if here.first and not (stuck and i) else 5.0 if here.first and i == 1 else 0)
+        progress("reading", i, 4)
+    order.append(time.time())
+    return here.rank
+
+for _ in range(1 if stuck else 2):
+    assert here.in_turn(work, None) == here.rank
+when = torch.zeros(2, dtype=torch.float64)
+when[here.rank] = order[0] if order else 0
+here.sum([when])
+assert when[0] < when[1]
+"""
+
+
+def test_the_first_one_may_work_for_long_while_it_tells_of_progress(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(SLOW)
+    done = launch(2, str(tmp_path / "child.py"), "slow")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = launch(2, str(tmp_path / "child.py"), "stuck")
+    assert done.returncode != 0
+    assert "process 1 of 2: process 0 did not get ready; start again" in done.stderr, done.stderr[-3000:]
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device) or Tensor())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    device_named("cuda")
+    assert asked == [torch.device("cuda:1")]
+    with pytest.raises(RunError, match="each has a GPU of its own; write cuda"):
+        device_named("cuda:0")
+    monkeypatch.delenv("WORLD_SIZE")
+    device_named("cuda:1")
+    assert asked[1] == torch.device("cuda:1")
 
 
 def test_an_error_is_told_once(tmp_path: Path) -> None:

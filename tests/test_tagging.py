@@ -206,6 +206,16 @@ def test_a_class_nobody_shows_is_told(tmp_path: Path) -> None:
         find(tmp_path / "x.npz")
 
 
+def test_a_broken_picture_does_not_make_a_rare_class_needed_in_val(tmp_path: Path) -> None:
+    rows = [row | {"split": "val" if i >= 40 else "train"} for i, row in enumerate(pictures(tmp_path))]
+    rows = [row | {"red": "0" if row["split"] == "val" else row["red"]} for row in rows]
+    (tmp_path / "50.png").write_bytes(b"no picture")
+    data = find(table(tmp_path / "a.csv", rows)).load(Preprocessing(8, 8).for_channels(3), max_broken=0.1)
+    assert len(data.broken) == 1
+    assert data.val is not None
+    assert not data.val.labels[:, 0].any()
+
+
 def test_the_check_counts_every_class(tmp_path: Path) -> None:
     rows = pictures(tmp_path)
     (tmp_path / "copy.png").write_bytes((tmp_path / "3.png").read_bytes())

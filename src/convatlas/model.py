@@ -144,14 +144,15 @@ class Model(Answering):
         source = find(data, progress=progress)
         check_same_classes(self.classes, source.classes, split="data", where=data)
         training = self.header.training
-        cut = {"seed": training.get("seed", 0), "val_share": training.get("val_share", 0.0)}
-        fold = training.get("fold")
-        splits = "val" in source.listings
-        dataset = source.load(
-            self.header.preprocessing, **cut, fold=tuple(fold) if fold else None,
-            max_broken=max_broken, progress=progress,
-        )  # fmt: skip
-        if not splits and dataset.fingerprint() != training.get("fingerprint"):
+        fold, steps = training.get("fold"), self.header.preprocessing
+        try:
+            dataset = source.load(
+                steps, seed=training.get("seed", 0), val_share=training.get("val_share", 0.0),
+                fold=tuple(fold) if fold else None, max_broken=max_broken, progress=progress,
+            )  # fmt: skip
+        except DataError:  # other pictures than those of the training may be too few to be split
+            dataset = source.load(steps, max_broken=max_broken, progress=progress)
+        if "val" not in source.listings and dataset.fingerprint() != training.get("fingerprint"):
             dataset = dataset.without_val()  # not the data of the training
         names = (*dataset.splits, "all")
         if split is None:

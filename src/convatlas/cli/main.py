@@ -333,6 +333,8 @@ def fit(
                 data, model, folds=folds, weights=weights, recipe=changed, seed=seed, out=out, settings=settings,
                 drive=show.fold, progress=progress,
             )  # fmt: skip
+        if choice:
+            choice.write(crossed.folder / "choice.csv")
         show.folds(crossed)
         return
     with show.reading() as progress:
@@ -422,7 +424,10 @@ def data_check(
     from convatlas.data.sources import find
 
     with show.reading() as progress:
-        checked = check(find(data, download=download, progress=progress), progress=progress)
+        source = find(data, download=download, progress=progress)
+        if sheet is not None and source.listings["train"].pixels is not None:
+            raise ConvatlasError(f"--sheet: {data} holds arrays; a sheet is of picture files")
+        checked = check(source, progress=progress)
     if sheet is not None:
         from convatlas.tasks.pictures import draw_sheet
 

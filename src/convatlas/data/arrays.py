@@ -48,6 +48,8 @@ class Arrays(Source):
             if numbers.ndim == 2:
                 self._add_tags(split, pixels, numbers, where)
                 continue
+            if len(classes) < 2:
+                raise DataError(f"{where}: expected at least two classes, found {len(classes)}")
             whole = np.issubdtype(numbers.dtype, np.integer)
             if numbers.shape != pixels.shape[:1] or not whole or numbers.min() < 0 or numbers.max() >= len(classes):
                 raise DataError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convatlas.data.decode import read_header, read_picture
+from convatlas.data.decode import read_header, read_shares
 from convatlas.data.images import Listing
 from convatlas.data.sources import Source
 from convatlas.download import Progress, sha256
@@ -151,7 +151,7 @@ def _file(name: str, split: str, labels: tuple[int, ...]) -> Picture:
     try:
         header = read_header(Path(name))
         channels = header.channels if header.channels not in (1, 3) else 1
-        seen = look(read_picture(Path(name), channels).float().mean(0, keepdim=True))
+        seen = look(read_shares(Path(name), channels).mean(0, keepdim=True))
         return Picture(
             name, split, labels, header.size, header.mode, header.rotated, header.deep, sha256(Path(name)), seen
         )

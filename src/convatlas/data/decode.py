@@ -41,6 +41,11 @@ _UNREADABLE = (
 )  # fmt: skip
 """What Pillow, NumPy and the readers of TIFF raise for files that are not what they say."""
 
+
+class UnavailableError(DataError):
+    """A picture that cannot be read here and now, though its file may be good: a library is missing, a disk fails."""
+
+
 _ORIENTATION, _SAMPLES = 0x0112, 0x0115
 _LIMIT = 2**30
 _LUMA = (0.299, 0.587, 0.114)
@@ -152,7 +157,7 @@ def read_picture(path: Path, channels: int, window: Window | None = None, *, dat
 
 def read_shares(path: Path, channels: int) -> Tensor:
     """Return a picture file in shares of what its type can hold: float32 (channels, height, width)."""
-    return torch.from_numpy(_shares(_values(path, channels), channels, path).transpose(2, 0, 1).copy())
+    return _shares(_values(path, channels), channels, path)
 
 
 def pixels_of(values: NDArray[Any], channels: int, name: object, window: Window | None = None) -> Tensor:
@@ -173,24 +178,38 @@ def pixels_of(values: NDArray[Any], channels: int, name: object, window: Window 
     if window is None and values.dtype.kind == "f" and (share.min() < 0 or share.max() > 1):
         raise DataError(f"{name}: floats of {share.min():g} to {share.max():g}; this network reads 8 bits, or 0 to 1")
     low, high = window or (0.0, 1.0)
-    pixels = np.clip((share - low) / (high - low), 0, 1) * 255
-    return torch.from_numpy((pixels.round().astype(np.uint8) if window is None else pixels).transpose(2, 0, 1).copy())
+    pixels = ((share - low) / (high - low)).clamp(0, 1) * 255
+    return pixels.round().byte() if window is None else pixels
 
 
-def _shares(values: NDArray[Any], channels: int, name: object) -> NDArray[np.float32]:
-    """Return values (height, width[, channels]) as shares of what their type can hold, in so many channels."""
+def _shares(values: NDArray[Any], channels: int, name: object) -> Tensor:
+    """Return values (height, width[, channels]) as shares (channels, height, width) of what their type can hold."""
     values = values[..., None] if values.ndim == 2 else values
-    share = values.astype(np.float32)
+    share = values.transpose(2, 0, 1).astype(np.float32)
     if values.dtype.kind != "f":
         share /= np.iinfo(values.dtype).max
-    if (share.shape[2], channels) == (3, 1):
-        share = (share * np.asarray(_LUMA, np.float32)).sum(2, keepdims=True)
-    if (share.shape[2], channels) == (1, 3):
-        share = share.repeat(3, axis=2)
-    if share.shape[2] != channels:
-        raise DataError(f"{name}: has {share.shape[2]} channel(s), not {channels}; see --channels")
     if not np.isfinite(share).all():
         raise DataError(f"{name}: holds values that are no numbers (nan or infinite)")
+    return in_channels(torch.from_numpy(share), channels, name)
+
+
+def shares(pixels: Tensor) -> Tensor:
+    """Return pixels, uint8 or shares already, as float32 shares of what their type can hold."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+
+
+def in_channels(share: Tensor, channels: int, name: object) -> Tensor:
+    """Return pictures (..., channels, h, w) in so many channels: grey is repeated for RGB, and RGB's luma is its grey.
+
+    Raises DataError that begins with `name` for others.
+    """
+    if (share.shape[-3], channels) == (3, 1):
+        red, green, blue = share.unbind(-3)
+        return (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]).unsqueeze(-3)
+    if (share.shape[-3], channels) == (1, 3):
+        return share.expand(*share.shape[:-3], 3, -1, -1)
+    if share.shape[-3] != channels:
+        raise DataError(f"{name}: has {share.shape[-3]} channel(s), not {channels}; see --channels")
     return share
 
 
@@ -230,7 +249,9 @@ def _values(path: Path, channels: int, data: bytes | None = None) -> NDArray[Any
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except _UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read: {brief(error)}") from error
+        told = f"{path}: cannot be read: {brief(error)}"
+        # Pillow's own complaints are OSErrors, too, without a number
+        raise (UnavailableError if getattr(error, "errno", None) else DataError)(told) from error
 
 
 def _npy(file: BinaryIO, size: int) -> NDArray[Any]:
@@ -253,7 +274,7 @@ def _png(path: Path, channels: int, data: bytes | None = None) -> NDArray[Any]:
     try:
         import imagecodecs
     except ImportError:
-        raise DataError(MISSING.format(path)) from None
+        raise UnavailableError(MISSING.format(path)) from None
     values: NDArray[Any] = imagecodecs.png_decode(path.read_bytes() if data is None else data)
     if channels in (1, 3) and values.shape[2] in (2, 4):
         share = values.astype(np.float64) / 65535
@@ -275,7 +296,7 @@ def _tiff(path: Path, data: bytes | None = None) -> NDArray[Any]:
         import imagecodecs  # noqa: F401  (with which tifffile opens compressed files)
         import tifffile
     except ImportError:
-        raise DataError(MISSING.format(path)) from None
+        raise UnavailableError(MISSING.format(path)) from None
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it finds wrong is told as an error, once
     try:
         with _file(path, data) as opened, tifffile.TiffFile(opened) as file:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ COLUMNS = {
     "split": ("split", "set", "fold"),
     "group": ("group", "patient", "subject", "source"),
 }
-"""What each column may be called."""
+"""What each column may be called; the first of these that is there counts."""
 
 SEPARATORS = re.compile(r"[|]")
 """What stands between the classes of a picture in a column `labels`."""
@@ -55,22 +56,24 @@ class PictureList(Source):
     """A CSV or Parquet table: `file` (from the table's own folder on), its class, and perhaps `split` and `group`.
 
     `label` holds the one class of a picture. Where a picture may be of several classes, `labels` holds them, with |
-    between them, or each class has a column of 0 and 1. Pictures of one group, such as those of one patient, are never
-    on both sides of a split that is made here.
+    between them, or each class has a column of 0 and 1, and the others are called file, split and group. Pictures of
+    one group, such as those of one patient, are never on both sides of a split that is made here.
     """
 
     def __init__(self, table: Path) -> None:
         self.name, self.location = table.stem, str(table.resolve())
         rows: dict[str, list[_Row]] = {}
         lines: dict[str, int] = {}
-        reads: Callable[[Mapping[str, str]], tuple[str, ...] | None] | None = None
+        reads: Reads | None = None
+        columns: dict[str, str] = {}
         known: tuple[str, ...] = ()
         for line, row in _rows(table):
-            file = _cell(row, "file")
+            if reads is None:
+                columns = _columns(list(row))
+                reads, known = _reader(table, list(row), columns)
+            file = row.get(columns["file"])
             if not file:
                 raise DataError(f"{table}: line {line}: no file; expected a column {' or '.join(COLUMNS['file'])}")
-            if reads is None:
-                reads, known = _reader(table, row)
             classes = reads(row)
             if classes is None:
                 raise DataError(f"{table}: line {line}: no label; expected a column {' or '.join(COLUMNS['label'])}")
@@ -82,8 +85,8 @@ class PictureList(Source):
                     f"{table}: line {line}: {file} is in line {before} already; a picture has one row, and several "
                     "classes in a column labels"
                 )
-            split = self._split(table, line, _cell(row, "split"))
-            rows.setdefault(split, []).append(_Row(line, str(path), classes, split, _cell(row, "group")))
+            split = self._split(table, line, row.get(columns["split"], ""))
+            rows.setdefault(split, []).append(_Row(line, str(path), classes, split, row.get(columns["group"], "")))
         if "train" not in rows:
             raise DataError(f"{table}: " + ("no row is of the split train" if rows else "holds no rows"))
         found = {name for row in rows["train"] for name in row.classes}
@@ -91,10 +94,12 @@ class PictureList(Source):
         if unused:
             raise DataError(f"{table}: no training picture is of the class {', '.join(unused)}")
         self.classes = known or tuple(sorted(found))
-        single = reads is _label
+        single = bool(columns["label"])
         if len(self.classes) < 1 + single:
             raise DataError(f"{table}: expected at least two classes, found {len(self.classes)}")
-        every = dict.fromkeys(row.group for part in rows.values() for row in part)
+        grouped = any(row.group for part in rows.values() for row in part)
+        # a picture of no group is one of its own
+        every = dict.fromkeys(row.group or row.path for part in rows.values() for row in part)
         groups = {group: i for i, group in enumerate(every)}
         numbers = {name: i for i, name in enumerate(self.classes)}
         self.listings = {}
@@ -111,7 +116,7 @@ class PictureList(Source):
             self.listings[split] = Listing(
                 labels,
                 [row.path for row in part],
-                groups=torch.tensor([groups[row.group] for row in part]) if any(groups) else None,
+                groups=torch.tensor([groups[row.group or row.path] for row in part]) if grouped else None,
             )
         self.listings["train"] = mixed_once(self.listings["train"])
         self.channels, self.deep = kind_of(self.listings["train"].names)
@@ -126,50 +131,51 @@ class PictureList(Source):
         raise DataError(f"{table}: line {line}: the split {told!r} is none of train, val, test")
 
 
-def _column(name: str) -> str:
-    """Return the name of a column: in small letters if it is one of ours, as it is if it may be a class."""
-    lower = name.strip().lower()
-    return lower if any(lower in names for names in COLUMNS.values()) else name.strip()
+def _columns(names: Sequence[str]) -> dict[str, str]:
+    """Return which column of a table holds what; "" for what it has not."""
+    found = {
+        what: next((name for called in known for name in names if name.lower() == called), "")
+        for what, known in COLUMNS.items()
+    }
+    if not (found["label"] or found["labels"]):  # another column may be a class
+        found |= {what: next((name for name in names if name.lower() == what), "") for what in ("split", "group")}
+    return found
 
 
-def _cell(row: Mapping[str, str], what: str) -> str:
-    return next((row[name] for name in COLUMNS[what] if row.get(name)), "")
+Reads = Callable[[Mapping[str, str]], tuple[str, ...] | None]
+"""Returns the classes of a row; None if it says nothing."""
 
 
-def _label(row: Mapping[str, str]) -> tuple[str, ...] | None:
+def _reader(table: Path, names: Sequence[str], columns: Mapping[str, str]) -> tuple[Reads, tuple[str, ...]]:
+    """Return what reads the classes of a row, and the classes where they are columns; () where cells name them."""
+    if columns["label"]:
+        return partial(_label, columns["label"]), ()
+    if columns["labels"]:
+        return partial(_labels, columns["labels"]), ()
+    classes = tuple(name for name in names if name not in columns.values())
+    return (partial(_marked, table, classes), classes) if classes else (partial(_label, ""), ())
+
+
+def _label(column: str, row: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the one class of a picture."""
-    label = _cell(row, "label")
+    label = row.get(column)
     return (label,) if label else None
 
 
-def _labels(row: Mapping[str, str]) -> tuple[str, ...]:
+def _labels(column: str, row: Mapping[str, str]) -> tuple[str, ...]:
     """Return the classes of a picture that are listed in one cell."""
-    return tuple(dict.fromkeys(name.strip() for name in SEPARATORS.split(_cell(row, "labels")) if name.strip()))
+    return tuple(dict.fromkeys(name.strip() for name in SEPARATORS.split(row[column]) if name.strip()))
 
 
-def _reader(
-    table: Path, row: Mapping[str, str]
-) -> tuple[Callable[[Mapping[str, str]], tuple[str, ...] | None], tuple[str, ...]]:
-    """Return what reads the classes of a row, and the classes where they are columns; () where cells name them."""
-    if any(name in row for name in COLUMNS["label"]):
-        return _label, ()
-    if any(name in row for name in COLUMNS["labels"]):
-        return _labels, ()
-    taken = {name for names in COLUMNS.values() for name in names}
-    columns = tuple(name for name in row if name not in taken)
-    if not columns:
-        return _label, ()
-
-    def marked(row: Mapping[str, str]) -> tuple[str, ...]:
-        wrong = next((name for name in columns if row.get(name, "").lower() not in SAID), None)
-        if wrong is not None:
-            raise DataError(
-                f"{table}: there is no column {' or '.join(COLUMNS['label'])}, and {wrong!r} holds {row[wrong]!r}: a "
-                "column for each class holds 0 and 1"
-            )
-        return tuple(name for name in columns if SAID[row.get(name, "").lower()])
-
-    return marked, columns
+def _marked(table: Path, columns: Sequence[str], row: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the classes of a picture whose columns say that it is of them."""
+    wrong = next((name for name in columns if row[name].lower() not in SAID), None)
+    if wrong is not None:
+        raise DataError(
+            f"{table}: there is no column {' or '.join(COLUMNS['label'])}, and {wrong!r} holds {row[wrong]!r}: a "
+            "column for each class holds 0 and 1, and others are called file, split or group"
+        )
+    return tuple(name for name in columns if SAID[row[name].lower()])
 
 
 def _text(value: Any) -> str:
@@ -191,7 +197,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         except (OSError, ValueError) as error:
             raise DataError(f"{table}: no Parquet table ({error})") from error
         for line, row in enumerate(read, 1):
-            yield line, {_column(str(key)): _text(value) for key, value in row.items()}
+            yield line, {str(key).strip(): _text(value) for key, value in row.items()}
         return
     try:
         with table.open(encoding="utf-8-sig", newline="") as lines:
@@ -199,6 +205,6 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             lines.seek(0)
             separator = max(",\t;", key=head.count)
             for row in (reader := csv.DictReader(lines, delimiter=separator)):
-                yield reader.line_num, {_column(str(k)): (v or "").strip() for k, v in row.items() if k}
+                yield reader.line_num, {str(k).strip(): (v or "").strip() for k, v in row.items() if k}
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: no table of text in UTF-8 ({error})") from error

@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import PIL
 import torch
 from torch import Tensor
 
+from convatlas.data.decode import UnavailableError, in_channels, shares
 from convatlas.data.images import Broken, Images, Listing
 from convatlas.data.stream import Pixels, Streamed, readied
 from convatlas.download import Progress, sha256
@@ -56,8 +59,12 @@ def prepared(
     """
     if listing.pixels is not None:
         return _of_array(listing, listing.pixels, steps, roomy)
+    digests: list[str] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(_digest, listing.names))
+        for digest in pool.map(_digest, listing.names):
+            digests.append(digest)
+            if progress:
+                progress(f"looking for {split}", len(digests), len(listing))
     told = json.dumps([VERSIONS, steps.to_plain(), roomy, digests], sort_keys=True)
     store = Store(cache_folder() / "pictures" / hashlib.sha256(told.encode()).hexdigest()[:32], steps.dtype)
     side = steps.resize if roomy else steps.size
@@ -65,7 +72,11 @@ def prepared(
     pixels, notes = store.opened(shape)
     if notes is None:
         pixels = store.room(shape)
-        notes = _read(listing, split, steps, roomy, pixels, progress)
+        try:
+            notes = _read(listing, split, steps, roomy, digests, pixels, progress)
+        except DataError:
+            store.clear()
+            raise
         store.close(pixels, notes)
     reasons = {int(i): reason for i, reason in notes["broken"].items()}
     broken += [Broken(listing.names[i], f"{listing.names[i]}: {reason}") for i, reason in reasons.items()]
@@ -80,14 +91,11 @@ def prepared(
 
 def _of_array(listing: Listing, pixels: Tensor, steps: Preprocessing, roomy: bool) -> Images:
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
-    if steps.window is not None:
-        low, high = steps.window
-        share = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    if steps.window is not None or pixels.dtype != torch.uint8 or pixels.shape[1] != steps.channels:
+        low, high = steps.window or (0.0, 1.0)
+        share = in_channels(shares(pixels), steps.channels, listing.names[0])
         pixels = ((share - low) / (high - low)).clamp(0, 1) * 255
-    elif pixels.dtype != torch.uint8:
-        pixels = (pixels.clamp(0, 1) * 255).round().byte()
-    if pixels.shape[1] != steps.channels:
-        raise DataError(f"{listing.names[0]}: has {pixels.shape[1]} channel(s), not {steps.channels}; see --channels")
+        pixels = pixels.round().byte() if steps.window is None else pixels
     height, width = pixels.shape[-2:]
     aspects = torch.full((len(pixels),), width / height) if roomy else None
     ready = steps.squeezed(pixels) if roomy else steps.geometry(pixels)
@@ -98,24 +106,36 @@ def _digest(name: str) -> str:
     try:
         return sha256(Path(name))
     except OSError as error:
-        return f"unreadable: {error.strerror}"
+        return f"{_UNOPENED}{error.strerror}"
+
+
+_UNOPENED = "cannot be opened: "
+"""How the digest of a file begins that has none."""
 
 
 def _read(
-    listing: Listing, split: str, steps: Preprocessing, roomy: bool, pixels: Tensor | None, progress: Progress | None
-) -> Notes:
-    """Decode and resize the pictures into `pixels`, the readable ones first, and return what is to be known of them."""
+    listing: Listing, split: str, steps: Preprocessing, roomy: bool, digests: Sequence[str], pixels: Tensor | None,
+    progress: Progress | None,
+) -> Notes:  # fmt: skip
+    """Decode and resize the pictures into `pixels`, the readable ones first, and return what is to be known of them.
 
-    def read(name: str) -> tuple[Tensor, float] | str:
+    Raises DataError if one cannot be read here and now: that it is broken must not be remembered.
+    """
+
+    def read(name: str, digest: str) -> tuple[Tensor, float] | str:
+        if digest.startswith(_UNOPENED):
+            return digest
         try:
             return readied(Path(name), steps, roomy=roomy)
+        except UnavailableError:
+            raise
         except DataError as error:
             return str(error).removeprefix(f"{name}: ")
 
     broken: dict[str, str] = {}
     aspects: list[float] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, picture in enumerate(pool.map(read, listing.names)):
+        for i, picture in enumerate(pool.map(read, listing.names, digests)):
             if isinstance(picture, str):
                 broken[str(i)] = picture
             else:
@@ -181,13 +201,17 @@ class Store:
                 os.posix_fallocate(file.fileno(), 0, size)  # a mapped file must not run out of disk later
             return self._mapped(self._part, shape, shared=True)
         except (OSError, RuntimeError, AttributeError):
-            with suppress(OSError):
-                self._part.unlink(missing_ok=True)
+            self.clear()
             return torch.empty(shape, dtype=self.dtype) if size <= MEMORY_LIMIT else None
 
     @property
     def _part(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.{os.getpid()}{PART}")
+        return self.path.with_name(f".{self.path.name}.{platform.node()}.{os.getpid()}{PART}")
+
+    def clear(self) -> None:
+        """Remove what was begun."""
+        with suppress(OSError):
+            self._part.unlink(missing_ok=True)
 
     def close(self, pixels: Tensor | None, notes: Notes) -> None:
         """Give a finished file its name, and write the notes, of pictures that are streamed, too."""
@@ -202,10 +226,24 @@ class Store:
         return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=self.dtype).view(shape)
 
 
+def _lives(process: int) -> bool:
+    """Return whether a process of this machine is there, perhaps another user's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _make_room(folder: Path, size: int) -> None:
     """Remove what was not used for longest until `size` more bytes fit; raises OSError if they cannot."""
     if size > CACHE_LIMIT:
         raise OSError(f"the cache holds at most {CACHE_LIMIT / 2**30:.0f} GiB")
+    for part in folder.glob(f".*.{platform.node()}.*{PART}"):
+        if not _lives(int(part.name.split(".")[-2])):
+            part.unlink(missing_ok=True)
     held = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.raw")), reverse=True)
     total = sum(bytes_ for _, bytes_, _ in held)
     while held and (total + size > CACHE_LIMIT or shutil.disk_usage(folder).free < size + SPARE):

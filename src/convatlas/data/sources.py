@@ -15,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.decode import EXTENSIONS, Statistics, kind_of, pictures_in, read_shares, statistics
+from convatlas.data.decode import (
+    EXTENSIONS,
+    Statistics,
+    in_channels,
+    kind_of,
+    pictures_in,
+    read_shares,
+    shares,
+    statistics,
+)
 from convatlas.data.images import Broken, Dataset, Listing, check_same_classes
 from convatlas.data.prepare import prepared
 from convatlas.data.randomness import epoch_order
@@ -47,14 +56,20 @@ class Source:
         """Whether a picture may be of several classes, or of none."""
         return self.listings["train"].labels.ndim == 2
 
-    def statistics(self, channels: int) -> Statistics | None:
+    def split(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Listing]:
+        """Return the splits, with a val split where the data has none; see `load`."""
+        return with_val(self.listings, seed=seed, share=val_share, where=self.name, fold=fold)
+
+    def statistics(
+        self, channels: int, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None
+    ) -> Statistics | None:
         """Return what the training pictures hold; None for 8-bit pictures in grey or RGB, which every network knows."""
         if not self.deep and channels in (1, 3):
             return None
-        train = self.listings["train"]
+        train = self.split(seed=seed, val_share=val_share, fold=fold)["train"]
         pixels = train.pixels
         if pixels is not None:
-            reads = [partial(_shares, pixels, i) for i in range(len(pixels))]
+            reads = [partial(_shares, pixels, i, channels, self.location) for i in range(len(pixels))]
         else:
             reads = [partial(read_shares, Path(name), channels) for name in train.names]
         return statistics(reads, deep=self.deep, where=self.location)
@@ -77,7 +92,7 @@ class Source:
         roomy: the training pictures are kept whole, as squares, for random crops.
         max_broken: the share of unreadable pictures that is left out and listed; more is a DataError.
         """
-        listings = with_val(self.listings, seed=seed, share=val_share, where=self.name, fold=fold)
+        listings = self.split(seed=seed, val_share=val_share, fold=fold)
         broken: list[Broken] = []
         images = {
             split: prepared(listing, split, preprocessing, roomy and split == "train", broken, progress)
@@ -91,6 +106,8 @@ class Source:
             )
         if broken:
             for split, part in images.items():
+                if self.several and split != "train":
+                    continue  # a rare class may be missing there
                 held = part.labels.any(0).nonzero().flatten() if self.several else part.labels.unique()
                 found = [self.classes[i] for i in held.tolist()]
                 check_same_classes(self.classes, found, split=split, where=self.location)
@@ -100,8 +117,8 @@ class Source:
         return Dataset(self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(broken))
 
 
-def _shares(pixels: Tensor, number: int) -> Tensor:
-    return pixels[number].float() / 255 if pixels.dtype == torch.uint8 else pixels[number]
+def _shares(pixels: Tensor, number: int, channels: int, name: str) -> Tensor:
+    return in_channels(shares(pixels[number]), channels, name)
 
 
 def find(data: str | Path, *, download: bool = False, progress: Progress | None = None) -> Source:

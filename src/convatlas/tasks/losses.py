@@ -139,3 +139,19 @@ def loss_for(loss: str, *, several: bool) -> str:
         held = "pictures of several classes" if several else "one class for each picture"
         raise SpecError(f"recipe.loss: {loss} is not for {held}; choose {fitting}")
     return loss
+
+
+def importance(labels: Tensor, classes: int, balance: float) -> Tensor | None:
+    """Return the weight of each class in the loss (classes,): its share to the power of -balance; None for 0.
+
+    labels: class numbers (n,): the mean weight of the pictures is 1. Or (n, classes) of 0 and 1: the weight of a class
+        that is there beside one that is not.
+    """
+    if not balance:
+        return None
+    if labels.ndim == 2:
+        there = labels.sum(0).clamp(min=1)
+        return ((len(labels) - there).clamp(min=1) / there) ** balance
+    counts = torch.bincount(labels, minlength=classes).float()
+    weights = counts.clamp(min=1) ** -balance
+    return weights * counts.sum() / (weights * counts).sum()

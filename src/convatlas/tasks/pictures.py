@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from convatlas.data.decode import read_picture
+from convatlas.data.decode import read_header, read_shares
 from convatlas.errors import DataError
 from convatlas.files import atomic
 from convatlas.tasks import metrics
@@ -203,6 +204,16 @@ def _bars(axes: Any, probabilities: Tensor, truth: int, classes: Sequence[str]) 
     axes.set_axis_off()
 
 
+def _seen(path: Path) -> NDArray[Any]:
+    """Return a picture file for the eye (height, width, 3): deep ones stretched, of many channels the first ones."""
+    header = read_header(path)
+    share = read_shares(path, 3 if header.channels in (1, 3) else header.channels)
+    share = share[:3] if len(share) > 2 else share[:1].expand(3, -1, -1)
+    if header.deep:
+        share = (share - share.min()) / (share.max() - share.min()).clamp(min=1e-12)
+    return share.permute(1, 2, 0).numpy()
+
+
 def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24) -> None:
     """Save a contact sheet: training pictures of every class, then groups that are the same or nearly so."""
     lines: list[tuple[str, list[str]]] = []
@@ -222,7 +233,7 @@ def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24)
             axes = figure.add_axes(((1.6 + 0.9 * column) / (1.6 + 0.9 * columns), top, 0.85 / (1.6 + 0.9 * columns),
                                     0.9 / (len(lines) + 0.2)))  # fmt: skip
             with suppress(DataError):
-                axes.imshow(read_picture(Path(name), 3).permute(1, 2, 0).numpy())
+                axes.imshow(_seen(Path(name)))
             axes.set_axis_off()
     _save(figure, path)
 
@@ -236,7 +247,7 @@ def draw_answers(answers: Sequence[tuple[str, str, float]], path: Path, *, colum
         row, column = divmod(i, columns)
         axes = figure.add_axes(((column + 0.04) / columns, 1 - (row + 0.82) / rows, 0.92 / columns, 0.78 / rows))
         with suppress(DataError):
-            axes.imshow(read_picture(Path(name), 3).permute(1, 2, 0).numpy())
+            axes.imshow(_seen(Path(name)))
         axes.set_axis_off()
         left, top = (column + 0.04) / columns, 1 - (row + 0.84) / rows
         figure.text(left, top, answer[:26], fontsize=8, color=INK, va="top", weight="bold")

@@ -25,7 +25,7 @@ from convatlas.errors import DataError, RunError, SpecError, WeightsError, brief
 from convatlas.preprocessing import Preprocessing
 from convatlas.specs import SMALL, Spec
 from convatlas.tasks.evaluation import evaluate, plainly
-from convatlas.tasks.losses import CRITERIA
+from convatlas.tasks.losses import CRITERIA, importance
 from convatlas.train import compute as computing
 from convatlas.train.loop import Average, Step, train
 from convatlas.train.ranks import joined
@@ -33,7 +33,7 @@ from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
 from convatlas.train.regularise import regularise
 from convatlas.train.run import Settings, fitted, load, preprocessing_for, write_table
-from convatlas.weights import Weights, fill, opened, published
+from convatlas.weights import LIBRARIES, Weights, fill, opened, published
 
 LARGE = 64
 """Pictures with a longer short side are large: the networks for images of up to 64 px are not for them."""
@@ -142,6 +142,8 @@ def choose_network(
     Raises RunError if no network keeps the budget, or among several processes.
     """
     settings = settings or Settings()
+    if weights not in (None, *LIBRARIES):
+        raise RunError(f"weights: with auto the name of a library, {' or '.join(LIBRARIES)}, not {weights}")
     if joined(device_named(settings.device)).count > 1:
         raise RunError("a network is chosen in one process; then give its name to torchrun")
     source = find(data, download=settings.download, progress=progress)
@@ -150,7 +152,8 @@ def choose_network(
         _candidates(source, channels, budget, settings, weights), source, channels, budget, settings, progress
     )  # fmt: skip
     if not fits:
-        raise RunError("budget: no network of the catalogue keeps it on this machine; allow more")
+        held, mend = (f" with weights of {weights} at hand", ", or fetch some (weights pull)") if weights else ("", "")
+        raise RunError(f"budget: no network of the catalogue{held} keeps it on this machine; allow more{mend}")
     chosen = recipe if isinstance(recipe, Recipe) else recipe_named(
         recipe or usual("default", pretrained=weights is not None)
     )  # fmt: skip
@@ -273,13 +276,21 @@ class _Runner:
         feed = Feed(
             dataset.train, steps, batch=recipe.batch, seed=seed, augment=recipe.augment, classes=classes, device=device
         )
+        weighed = importance(dataset.train.labels, classes, recipe.balance)
         # nobody knows how long it lasts: a rate that rises for some steps and then stays, and an average of the weights
         recipe = dataclasses.replace(
             recipe, epochs=10**6, schedule="constant", warmup=20 / feed.steps, head_epochs=0, patience=0
         )
         self.average, self.criterion, self.device = Average(network, 0.98), CRITERIA[recipe.loss], device
         self.taken: Iterator[Step] = train(
-            network, recipe.build_optimizer(network), feed, recipe, seed=seed, compute=way, average=self.average
+            network,
+            recipe.build_optimizer(network),
+            feed,
+            recipe,
+            seed=seed,
+            compute=way,
+            average=self.average,
+            importance=None if weighed is None else weighed.to(device),
         )
 
     def run(self, seconds: float) -> None:
@@ -309,17 +320,23 @@ def _race(
         computing.keep_heap()
     prepared: dict[Preprocessing, Dataset] = {}
     running: list[_Runner] = []
+    refused: list[Entry] = []
     for entry in entries:
         row = CATALOG[entry.name]
         given = opened(entry.weights, entry.spec, name=entry.name, row=row).preprocessing if entry.weights else None
-        steps = preprocessing_for(source, given or row.preprocessing, entry.size, channels)
+        steps = preprocessing_for(source, given or row.preprocessing, entry.size, channels, seed, settings)
         if steps not in prepared:
             prepared[steps] = load(source, steps, recipe, seed, settings, progress)
         if prepared[steps].val is None:
             raise DataError(f"{source.name}: a race is judged on a val split; set a val share above 0")
-        running.append(_Runner(entry, prepared[steps], steps, recipe, seed, settings))
+        try:
+            running.append(_Runner(entry, prepared[steps], steps, recipe, seed, settings))
+        except (SpecError, WeightsError) as error:  # such as stochastic depth for a network without residual branches
+            refused.append(dataclasses.replace(entry, told=brief(error)))
         if progress:
-            progress("preparing the race", len(running), len(entries))
+            progress("preparing the race", len(running) + len(refused), len(entries))
+    if not running:
+        raise RunError(f"no network could be trained: {refused[0].told}")
     rounds = math.ceil(math.log2(len(running)))
     left: list[Entry] = []
     had: list[float] = []
@@ -339,7 +356,7 @@ def _race(
         keep = max(1, -(-len(running) // 2)) if number < rounds - 1 else 1
         left = [*(runner.entry for runner in running[keep:]), *left]
         running = running[:keep]
-    ranked = [running[0].entry, *left]
+    ranked = [running[0].entry, *left, *refused]
     if ranked[0].told:
         raise RunError(f"no network could be trained: {ranked[0].told}")
     return ranked, tuple(had)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
+from convatlas.download import Progress
 from convatlas.errors import RunError, brief
 
 Value = TypeVar("Value")
@@ -78,10 +80,48 @@ class Ranks:
 
     def wait(self) -> None:
         """Wait until all processes are here; raises RunError that names one that is not."""
-        if self.count > 1 and dist.get_backend() == "gloo":
-            self._met(lambda: dist.monitored_barrier(timeout=PATIENCE))
-        elif self.count > 1:
-            self._met(dist.barrier)
+        if self.count > 1:
+            self._met(lambda: dist.all_reduce(torch.zeros(1)))
+
+    def in_turn(self, work: Callable[[Progress], Value], progress: Progress | None) -> Value:
+        """Return what `work` returns: first the first process does it, then the others, who find what it left behind.
+
+        It may take as long as it likes, while it tells of its progress. Raises RunError if that stops.
+        """
+        store = self.store
+        if store is None:
+            return work(progress or (lambda *_: None))
+        turn, told = store.add(f"done/{self.rank}", 0) + 1, time.monotonic()
+
+        def going(what: str, done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > 1:
+                told = time.monotonic()
+                store.add("going", 1)
+            if progress:
+                progress(what, done, total)
+
+        if not self.first:
+            self._await([0], turn)
+        result = work(going)
+        store.add(f"done/{self.rank}", 1)
+        self._await(range(self.count), turn)
+        return result
+
+    def _await(self, ranks: Iterable[int], turn: int) -> None:
+        """Wait until these processes have done so many works, or none makes progress any more."""
+        assert self.store is not None
+        seen, since = -1, time.monotonic()
+        try:
+            while waiting := [rank for rank in ranks if self.store.add(f"done/{rank}", 0) < turn]:
+                if (going := self.store.add("going", 0)) != seen:
+                    seen, since = going, time.monotonic()
+                if time.monotonic() - since > PATIENCE.total_seconds():
+                    who = f"process {' and '.join(map(str, waiting))}"
+                    raise RunError(f"process {self.rank} of {self.count}: {who} did not get ready; start again")
+                time.sleep(0.05)
+        except RuntimeError as error:  # the store is gone
+            raise RunError(f"process {self.rank} of {self.count}: another process ended; start again") from error
 
     def _met(self, meet: Any) -> None:
         try:
@@ -111,11 +151,13 @@ class Ranks:
 
 def joined(device: torch.device) -> Ranks:
     """Return the place of this process among those that `torchrun` started; alone where it did not."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Ranks()
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:

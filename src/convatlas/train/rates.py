@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from convatlas.data.batches import Batch, Feed
 from convatlas.download import Progress
 from convatlas.errors import RunError
@@ -36,7 +38,7 @@ class Rates:
 
 def find_rate(
     network: Network, feed: Feed, recipe: Recipe, *, seed: int, compute: Compute | None = None,
-    progress: Progress | None = None,
+    importance: Tensor | None = None, progress: Progress | None = None,
 ) -> Rates:  # fmt: skip
     """Train a copy of a network for up to 100 steps with a rising learning rate; the network stays as it is.
 
@@ -45,7 +47,7 @@ def find_rate(
     """
     copied = copy.deepcopy(network)
     copied.freeze(None)
-    learner, optimizer = Learner(copied, recipe, compute or Compute()), recipe.build_optimizer(copied)
+    learner, optimizer = Learner(copied, recipe, compute or Compute(), importance), recipe.build_optimizer(copied)
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
@@ -62,6 +64,7 @@ def find_rate(
             break
         rates.append(rate)
         losses.append(smooth)
+        nn.utils.clip_grad_norm_(copied.parameters(), recipe.clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if progress:

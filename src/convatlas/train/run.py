@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from convatlas.data.sources import Source, find
 from convatlas.data.splits import VAL_SHARE, Fold
 from convatlas.devices import device_named
 from convatlas.download import Progress
-from convatlas.errors import DataError, RunError, SpecError
+from convatlas.errors import ConvatlasError, DataError, RunError, SpecError
 from convatlas.files import PART, write_text
 from convatlas.joins import Network
 from convatlas.modelfile import Header
@@ -38,7 +38,7 @@ from convatlas.preprocessing import Preprocessing
 from convatlas.specs import Spec, from_plain
 from convatlas.tasks import metrics
 from convatlas.tasks.evaluation import judged, outputs_of, plainly
-from convatlas.tasks.losses import CRITERIA, loss_for
+from convatlas.tasks.losses import CRITERIA, importance, loss_for
 from convatlas.tasks.pictures import draw_curves, draw_rates
 from convatlas.tasks.results import Result
 from convatlas.train import compute as computing
@@ -274,7 +274,7 @@ class Run:
             raise RunError("lr: the search is for one process; find the rate first, then give it to torchrun")
         return find_rate(
             self.network, self._feed(), self.config.recipe, seed=self.config.seed, compute=self.compute,
-            progress=progress,
+            importance=self._importance(), progress=progress,
         )  # fmt: skip
 
     def _feed(self) -> Feed:
@@ -293,19 +293,8 @@ class Run:
         return len(state.history) - state.best_epoch >= patience
 
     def _importance(self) -> Tensor | None:
-        """Return the weight of each class in the loss; their mean over the training pictures is 1.
-
-        Where pictures may be of several classes, the weight of a class that is there beside one that is not.
-        """
-        if not self.config.recipe.balance:
-            return None
-        if self.several:
-            there = self.dataset.train.labels.sum(0).clamp(min=1)
-            absent = (len(self.dataset.train) - there).clamp(min=1)
-            return ((absent / there) ** self.config.recipe.balance).to(self.device)
-        counts = torch.bincount(self.dataset.train.labels, minlength=len(self.config.classes)).float()
-        weights = counts.clamp(min=1) ** -self.config.recipe.balance
-        return (weights * counts.sum() / (weights * counts).sum()).to(self.device)
+        found = importance(self.dataset.train.labels, len(self.config.classes), self.config.recipe.balance)
+        return None if found is None else found.to(self.device)
 
     def _save(self) -> None:
         if self.ranks.first:
@@ -490,21 +479,13 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
     return dataclasses.replace(recipe, loss=loss_for(recipe.loss, several=source.several))
 
 
-def preprocessing_for(source: Source, usual: Preprocessing, size: int, channels: int) -> Preprocessing:
-    """Return a network's usual preprocessing for an input of `size` pixels, and for what the pictures hold."""
-    steps, held = usual.for_size(size).for_channels(channels), source.statistics(channels)
+def preprocessing_for(
+    source: Source, usual: Preprocessing, size: int, channels: int, seed: int, settings: Settings
+) -> Preprocessing:
+    """Return a network's usual preprocessing for an input of `size` pixels, and for what the training pictures hold."""
+    steps = usual.for_size(size).for_channels(channels)
+    held = source.statistics(channels, seed=seed, val_share=settings.val_share, fold=settings.fold)
     return dataclasses.replace(steps, window=held.window, mean=held.mean, std=held.std) if held else steps
-
-
-def _loaded_in_turn(ranks: Ranks, *how: Any) -> Dataset:
-    """Load the data in the first process, and then in the others, who find it in the cache."""
-    if ranks.first:
-        dataset = load(*how)
-        ranks.wait()
-    else:
-        ranks.wait()
-        dataset = load(*how)
-    return dataset
 
 
 def start(
@@ -542,8 +523,8 @@ def start(
     recipe = fitted(recipe, source)
     channels = source.channels if settings.channels is None else settings.channels
     usually = given.preprocessing if given else row.preprocessing
-    preprocessing = preprocessing_for(source, usually, spec.resolution, channels)
-    dataset = _loaded_in_turn(ranks, source, preprocessing, recipe, seed, settings, progress)
+    preprocessing = preprocessing_for(source, usually, spec.resolution, channels, seed, settings)
+    dataset = ranks.in_turn(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
     way = None if not ranks.first else computing.choose(
         spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
         layout=settings.layout, precision=settings.precision, compiled=settings.compiled,
@@ -559,34 +540,40 @@ def start(
         recipe=recipe,
         seed=seed,
         settings=dataclasses.replace(
-            settings, threads=threads, device=device.type, layout=way.layout, precision=way.precision
+            settings, threads=threads, device=device.type if settings.device == "auto" else settings.device,
+            layout=way.layout, precision=way.precision,
         ),
         classes=source.classes,
         fingerprint=dataset.fingerprint(),
         versions=_versions(),
     )  # fmt: skip
-    run = Run(folder, config, dataset, given, ranks)
-    if find_lr:
-        try:
-            rates = run.find_rate(progress)
-        except RunError:
-            folder.rmdir()
-            raise
-        config = dataclasses.replace(config, recipe=dataclasses.replace(recipe, lr=rates.chosen))
+    with _cleared_if_refused(folder, ranks):
         run = Run(folder, config, dataset, given, ranks)
-        draw_rates(rates.rates, rates.losses, rates.chosen, folder / RATES)
-    if not ranks.first:
-        return run
-    try:
-        write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
-    except RunError:
-        folder.rmdir()
-        raise
-    if dataset.broken:
+        if find_lr:
+            rates = run.find_rate(progress)
+            config = dataclasses.replace(config, recipe=dataclasses.replace(recipe, lr=rates.chosen))
+            run = Run(folder, config, dataset, given, ranks)
+            draw_rates(rates.rates, rates.losses, rates.chosen, folder / RATES)
+        if ranks.first:
+            write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
+    if ranks.first and dataset.broken:
         write_table(folder / BROKEN, [dataclasses.asdict(broken) for broken in dataset.broken])
     if given:  # so that going on does not need the file of the weights
         run._save()
     return run
+
+
+@contextmanager
+def _cleared_if_refused(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Leave no folder behind that is no run."""
+    try:
+        yield
+    except ConvatlasError:
+        if ranks.first:
+            (folder / RATES).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -613,9 +600,9 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
         raise RunError(f"{path}: damaged: {error}") from error
     source = find(config.data, progress=progress)
     ranks = joined(device_named(config.settings.device))
-    dataset = _loaded_in_turn(
-        ranks, source, config.preprocessing, config.recipe, config.seed, config.settings, progress
-    )  # fmt: skip
+    dataset = ranks.in_turn(
+        lambda told: load(source, config.preprocessing, config.recipe, config.seed, config.settings, told), progress
+    )
     if dataset.fingerprint() != config.fingerprint:
         raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
     run = Run(folder, config, dataset, ranks=ranks)
