@@ -374,7 +374,7 @@ REFUSED: dict[str, Case] = {
     "two channels": lambda p: (fitting(p.data, p.run, "--channels", 2), ["channels", "2"]),
     "no channels": lambda p: (fitting(p.data, p.run, "--channels", 0), ["channels"]),
     "negative channels": lambda p: (fitting(p.data, p.run, "--channels", -1), ["channels", "-1"]),
-    "three channels of grey": lambda p: (fitting("digits", p.run, "--channels", 3), ["channel"]),
+    "five channels of grey": lambda p: (fitting("digits", p.run, "--channels", 5), ["channel"]),
     "unknown network": lambda p: (["fit", p.data, "--model", "lenet5_modem"], ["did you mean lenet5_modern"]),
     "unknown network to show": lambda p: (["show", "lenet6"], ["lenet6", "did you mean lenet"]),
     "unknown family": lambda p: (["list", "--family", "lent"], ["lent", "did you mean lenet"]),

@@ -42,6 +42,9 @@ def test_the_gradients_are_those_of_torch(
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
+BFLOAT16 = Compute("channels_last", "bfloat16", kernels=False)
+
+
 def installed(network: nn.Module) -> int:
     return sum("forward" in layer.__dict__ for layer in network.modules())
 
@@ -52,9 +55,12 @@ def installed(network: nn.Module) -> int:
 )
 def test_only_where_torch_is_slow(name: str, count: int) -> None:
     network = grow(name, classes=2)
-    Compute("channels_last", "bfloat16").place(network)
+    BFLOAT16.place(network)
     assert installed(network) == count
-    others = Compute("channels_last"), Compute("contiguous", "bfloat16"), Compute(precision="bfloat16", compiled=True)
+    others = (
+        Compute("channels_last", kernels=False), Compute("contiguous", "bfloat16"),
+        Compute(precision="bfloat16", compiled=True),
+    )  # fmt: skip
     for way in others:
         Compute("channels_last", "bfloat16").place(network)
         assert installed(way.place(network)) == 0
@@ -64,7 +70,7 @@ def test_only_where_torch_is_slow(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0", "convnext_tiny"])
 def test_a_whole_network_has_the_same_gradients(name: str) -> None:
     torch.manual_seed(0)
-    network, way = grow(name, classes=10, resolution=64).train(), Compute("channels_last", "bfloat16")
+    network, way = grow(name, classes=10, resolution=64).train(), BFLOAT16
     x, labels = torch.randn(8, 3, 64, 64), torch.arange(8)
     found = []
     for own in (True, False):

@@ -275,6 +275,7 @@ def fit(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fastest here.")] = "auto",
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile: minutes first, then faster.")] = False,
+    kernels: Annotated[bool, typer.Option(help="Norms by own kernels, where a C compiler is at hand.")] = True,
     keep_heap: Annotated[bool, typer.Option(help="Keep memory between the steps (glibc).")] = True,
     val_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of train set aside for val where the data has none.")
@@ -307,7 +308,7 @@ def fit(
     changes = {name: value for name, value in given.items() if value is not None} | _changes(change or [])
     settings = Settings(
         size=size, stem="small" if small else "own", channels=channels, device=device, threads=threads,
-        layout=layout, precision=precision, compiled=compiled, keep_heap=keep_heap,
+        layout=layout, precision=precision, compiled=compiled, kernels=kernels, keep_heap=keep_heap,
         val_share=val_share, max_broken=max_broken, log=tuple(log or ()),
         checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, licence=licence,
     )  # fmt: skip

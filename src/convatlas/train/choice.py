@@ -270,7 +270,7 @@ class _Runner:
         regularise(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
         way = computing.choose(
             entry.spec, classes=classes, channels=steps.channels, batch=recipe.micro or recipe.batch, device=device,
-            layout=settings.layout, precision=settings.precision,
+            layout=settings.layout, precision=settings.precision, kernels=settings.kernels,
         ).compute  # fmt: skip
         network = way.place(network.to(device))
         feed = Feed(

@@ -23,7 +23,7 @@ from convatlas.errors import RunError
 from convatlas.joins import Chain, Network
 from convatlas.remembered import BUSY, Others, Remembered
 from convatlas.specs import Spec
-from convatlas.train.depthwise import install, remove
+from convatlas.train import depthwise, norms
 
 Layout = Literal["contiguous", "channels_last", "blocked"]
 """How activations lie in memory: channel after channel, pixel after pixel, or in oneDNN's blocks of channels."""
@@ -38,21 +38,28 @@ _BLOCKED = (nn.Sequential, Chain, nn.Conv2d, nn.MaxPool2d, nn.ReLU)
 
 @dataclass(frozen=True)
 class Compute:
-    """One way to carry out the steps of a training."""
+    """One way to carry out the steps of a training.
+
+    kernels: norms and activations by kernels of our own, where a C compiler is at hand (see `train.norms`).
+    """
 
     layout: Layout = "channels_last"
     precision: Precision = "float32"
     compiled: bool = False
+    kernels: bool = True
 
     def __str__(self) -> str:
         return f"{self.layout}, {self.precision}" + ", compiled" * self.compiled
 
     def place(self, network: Network) -> Network:
         """Bring the weights of a network into the layout, and choose its kernels; returns the network."""
-        remove(network)
+        release(network)
         on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-        if on_cpu and self.precision == "bfloat16" and self.layout == "channels_last" and not self.compiled:
-            install(network)
+        if on_cpu and self.layout == "channels_last" and not self.compiled:
+            if self.kernels:
+                norms.install(network)
+            if self.precision == "bfloat16":
+                depthwise.install(network)
         lasting = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
         return network.to(memory_format=lasting)
 
@@ -65,6 +72,12 @@ class Compute:
         if self.layout == "blocked":
             return _blocked(network)
         return torch.compile(network) if self.compiled else network
+
+
+def release(network: nn.Module) -> None:
+    """Give a network that was placed torch's own layers back."""
+    depthwise.remove(network)
+    norms.remove(network)
 
 
 def fits_blocks(network: Network, device: torch.device) -> bool:
@@ -150,7 +163,9 @@ class Choice:
     seconds: dict[Compute, float]
 
 
-def candidates(network: Network, device: torch.device, *, layout: str, precision: str, compiled: bool) -> list[Compute]:
+def candidates(
+    network: Network, device: torch.device, *, layout: str, precision: str, compiled: bool, kernels: bool = True
+) -> list[Compute]:
     """Return the ways to be tried for a network, the usual one first; "auto" leaves a choice open.
 
     Raises RunError for a way that is not possible with this network or on this device.
@@ -165,7 +180,7 @@ def candidates(network: Network, device: torch.device, *, layout: str, precision
     layouts = _asked("layout", layout, get_args(Layout), layouts, impossible)
     precisions = _asked("precision", precision, get_args(Precision), precisions, slow)
     return [
-        Compute(layout, precision, compiled)
+        Compute(layout, precision, compiled, kernels)
         for precision in precisions
         for layout in layouts
         if not (layout == "blocked" and precision == "bfloat16")
@@ -185,7 +200,7 @@ def _asked(what: str, value: str, known: Sequence[str], possible: list[Value], r
 
 def choose(
     spec: Spec, *, classes: int, channels: int, batch: int, device: torch.device,
-    layout: str = "auto", precision: str = "auto", compiled: bool = False,
+    layout: str = "auto", precision: str = "auto", compiled: bool = False, kernels: bool = True,
 ) -> Choice:  # fmt: skip
     """Return the fastest way for steps of `batch` images on this machine: measured once, then remembered.
 
@@ -193,11 +208,14 @@ def choose(
     not so what was measured while other work kept the cores busy.
     """
     network = grow(spec, classes=classes, channels=channels, device="meta")
-    ways = candidates(network, device, layout=layout, precision=precision, compiled=compiled)
+    ways = candidates(network, device, layout=layout, precision=precision, compiled=compiled, kernels=kernels)
     macs = cost(network).macs
     if len(ways) == 1 or 3 * macs * batch < SMALL_STEP:
         return Choice(ways[0], {})
-    remembered = Remembered(REMEMBERED, device, spec.to_plain(), classes, channels, batch, [asdict(w) for w in ways])
+    compiler = norms.compiler() if device.type == "cpu" else ""
+    remembered = Remembered(
+        REMEMBERED, device, spec.to_plain(), classes, channels, batch, [asdict(w) for w in ways], compiler
+    )
     known = remembered.choice()
     for way in ways:
         if known == asdict(way):

@@ -42,6 +42,7 @@ from convatlas.tasks.losses import CRITERIA, importance, loss_for
 from convatlas.tasks.pictures import draw_curves, draw_rates
 from convatlas.tasks.results import Result
 from convatlas.train import compute as computing
+from convatlas.train import norms
 from convatlas.train.checkpoint import State, load_checkpoint, save_checkpoint
 from convatlas.train.compute import Compute
 from convatlas.train.loggers import LOGGERS, Log
@@ -73,6 +74,7 @@ class Settings:
     device: "cpu", "cuda", "mps" or "auto".
     threads: CPU threads; torch's own number where left out. The order of sums, and so the last bits, depend on it.
     layout, precision, compiled: how steps are carried out (see `train.compute`); "auto" measures what is fastest here.
+    kernels: norms and activations by kernels of our own on CPUs with a C compiler; the last bits depend on it.
     keep_heap: let the C library keep its memory between the steps, which is faster and takes a little more of it.
     val_share: share of the training pictures set aside to choose the best epoch, where the data has no val split;
         with 0 all are trained on and the last epoch is taken.
@@ -92,6 +94,7 @@ class Settings:
     layout: str = "auto"
     precision: str = "auto"
     compiled: bool = False
+    kernels: bool = True
     keep_heap: bool = True
     val_share: float = VAL_SHARE
     fold: Fold | None = None
@@ -179,9 +182,10 @@ class Run:
         if given:
             fill(network, config.spec, given, fresh_head=given.names != config.classes)
         regularise(network, dropout=config.recipe.dropout, drop_path=config.recipe.drop_path)
-        self.compute = Compute(settings.layout, settings.precision, settings.compiled)  # type: ignore[arg-type]
+        self.compute = Compute(settings.layout, settings.precision, settings.compiled, settings.kernels)  # type: ignore[arg-type]
         self.network: Network = self.compute.place(network.to(self.device))
         if self.ranks.count > 1:
+            norms.remove(self.network)
             synchronise_norms(self.network, self.ranks)
         self.optimizer = config.recipe.build_optimizer(self.network)
         self.average = Average(self.network, config.recipe.average) if config.recipe.average else None
@@ -209,7 +213,7 @@ class Run:
     @property
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """What the run began with and what runs it now, where they differ; the last bits may then differ, too."""
-        now = _versions()
+        now = _versions(self.device)
         return {name: (begun, now[name]) for name, begun in self.config.versions.items() if now[name] != begun}
 
     def steps(self) -> Iterator[Step | dict[str, float]]:
@@ -372,6 +376,7 @@ class Run:
         if not self.state.finished:
             self._seal(LAST, self.learned, self._calibrated(self.learned), epoch=len(self.state.history))
         self.ranks.wait()  # until the file is there
+        computing.release(self.network)
         best, header = modelfile.load(self.model_file)
         self.network.load_state_dict(best.state_dict())
         self.results = self._calibrated(self.network)
@@ -456,8 +461,10 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _versions() -> dict[str, str]:
-    return {"convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version()}
+def _versions(device: torch.device) -> dict[str, str]:
+    kernels = norms.compiler() if device.type == "cpu" else "none"
+    versions = {"convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return versions | {"kernels": kernels}
 
 
 def load(
@@ -527,7 +534,7 @@ def start(
     dataset = ranks.in_turn(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
     way = None if not ranks.first else computing.choose(
         spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
-        layout=settings.layout, precision=settings.precision, compiled=settings.compiled,
+        layout=settings.layout, precision=settings.precision, compiled=settings.compiled, kernels=settings.kernels,
     ).compute  # fmt: skip
     way = ranks.told(way)
     folder = ranks.told(new_folder(out, source.name, name) if ranks.first else None)
@@ -545,7 +552,7 @@ def start(
         ),
         classes=source.classes,
         fingerprint=dataset.fingerprint(),
-        versions=_versions(),
+        versions=_versions(device),
     )  # fmt: skip
     with _cleared_if_refused(folder, ranks):
         run = Run(folder, config, dataset, given, ranks)

@@ -1,0 +1,209 @@
+"""Batch norm and the activation behind it in one pass over memory, for training on CPUs with a C compiler at hand.
+
+torch reads and writes every map for the norm and for the activation, forward and backward, and keeps what is between
+them; a third of a MobileNet's step goes there. `norms.c` does both at once. It is compiled in a second when it is first
+needed, and kept in the cache; where there is no compiler, layers stay torch's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from convatlas.files import cache_folder
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+KINDS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.SiLU: 4}
+"""The activations that the kernels know, and their numbers there; 0 is none."""
+
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+WORK = 2**14
+"""So many values are worth a thread."""
+
+
+@cache
+def compiler() -> str:
+    """Return what compiles the kernels, by name and version; "none" where nothing does."""
+    command = _command()
+    if not command:
+        return "none"
+    with suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        return told.partition("\n")[0] if kernels() else "none"
+    return "none"
+
+
+def _command() -> str | None:
+    return shutil.which(os.environ.get("CC") or "cc")
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """Return the compiled kernels; None where they cannot be compiled, or do not compute what torch does."""
+    command = _command()
+    if command is None:
+        return None
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    told = "\n".join([command, *flags, _processor(), SOURCE.read_text()])
+    name = f"norms-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    folder = cache_folder() / "kernels"
+    with suppress(OSError):
+        return _loaded(folder / name)
+    with tempfile.TemporaryDirectory() as beside, suppress(OSError, subprocess.SubprocessError):
+        built = Path(beside) / name
+        subprocess.run([command, *flags, "-o", built, SOURCE, "-lm"], capture_output=True, timeout=60, check=True)
+        library = _loaded(built)
+        if not _agrees(library):
+            return None
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            part = folder / f".{name}.{os.getpid()}"
+            shutil.copyfile(built, part)
+            part.replace(folder / name)
+        return library
+    return None
+
+
+def _processor() -> str:
+    """Return what tells this processor from others: kernels use all of its instructions."""
+    with suppress(OSError):
+        return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    return platform.processor()
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    p, size, real, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+    for name in TYPES.values():
+        forward, backward = (getattr(library, f"{way}_{name}") for way in ("forward", "backward"))
+        forward.argtypes = [number, p, p, size, size, *[p] * 6, real, real, number]
+        backward.argtypes = [number, p, p, p, size, size, *[p] * 6, number]
+    return library
+
+
+def _agrees(library: ctypes.CDLL) -> bool:
+    """Return whether the kernels compute what torch does."""
+    x = torch.linspace(-3, 5, 2 * 17 * 15).view(2, 17, 3, 5).contiguous(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(17)
+    y, mean, _ = _normed(library, x, norm, KINDS[nn.ReLU6])
+    return torch.allclose(y, nn.BatchNorm2d(17)(x).clamp(0, 6), atol=1e-4) and torch.allclose(mean, x.mean((0, 2, 3)))
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[nn.BatchNorm2d, nn.Module | None]]:
+    """Yield the batch norms that the kernels can do, each with the activation right behind it in the same chain."""
+    for parent in network.modules():
+        layers = list(parent._modules.values())
+        behind = [*layers[1:], None] if isinstance(parent, nn.Sequential) else [None] * len(layers)
+        for norm, after in zip(layers, behind, strict=True):
+            if type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None:
+                yield norm, after if type(after) in KINDS else None
+
+
+def install(network: nn.Module) -> None:
+    """Let the batch norms of a network do their activations while it learns, if there are kernels."""
+    if kernels():
+        for norm, act in _pairs(network):
+            norm.forward = partial(_forward, norm, act)  # type: ignore[method-assign]
+            if act is not None:
+                act.forward = _done
+
+
+def remove(network: nn.Module) -> None:
+    """Undo `install`."""
+    for norm, act in _pairs(network):
+        norm.__dict__.pop("forward", None)
+        if act is not None:
+            act.__dict__.pop("forward", None)
+
+
+def _done(x: Tensor) -> Tensor:
+    """Stand in for an activation that the norm before it did."""
+    return x
+
+
+def _forward(norm: nn.BatchNorm2d, act: nn.Module | None, x: Tensor) -> Tensor:
+    if not (norm.training and torch.is_grad_enabled() and _fits(x, norm)):
+        y = nn.BatchNorm2d.forward(norm, x)
+        plain: Tensor = y if act is None else type(act).forward(act, y)
+        return plain
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    found: Tensor = _Norm.apply(x, norm.weight, norm.bias, norm, 0 if act is None else KINDS[type(act)])
+    return found
+
+
+def _fits(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    return (
+        x.device.type == norm.weight.device.type == "cpu"
+        and x.dtype in TYPES
+        and norm.weight.dtype == torch.float32
+        and x.ndim == 4
+        and x.shape[1] == norm.num_features
+        and x.numel() > x.shape[1]
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _normed(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d, kind: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the normed and activated maps, mean, and one over the deviation; moves the running statistics."""
+    y, mean, deviation = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.weight)
+    parts = (norm.weight, norm.bias, mean, deviation, norm.running_mean, norm.running_var)
+    failed = getattr(library, f"forward_{TYPES[x.dtype]}")(
+        kind, x.data_ptr(), y.data_ptr(), x.numel() // x.shape[1], x.shape[1], *(_address(part) for part in parts),
+        norm.momentum, norm.eps, _threads(x),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("cannot allocate memory for the sums of a batch norm")
+    return y, mean, deviation
+
+
+def _address(tensor: Tensor | None) -> int:
+    assert tensor is not None
+    return tensor.data_ptr()
+
+
+def _threads(x: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), x.numel() // WORK))
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kind: int) -> Tensor:
+        library = kernels()
+        assert library is not None
+        y, mean, deviation = _normed(library, x, norm, kind)
+        context.save_for_backward(x, weight, bias, mean, deviation)
+        context.kind = kind
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, bias, mean, deviation = context.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+        failed = getattr(kernels(), f"backward_{TYPES[x.dtype]}")(
+            context.kind, x.data_ptr(), gradient.data_ptr(), of_x.data_ptr(), x.numel() // x.shape[1], x.shape[1],
+            *(part.data_ptr() for part in (weight, bias, mean, deviation, of_weight, of_bias)), _threads(x),
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("cannot allocate memory for the sums of a batch norm")
+        return of_x, of_weight, of_bias, None, None
