@@ -116,6 +116,16 @@ def test_importing_convatlas_loads_no_heavy_library() -> None:
     assert run.stdout.strip() == ""
 
 
+def test_networks_that_are_only_counted_load_no_compiler() -> None:
+    script = (
+        "import sys; from convatlas.catalog import CATALOG, grow\n"
+        "for name in CATALOG: grow(name, device='meta')\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("name", convatlas.__all__)
 def test_public_name_is_found(name: str) -> None:
     assert getattr(convatlas, name) is not None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convatlas.costs import Signal, Tally, rule, slide
 from convatlas.errors import SpecError
+from convatlas.layers.init import is_empty
 from convatlas.outline import Box, always, outline
 
 TINY = 1e-9
@@ -53,7 +54,8 @@ class RoutedCapsules(nn.Module):
             raise SpecError(f"routing needs at least one iteration, not {iterations}")
         self.outputs, self.out_size, self.iterations, self.through = outputs, out_size, iterations, through
         self.weight = nn.Parameter(torch.empty(inputs, outputs * out_size, in_size))
-        nn.init.normal_(self.weight, std=0.1)
+        if not is_empty(self):
+            nn.init.normal_(self.weight, std=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         # one matrix product for each input capsule

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from convatlas.costs import Signal, Tally, rule, same, slide
 from convatlas.errors import SpecError
+from convatlas.layers.init import is_empty
 from convatlas.outline import Box, always, outline
 
 Links = tuple[tuple[int, ...], ...]
@@ -118,6 +119,8 @@ def reset_uniform(module: nn.Module) -> None:
     """Draw weights and biases from U(-2.4/F, 2.4/F), F the number of inputs of a unit (LeCun et al. 1989 and 1998)."""
     bounds: dict[nn.Parameter, float]
     for layer in module.modules():
+        if is_empty(layer):
+            continue
         if isinstance(layer, Subsample):
             bounds = {layer.gain: 2.4 / 4, layer.bias: 2.4 / 4}
         elif isinstance(layer, LinkedConv2d):

@@ -31,12 +31,19 @@ def truncated(std: float) -> Draw:
 Tree = TypeVar("Tree", bound=nn.Module)
 
 
+def is_empty(layer: nn.Module) -> bool:
+    """Return whether a layer was made without memory (device "meta"); torch would import its compiler to fill it."""
+    return any(parameter.is_meta for parameter in layer.parameters(recurse=False))
+
+
 def initialise(tree: Tree, *, conv: Draw | None = None, linear: Draw | None = None) -> Tree:
     """Draw the weights of all convolutions and linear layers, set their biases to zero, and return the tree.
 
     A kind that is left out keeps torch's own weights.
     """
     for layer in tree.modules():
+        if is_empty(layer):
+            continue
         draw = conv if isinstance(layer, nn.Conv2d | nn.Conv3d) else linear if isinstance(layer, nn.Linear) else None
         if draw is not None:
             draw(layer.weight)  # type: ignore[arg-type]
