@@ -17,7 +17,7 @@ from convatlas.data.batches import Batch
 from convatlas.errors import RunError, SpecError
 from convatlas.joins import Network
 from convatlas.remembered import Others
-from convatlas.train import RECIPES, Recipe, Settings, compute, run
+from convatlas.train import RECIPES, Recipe, Settings, compute, linear, run
 from convatlas.train.compute import Compute
 from convatlas.train.loop import Average, Learner, train
 from networks import grown, tiny
@@ -382,3 +382,17 @@ def test_a_recipe_that_is_not_for_the_network_leaves_no_folder_behind(tmp_path: 
     with pytest.raises(SpecError, match="no residual branches"):
         ca.fit("digits", "lenet5_modern", recipe=Recipe(drop_path=0.1), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_large_linear_layers_stay_in_float32() -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(2048, 2048), nn.Linear(2048, 10))
+    x = torch.randn(4, 2048)
+    exact = head[0](x)
+    linear.install(head)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head[0](x), exact)
+        assert head[0](x.bfloat16()).dtype == torch.float32
+        assert head(x).dtype == torch.bfloat16
+        linear.remove(head)
+        assert head[0](x).dtype == torch.bfloat16

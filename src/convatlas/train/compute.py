@@ -23,7 +23,7 @@ from convatlas.errors import RunError
 from convatlas.joins import Chain, Network
 from convatlas.remembered import BUSY, Others, Remembered
 from convatlas.specs import Spec
-from convatlas.train import depthwise, norms
+from convatlas.train import depthwise, linear, norms
 
 Layout = Literal["contiguous", "channels_last", "blocked"]
 """How activations lie in memory: channel after channel, pixel after pixel, or in oneDNN's blocks of channels."""
@@ -55,11 +55,13 @@ class Compute:
         """Bring the weights of a network into the layout, and choose its kernels; returns the network."""
         release(network)
         on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-        if on_cpu and self.layout == "channels_last" and not self.compiled:
-            if self.kernels:
+        if on_cpu and not self.compiled:
+            if self.layout == "channels_last" and self.kernels:
                 norms.install(network)
-            if self.precision == "bfloat16":
+            if self.layout == "channels_last" and self.precision == "bfloat16":
                 depthwise.install(network)
+            if self.precision == "bfloat16":
+                linear.install(network)
         lasting = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
         return network.to(memory_format=lasting)
 
@@ -76,8 +78,8 @@ class Compute:
 
 def release(network: nn.Module) -> None:
     """Give a network that was placed torch's own layers back."""
-    depthwise.remove(network)
-    norms.remove(network)
+    for room in (norms, depthwise, linear):
+        room.remove(network)
 
 
 def fits_blocks(network: Network, device: torch.device) -> bool:
