@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, partial
@@ -65,9 +66,22 @@ def _command() -> str | None:
     return shutil.which(os.environ.get("CC") or "cc")
 
 
-@cache
+_LOCK = threading.Lock()
+
+
+def prepare() -> None:
+    """Begin to compile the kernels, if need be, while other work goes on."""
+    threading.Thread(target=kernels, daemon=True).start()
+
+
 def kernels() -> ctypes.CDLL | None:
     """Return the compiled kernels; None where they cannot be compiled, or do not compute what torch does."""
+    with _LOCK:
+        return _kernels()
+
+
+@cache
+def _kernels() -> ctypes.CDLL | None:
     command = _command()
     if command is None:
         return None

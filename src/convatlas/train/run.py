@@ -528,6 +528,8 @@ def start(
     given = opened(weights, spec, name=name, row=row) if weights is not None else None
     source = find(data, download=settings.download, progress=progress)
     recipe = fitted(recipe, source)
+    if device.type == "cpu" and settings.kernels:
+        norms.prepare()
     channels = source.channels if settings.channels is None else settings.channels
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = preprocessing_for(source, usually, spec.resolution, channels, seed, settings)
