@@ -193,6 +193,16 @@ def test_they_are_kept_and_what_is_damaged_is_compiled_again(tmp_path: Path, mon
     norms._kernels.cache_clear()
     assert norms.kernels()
     assert kept.stat().st_size == size
+    monkeypatch.setattr(norms, "_is_faster", lambda _: False)  # what is kept is known to be
+    norms._kernels.cache_clear()
+    assert norms.kernels()
+    kept.unlink()
+    for _ in range(2):
+        norms._kernels.cache_clear()
+        assert norms.kernels() is None
+        assert kept.stat().st_size == 0
+        assert norms.compiler() == "none"
+    monkeypatch.setattr(norms, "_is_faster", lambda _: True)
     monkeypatch.setenv("CONVATLAS_CACHE", os.devnull)
     norms._kernels.cache_clear()
     assert norms.kernels()

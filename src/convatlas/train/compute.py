@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -135,11 +136,22 @@ def keep_heap() -> None:
 
         if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
             return
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    if has_glibc():
         mmap_max, trim_threshold = -4, -1  # malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def trim_heap() -> None:
+    """Give the memory that is kept, and not in use, back to the system."""
+    if has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 REMEMBERED = "compute.json"
@@ -147,8 +159,8 @@ REMEMBERED = "compute.json"
 SMALL_STEP = 3e9
 """Multiply-adds of a step below which nothing is measured: the first candidate is taken."""
 
-ENOUGH = 1.0
-"""Seconds after which ways that were measured once are not measured again."""
+ENOUGH, CLOSE = 1.0, 1.15
+"""Seconds after which ways that were measured once are not measured again, but for those so close to the best one."""
 
 SLOW_AT_FIRST, SLOW = 3.0, 1.3
 """A way that took so many times the best one's time is not measured again: in the first turn, and in later ones."""
@@ -227,6 +239,8 @@ def choose(
     network = grow(spec, classes=classes, channels=channels).to(device)
     others = Others()
     seconds = _measured(network, ways, size, classes, device)
+    del network
+    trim_heap()
     best = min(ways, key=seconds.__getitem__)
     chosen = best if seconds[best] <= WORTH * seconds[ways[0]] else ways[0]
     if others.share() <= BUSY:
@@ -250,8 +264,6 @@ def _measured(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         first = time.perf_counter()
         for turn in range(4):
-            if turn > 1 and time.perf_counter() - first > ENOUGH:
-                break
             latest: dict[Compute, float] = {}
             for way in left:
                 begun = time.perf_counter()
@@ -266,7 +278,9 @@ def _measured(
             if turn:
                 seconds |= {way: min(seconds[way], taken) for way, taken in latest.items()}
             best = min(latest.values(), default=0.0)
-            left = [way for way, taken in latest.items() if taken <= (SLOW if turn else SLOW_AT_FIRST) * best]
+            late = turn > 0 and time.perf_counter() - first > ENOUGH
+            limit = CLOSE if late else SLOW if turn else SLOW_AT_FIRST
+            left = [way for way, taken in latest.items() if taken <= limit * best]
             if len(left) == 1:
                 seconds[left[0]] = min(seconds[left[0]], latest[left[0]])
                 break
