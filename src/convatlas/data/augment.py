@@ -96,11 +96,11 @@ def changed(
     pixels: uint8 (batch, channels, h, w), as prepared for evaluation; or with `aspects`, width over height of each
     picture, whole pictures squeezed into squares, of which random crops are taken.
     """
-    flipped = draw.chosen(FLIP, 0.5 if augment.flip else 0.0)
     if aspects is not None:
+        flipped = draw.chosen(FLIP, 0.5 if augment.flip else 0.0)
         pixels = resized(pixels.float(), *crops(draw, augment.crop, aspects), size=size, flipped=flipped)
     elif augment.flip:
-        pixels = torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        pixels = torch.where(draw.chosen(FLIP, 0.5).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if augment.shift:
         pixels = shifted(pixels, draw, augment.shift, fill)
     if augment.policy != "none":

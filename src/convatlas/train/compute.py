@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Literal, TypeVar, get_args
@@ -66,9 +67,9 @@ class Compute:
         lasting = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
         return network.to(memory_format=lasting)
 
-    def arithmetic(self, device: torch.device) -> torch.autocast:
+    def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which a step's forward pass runs."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def forward(self, network: Network) -> Callable[[Tensor], Tensor]:
         """Return a forward pass of `network` in this way, for the same function and the same parameters."""

@@ -109,7 +109,9 @@ def train(
             sums = torch.stack([loss, learner.criterion.right(outputs, batch.labels).sum().to(loss)])
             ranks.sum([sums])
             value, right = sums.tolist()
-            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip or math.inf)
+            norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+            if recipe.clip:
+                nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
             # waits for the device; the price of never keeping a bad step
             good = math.isfinite(value) and math.isfinite(norm.item())
             if good:
