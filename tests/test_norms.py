@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,21 +164,21 @@ def release_copy(network: nn.Module) -> nn.Module:
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """Kernels are looked for again."""
-    for found in (norms._kernels, norms.compiler):
+    for found in (norms.kernels, norms._compile):
         found.cache_clear()
     yield
-    for found in (norms._kernels, norms.compiler):
+    for found in (norms.kernels, norms._compile):
         found.cache_clear()
 
 
 @pytest.mark.usefixtures("afresh")
-@pytest.mark.parametrize("command", ["no-such-compiler", "false"])
+@pytest.mark.parametrize("command", ["no-such-compiler", "false", "true"])
 def test_without_a_compiler_layers_stay_torchs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", command)
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     assert norms.kernels() is None
-    assert norms.compiler() == "none"
     network = Compute().place(grow(tiny("mobilenet_v2"), classes=5))
+    assert norms.compiler(network) == "none"
     assert not any("forward" in layer.__dict__ for layer in network.modules())
 
 
@@ -190,22 +191,35 @@ def test_they_are_kept_and_what_is_damaged_is_compiled_again(tmp_path: Path, mon
     size = kept.stat().st_size
     kept.unlink()
     kept.write_bytes(b"no library")
-    norms._kernels.cache_clear()
+    norms.kernels.cache_clear()
     assert norms.kernels()
     assert kept.stat().st_size == size
     monkeypatch.setattr(norms, "_is_faster", lambda _: False)  # what is kept is known to be
-    norms._kernels.cache_clear()
+    norms.kernels.cache_clear()
     assert norms.kernels()
     kept.unlink()
     for _ in range(2):
-        norms._kernels.cache_clear()
+        norms.kernels.cache_clear()
         assert norms.kernels() is None
         assert kept.stat().st_size == 0
-        assert norms.compiler() == "none"
+        assert norms.compiler(nn.Sequential(nn.BatchNorm2d(3))) == "none"
     monkeypatch.setattr(norms, "_is_faster", lambda _: True)
     monkeypatch.setenv("CONVATLAS_CACHE", os.devnull)
-    norms._kernels.cache_clear()
+    norms.kernels.cache_clear()
     assert norms.kernels()
+
+
+@needed
+@pytest.mark.usefixtures("afresh")
+def test_they_are_compiled_beforehand_where_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    norms.prepare(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()))
+    state = torch.get_rng_state()
+    assert not [thread for thread in threading.enumerate() if thread.daemon and "_compiled" in thread.name]
+    norms.prepare(nn.Sequential(nn.BatchNorm2d(3)))
+    assert norms.kernels()
+    assert norms._compile.cache_info().misses == 1
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @needed
@@ -226,7 +240,7 @@ def test_a_run_with_them_is_resumed_to_the_same_bits_and_says_so_elsewhere(
     whole, part = (ca.load(tmp_path / name / "model.safetensors").own.state_dict() for name in ("whole", "part"))
     assert all(torch.equal(whole[key], part[key]) for key in whole)
     run = ca.resume(tmp_path / "whole")
-    assert run.config.versions["kernels"] == norms.compiler() != "none"
+    assert run.config.versions["kernels"] == norms.compiler(run.network) != "none"
     assert not any("forward" in layer.__dict__ for layer in run.network.modules())
-    monkeypatch.setattr(norms, "compiler", lambda: "none")
+    monkeypatch.setattr(norms, "compiler", lambda _: "none")
     assert run.changed_versions == {"kernels": (run.config.versions["kernels"], "none")}

@@ -56,16 +56,19 @@ class Compute:
     def place(self, network: Network) -> Network:
         """Bring the weights of a network into the layout, and choose its kernels; returns the network."""
         release(network)
-        on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
-        if on_cpu and not self.compiled:
-            if self.layout == "channels_last" and self.kernels:
-                norms.install(network)
-            if self.layout == "channels_last" and self.precision == "bfloat16":
+        device = next(network.parameters()).device
+        if self.own_norms(device):
+            norms.install(network)
+        if device.type == "cpu" and self.precision == "bfloat16" and not self.compiled:
+            linear.install(network)
+            if self.layout == "channels_last":
                 depthwise.install(network)
-            if self.precision == "bfloat16":
-                linear.install(network)
         lasting = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
         return network.to(memory_format=lasting)
+
+    def own_norms(self, device: torch.device) -> bool:
+        """Return whether norms are computed by our kernels on the device, if there are any."""
+        return device.type == "cpu" and self.kernels and self.layout == "channels_last" and not self.compiled
 
     def arithmetic(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which a step's forward pass runs."""
@@ -227,7 +230,7 @@ def choose(
     macs = cost(network).macs
     if len(ways) == 1 or 3 * macs * batch < SMALL_STEP:
         return Choice(ways[0], {})
-    compiler = norms.compiler() if device.type == "cpu" else ""
+    compiler = norms.compiler(network) if device.type == "cpu" and kernels else "none"
     remembered = Remembered(
         REMEMBERED, device, spec.to_plain(), classes, channels, batch, [asdict(w) for w in ways], compiler
     )

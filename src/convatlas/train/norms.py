@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -32,17 +33,10 @@ from convatlas.files import atomic, cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
 
-FLAGS = [
-    "-O2",
-    "-ftree-vectorize",
-    "-fvect-cost-model=dynamic",
-    "-march=native",
-    "-fopenmp",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
-]
+FLAGS = (
+    "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-march=native", "-fopenmp", "-fno-math-errno",
+    "-fno-trapping-math", "-shared", "-fPIC", *(("-mprefer-vector-width=512",) * (platform.machine() == "x86_64")),
+)  # fmt: skip
 
 KINDS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.SiLU: 4}
 """The activations that the kernels know, and their numbers there; 0 is none."""
@@ -53,58 +47,79 @@ WORK = 2**14
 """So many values are worth a thread."""
 
 
-@cache
-def compiler() -> str:
-    """Return what compiles the kernels, by name and version; "none" where nothing does."""
+def compiler(network: nn.Module) -> str:
+    """Return what compiled the kernels that a network can train with, by name and version; "none" if there are none."""
     command = _command()
-    if not command:
+    if command is None or not any(_pairs(network)) or not kernels():
         return "none"
+    return _version(command)
+
+
+@cache
+def _version(command: str) -> str:
     with suppress(OSError, subprocess.SubprocessError):
         told = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-        return told.partition("\n")[0] if kernels() else "none"
-    return "none"
+        return told.partition("\n")[0]
+    return command
 
 
 def _command() -> str | None:
     return shutil.which(os.environ.get("CC") or "cc")
 
 
-_LOCK = threading.Lock()
-
-
-def prepare() -> None:
-    """Begin to compile the kernels, if need be, while other work goes on."""
-    threading.Thread(target=kernels, daemon=True).start()
-
-
-def kernels() -> ctypes.CDLL | None:
-    """Return the compiled kernels; None where they cannot be compiled, or do not compute what torch does."""
-    with _LOCK:
-        return _kernels()
+def prepare(network: nn.Module) -> None:
+    """Begin to compile the kernels, if a network needs them and there are none yet, while other work goes on."""
+    if any(_pairs(network)) and not _kept().exists():
+        threading.Thread(target=_compiled, daemon=True).start()
 
 
 @cache
-def _kernels() -> ctypes.CDLL | None:
+def kernels() -> ctypes.CDLL | None:
+    """Return the kernels; None where they cannot be compiled, do not compute what torch does, or are not faster."""
+    kept = _kept()
+    with suppress(OSError):
+        # an empty file says that torch is faster here
+        return _loaded(kept) if kept.stat().st_size else None
+    folder = _compiled()
+    if folder is None:
+        return None
+    built = Path(folder.name) / kept.name
+    library = _loaded(built)
+    useful = _agrees(library) and _is_faster(library)
+    with suppress(ConvatlasError, OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(kept) as file:
+            file.write(built.read_bytes() if useful else b"")
+    return library if useful else None
+
+
+def _kept() -> Path:
+    """Return where the cache keeps the kernels for this processor, compiler and torch."""
+    told = "\n".join([
+        str(_command()), *FLAGS, _processor(), torch.__version__, torch.__file__, SOURCE.read_text()
+    ])  # fmt: skip
+    return cache_folder() / "kernels" / f"norms-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+
+
+_LOCK = threading.Lock()
+
+
+def _compiled() -> tempfile.TemporaryDirectory[str] | None:
+    """Compile the kernels, once; return the folder that holds them until the process ends."""
+    with _LOCK:
+        return _compile()
+
+
+@cache
+def _compile() -> tempfile.TemporaryDirectory[str] | None:
     command = _command()
     if command is None:
         return None
-    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
-    told = "\n".join([command, *flags, _processor(), torch.__version__, torch.__file__, SOURCE.read_text()])
-    name = f"norms-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
-    folder = cache_folder() / "kernels"
-    with suppress(OSError):
-        # an empty file says that torch is faster here
-        return _loaded(folder / name) if (folder / name).stat().st_size else None
-    with tempfile.TemporaryDirectory() as beside, suppress(OSError, subprocess.SubprocessError):
-        built = Path(beside) / name
-        subprocess.run([command, *flags, "-o", built, SOURCE, "-lm"], capture_output=True, timeout=60, check=True)
-        library = _loaded(built)
-        useful = _agrees(library) and _is_faster(library)
-        with suppress(ConvatlasError, OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic(folder / name) as file:
-                file.write(built.read_bytes() if useful else b"")
-        return library if useful else None
+    with suppress(OSError, subprocess.SubprocessError):
+        folder = tempfile.TemporaryDirectory()
+        built = Path(folder.name) / _kept().name
+        subprocess.run([command, *FLAGS, "-o", built, SOURCE, "-lm"], capture_output=True, timeout=60, check=True)
+        return folder if built.exists() else None
     return None
 
 
@@ -138,7 +153,8 @@ def _is_faster(library: ctypes.CDLL) -> bool:
 
     They may not be where torch has threads of another kind (OpenMP of Intel or LLVM), which get in each other's way.
     """
-    x = torch.rand(8, 64, 56, 56).contiguous(memory_format=torch.channels_last)
+    shape = (8, 64, 56, 56)
+    x = torch.linspace(-3, 3, math.prod(shape)).view(shape).contiguous(memory_format=torch.channels_last)
     norm = nn.BatchNorm2d(64)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with torch.no_grad():
@@ -162,8 +178,9 @@ def _pairs(network: nn.Module) -> Iterator[tuple[nn.BatchNorm2d, nn.Module | Non
 
 def install(network: nn.Module) -> None:
     """Let the batch norms of a network do their activations while it learns, if there are kernels."""
-    if kernels():
-        for norm, act in _pairs(network):
+    pairs = list(_pairs(network))
+    if pairs and kernels():
+        for norm, act in pairs:
             norm.forward = partial(_forward, norm, act)  # type: ignore[method-assign]
             if act is not None:
                 act.forward = _done

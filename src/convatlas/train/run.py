@@ -213,7 +213,7 @@ class Run:
     @property
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """What the run began with and what runs it now, where they differ; the last bits may then differ, too."""
-        now = _versions(self.device)
+        now = _versions(self.device, self.compute, self.network)
         return {name: (begun, now[name]) for name, begun in self.config.versions.items() if now[name] != begun}
 
     def steps(self) -> Iterator[Step | dict[str, float]]:
@@ -461,10 +461,9 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _versions(device: torch.device) -> dict[str, str]:
-    kernels = norms.compiler() if device.type == "cpu" else "none"
+def _versions(device: torch.device, way: Compute, network: Network) -> dict[str, str]:
     versions = {"convatlas": convatlas.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return versions | {"kernels": kernels}
+    return versions | {"kernels": norms.compiler(network) if way.own_norms(device) else "none"}
 
 
 def load(
@@ -528,9 +527,10 @@ def start(
     given = opened(weights, spec, name=name, row=row) if weights is not None else None
     source = find(data, download=settings.download, progress=progress)
     recipe = fitted(recipe, source)
-    if device.type == "cpu" and settings.kernels:
-        norms.prepare()
     channels = source.channels if settings.channels is None else settings.channels
+    counted = grow(spec, classes=len(source.classes), channels=channels, device="meta")
+    if device.type == "cpu" and settings.kernels:
+        norms.prepare(counted)
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = preprocessing_for(source, usually, spec.resolution, channels, seed, settings)
     dataset = ranks.in_turn(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
@@ -554,7 +554,7 @@ def start(
         ),
         classes=source.classes,
         fingerprint=dataset.fingerprint(),
-        versions=_versions(device),
+        versions=_versions(device, way, counted),
     )  # fmt: skip
     with _cleared_if_refused(folder, ranks):
         run = Run(folder, config, dataset, given, ranks)
