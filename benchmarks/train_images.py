@@ -5,7 +5,8 @@
 FOLDER has train/<class>/*.jpg. All train MobileNetV2 with SGD and momentum on random crops and flips. torchvision's
 side is ImageFolder, its transforms and a DataLoader (0, 1 and 2 workers, kept running) with the plain eager loop;
 timm's is its dataset and loader (2 workers) with the same. convatlas is `Run.steps()`, which begins by decoding the
-pictures into an empty cache and measuring the ways to compute: both are part of its first epoch. Each side has a
+pictures into an empty cache and measuring the ways to compute: both are part of its first epoch. Building network and
+optimiser is part of every side's first epoch; imports and loaders are not. Each side has a
 process of its own; they take turns, an epoch each. Prints images/s of each epoch, and the ratio to the fastest of the
 others.
 """
@@ -55,10 +56,10 @@ def plain(loader: Iterable[Any], classes: int) -> Iterator[int]:
     import torchvision
     from torch.nn import functional as F
 
+    yield 0
     model = torchvision.models.mobilenet_v2(num_classes=classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     model.train()
-    yield 0
     while True:
         done = 0
         for inputs, labels in loader:

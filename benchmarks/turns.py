@@ -18,6 +18,7 @@ def serve(steps: Iterator[Any]) -> None:
     """
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     next(steps)
+    print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         told = next(steps)
@@ -32,6 +33,8 @@ class Side:
         self.process = subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()  # so that none prepares while another is measured
 
     def step(self) -> tuple[float, Any, float]:
         """Return (seconds, what was yielded, peak memory in MB)."""
