@@ -67,6 +67,16 @@ def test_one_of_each_family_races_and_the_better_half_goes_on(idx_folder: Path) 
     assert made.entries[-1].name == "cifar_resnet20"
 
 
+def test_a_race_that_tells_nothing_is_told(idx_folder: Path, tmp_path: Path) -> None:
+    assert choice.guessed(torch.tensor([0, 0, 0, 1])) == pytest.approx(0.75 + 2 * math.sqrt(0.75 * 0.25 / 4))
+    assert choice.guessed(torch.eye(4)) == pytest.approx(0.25 + 2 * math.sqrt(0.25 * 0.75 / 4))
+    made = choose_network(idx_folder, Budget(macs=1e8), recipe=dataclasses.replace(QUICK, lr=0.0), seconds=0.1)
+    assert not made.tells
+    given = ["fit", str(idx_folder), "--model", "auto", "--max-macs", "100M", "--race", "0.1", "--lr", "0"]
+    done = CliRunner().invoke(app, [*given, "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert "no better than guessing" in done.output
+
+
 def test_a_network_that_breaks_down_leaves_the_race(idx_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(runner: choice._Runner, seconds: float) -> None:
         if runner.entry.name == "mobilenet_v2":

@@ -179,7 +179,13 @@ def choice(made: Choice, *, shown: int = 20) -> None:
     table(columns, rows, right=columns[1 : 5 + len(rounds)])
     if len(made.entries) > shown:
         console.print(f"and {len(made.entries) - shown} more, in choice.csv")
-    console.print(f"the best: {made.best.name}\n")
+    console.print(f"the best: {made.best.name}")
+    if not made.tells:
+        errors.print(
+            f"convatlas: after {made.seconds[-1]:.0f} s it is no better than guessing ({made.guessed:.1%}), so the "
+            "race says nothing: give it more time (--race), begin from --weights, or name a network"
+        )
+    console.print()
 
 
 def measured(split: str, result: Result, note: str = "") -> None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from convatlas.catalog import CATALOG, FAMILIES, Stem, adapted, grow, reads_clips
 from convatlas.costs import cost
 from convatlas.data.batches import Feed
 from convatlas.data.decode import read_header
-from convatlas.data.images import Dataset
+from convatlas.data.images import Dataset, Images
 from convatlas.data.randomness import derive_key
 from convatlas.data.sources import Source, find
 from convatlas.devices import device_named
@@ -99,16 +100,23 @@ def published_claim(weights: Weights) -> float:
 class Choice:
     """All networks that keep the budget, the best of the race first, then by latency.
 
-    score: what the race was judged by. seconds: of training that each network had had after each round.
+    score: what the race was judged by. seconds: of training that each network had had after each round. guessed: what
+        is reached, with two standard deviations of so few pictures, by who does not look at them.
     """
 
     entries: tuple[Entry, ...]
     score: str
     seconds: tuple[float, ...]
+    guessed: float = 0.0
 
     @property
     def best(self) -> Entry:
         return self.entries[0]
+
+    @property
+    def tells(self) -> bool:
+        """Whether the best one had learned anything when the race ended, or was alone."""
+        return not self.best.scores or self.best.scores[-1] > self.guessed
 
     def write(self, path: Path) -> None:
         """Write all networks as CSV."""
@@ -158,10 +166,10 @@ def choose_network(
         recipe or usual("default", pretrained=weights is not None)
     )  # fmt: skip
     runners = _runners(fits)
-    raced, given = _race(runners, source, channels, chosen, seed, settings, seconds, progress)
+    raced, given, guessed = _race(runners, source, channels, chosen, seed, settings, seconds, progress)
     names = {entry.name for entry in raced}
     others = sorted((entry for entry in fits if entry.name not in names), key=lambda entry: entry.latency)
-    return Choice((*raced, *others), "mAP" if source.several else "accuracy", given)
+    return Choice((*raced, *others), "mAP" if source.several else "accuracy", given, guessed)
 
 
 def _short_side(source: Source) -> int:
@@ -300,21 +308,34 @@ class _Runner:
             if time.perf_counter() - begun >= seconds:
                 return
 
-    def judge(self) -> float:
-        """Return the score on some pictures of the val split."""
+    @property
+    def judged(self) -> Images:
+        """Some pictures of the val split."""
         val = self.dataset.val
         assert val is not None
-        part = val.subset(torch.arange(0, len(val), -(-len(val) // JUDGED)))
-        return evaluate(plainly(self.average.network, self.steps, self.device), part, self.criterion).score
+        return val.subset(torch.arange(0, len(val), -(-len(val) // JUDGED)))
+
+    def judge(self) -> float:
+        """Return the score on them."""
+        return evaluate(plainly(self.average.network, self.steps, self.device), self.judged, self.criterion).score
+
+
+def guessed(labels: Tensor) -> float:
+    """Return the score of always saying the same, and two standard deviations of it, on so many pictures."""
+    if labels.ndim == 2:  # the average precision of a random order is the share of the pictures
+        share = float(labels[:, labels.sum(0) > 0].mean())
+    else:
+        share = float(torch.bincount(labels).max()) / len(labels)
+    return share + 2 * math.sqrt(share * (1 - share) / len(labels))
 
 
 def _race(
     entries: Sequence[Entry], source: Source, channels: int, recipe: Recipe, seed: int, settings: Settings,
     seconds: float, progress: Progress | None,
-) -> tuple[list[Entry], tuple[float, ...]]:  # fmt: skip
-    """Return the networks, best first, with what they reached, and the seconds that each had had after each round."""
+) -> tuple[list[Entry], tuple[float, ...], float]:  # fmt: skip
+    """Return the networks, best first, with what they reached, and what `Choice` has of `seconds` and `guessed`."""
     if len(entries) == 1:
-        return list(entries), ()
+        return list(entries), (), 0.0
     recipe = fitted(recipe, source)
     if settings.keep_heap and device_named(settings.device).type == "cpu":
         computing.keep_heap()
@@ -359,4 +380,4 @@ def _race(
     ranked = [running[0].entry, *left, *refused]
     if ranked[0].told:
         raise RunError(f"no network could be trained: {ranked[0].told}")
-    return ranked, tuple(had)
+    return ranked, tuple(had), guessed(running[0].judged.labels)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from convatlas.costs import cost
 from convatlas.data.images import Images
+from convatlas.tables import totals
 from convatlas.tasks import metrics, pictures
 from convatlas.tasks.results import Result, Tags
 
@@ -52,7 +53,7 @@ def report(run: Run) -> str:
         "<h2>Is it as sure as it is right?</h2>", _figure(pictures.reliability(result)),
         f"<p>Outputs are divided by a temperature of {run.temperature:.3f}, fitted on val, before they become "
         "probabilities. Dots on the dashed line: right as often as it says.</p>",
-        "<h2>Cost</h2>", _pairs(_cost(run)),
+        "<h2>Cost</h2>", _pairs(totals(cost(run.network))),
         "<h2>How it was trained</h2>",
         _pairs(config.recipe.to_plain() | ({"weights": config.weights} if config.weights else {})),
         "<h2>Data</h2>", _pairs({"fingerprint": config.fingerprint, **config.preprocessing.to_plain()}),
@@ -195,17 +196,6 @@ def _picture(pixels: Tensor) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="png")
     return buffer.getvalue()
-
-
-def _cost(run: Run) -> dict[str, str]:
-    measured = cost(run.network)
-    shape = " x ".join(map(str, run.network.input_shape))
-    return {
-        "parameters": f"{measured.parameters:,}",
-        "multiply-adds": f"{measured.macs:,} for one image of {shape}",
-        "activations": f"{measured.activations:,}",
-        "receptive field": f"{max(measured.receptive_field):,} px",
-    }
 
 
 def _broken(run: Run) -> list[str]:

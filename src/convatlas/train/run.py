@@ -182,10 +182,12 @@ class Run:
         if given:
             fill(network, config.spec, given, fresh_head=given.names != config.classes)
         regularise(network, dropout=config.recipe.dropout, drop_path=config.recipe.drop_path)
-        self.compute = Compute(settings.layout, settings.precision, settings.compiled, settings.kernels)  # type: ignore[arg-type]
+        alone = self.ranks.count == 1  # norms of several processes meet
+        self.compute = Compute(
+            settings.layout, settings.precision, settings.compiled, settings.kernels and alone,  # type: ignore[arg-type]
+        )  # fmt: skip
         self.network: Network = self.compute.place(network.to(self.device))
         if self.ranks.count > 1:
-            norms.remove(self.network)
             synchronise_norms(self.network, self.ranks)
         self.optimizer = config.recipe.build_optimizer(self.network)
         self.average = Average(self.network, config.recipe.average) if config.recipe.average else None
@@ -529,14 +531,15 @@ def start(
     recipe = fitted(recipe, source)
     channels = source.channels if settings.channels is None else settings.channels
     counted = grow(spec, classes=len(source.classes), channels=channels, device="meta")
-    if device.type == "cpu" and settings.kernels:
+    kernels = settings.kernels and ranks.count == 1
+    if device.type == "cpu" and kernels:
         norms.prepare(counted)
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = preprocessing_for(source, usually, spec.resolution, channels, seed, settings)
     dataset = ranks.in_turn(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
     way = None if not ranks.first else computing.choose(
         spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
-        layout=settings.layout, precision=settings.precision, compiled=settings.compiled, kernels=settings.kernels,
+        layout=settings.layout, precision=settings.precision, compiled=settings.compiled, kernels=kernels,
     ).compute  # fmt: skip
     way = ranks.told(way)
     folder = ranks.told(new_folder(out, source.name, name) if ranks.first else None)
