@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from convatlas.catalog import grow
 from convatlas.train import Recipe, depthwise
-from convatlas.train.compute import Compute, has_bfloat16
+from convatlas.train.compute import Compute, has_bfloat16, release
 from convatlas.train.loop import Average
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_a_whole_network_has_the_same_gradients(name: str) -> None:
     for own in (True, False):
         way.place(network)
         if not own:
-            depthwise.remove(network)
+            release(network)
         network.zero_grad()
         torch.manual_seed(1)
         with way.arithmetic(CPU):

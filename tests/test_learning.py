@@ -394,5 +394,5 @@ def test_large_linear_layers_stay_in_float32() -> None:
         assert torch.equal(head[0](x), exact)
         assert head[0](x.bfloat16()).dtype == torch.float32
         assert head(x).dtype == torch.bfloat16
-        linear.remove(head)
+        compute.release(head)
         assert head[0](x).dtype == torch.bfloat16

@@ -284,22 +284,16 @@ class _Runner:
         feed = Feed(
             dataset.train, steps, batch=recipe.batch, seed=seed, augment=recipe.augment, classes=classes, device=device
         )
-        weighed = importance(dataset.train.labels, classes, recipe.balance)
+        weighed = importance(feed.labels, classes, recipe.balance)
         # nobody knows how long it lasts: a rate that rises for some steps and then stays, and an average of the weights
         recipe = dataclasses.replace(
             recipe, epochs=10**6, schedule="constant", warmup=20 / feed.steps, head_epochs=0, patience=0
         )
         self.average, self.criterion, self.device = Average(network, 0.98), CRITERIA[recipe.loss], device
         self.taken: Iterator[Step] = train(
-            network,
-            recipe.build_optimizer(network),
-            feed,
-            recipe,
-            seed=seed,
-            compute=way,
-            average=self.average,
-            importance=None if weighed is None else weighed.to(device),
-        )
+            network, recipe.build_optimizer(network), feed, recipe, seed=seed, compute=way, average=self.average,
+            importance=weighed,
+        )  # fmt: skip
 
     def run(self, seconds: float) -> None:
         """Train for so long, at least one step."""

@@ -39,12 +39,6 @@ def install(network: nn.Module) -> None:
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
 
 
-def remove(network: nn.Module) -> None:
-    """Undo `install`."""
-    for layer in _slow(network):
-        layer.__dict__.pop("forward", None)
-
-
 def _forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
         plain: Tensor = layer._conv_forward(x, layer.weight, layer.bias)

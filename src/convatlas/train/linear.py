@@ -6,7 +6,6 @@ take memory, a third of AlexNet's (docs/results.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -17,22 +16,11 @@ LARGE = 2**22
 """Weights from which on a layer is large."""
 
 
-def _large(network: nn.Module) -> Iterator[nn.Linear]:
-    for layer in network.modules():
-        if type(layer) is nn.Linear and layer.weight.numel() >= LARGE:
-            yield layer
-
-
 def install(network: nn.Module) -> None:
     """Let the large linear layers of a network compute in float32 under autocast."""
-    for layer in _large(network):
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
-
-
-def remove(network: nn.Module) -> None:
-    """Undo `install`."""
-    for layer in _large(network):
-        layer.__dict__.pop("forward", None)
+    for layer in network.modules():
+        if type(layer) is nn.Linear and layer.weight.numel() >= LARGE:
+            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -37,6 +37,8 @@ FLAGS = (
     "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-march=native", "-fopenmp", "-fno-math-errno",
     "-fno-trapping-math", "-shared", "-fPIC", *(("-mprefer-vector-width=512",) * (platform.machine() == "x86_64")),
 )  # fmt: skip
+
+BUILT = "norms.so"
 
 KINDS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.SiLU: 4}
 """The activations that the kernels know, and their numbers there; 0 is none."""
@@ -83,7 +85,7 @@ def kernels() -> ctypes.CDLL | None:
     folder = _compiled()
     if folder is None:
         return None
-    built = Path(folder.name) / kept.name
+    built = Path(folder.name) / BUILT
     library = _loaded(built)
     useful = _agrees(library) and _is_faster(library)
     with suppress(ConvatlasError, OSError):
@@ -117,7 +119,7 @@ def _compile() -> tempfile.TemporaryDirectory[str] | None:
         return None
     with suppress(OSError, subprocess.SubprocessError):
         folder = tempfile.TemporaryDirectory()
-        built = Path(folder.name) / _kept().name
+        built = Path(folder.name) / BUILT
         subprocess.run([command, *FLAGS, "-o", built, SOURCE, "-lm"], capture_output=True, timeout=60, check=True)
         return folder if built.exists() else None
     return None
@@ -186,14 +188,6 @@ def install(network: nn.Module) -> None:
                 act.forward = _done
 
 
-def remove(network: nn.Module) -> None:
-    """Undo `install`."""
-    for norm, act in _pairs(network):
-        norm.__dict__.pop("forward", None)
-        if act is not None:
-            act.__dict__.pop("forward", None)
-
-
 def _done(x: Tensor) -> Tensor:
     """Stand in for an activation that the norm before it did."""
     return x
@@ -224,20 +218,25 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 def _normed(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d, kind: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the normed and activated maps, mean, and one over the deviation; moves the running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     y, mean, deviation = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.weight)
     parts = (norm.weight, norm.bias, mean, deviation, norm.running_mean, norm.running_var)
-    failed = getattr(library, f"forward_{TYPES[x.dtype]}")(
-        kind, x.data_ptr(), y.data_ptr(), x.numel() // x.shape[1], x.shape[1], *(_address(part) for part in parts),
-        norm.momentum, norm.eps, _threads(x),
-    )  # fmt: skip
-    if failed:
-        raise MemoryError("cannot allocate memory for the sums of a batch norm")
+    _call(library, "forward", kind, (x, y), parts, norm.momentum, norm.eps)
     return y, mean, deviation
 
 
-def _address(tensor: Tensor | None) -> int:
-    assert tensor is not None
-    return tensor.data_ptr()
+def _call(
+    library: ctypes.CDLL, way: str, kind: int, maps: Sequence[Tensor], parts: Sequence[Tensor], *numbers: float | None
+) -> None:
+    """Call a kernel with maps of one shape, what there is of each channel, and numbers."""
+    x = maps[0]
+    failed = getattr(library, f"{way}_{TYPES[x.dtype]}")(
+        kind, *(each.data_ptr() for each in maps), x.numel() // x.shape[1], x.shape[1],
+        *(each.data_ptr() for each in parts), *numbers, _threads(x),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("cannot allocate memory for the sums of a batch norm")
 
 
 def _threads(x: Tensor) -> int:
@@ -260,10 +259,8 @@ class _Norm(torch.autograd.Function):
         x, weight, bias, mean, deviation = context.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        failed = getattr(kernels(), f"backward_{TYPES[x.dtype]}")(
-            context.kind, x.data_ptr(), gradient.data_ptr(), of_x.data_ptr(), x.numel() // x.shape[1], x.shape[1],
-            *(part.data_ptr() for part in (weight, bias, mean, deviation, of_weight, of_bias)), _threads(x),
-        )  # fmt: skip
-        if failed:
-            raise MemoryError("cannot allocate memory for the sums of a batch norm")
+        library = kernels()
+        assert library is not None
+        parts = (weight, bias, mean, deviation, of_weight, of_bias)
+        _call(library, "backward", context.kind, (x, gradient, of_x), parts)
         return of_x, of_weight, of_bias, None, None

@@ -299,8 +299,8 @@ class Run:
         return len(state.history) - state.best_epoch >= patience
 
     def _importance(self) -> Tensor | None:
-        found = importance(self.dataset.train.labels, len(self.config.classes), self.config.recipe.balance)
-        return None if found is None else found.to(self.device)
+        labels = self.dataset.train.labels.to(self.device)
+        return importance(labels, len(self.config.classes), self.config.recipe.balance)
 
     def _save(self) -> None:
         if self.ranks.first:
