@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 from torchvision import datasets, transforms
 
-from convatlas.catalog import grow
+from convatlas.models.catalog import grow
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from convatlas.catalog import CATALOG, grow
-from convatlas.keys import translate
-from convatlas.weights import family_of
+from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.keys import translate
+from convatlas.weights.read import family_of
 
 # one network for each family that another library has, the one that is used most
 NAMES = (

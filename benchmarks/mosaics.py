@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convatlas.data.sources import find
+from convatlas.data.open import find
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ import time
 import torch
 from torch import Tensor, nn
 
-from convatlas.joins import Chain
+from convatlas.core.compose import Chain
 from convatlas.layers.conv import activation
-from convatlas.train import compute, norms
+from convatlas.train.cpu import execution, fused_norm
 
 MAPS = [(32, 112), (96, 56), (144, 56), (192, 28), (384, 14), (576, 14), (960, 7)]
 """Channels and sides."""
@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    compute.keep_heap()
-    compiler = norms.compiler(nn.Sequential(nn.BatchNorm2d(1)))
+    execution.keep_heap()
+    compiler = fused_norm.compiler(nn.Sequential(nn.BatchNorm2d(1)))
     print(f"kernels: {compiler}; {options.threads} threads, median of {options.rounds}; ms of torch, of ours")
     print(f"{'activation':<10} {'type':<9} " + " ".join(f"{f'{c} x {side}²':>20}" for c, side in MAPS))
     for act in (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU):
@@ -47,7 +47,7 @@ def main() -> None:
             for channels, side in MAPS:
                 torchs = Chain(nn.BatchNorm2d(channels), activation(act)).train()
                 ours = copy.deepcopy(torchs)
-                norms.install(ours)
+                fused_norm.install(ours)
                 shape = (16, channels, side, side)
                 x, gradient = (torch.randn(shape).to(kind).to(memory_format=torch.channels_last) for _ in range(2))
                 x.requires_grad_()

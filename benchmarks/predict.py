@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convatlas.benchmarking import peak, untrained
-from convatlas.catalog import CATALOG
-from convatlas.costs import cost
-from convatlas.engines import ENGINES, installed
-from convatlas.engines.graphs import example
-from convatlas.model import Model
+from convatlas.core.cost import cost
+from convatlas.engines.onnx_graph import example
+from convatlas.engines.select import ENGINES, installed
+from convatlas.inference.benchmark import peak, untrained
+from convatlas.inference.model import Model
+from convatlas.models.catalog import CATALOG
 
 DEFAULT = [
     "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "vgg16", "lenet5_modern", "resnet18", "googlenet",
@@ -156,11 +156,12 @@ def _inputs(name: str, batch: int) -> Tensor:
 
 def _int8(model: Model, batch: int, pixels: Tensor) -> Callable[[], Any]:
     """Return a run of the 8-bit graph with random weights: for its speed alone."""
-    from convatlas import quantising
-    from convatlas.engines.graphs import onnx_of
-    from convatlas.engines.running import OnnxRuntime, OpenVino
+    from convatlas.engines.onnx_graph import onnx_of
+    from convatlas.engines.onnxruntime import OnnxRuntime
+    from convatlas.engines.openvino import OpenVino
+    from convatlas.inference import quantize
 
-    graph = quantising._static(onnx_of(model.own, model.header), example(model.header, 8), [])
+    graph = quantize._static(onnx_of(model.own, model.header), example(model.header, 8), [])
     data = graph.SerializeToString()
     engines = [OnnxRuntime(data), OpenVino(data, batch=batch)]
     best = min(engines, key=lambda engine: timed({"": lambda: engine.outputs(pixels)}, 3)[""])
@@ -173,7 +174,7 @@ def end_to_end(folder: Path, name: str, rounds: int) -> dict[str, float]:
     from PIL import Image
     from torchvision.transforms import v2
 
-    from convatlas.data.decode import pictures_in
+    from convatlas.data.readers.folder import pictures_in
 
     files = pictures_in(folder)
     network = torchvision.models.get_model(CATALOG[name].peers["torchvision"]).eval()

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from convatlas.data.decode import pictures_in
+from convatlas.data.readers.folder import pictures_in
 
 HEAD = "POST /predict?top=1 HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 

@@ -26,9 +26,9 @@ SIDES = ("convatlas", "torchvision 0", "torchvision 1", "torchvision 2", "timm 2
 
 
 def convatlas(folder: Path, px: int, batch: int) -> Iterator[int]:
-    from convatlas.train import Settings
+    from convatlas.train.fit import start
     from convatlas.train.recipe import recipe
-    from convatlas.train.run import start
+    from convatlas.train.settings import Settings
 
     chosen = recipe("finetune").replaced({
         "epochs": 1000, "batch": batch, "lr": 0.01, "head_epochs": 0, "layer_decay": 1.0, "crop": 0.08,

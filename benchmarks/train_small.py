@@ -24,9 +24,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import datasets, transforms
 
-from convatlas.data.sources import IDX_PARTS, IdxFolder
-from convatlas.train import RECIPES, Settings
-from convatlas.train.run import start
+from convatlas.data.readers.idx import IDX_PARTS, IdxFolder
+from convatlas.train.fit import start
+from convatlas.train.recipe import RECIPES
+from convatlas.train.settings import Settings
 
 
 class LeNet5(nn.Module):

@@ -27,7 +27,7 @@ def plain(name: str, batch: int, size: int) -> Iterator[None]:
     import torchvision
     from torch.nn import functional as F
 
-    from convatlas.catalog import grow, variant
+    from convatlas.models.catalog import grow, variant
 
     row = variant(name)
     if "torchvision" in row.peers:
@@ -54,10 +54,10 @@ def ours(name: str, batch: int, size: int, precision: str) -> Iterator[None]:
     import torch
     from torch import nn
 
-    from convatlas.catalog import adapted, grow, variant
-    from convatlas.data.batches import Feed
-    from convatlas.data.images import Images
-    from convatlas.train import compute
+    from convatlas.data.dataset import Images
+    from convatlas.data.loader import Feed
+    from convatlas.models.catalog import adapted, grow, variant
+    from convatlas.train.cpu import execution
     from convatlas.train.loop import train
     from convatlas.train.recipe import Recipe
 
@@ -67,8 +67,8 @@ def ours(name: str, batch: int, size: int, precision: str) -> Iterator[None]:
     pixels = torch.randint(0, 256, (count, steps.channels, size, size), dtype=torch.uint8)
     images = Images(pixels, torch.randint(10, (count,)), [""] * count)
     device = torch.device("cpu")
-    compute.keep_heap()
-    choice = compute.choose(
+    execution.keep_heap()
+    choice = execution.choose(
         spec, classes=row.classes, channels=steps.channels, batch=batch, device=device, precision=precision
     )
     seconds = {str(way): round(value, 3) for way, value in choice.seconds.items()}

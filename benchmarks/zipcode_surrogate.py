@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convatlas.data.sources import IDX_PARTS, IdxFolder, read_idx
+from convatlas.data.readers.idx import IDX_PARTS, IdxFolder, read_idx
 
 COUNTS = {"train": 7291, "test": 2007}
 

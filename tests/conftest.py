@@ -20,8 +20,11 @@ from PIL import Image
 
 from commands import Command, Outcome
 from convatlas.cli import main as cli
-from convatlas.data.sources import IDX_PARTS
-from convatlas.train import RECIPES, Run, Settings, fit
+from convatlas.data.readers.idx import IDX_PARTS
+from convatlas.train.fit import fit
+from convatlas.train.recipe import RECIPES
+from convatlas.train.run import Run
+from convatlas.train.settings import Settings
 from server import CONTENT, Site, serving
 
 settings.register_profile("quick", deadline=None, max_examples=30)

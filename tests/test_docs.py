@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from convatlas.costs import cost
-from convatlas.diagram import diagram
+from convatlas.core.cost import cost
+from convatlas.draw.diagram import diagram
 from convatlas.errors import SpecError
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-an-architecture.md"

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import convatlas as ca
-from convatlas.catalog import grow
 from convatlas.errors import RunError, SpecError
 from convatlas.layers.channels import DropPath
-from convatlas.train import RECIPES, Recipe, Settings
-from convatlas.train.recipe import recipe
-from convatlas.train.regularise import regularise
+from convatlas.models.catalog import grow
+from convatlas.train.recipe import RECIPES, Recipe, recipe
+from convatlas.train.regularization import regularise
+from convatlas.train.settings import Settings
 
 # --- recipes from files
 

@@ -13,40 +13,54 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from convatlas._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from convatlas.catalog import names as list
-    from convatlas.catalog import show, spec, variant
-    from convatlas.comparing import compare
-    from convatlas.costs import cost
+    from convatlas.core.compose import Chain, Concat, Product, Sum
+    from convatlas.core.cost import cost
+    from convatlas.core.features import at_strides, places
+    from convatlas.core.network import Network, taps
+    from convatlas.core.preprocessing import Preprocessing
+    from convatlas.core.spec import diff
+    from convatlas.core.summary import summary
     from convatlas.errors import ConvatlasError
-    from convatlas.exporting import export
-    from convatlas.features import at_strides, places
-    from convatlas.joins import Chain, Concat, Network, Product, Sum, depth_groups, taps
-    from convatlas.model import Ensemble, evaluate, load, predict
-    from convatlas.preprocessing import Preprocessing
-    from convatlas.scaling import compound, fast, fit_budget
-    from convatlas.specs import diff
-    from convatlas.tables import summary
-    from convatlas.train import Budget, Recipe, Settings, choose_network, cross_validate, fit, resume
-    from convatlas.weights import build, published
+    from convatlas.inference.export import export
+    from convatlas.inference.model import Ensemble, evaluate, load, predict
+    from convatlas.models.catalog import names as list
+    from convatlas.models.catalog import spec, variant
+    from convatlas.models.describe import compare, show
+    from convatlas.models.scaling import compound, fast, fit_budget
+    from convatlas.train.cross_validation import cross_validate
+    from convatlas.train.fit import fit, resume
+    from convatlas.train.optim import depth_groups
+    from convatlas.train.recipe import Recipe
+    from convatlas.train.select_model import Budget, choose_network
+    from convatlas.train.settings import Settings
+    from convatlas.weights.build import build
+    from convatlas.weights.pretrained import published
 
 _ROOMS = {
-    "catalog": ("list", "show", "spec", "variant"),
-    "comparing": ("compare",),
-    "costs": ("cost",),
-    "tables": ("summary",),
+    "core.compose": ("Chain", "Concat", "Product", "Sum"),
+    "core.cost": ("cost",),
+    "core.features": ("at_strides", "places"),
+    "core.network": ("Network", "taps"),
+    "core.preprocessing": ("Preprocessing",),
+    "core.spec": ("diff",),
+    "core.summary": ("summary",),
     "errors": ("ConvatlasError",),
-    "features": ("at_strides", "places"),
-    "joins": ("Chain", "Concat", "Network", "Product", "Sum", "depth_groups", "taps"),
-    "exporting": ("export",),
-    "model": ("Ensemble", "evaluate", "load", "predict"),
-    "preprocessing": ("Preprocessing",),
-    "scaling": ("compound", "fast", "fit_budget"),
-    "specs": ("diff",),
-    "train": ("Budget", "Recipe", "Settings", "choose_network", "cross_validate", "fit", "resume"),
-    "weights": ("build", "published"),
+    "inference.export": ("export",),
+    "inference.model": ("Ensemble", "evaluate", "load", "predict"),
+    "models.catalog": ("list", "spec", "variant"),
+    "models.describe": ("compare", "show"),
+    "models.scaling": ("compound", "fast", "fit_budget"),
+    "train.cross_validation": ("cross_validate",),
+    "train.fit": ("fit", "resume"),
+    "train.optim": ("depth_groups",),
+    "train.recipe": ("Recipe",),
+    "train.select_model": ("Budget", "choose_network"),
+    "train.settings": ("Settings",),
+    "weights.build": ("build",),
+    "weights.pretrained": ("published",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

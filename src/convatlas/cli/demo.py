@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from convatlas.cli import show
-from convatlas.model import load
-from convatlas.tables import fields
-from convatlas.tasks.evaluation import evaluate
-from convatlas.tasks.losses import CRITERIA
-from convatlas.tasks.pictures import draw_overview
+from convatlas.cli import console
+from convatlas.core.summary import fields
+from convatlas.draw.contact_sheet import draw_overview
+from convatlas.inference.model import load
+from convatlas.tasks.classification.evaluate import evaluate
+from convatlas.tasks.classification.losses import CRITERIA
 from convatlas.train import recipe
-from convatlas.train.run import Settings, start
+from convatlas.train.fit import start
+from convatlas.train.settings import Settings
 
 MODEL, EPOCHS, SHOWN = "lenet5_modern", 100, 16
 SETTINGS = Settings(threads=1)  # so that the result is the same on every machine, and a busy one is no slower
@@ -24,13 +25,13 @@ SETTINGS = Settings(threads=1)  # so that the result is the same on every machin
 
 def demo(out: Path | None) -> None:
     """Fit LeNet-5 to the digits that ship with scikit-learn, then use the sealed file as anyone would."""
-    say = show.console.print
+    say = console.console.print
     say("1. Train LeNet-5 on 1,797 handwritten digits (8x8 pixels, embedded in scikit-learn)", style="bold")
     run = start(
         "digits", MODEL, recipe=recipe.RECIPES["default"].replaced({"epochs": EPOCHS}), out=out, settings=SETTINGS
     )
-    show.train(run)
-    show.outcome(run)
+    console.train(run)
+    console.outcome(run)
     test = run.dataset.test
     assert test is not None
 
@@ -52,7 +53,7 @@ def demo(out: Path | None) -> None:
     model = load(run.model_file)
     predictions = model.predict(files)
     rows = [(p.source, f"{p.probability:7.2%}  {p.label}") for p in predictions[:4]]
-    show.table(("picture", "most probable"), [*rows, ("...", "")])
+    console.table(("picture", "most probable"), [*rows, ("...", "")])
 
     picture = run.folder / "overview.png"
     header = model.header

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convatlas.cli import show, use
+from convatlas.cli import console, use
 from convatlas.cli.use import Data, Json
 from convatlas.errors import ConvatlasError, brief
 
@@ -55,7 +55,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the networks, by year, with their exact cost."""
-    from convatlas.catalog import CATALOG, facts, names
+    from convatlas.models.catalog import CATALOG, facts, names
 
     rows = []
     for name in names(pattern, family=family, max_params=max_params):
@@ -67,7 +67,7 @@ def list_(
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
     else:
         shown = [(n, y, size, f"{p:,}", f"{m:,}", t) for n, y, size, p, m, t in rows]
-        show.table(columns, shown, right=("input px", "parameters", "MACs"))
+        console.table(columns, shown, right=("input px", "parameters", "MACs"))
 
 
 @app.command("show", rich_help_panel=LOOK)
@@ -78,9 +78,9 @@ def show_(
     classes: Classes = None,
 ) -> None:
     """Show a network: its card, its layers, its cost."""
-    from convatlas.catalog import show as describe
+    from convatlas.models.describe import show as describe
 
-    show.console.print(describe(name, size=size, channels=channels, classes=classes))
+    console.console.print(describe(name, size=size, channels=channels, classes=classes))
 
 
 @app.command("cost", rich_help_panel=LOOK)
@@ -92,9 +92,9 @@ def cost_(
     as_json: Json = False,
 ) -> None:
     """Print the exact cost of one image through a network."""
-    from convatlas.catalog import measure
-    from convatlas.tables import fields
-    from convatlas.tables import totals as sums
+    from convatlas.core.summary import fields
+    from convatlas.core.summary import totals as sums
+    from convatlas.models.catalog import measure
 
     measured = measure(name, size=size, channels=channels, classes=classes)
     if as_json:
@@ -115,7 +115,7 @@ def cost_(
         ]  # fmt: skip
         print(json.dumps({"name": name, **totals, "layers": layers}, indent=2))
     else:
-        show.console.print(fields(sums(measured)))
+        console.console.print(fields(sums(measured)))
 
 
 @app.command("compare", rich_help_panel=LOOK)
@@ -125,7 +125,7 @@ def compare_(
     as_json: Json = False,
 ) -> None:
     """Put networks side by side: history, exact cost, and where their tables differ."""
-    from convatlas.comparing import compare
+    from convatlas.models.describe import compare
 
     compared = compare(*networks, size=size)
     if as_json:
@@ -133,7 +133,7 @@ def compare_(
         print(json.dumps({"networks": rows, "cells": compared.cells}, indent=2, ensure_ascii=False))
         return
     numbers = ("year", "input px", "layers", "parameters", "MACs", "activations", "sees px")
-    show.table(
+    console.table(
         ("name", *numbers, "known for", "reported, top-1 / top-5"),
         [
             (
@@ -144,13 +144,13 @@ def compare_(
         ],
         right=numbers,
     )  # fmt: skip
-    show.console.print()
+    console.console.print()
     for row in compared.rows:
-        show.console.print(f"{row.title}: {row.innovation}")
+        console.console.print(f"{row.title}: {row.innovation}")
     if compared.cells:
-        show.console.print()
+        console.console.print()
         cells = [(cell, *("" if v is None else v for v in values)) for cell, values in compared.cells.items()]
-        show.table(("cell", *(row.name for row in compared.rows)), cells)
+        console.table(("cell", *(row.name for row in compared.rows)), cells)
 
 
 @app.command("draw", rich_help_panel=LOOK)
@@ -163,22 +163,22 @@ def draw_(
     small: Small = False,
 ) -> None:
     """Draw a network: its stages as columns of boxes, branches side by side, skips as arcs."""
-    from convatlas.catalog import grow, variant
-    from convatlas.diagram import diagram, save
+    from convatlas.draw.diagram import diagram, save
+    from convatlas.models.catalog import grow, variant
 
     row, stem = variant(name), "small" if small else "own"
     network = grow(name, resolution=size, channels=channels, classes=classes, stem=stem, device="meta")  # type: ignore[arg-type]
     figure = diagram(network, title=f"{row.card.title} ({row.card.year})")
-    show.console.print(str(save(figure, out or Path(f"{name}.svg"))))
+    console.console.print(str(save(figure, out or Path(f"{name}.svg"))))
 
 
 @app.command("timeline", rich_help_panel=LOOK)
 def timeline_(out: Out = None) -> None:
     """Draw the history of the networks, by what they are known for."""
-    from convatlas.diagram import save
-    from convatlas.timeline import timeline
+    from convatlas.draw.diagram import save
+    from convatlas.draw.timeline import timeline
 
-    show.console.print(str(save(timeline(), out or Path("timeline.svg"))))
+    console.console.print(str(save(timeline(), out or Path("timeline.svg"))))
 
 
 @app.command("scale", rich_help_panel=LOOK)
@@ -197,11 +197,11 @@ def scale_(
     as_json: Json = False,
 ) -> None:
     """Scale a network by factors, by a rule or to a budget, and print its table and exact cost."""
-    from convatlas import scaling
-    from convatlas.catalog import grow, variant
-    from convatlas.costs import cost
-    from convatlas.tables import fields
-    from convatlas.tables import totals as sums
+    from convatlas.core.cost import cost
+    from convatlas.core.summary import fields
+    from convatlas.core.summary import totals as sums
+    from convatlas.models import scaling
+    from convatlas.models.catalog import grow, variant
 
     ways = [phi is not None, fast is not None, macs is not None or params is not None]
     if sum(ways) > 1:
@@ -223,8 +223,8 @@ def scale_(
     if as_json:
         print(json.dumps({"spec": spec.to_plain(), "parameters": measured.parameters, "macs": measured.macs}, indent=2))
         return
-    show.console.print(repr(spec))
-    show.console.print(fields(sums(measured)))
+    console.console.print(repr(spec))
+    console.console.print(fields(sums(measured)))
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -295,11 +295,12 @@ def fit(
     download: Download = False,
 ) -> None:
     """Train a network and seal the best weights into a model file."""
-    from convatlas.catalog import variant
+    from convatlas.models.catalog import variant
     from convatlas.train import recipe as recipes
-    from convatlas.train.choice import Budget, choose_network
-    from convatlas.train.folds import cross_validate
-    from convatlas.train.run import Settings, start
+    from convatlas.train.cross_validation import cross_validate
+    from convatlas.train.fit import start
+    from convatlas.train.select_model import Budget, choose_network
+    from convatlas.train.settings import Settings
 
     own = "default" if model == "auto" else variant(model).recipe
     chosen = recipes.recipe(recipe or recipes.usual(own, pretrained=weights is not None))
@@ -317,28 +318,28 @@ def fit(
     limited = {what: _number(f"--max-{what}", value) for what, value in limits.items() if value is not None}
     choice = None
     if model == "auto":
-        with show.reading() as progress:
+        with console.reading() as progress:
             choice = choose_network(
                 data, Budget(**limited), weights=weights, recipe=changed, seed=seed, settings=settings, seconds=race,
                 progress=progress,
             )  # fmt: skip
-        show.choice(choice)
+        console.choice(choice)
         model, weights, settings = choice.best.name, choice.best.weights or None, choice.settings(settings)
     elif limited:
         raise ConvatlasError(f"--max-{next(iter(limited))} is for --model auto")
     if folds:
         if find_lr:
             raise ConvatlasError("--lr find is for one run; find the rate first, then give it to --folds")
-        with show.reading() as progress:
+        with console.reading() as progress:
             crossed = cross_validate(
                 data, model, folds=folds, weights=weights, recipe=changed, seed=seed, out=out, settings=settings,
-                drive=show.fold, progress=progress,
+                drive=console.fold, progress=progress,
             )  # fmt: skip
         if choice:
             choice.write(crossed.folder / "choice.csv")
-        show.folds(crossed)
+        console.folds(crossed)
         return
-    with show.reading() as progress:
+    with console.reading() as progress:
         run = start(
             data, model, weights=weights, recipe=changed, seed=seed, out=out, settings=settings, find_lr=find_lr,
             progress=progress,
@@ -346,10 +347,10 @@ def fit(
     if choice and run.ranks.first:
         choice.write(run.folder / "choice.csv")
     if find_lr:
-        show.console.print(f"learning rate {run.config.recipe.lr:.2g}, found by a search")
-    show.begun(run)
-    show.train(run)
-    show.outcome(run)
+        console.console.print(f"learning rate {run.config.recipe.lr:.2g}, found by a search")
+    console.begun(run)
+    console.train(run)
+    console.outcome(run)
 
 
 UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -385,18 +386,18 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")],
 ) -> None:
     """Go on with a run that was stopped, as if it never was."""
-    from convatlas.train.run import reopen
+    from convatlas.train.fit import reopen
 
-    with show.reading() as progress:
+    with console.reading() as progress:
         opened = reopen(run, progress=progress)
     if opened.state.finished:
-        show.console.print(f"{run} is finished; its model file is {opened.model_file}")
+        console.console.print(f"{run} is finished; its model file is {opened.model_file}")
         return
     for name, (begun, now) in opened.changed_versions.items():
-        show.errors.print(f"convatlas: the run began with {name} {begun}, now it is {now}: the last bits may differ")
-    show.console.print(f"{opened.config.model}: going on at step {opened.state.step:,}")
-    show.train(opened)
-    show.outcome(opened)
+        console.errors.print(f"convatlas: the run began with {name} {begun}, now it is {now}: the last bits may differ")
+    console.console.print(f"{opened.config.model}: going on at step {opened.state.step:,}")
+    console.train(opened)
+    console.outcome(opened)
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -422,15 +423,15 @@ def data_check(
 ) -> None:
     """Look at every picture: unreadable ones, sizes, few of a class, copies, the same in two splits."""
     from convatlas.data.check import check
-    from convatlas.data.sources import find
+    from convatlas.data.open import find
 
-    with show.reading() as progress:
+    with console.reading() as progress:
         source = find(data, download=download, progress=progress)
         if sheet is not None and source.listings["train"].pixels is not None:
             raise ConvatlasError(f"--sheet: {data} holds arrays; a sheet is of picture files")
         checked = check(source, progress=progress)
     if sheet is not None:
-        from convatlas.tasks.pictures import draw_sheet
+        from convatlas.draw.contact_sheet import draw_sheet
 
         draw_sheet(checked, sheet)
     if as_json:
@@ -438,19 +439,19 @@ def data_check(
         return
     splits = list(checked.counts)
     rows = [(name, *(f"{checked.counts[s][i]:,}" for s in splits)) for i, name in enumerate(checked.classes)]
-    show.table(("class", *splits), [*rows, ("", *(f"{sum(checked.counts[s]):,}" for s in splits))], right=splits)
-    show.console.print()
+    console.table(("class", *splits), [*rows, ("", *(f"{sum(checked.counts[s]):,}" for s in splits))], right=splits)
+    console.console.print()
     small, middle, large = (f"{w} x {h}" for w, h in checked.sizes)
-    show.console.print(f"sizes: {small} to {large}, the middle one {middle}")
-    show.console.print(f"stored as {', '.join(f'{mode} ({n:,})' for mode, n in checked.modes.items())}")
+    console.console.print(f"sizes: {small} to {large}, the middle one {middle}")
+    console.console.print(f"stored as {', '.join(f'{mode} ({n:,})' for mode, n in checked.modes.items())}")
     for line in checked.findings() or ["nothing to complain about"]:
-        show.console.print(f"- {line}")
+        console.console.print(f"- {line}")
     for picture in checked.broken[:10]:
-        show.console.print(f"  {picture.name}: {picture.broken}")
+        console.console.print(f"  {picture.name}: {picture.broken}")
     for group in [*checked.leaks, *checked.contradictions][:10]:
-        show.console.print("  " + " = ".join(f"{p.name} ({p.split}, {checked.named(p)})" for p in group[:4]))
+        console.console.print("  " + " = ".join(f"{p.name} ({p.split}, {checked.named(p)})" for p in group[:4]))
     if sheet is not None:
-        show.console.print(str(sheet))
+        console.console.print(str(sheet))
 
 
 def _told(checked: Any) -> dict[str, Any]:
@@ -484,7 +485,7 @@ def weights_list(
     as_json: Json = False,
 ) -> None:
     """List published weights: what is claimed for them, their licence, and whether they are at hand."""
-    from convatlas.weights import every, published
+    from convatlas.weights.pretrained import every, published
 
     found = list(every()) if name is None else published(name)
     if as_json:
@@ -498,9 +499,9 @@ def weights_list(
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     if not found:
-        show.console.print(f"{name}: no weights are published by the libraries that are installed here")
+        console.console.print(f"{name}: no weights are published by the libraries that are installed here")
         return
-    show.table(
+    console.table(
         ("weights", "px", "claimed", "licence", "at hand"),
         [
             (
@@ -516,11 +517,12 @@ def weights_list(
 @weights_app.command("pull")
 def weights_pull(name: Published) -> None:
     """Fetch weights into the cache and check their digest."""
-    from convatlas.weights import find, pull
+    from convatlas.weights.fetch import pull
+    from convatlas.weights.pretrained import find
 
-    with show.reading() as progress:
+    with console.reading() as progress:
         path = pull(find(name), progress=progress)
-    show.console.print(str(path))
+    console.console.print(str(path))
 
 
 @weights_app.command("import")
@@ -529,9 +531,10 @@ def weights_import(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The published file, brought here by hand.")],
 ) -> None:
     """Bring in a file where there is no network: check its digest and put it into the cache."""
-    from convatlas.weights import find, import_file
+    from convatlas.weights.fetch import import_file
+    from convatlas.weights.pretrained import find
 
-    show.console.print(str(import_file(find(name), file)))
+    console.console.print(str(import_file(find(name), file)))
 
 
 @weights_app.command("verify")
@@ -545,9 +548,9 @@ def weights_verify(
     as_json: Json = False,
 ) -> None:
     """Measure weights on labelled photographs, beside their own library's class, image by image."""
-    from convatlas.ledger import record, verify
+    from convatlas.inference.verify import record, verify
 
-    with show.reading() as progress:
+    with console.reading() as progress:
         row = verify(name, data, file=file, progress=progress)
     if ledger is not None:
         record(row, shlex.join(["convatlas", *sys.argv[1:]]), ledger)
@@ -563,37 +566,37 @@ def weights_verify(
         for side, (first, five) in measured.items()
     ]
     columns = ("", "top-1", "share", "top-5", "share")
-    show.table(columns, lines, right=columns[1:])
-    show.console.print(f"top-1 lies between {low:.1%} and {high:.1%} (95 %)")
+    console.table(columns, lines, right=columns[1:])
+    console.console.print(f"top-1 lies between {low:.1%} and {high:.1%} (95 %)")
     if row.peer:
-        show.console.print(
+        console.console.print(
             f"the five most probable classes are the same, in the same order, for {row.peer[2]} of {n} photographs; "
             f"largest difference of a probability {row.difference:.1e}"
         )
     if row.claimed:
-        show.console.print(f"claimed: {row.claimed}" + ("" if row.published else ", of the published file"))
-    show.console.print(f"sha256 {row.digest}" + ("" if row.published else ": not the published file"))
+        console.console.print(f"claimed: {row.claimed}" + ("" if row.published else ", of the published file"))
+    console.console.print(f"sha256 {row.digest}" + ("" if row.published else ": not the published file"))
 
 
 def main() -> None:
     """Run the command; errors that a user can mend are one line, with exit code 2."""
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
-        show.console.quiet = True
+        console.console.quiet = True
     try:
         app(standalone_mode=True)
     except ConvatlasError as error:
-        show.errors.print(f"convatlas: {error}", style="red")
+        console.errors.print(f"convatlas: {error}", style="red")
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        from convatlas.train.compute import out_of_memory
+        from convatlas.train.cpu.execution import out_of_memory
 
         if not out_of_memory(error):
             raise
-        show.errors.print(
+        console.errors.print(
             f"convatlas: memory does not suffice ({brief(error)}); use a smaller --batch or --size, or fewer pictures",
             style="red",
         )
         sys.exit(2)
     except OSError as error:  # what no check foresaw: a path that is too long, a folder that may not be read
-        show.errors.print(f"convatlas: {error.filename or 'file'}: {error.strerror or error}", style="red")
+        console.errors.print(f"convatlas: {error.filename or 'file'}: {error.strerror or error}", style="red")
         sys.exit(2)

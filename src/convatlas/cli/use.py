@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convatlas.cli import show
+from convatlas.cli import console
 from convatlas.errors import ConvatlasError
 
 if TYPE_CHECKING:
-    from convatlas.model import Model
-    from convatlas.predicting import Encoded, Prediction
+    from convatlas.inference.model import Model
+    from convatlas.inference.predict import Encoded, Prediction
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 File = Annotated[
@@ -68,8 +68,8 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
 ) -> None:
     """Name what is in pictures. Unreadable ones are reported, the others answered; the exit code is then 2."""
-    from convatlas.model import Ensemble
-    from convatlas.predicting import Asked
+    from convatlas.inference.model import Ensemble
+    from convatlas.inference.predict import Asked
 
     if as_json and as_csv:
         raise ConvatlasError("choose one of --json and --csv")
@@ -81,7 +81,7 @@ def predict(
     printer = _Printer(answering.classes, top, as_json=as_json, as_csv=as_csv, several=_several(models[0]))
     begun, done, broken = time.perf_counter(), 0, []
     shown: list[tuple[str, str, float]] = []
-    with show.reading() as progress, printer as say:
+    with console.reading() as progress, printer as say:
         for prediction in answering.stream(pictures, asked):
             done += 1
             if prediction.error:
@@ -92,14 +92,14 @@ def predict(
             progress("predicting", done, count or done)
     taken = time.perf_counter() - begun
     if sheet is not None and shown:
-        from convatlas.tasks.pictures import draw_answers
+        from convatlas.draw.contact_sheet import draw_answers
 
         draw_answers(shown, sheet)
-        show.errors.print(str(sheet))
+        console.errors.print(str(sheet))
     if done > 1 and taken > 2:
-        show.errors.print(f"{done:,} pictures in {taken:.1f} s, {done / taken:,.1f} images/s; {models[0].engine}")
+        console.errors.print(f"{done:,} pictures in {taken:.1f} s, {done / taken:,.1f} images/s; {models[0].engine}")
     for each in broken:
-        show.errors.print(f"convatlas: {each.error}", style="red")
+        console.errors.print(f"convatlas: {each.error}", style="red")
     if broken:
         raise typer.Exit(2)
 
@@ -110,7 +110,7 @@ def _several(model: Model) -> bool:
 
 def _model(name: str, engine: str, device: str, *, batch: int, pictures: int | None = None) -> Model:
     """Open a model on an engine, and say which one was chosen where there was a choice."""
-    from convatlas.model import load
+    from convatlas.inference.model import load
 
     runtime = engine in ("onnxruntime", "openvino")  # which run on the CPU, and have their graphs made there
     model = load(name, device="cpu" if runtime and device == "auto" else device)
@@ -120,9 +120,9 @@ def _model(name: str, engine: str, device: str, *, batch: int, pictures: int | N
         return model
     chosen = model.choose(engine, batch=batch, pictures=pictures)
     if chosen.seconds:
-        show.errors.print(f"engine for {batch} at once: {chosen}")
+        console.errors.print(f"engine for {batch} at once: {chosen}")
     for other, why in chosen.refused.items():
-        show.errors.print(f"engine {other} left out: {why}")
+        console.errors.print(f"engine {other} left out: {why}")
     return dataclasses.replace(model, given=chosen.engine)
 
 
@@ -145,7 +145,7 @@ class _Printer:
         if self.rows:
             answers = ("is",) * self.said
             rows = [row if self.said else (row[0], *row[2:]) for row in self.rows]
-            show.table(("picture", *answers, "most probable", *("next",) * (self.top - 1)), rows)
+            console.table(("picture", *answers, "most probable", *("next",) * (self.top - 1)), rows)
 
     def json(self, p: Prediction) -> None:
         line = {"source": p.source, "error": p.error} if p.error else {
@@ -168,7 +168,7 @@ class _Printer:
 
 def _pictures(images: list[str], *, fetch: bool) -> tuple[Iterable[Path | str | Encoded], int | None]:
     """Return what is to be looked at, and how many that are; None where standard input says it as it goes."""
-    from convatlas.data.decode import pictures_in
+    from convatlas.data.readers.folder import pictures_in
 
     if images == ["-"]:
         return _from_input(), None
@@ -194,7 +194,7 @@ def _pictures(images: list[str], *, fetch: bool) -> tuple[Iterable[Path | str | 
 
 def _from_input() -> Iterator[Path | Encoded]:
     """Yield the pictures that standard input names, one in a line, or the one that it is."""
-    from convatlas.predicting import Encoded
+    from convatlas.inference.predict import Encoded
 
     source = sys.stdin.buffer
     first = source.readline()
@@ -226,9 +226,9 @@ def evaluate(
 ) -> None:
     """Measure a model on a data set, class by class."""
     opened = _model(model, engine or "torch", device, batch=64, pictures=None if engine else 0)
-    with show.reading() as progress:
+    with console.reading() as progress:
         split, result, broken = opened.evaluate(data, split=split, max_broken=max_broken, progress=progress)
-    columns, rows = show.by_class(result, opened.classes)
+    columns, rows = console.by_class(result, opened.classes)
     if as_json:
         classes = {name: dict(zip(columns[1:], values, strict=True)) for name, *values in rows}
         unread = [dataclasses.asdict(picture) for picture in broken]
@@ -241,10 +241,10 @@ def evaluate(
     shown = [
         tuple("" if v is None else f"{v:.2%}" if isinstance(v, float) else str(v) for v in values) for values in rows
     ]
-    show.table(columns, shown, right=columns[1:])
+    console.table(columns, shown, right=columns[1:])
     whole = "; all pictures: a flattering number if the network was trained on some of them"
-    show.measured(split, result, whole if split == "all" else "")
-    show.left_out(broken)
+    console.measured(split, result, whole if split == "all" else "")
+    console.left_out(broken)
 
 
 def export(
@@ -264,8 +264,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model for other programs, with its preprocessing; only if it answers the same on real pictures."""
-    from convatlas.exporting import SUFFIXES, export
-    from convatlas.model import load
+    from convatlas.inference.export import SUFFIXES, export
+    from convatlas.inference.model import load
 
     opened = load(model)
     if out is None:
@@ -273,7 +273,7 @@ def export(
         beside = path if path.is_file() else Path(model.replace("@", "-").replace(":", "-"))
         ending = "-int8" * (int8 is not None) + SUFFIXES.get(to, "")
         out = beside.with_name(beside.name.removesuffix(".safetensors") + ending)
-    with show.reading() as progress:
+    with console.reading() as progress:
         made = export(opened, to, out, check=check, int8=int8, most_lost=most_lost / 100, progress=progress)
     if as_json:
         print(json.dumps({**dataclasses.asdict(made), "path": str(made.path)}, indent=2, ensure_ascii=False))
@@ -283,18 +283,20 @@ def export(
         rows = [
             (layer.name, f"{layer.decibels:.1f}", "float32" if layer.kept else "int8") for layer in made.layers[:10]
         ]
-        show.table(("layer", "dB", ""), rows, right=("dB",))
-        show.console.print(f"signal to noise of the {len(rows)} worst of {len(made.layers)} layers; {kept} in float32")
+        console.table(("layer", "dB", ""), rows, right=("dB",))
+        console.console.print(
+            f"signal to noise of the {len(rows)} worst of {len(made.layers)} layers; {kept} in float32"
+        )
     same, n = made.parity.same, made.parity.pictures
-    show.console.print(
+    console.console.print(
         f"{same} of {n} pictures with the same answer, probabilities up to {made.parity.difference:.1e} apart"
     )
     if made.parity.accuracy:
         before, after = made.parity.accuracy
-        show.console.print(f"accuracy {before:.2%} in float32, {after:.2%} in int8")
+        console.console.print(f"accuracy {before:.2%} in float32, {after:.2%} in int8")
     files = [made.path, made.path.with_suffix(".bin")] if made.format == "openvino" else [made.path]
     size = sum(file.stat().st_size for file in files) / 2**20
-    show.console.print(f"{' and '.join(map(str, files))}: {size:.1f} MiB")
+    console.console.print(f"{' and '.join(map(str, files))}: {size:.1f} MiB")
 
 
 def bench(
@@ -314,10 +316,10 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure on this machine: latency, images/s, memory and load time, by engine and batch."""
-    from convatlas.benchmarking import benchmark, draw, numbers, write
+    from convatlas.inference.benchmark import benchmark, draw, numbers, write
 
     sizes = numbers("--batches", batches)
-    with show.reading() as progress:
+    with console.reading() as progress:
         rows = benchmark(
             models, engines=[name for name in engines.split(",") if name], batches=sizes, seconds=seconds, data=data,
             progress=progress,
@@ -331,7 +333,7 @@ def bench(
         return
     columns = ("model", "engine", "batch", "p50 ms", "p95 ms", "min ms", "images/s", "MiB", "load s")
     scored = any(row.accuracy is not None for row in rows)
-    show.table(
+    console.table(
         (*columns, *("accuracy",) * scored),
         [
             (
@@ -364,15 +366,15 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait; more are refused with 503.")] = 1024,
 ) -> None:
     """Answer about pictures over HTTP: POST /predict; /health, /metrics and /openapi.json beside it."""
-    from convatlas.engines.graphs import needed
+    from convatlas.system.extras import needed
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         needed(library, "serve")
-    from convatlas.serving import Limits, listen, run
+    from convatlas.inference.serve import Limits, listen, run
 
     listening = listen(host, port)
     opened = _model(model, engine, device, batch=batch)
     limits = Limits(
         batch=batch, wait=wait / 1000, bytes=max_bytes, images=max_images, pixels=max_pixels, queue=queue
     )  # fmt: skip
-    run(opened, limits, listening, token=token, say=lambda text: show.errors.print(text))
+    run(opened, limits, listening, token=token, say=lambda text: console.errors.print(text))

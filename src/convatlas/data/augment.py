@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convatlas.data.randomness import derive_key, uniform
+from convatlas.data.rng import derive_key, uniform
 from convatlas.errors import SpecError
 
 Policy = Literal["none", "trivial", "rand"]

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convatlas.data.decode import read_header, read_shares
-from convatlas.data.images import Listing
-from convatlas.data.sources import Source
-from convatlas.download import Progress, sha256
+from convatlas.data.decode.headers import read_header
+from convatlas.data.decode.pixels import read_shares
+from convatlas.data.samples import Listing
+from convatlas.data.source import Source
 from convatlas.errors import DataError
+from convatlas.system.files import sha256
+from convatlas.system.progress import Progress
 
 NEAR = 3
 """So many of the 64 bits of two pictures' hashes may differ for them to count as nearly the same."""

@@ -1,4 +1,4 @@
-"""Splits: pictures set aside, class by class, decided by a seed."""
+"""Where pictures come from: the embedded digits, IDX files (MNIST and kin), folders of picture files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.images import Listing
+from convatlas.data.samples import Listing
 from convatlas.errors import DataError
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 VAL_SHARE, VAL_LIMIT = 0.2, 5_000
 """The share of the training pictures, and their largest number, set aside to choose the best epoch."""

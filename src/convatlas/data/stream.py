@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convatlas.data.decode import read_picture
-from convatlas.preprocessing import Preprocessing
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.decode.pixels import read_picture
 
 
 def readied(path: Path, steps: Preprocessing, *, roomy: bool) -> tuple[Tensor, float]:

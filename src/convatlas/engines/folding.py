@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from convatlas.joins import Network, is_chain, unrolled
+from convatlas.core.compose import unrolled
+from convatlas.core.network import Network, is_chain
 from convatlas.layers.channels import DropPath
 
 Convolution = nn.Conv2d | nn.Conv3d

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from convatlas.costs import Signal, Tally, rule, slide
+from convatlas.core.cost import Signal, Tally, rule, slide
+from convatlas.core.outline import Box, always, outline
 from convatlas.errors import SpecError
 from convatlas.layers.init import is_empty
-from convatlas.outline import Box, always, outline
 
 TINY = 1e-9
 """Keeps the gradient of a length finite at zero."""

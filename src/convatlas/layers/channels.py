@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convatlas.costs import PairSignal, Signal, Tally, rule, same, walk
-from convatlas.joins import Chain, Pair
-from convatlas.outline import Box, always, outline
+from convatlas.core.compose import Chain, Pair
+from convatlas.core.cost import PairSignal, Signal, Tally, rule, same, walk
+from convatlas.core.outline import Box, always, outline
 
 
 class Select(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from convatlas.joins import Chain, Product
+from convatlas.core.compose import Chain, Product
 
 Activation = type[nn.Module]
 Size = int | tuple[int, int]

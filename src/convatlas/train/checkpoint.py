@@ -13,7 +13,7 @@ import torch
 from torch import nn, optim
 
 from convatlas.errors import RunError, brief
-from convatlas.files import atomic
+from convatlas.system.files import atomic
 from convatlas.train.loop import Average
 
 

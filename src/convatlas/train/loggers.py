@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from convatlas.download import offline
 from convatlas.errors import RunError
+from convatlas.system.download import offline
 from convatlas.train.loop import Step
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn, optim
 
-from convatlas.data.batches import Batch, Feed
-from convatlas.data.randomness import derive_key
+from convatlas.core.network import Network
+from convatlas.data.loader import Batch, Feed
+from convatlas.data.rng import derive_key
 from convatlas.errors import RunError, brief
-from convatlas.joins import Network
-from convatlas.tasks.losses import CRITERIA
-from convatlas.train.compute import Compute, out_of_memory
-from convatlas.train.ranks import Ranks
+from convatlas.tasks.classification.losses import CRITERIA
+from convatlas.train.cpu.execution import Compute, out_of_memory
+from convatlas.train.distributed import Ranks
 from convatlas.train.recipe import Recipe
 
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 from torch import optim
 
+from convatlas.core.network import Network
 from convatlas.data.augment import Augment
 from convatlas.errors import SpecError, brief, nearest
-from convatlas.joins import Network, depth_groups
-from convatlas.tasks.losses import CRITERIA, SMOOTHED
+from convatlas.tasks.classification.losses import CRITERIA, SMOOTHED
+from convatlas.train.optim import depth_groups
 
 Optimizer = Literal["sgd", "adamw", "rmsprop"]
 Schedule = Literal["constant", "cosine", "onecycle"]
@@ -34,7 +35,7 @@ class Recipe:
     momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
     weight_decay: on weights only, never on biases, gains and norms.
     clip: largest norm of the gradient of all weights; a longer one is shortened. 0: as it is.
-    loss: one of convatlas.tasks.losses; where pictures may be of several classes, cross entropy becomes binary.
+    loss: one of tasks.classification.losses; for multi-label data, cross entropy becomes binary cross entropy.
     smoothing: share of the target that is spread over all classes (cross entropies only).
     balance: weight of a class in the loss: its share of the pictures to the power of -balance. 0: all alike; 1: as if
         all classes had equally many pictures.

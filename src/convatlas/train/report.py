@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from convatlas.costs import cost
-from convatlas.data.images import Images
-from convatlas.tables import totals
-from convatlas.tasks import metrics, pictures
-from convatlas.tasks.results import Result, Tags
+from convatlas.core.cost import cost
+from convatlas.core.summary import totals
+from convatlas.data.dataset import Images
+from convatlas.draw import charts, style
+from convatlas.tasks.classification import metrics
+from convatlas.tasks.classification.results import Result, Tags
 
 if TYPE_CHECKING:
     from convatlas.train.run import Run
@@ -47,10 +48,10 @@ def report(run: Run) -> str:
         f"{_text(config.settings.device)}, {_text(run.compute)}; {run.state.seconds:,.0f} s of training</p>",
         f"<p>{_headline(split, numbers)}{chosen}</p>",
         _splits(run),
-        "<h2>Learning</h2>", _figure(pictures.curves(run.state.history)),
+        "<h2>Learning</h2>", _figure(charts.curves(run.state.history)),
         "<h2>Where it is wrong</h2>", *_where(result, config.classes),
         *_mistakes(result, images, config.classes),
-        "<h2>Is it as sure as it is right?</h2>", _figure(pictures.reliability(result)),
+        "<h2>Is it as sure as it is right?</h2>", _figure(charts.reliability(result)),
         f"<p>Outputs are divided by a temperature of {run.temperature:.3f}, fitted on val, before they become "
         "probabilities. Dots on the dashed line: right as often as it says.</p>",
         "<h2>Cost</h2>", _pairs(totals(cost(run.network))),
@@ -129,12 +130,12 @@ def _data(content: bytes, kind: str) -> str:
 
 
 def _figure(figure: Any) -> str:
-    return f'<p><img alt="" src="{_data(pictures.png(figure), "png")}" style="max-height: 40em"></p>'
+    return f'<p><img alt="" src="{_data(style.png(figure), "png")}" style="max-height: 40em"></p>'
 
 
 def _where(result: Result, classes: Sequence[str]) -> list[str]:
     if not isinstance(result, Tags):
-        return [_figure(pictures.confusion(result, classes)), _classes(result, classes)]
+        return [_figure(charts.confusion(result, classes)), _classes(result, classes)]
     found, overlooked, invented = result.counts.tolist()
     thresholds = result.thresholds.expand(len(classes)).tolist()
     rows = [
@@ -145,7 +146,7 @@ def _where(result: Result, classes: Sequence[str]) -> list[str]:
         for i, (name, precision) in enumerate(zip(classes, result.precisions.tolist(), strict=True))
     ]  # fmt: skip
     columns = ("class", "pictures", "found", "seen where it is not", "average precision", "F1", "said from")
-    return [_figure(pictures.precision_recall(result, classes)), _table(columns, rows)]
+    return [_figure(charts.precision_recall(result, classes)), _table(columns, rows)]
 
 
 def _share(value: float) -> str:

@@ -1,0 +1,1 @@
+"""What a network is, and what is read off it."""

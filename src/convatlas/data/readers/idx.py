@@ -1,0 +1,133 @@
+"""IDX files: MNIST, Fashion-MNIST and data sets in their format."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from convatlas.data.dataset import check_same_classes
+from convatlas.data.samples import Listing
+from convatlas.data.source import Source
+from convatlas.errors import DataError
+from convatlas.system.download import fetch
+from convatlas.system.progress import Progress
+
+IDX_PARTS = {
+    ("train", "images"): "train-images-idx3-ubyte",
+    ("train", "labels"): "train-labels-idx1-ubyte",
+    ("test", "images"): "t10k-images-idx3-ubyte",
+    ("test", "labels"): "t10k-labels-idx1-ubyte",
+}
+
+# the sha256 of the unpacked training labels tells which data set a folder holds
+_KNOWN_LABELS = {
+    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5": ("mnist", tuple("0123456789")),
+    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9": (
+        "fashion_mnist",
+        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+}
+
+
+def _idx_file(folder: Path, part: str) -> Path | None:
+    """Return the file of one part, packed or not; some copies write a dot instead of the last dash."""
+    names = [part, part.replace("-idx", ".idx")]
+    return next((folder / (n + end) for n in names for end in ("", ".gz") if (folder / (n + end)).is_file()), None)
+
+
+def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Read an IDX file of bytes (packed or not); raises DataError if it is damaged, truncated or something else."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}; fetch it again") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4 or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"{path}: not an IDX file of bytes (wrong magic number)")
+    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
+    if body.size != math.prod(shape):
+        raise DataError(f"{path}: holds {body.size} bytes where its header {shape} asks for another number; truncated?")
+    return body.reshape(shape)
+
+
+class IdxFolder(Source):
+    """A folder with the four original IDX files of MNIST, Fashion-MNIST or a data set in their format."""
+
+    channels = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.location = folder, str(folder.resolve())
+        files = {part: _idx_file(folder, name) for part, name in IDX_PARTS.items()}
+        missing = [name for part, name in IDX_PARTS.items() if files[part] is None]
+        if missing:
+            raise DataError(f"{folder}: IDX files are missing: {', '.join(missing)} (packed with .gz or not)")
+        self.files = {part: file for part, file in files.items() if file is not None}
+        labels = {split: read_idx(self.files[split, "labels"]) for split in ("train", "test")}
+        digest = hashlib.sha256(struct.pack(">II", 2049, len(labels["train"])) + labels["train"].tobytes()).hexdigest()
+        count = int(max(split.max(initial=0) for split in labels.values())) + 1
+        self.name, self.classes = _KNOWN_LABELS.get(digest, (folder.name, tuple(map(str, range(count)))))
+        self.labels = {split: torch.from_numpy(array.astype(np.int64)) for split, array in labels.items()}
+        for split, values in self.labels.items():
+            found = [self.classes[i] for i in values.unique().tolist()]
+            check_same_classes(self.classes, found, split=split, where=folder)
+
+    @cached_property
+    def listings(self) -> dict[str, Listing]:
+        listings = {}
+        for split, labels in self.labels.items():
+            file = self.files[split, "images"]
+            pixels = read_idx(file)
+            if pixels.ndim != 3 or len(pixels) != len(labels):
+                raise DataError(f"{file}: {pixels.shape} pixels do not go with {len(labels)} labels")
+            names = [f"{split}/{i}" for i in range(len(labels))]
+            listings[split] = Listing(labels, names, torch.from_numpy(pixels.copy())[:, None])
+        return listings
+
+
+@dataclass(frozen=True)
+class IdxSet:
+    """The mirrors of a data set of IDX files, and the sha256 of each packed file."""
+
+    mirrors: tuple[str, ...]
+    digests: dict[str, str]
+
+
+IDX_SETS = {
+    "mnist": IdxSet(
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "fashion_mnist": IdxSet(
+        (
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+        ),
+        {
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+    ),
+}
+
+
+def fetch_idx(name: str, folder: Path, *, progress: Progress | None = None) -> None:
+    """Fetch the files of MNIST or Fashion-MNIST that `folder` does not hold yet."""
+    files = IDX_SETS[name]
+    for file, digest in files.digests.items():
+        fetch([mirror + file for mirror in files.mirrors], folder / file, digest, progress=progress)

@@ -1,0 +1,118 @@
+"""Data sets by name that torchvision fetches and lays out on the disk: arrays, or files that are read as others are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convatlas.data.readers.arrays import Arrays
+from convatlas.data.samples import Listing, mixed_once
+from convatlas.data.source import Source
+from convatlas.data.statistics import kind_of
+from convatlas.errors import DataError, brief
+from convatlas.system.cache import cache_folder
+from convatlas.system.download import OFFLINE, offline
+
+
+@dataclass(frozen=True)
+class _Set:
+    """A data set: torchvision's class, what its splits are called there, and the folder it lies in.
+
+    splits: ours -> arguments. files: whether it is of picture files. folder: "" where its files have no folder of their
+        own.
+    """
+
+    kind: str
+    splits: Mapping[str, Mapping[str, Any]]
+    files: bool = True
+    folder: str = ""
+
+
+def _split(**named: str) -> dict[str, dict[str, Any]]:
+    return {ours: {"split": theirs} for ours, theirs in named.items()}
+
+
+_HALVES = {"train": {"train": True}, "test": {"train": False}}
+
+SETS: dict[str, _Set] = {
+    "cifar10": _Set("CIFAR10", _HALVES, files=False, folder="cifar-10-batches-py"),
+    "cifar100": _Set("CIFAR100", _HALVES, files=False, folder="cifar-100-python"),
+    "kmnist": _Set("KMNIST", _HALVES, files=False),
+    "usps": _Set("USPS", _HALVES, files=False),
+    "stl10": _Set("STL10", _split(train="train", test="test"), files=False, folder="stl10_binary"),
+    "svhn": _Set("SVHN", _split(train="train", test="test"), files=False),
+    "flowers102": _Set("Flowers102", _split(train="train", val="val", test="test"), folder="flowers-102"),
+    "oxford_iiit_pet": _Set("OxfordIIITPet", _split(train="trainval", test="test"), folder="oxford-iiit-pet"),
+    "food101": _Set("Food101", _split(train="train", test="test"), folder="food-101"),
+    "dtd": _Set("DTD", _split(train="train", val="val", test="test"), folder="dtd"),
+    "fgvc_aircraft": _Set(
+        "FGVCAircraft", _split(train="train", val="val", test="test"), folder="fgvc-aircraft-2013b"
+    ),
+    "gtsrb": _Set("GTSRB", _split(train="train", test="test"), folder="gtsrb"),
+    "country211": _Set("Country211", _split(train="train", val="valid", test="test"), folder="country211"),
+    "eurosat": _Set("EuroSAT", {"train": {}}, folder="eurosat"),
+    "imagenette": _Set("Imagenette", _split(train="train", val="val"), folder="imagenette2"),
+    "sun397": _Set("SUN397", {"train": {}}, folder="SUN397"),
+}  # fmt: skip
+"""The data sets by name."""
+
+FOLDERS = {held.folder: name for name, held in SETS.items() if held.folder}
+"""The folder in which a data set lies -> its name."""
+
+
+def torchvision_set(name: str, root: Path | None = None, *, download: bool = False) -> Source:
+    """Read a data set of torchvision from `root`, or from the cache; `download` allows to fetch it there."""
+    held, folder = SETS[name], root or cache_folder() / name
+    if download and offline():
+        raise DataError(f"{name}: {OFFLINE}")
+    try:
+        from torchvision import datasets
+
+        if download:
+            folder.mkdir(parents=True, exist_ok=True)
+        kind = getattr(datasets, held.kind)
+        read = {split: kind(folder, download=download, **asked) for split, asked in held.splits.items()}
+    except (RuntimeError, OSError, ImportError, ValueError) as error:
+        mend = "" if download else "; `fit --download` fetches it, or give the folder that holds it"
+        raise DataError(f"{name} is not whole in {folder}: {brief(error)}{mend}") from error
+    location = name if root is None else str(folder.resolve())
+    if held.files:
+        return _Files(name, location, read)
+    splits = {}
+    for split, part in read.items():
+        pixels = np.asarray(part.data)
+        labels = np.asarray(part.labels if name in ("stl10", "svhn") else part.targets)
+        splits[split] = (pixels.transpose(0, 2, 3, 1) if name in ("stl10", "svhn") else pixels, labels)
+    classes = tuple(map(str, getattr(read["train"], "classes", range(10))))
+    return Arrays(name, location, classes, splits, folder)
+
+
+class _Files(Source):
+    """A data set of torchvision whose pictures are files."""
+
+    def __init__(self, name: str, location: str, read: Mapping[str, Any]) -> None:
+        self.name, self.location = name, location
+        pairs = {split: _pairs(part) for split, part in read.items()}
+        count = 1 + max(label for part in pairs.values() for _, label in part)
+        named = getattr(read["train"], "classes", None) or range(count)
+        self.classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in named)
+        self.listings = {
+            split: Listing(torch.tensor([label for _, label in part]), [path for path, _ in part])
+            for split, part in pairs.items()
+        }
+        self.listings["train"] = mixed_once(self.listings["train"])
+        self.channels, self.deep = kind_of(self.listings["train"].names)
+
+
+def _pairs(part: Any) -> list[tuple[str, int]]:
+    """Return (file, class number) of the pictures of a split; torchvision keeps them under different names."""
+    for name in ("samples", "_samples"):
+        if hasattr(part, name):
+            return [(str(path), int(label)) for path, label in getattr(part, name)]
+    files = part._image_files if hasattr(part, "_image_files") else part._images
+    return [(str(path), int(label)) for path, label in zip(files, part._labels, strict=True)]

@@ -1,0 +1,1 @@
+"""Diagrams, charts and contact sheets."""

@@ -1,0 +1,109 @@
+"""The history of the networks of the catalogue, from 1989 on, by what they are known for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convatlas.models.card import TAXONOMY, Taxonomy
+from convatlas.models.catalog import CATALOG, facts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+COLOURS: dict[Taxonomy, str] = {
+    "spatial exploitation": "#1f7a8c", "depth": "#2f5d9b", "multi-path": "#6a4c93", "width": "#9b5094",
+    "feature-map exploitation": "#c8553d", "attention": "#d1495b", "channel boosting": "#e09f3e",
+    "efficiency": "#4f8a3d", "search": "#8a7a1f", "routing": "#5b6770", "time": "#20709e",
+}  # fmt: skip
+
+
+INK, QUIET = "#1f2933", "#9aa5b1"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Networks of one name: the year, what they are known for, the parameters of the first of them."""
+
+    title: str
+    year: int
+    taxonomy: tuple[Taxonomy, ...]
+    parameters: int
+
+
+def entries() -> list[Entry]:
+    """Return one entry for each family name of the catalogue's cards, by year."""
+    families: dict[str, Entry] = {}
+    for name, row in CATALOG.items():
+        card = row.card
+        if card.family not in families or card.year < families[card.family].year:
+            families[card.family] = Entry(card.family, card.year, card.taxonomy, facts(name).parameters)
+    return sorted(families.values(), key=lambda entry: entry.year)
+
+
+def timeline() -> Figure:
+    """Draw the entries as dots: right is later, a lane for each class of the taxonomy, larger means more parameters.
+
+    A network that is known for several things has its dot in the first lane and a mark in the others.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib.figure import Figure
+
+    found = entries()
+    lanes = [lane for lane in TAXONOMY if any(lane in entry.taxonomy for entry in found)]
+    # labels that would run into each other stand below each other
+    place: dict[str, int] = {}
+    ends: dict[str, list[float]] = {lane: [] for lane in lanes}
+    for entry in found:
+        lines = ends[entry.taxonomy[0]]
+        start, end = _x(entry.year), _x(entry.year) + 0.3 + 0.068 * len(entry.title)
+        line = next((i for i, taken in enumerate(lines) if taken < start - 0.1), len(lines))
+        lines[line : line + 1] = [end]
+        place[entry.title] = line
+    depth = {lane: max(1, len(lines)) for lane, lines in ends.items()}
+    step, width = 0.3, 15.5
+    tops, y = {}, 1.05
+    for lane in lanes:
+        tops[lane] = y
+        y += depth[lane] * step + 0.22
+    height = y + 0.55
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_axis_off()
+    years = f"{found[0].year} to {found[-1].year}"
+    axes.text(0.25, 0.35, f"Convolutional networks, {years}", fontsize=14, weight="bold", color=INK, va="center")
+    axes.text(
+        0.25, 0.65, "by what they are known for; a larger dot has more parameters; a ring marks what else counts",
+        fontsize=8.5, color=QUIET, va="center",
+    )  # fmt: skip
+    for i, lane in enumerate(lanes):
+        bottom = tops[lane] + depth[lane] * step + 0.1
+        if i % 2 == 0:
+            axes.axhspan(tops[lane] - 0.12, bottom, color="#f5f7f9", zorder=0)
+        middle = (tops[lane] + bottom - 0.1) / 2
+        axes.text(0.25, middle, lane, fontsize=9, weight="bold", color=COLOURS[lane], va="center")
+    for year in [1989, 1995, 2000, 2005, *range(2012, found[-1].year + 1)]:
+        axes.plot([_x(year)] * 2, [tops[lanes[0]] - 0.12, y - 0.1], color="#dde3e8", linewidth=0.6, zorder=1)
+        axes.text(_x(year), y + 0.1, str(year), fontsize=8, color="#616e7c", ha="center")
+    for entry in found:
+        lane = entry.taxonomy[0]
+        at = tops[lane] + (place[entry.title] + 0.5) * step
+        size = 8 + 9 * max(0.0, math.log10(entry.parameters) - 3)
+        axes.scatter(_x(entry.year), at, s=size, color=COLOURS[lane], zorder=3, linewidths=0)
+        axes.text(_x(entry.year) + 0.12, at, entry.title, fontsize=8, color=INK, va="center", zorder=4)
+        for other in entry.taxonomy[1:]:
+            low = tops[other] + depth[other] * step
+            ring: dict[str, Any] = {"facecolors": "white", "edgecolors": COLOURS[lane], "linewidths": 0.9, "zorder": 2}
+            axes.scatter(_x(entry.year), low, s=14, **ring)
+    return figure
+
+
+def _x(year: float) -> float:
+    """The years before 2012 are rare, and drawn closer together."""
+    return 2.5 + (year - 1989) * 0.12 if year < 2012 else 5.26 + (year - 2012) * 0.92

@@ -1,1 +1,0 @@
-"""One file a family: its blocks, its table, its variants."""

@@ -1,0 +1,1 @@
+"""Using a model: predict, export, quantize, benchmark, serve."""

@@ -1,0 +1,1 @@
+"""The catalog: every network by name."""

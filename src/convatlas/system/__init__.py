@@ -1,0 +1,1 @@
+"""This machine: files, cache, downloads, progress, devices; it knows no network."""

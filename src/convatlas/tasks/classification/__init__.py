@@ -1,0 +1,1 @@
+"""Image classification, with one label or several for each image."""

@@ -1,0 +1,1 @@
+"""Weights on disk: model files, published weights, foreign checkpoints."""

@@ -1,0 +1,210 @@
+"""Tables that list pictures, groups that stay together, and arrays."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import COLOURS
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.dataset import Dataset
+from convatlas.data.open import find
+from convatlas.data.readers.arrays import Arrays
+from convatlas.errors import DataError
+
+STEPS = Preprocessing(resize=8, crop=8)
+
+
+def load(data: Path | str, *, seed: int = 0, share: float = 0.0) -> Dataset:
+    source = find(data)
+    return source.load(STEPS.for_channels(source.channels), seed=seed, val_share=share)
+
+
+def table(
+    folder: Path, *, name: str = "list.csv", header: str = "file,label,split,group", separator: str = ","
+) -> Path:
+    """Write a table of the pictures of a folder; four pictures in turn are a group."""
+    rows = [
+        f"{split}/{label}/{file.name},{label},{split},{label}{i // 4}"
+        for split in ("train", "val")
+        for label in COLOURS
+        for i, file in enumerate(sorted((folder / split / label).iterdir()))
+    ]
+    columns = header.count(",") + 1
+    text = "\n".join([header, *(",".join(row.split(",")[:columns]) for row in rows)])
+    path = folder / name
+    path.write_text(text.replace(",", separator) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(("separator", "name"), [(",", "list.csv"), ("\t", "list.tsv"), (";", "list.csv")])
+def test_a_table_holds_what_the_folders_hold(own_pictures: Path, separator: str, name: str) -> None:
+    listed, folders = load(table(own_pictures, separator=separator, name=name)), load(own_pictures)
+    assert (listed.name, listed.classes) == ("list", folders.classes)
+    for split, images in folders.splits.items():
+        theirs = listed.splits[split]
+        assert {*zip(theirs.names, theirs.labels.tolist(), strict=True)} == {
+            *zip(images.names, images.labels.tolist(), strict=True)
+        }
+
+
+def test_other_names_of_columns_and_no_split(own_pictures: Path) -> None:
+    data = load(table(own_pictures, header="Path,Class"), share=0.25)
+    assert data.val is not None
+    assert (len(data.train), len(data.val)) == (54, 18)
+
+
+def test_groups_stay_together(own_pictures: Path) -> None:
+    source = find(table(own_pictures, header="file,label,split,group"))
+    held = {}
+    for part in source.listings.values():
+        assert part.groups is not None
+        held |= dict(zip(part.names, part.groups.tolist(), strict=True))
+    text = (own_pictures / "list.csv").read_text().replace(",val,", ",train,")
+    (own_pictures / "list.csv").write_text(text)
+    splits = set()
+    for seed in range(4):
+        data = load(own_pictures / "list.csv", seed=seed, share=0.25)
+        assert data.val is not None
+        sides = [{held[name] for name in part.names} for part in (data.train, data.val)]
+        assert not sides[0] & sides[1]
+        assert torch.bincount(data.val.labels, minlength=3).min() > 0
+        splits.add(tuple(sorted(sides[1])))
+    assert len(splits) > 1
+
+
+def test_pictures_without_a_group_are_on_their_own(own_pictures: Path) -> None:
+    path = table(own_pictures)
+    path.write_text("\n".join(line.replace(",ant0", ",") for line in path.read_text().splitlines()))
+    groups = find(path).listings["train"].groups
+    assert groups is not None
+    assert int((torch.bincount(groups) == 1).sum()) == 4
+
+
+def test_columns_of_classes_may_have_any_name(own_pictures: Path) -> None:
+    folder = own_pictures / "train" / "ant"
+    rows = ["file,Source,image,subject,group", "00.jpg,1,0,1,p1", "01.png,0,1,0,p2"]
+    (folder / "list.csv").write_text("\n".join(rows))
+    source = find(folder / "list.csv")
+    assert source.classes == ("Source", "image", "subject")
+    assert source.listings["train"].labels.sum(0).tolist() == [1, 1, 1]
+    (folder / "list.csv").write_text("file,cat,patient\n00.jpg,1,p7\n")
+    with pytest.raises(DataError, match=r"'patient' holds 'p7'.*called file, split or group"):
+        find(folder / "list.csv")
+
+
+def test_groups_that_cannot_be_shared_out_are_told(own_pictures: Path) -> None:
+    path = table(own_pictures)
+    path.write_text(path.read_text().replace(",val,", ",train,").replace("ant1", "ant0").replace("ant2", "ant0"))
+    with pytest.raises(DataError, match=r"too few groups|cannot be split"):
+        load(path, share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a,b\n1,2\n", "line 2: no file; expected a column file or path"), ("file,label\nnone.jpg,cat\n", "is not there"),
+     ("file,label\n", "holds no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
+     ("file,label,split\n00.jpg,ant,holdout\n", "the split 'holdout' is none of"),
+     ("file,label,split\n00.jpg,ant,val\n", "no row is of the split train"),
+     ("file,label\n00.jpg,ant\n00.jpg,bee\n", "line 3: 00.jpg is in line 2 already"),
+     ("file,label\n00.jpg,ant\n", "two classes"), ("file,label\n\udcff.jpg,ant\n", "UTF-8")],
+)  # fmt: skip
+def test_tables_that_cannot_be_used_are_told(own_pictures: Path, text: str, told: str) -> None:
+    folder = own_pictures / "train" / "ant"
+    (folder / "list.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=told):
+        find(folder / "list.csv")
+
+
+def test_parquet_is_read_or_says_what_it_needs(own_pictures: Path) -> None:
+    path = own_pictures / "list.parquet"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pyarrow|no Parquet table"):
+        find(path)
+
+
+def test_lists_in_parquet_are_classes_and_only_a_bar_stands_between_them(own_pictures: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = own_pictures / "train" / "ant"
+    held = {"file": ["00.jpg", "01.png"], "labels": [["Washington, DC", "ant"], ["ant"]]}
+    parquet.write_table(arrow.table(held), folder / "list.parquet")
+    (folder / "list.csv").write_text('file,labels\n00.jpg,"Washington, DC|ant"\n01.png,ant\n')
+    for name in ("list.parquet", "list.csv"):
+        assert find(folder / name).classes == ("Washington, DC", "ant")
+
+
+# --- arrays
+
+
+@pytest.mark.parametrize("shape", [(20, 9, 7), (20, 9, 7, 1), (20, 9, 7, 3)])
+def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    y = np.arange(20) % 4
+    np.savez(tmp_path / "four.npz", x=x, y=y, x_test=x[:8], y_test=y[:8], classes=np.array(["a", "b", "c", "d"]))
+    source = find(tmp_path / "four.npz")
+    assert (source.classes, source.channels) == (("a", "b", "c", "d"), 3 if shape[-1] == 3 else 1)
+    listed = source.listings["train"].pixels
+    assert listed is not None
+    expected = x.reshape(20, 9, 7, -1).transpose(0, 3, 1, 2)
+    assert np.array_equal(listed.numpy(), expected)
+    data = load(tmp_path / "four.npz")
+    assert data.test is not None
+    assert len(data.test) == 8
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [({"a": np.zeros(3)}, "expected the arrays x and y"),
+     ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "pictures are numbers"),
+     ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "no numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4), "classes": np.array(["a", "b"])},
+      "labels are 4 class numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4, int)}, "at least two classes, found 1"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "classes": np.array(["a", "b", "b", "c"])},
+      "must differ"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3))}, "x_val alone"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3), np.uint8),
+       "y_val": np.ones((4, 4), np.uint8)}, "in all splits"),
+     ({"x": np.array([{}], dtype=object), "y": np.arange(1)}, "no NumPy file of plain arrays")],
+)  # fmt: skip
+def test_numpy_files_that_are_something_else_are_told(
+    tmp_path: Path, arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]], told: str
+) -> None:
+    np.savez(tmp_path / "file.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=told):
+        find(tmp_path / "file.npz")
+    (tmp_path / "text.npz").write_text("text")
+    with pytest.raises(DataError, match="no NumPy file"):
+        find(tmp_path / "text.npz")
+
+
+def test_cifar_is_read_from_its_folder_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        batch = {"data": random.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
+    source = find(tmp_path / "data")
+    assert isinstance(source, Arrays)
+    assert (source.name, source.classes, source.channels) == ("cifar10", tuple("abcdefghij"), 3)
+    assert {split: len(part) for split, part in source.listings.items()} == {"train": 100, "test": 20}
+
+
+def test_a_named_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"cifar10 is not whole in .*--download"):
+        find("cifar10")
+    monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
+    with pytest.raises(DataError, match="switched off"):
+        find("cifar10", download=True)

@@ -1,0 +1,499 @@
+"""Where pictures come from: what is found, how it is split, and what bad data gets."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import COLOURS, write_idx, write_idx_folder, write_pictures
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.dataset import Dataset, Images, check_same_classes
+from convatlas.data.decode.pixels import read_picture
+from convatlas.data.open import find
+from convatlas.data.readers.idx import IDX_PARTS
+from convatlas.data.splits import VAL_SHARE, split_off
+from convatlas.errors import DataError
+
+GREY, RGB = Preprocessing(resize=8, crop=8), Preprocessing(resize=8, crop=8).for_channels(3)
+
+
+def load(folder: Path | str, *, seed: int = 0, share: float = VAL_SHARE, max_broken: float = 0.01) -> Dataset:
+    source = find(folder)
+    steps = GREY.for_channels(source.channels)
+    return source.load(steps, seed=seed, val_share=share, max_broken=max_broken)
+
+
+def names(images: Images | None) -> list[str]:
+    assert images is not None
+    return list(images.names)
+
+
+def per_class(images: Images | None) -> list[int]:
+    assert images is not None
+    return torch.bincount(images.labels).tolist()
+
+
+# --- digits
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[int, Dataset]:
+    return {seed: load("digits", seed=seed) for seed in (0, 1)}
+
+
+def test_digits_are_1797_without_overlap_between_splits(digits: dict[int, Dataset]) -> None:
+    data = digits[0]
+    parts = [names(split) for split in (data.train, data.val, data.test)]
+    assert [len(part) for part in parts] == [1150, 288, 359]
+    assert set().union(*parts) == {f"digits/{i}" for i in range(1797)}
+    assert data.classes == tuple("0123456789")
+
+
+def test_digits_test_split_is_the_same_for_all_seeds_and_val_is_not(digits: dict[int, Dataset]) -> None:
+    first, second = digits.values()
+    assert first.test is not None
+    assert second.test is not None
+    assert first.test.fingerprint() == second.test.fingerprint()
+    assert names(first.test) == names(second.test)
+    assert names(first.val) != names(second.val)
+    assert load("digits", seed=1).fingerprint() == second.fingerprint() != first.fingerprint()
+
+
+def test_digits_splits_are_stratified(digits: dict[int, Dataset]) -> None:
+    data = digits[0]
+    whole = np.sum([per_class(split) for split in (data.train, data.val, data.test)], axis=0)
+    for split in (data.train, data.val, data.test):
+        assert split is not None
+        assert np.abs(np.array(per_class(split)) - whole * len(split) / 1797).max() <= 1
+
+
+def test_digits_labels_go_with_their_pictures(digits: dict[int, Dataset]) -> None:
+    from sklearn.datasets import load_digits
+
+    original, data = load_digits(), digits[1]
+    for i in range(0, len(data.train), 100):
+        number = int(data.train.names[i].removeprefix("digits/"))
+        assert data.train.labels[i] == original.target[number]
+        assert np.abs(data.train.pixels[i, 0].numpy() / 255 - original.images[number] / 16).max() < 0.01
+
+
+def test_without_a_val_share_everything_is_trained_on() -> None:
+    data = load("digits", share=0)
+    assert data.val is None
+    assert len(data.train) == 1438
+
+
+# --- IDX files
+
+
+@pytest.mark.parametrize("dots", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_folder_is_read_packed_or_not_under_both_names(tmp_path: Path, packed: bool, dots: bool) -> None:
+    data = load(write_idx_folder(tmp_path / "rows", packed=packed, dots=dots), share=0.1)
+    assert (data.name, data.classes) == ("rows", tuple("0123456789"))
+    assert (len(data.train), sum(per_class(data.val)), per_class(data.test)) == (144, 16, [4] * 10)
+    assert data.train.pixels.shape[1:] == (1, 8, 8)
+
+
+def test_idx_pixels_and_labels_are_those_of_the_file(idx_folder: Path) -> None:
+    data = find(idx_folder).load(Preprocessing(resize=28, crop=28))
+    assert data.test is not None
+    for images in (data.train, data.test):
+        rows = images.pixels[:, 0].float().mean(2).argmax(1)
+        assert torch.equal(rows, 4 + 2 * images.labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("mnist", tuple("0123456789")),
+        (
+            "fashion_mnist",
+            ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+    ],
+)
+def test_real_sets_are_recognised_by_their_content(
+    shared_data: Path, tmp_path: Path, name: str, classes: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "renamed"
+    folder.symlink_to(shared_data / name)
+    data = find(folder).load(Preprocessing(resize=28, crop=28), val_share=VAL_SHARE)
+    assert (data.name, data.classes) == (name, classes)
+    assert data.val is not None
+    assert data.test is not None
+    assert (len(data.train), len(data.val), len(data.test)) == (55_000, 5_000, 10_000)
+    assert per_class(data.test)[0] == {"mnist": 980, "fashion_mnist": 1000}[name]
+
+
+@pytest.mark.parametrize("part", IDX_PARTS.values())
+def test_a_missing_idx_file_is_named(tmp_path: Path, part: str) -> None:
+    folder = write_idx_folder(tmp_path / "rows")
+    (folder / f"{part}.gz").unlink()
+    with pytest.raises(DataError, match=part):
+        find(folder)
+
+
+def flip_in_the_middle(raw: bytes) -> bytes:
+    return raw[: len(raw) // 2] + bytes([raw[len(raw) // 2] ^ 0xFF]) + raw[len(raw) // 2 + 1 :]
+
+
+@pytest.mark.parametrize("part", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    ("packed", "damage"),
+    [
+        (True, lambda raw: raw[:-20]),
+        (True, lambda raw: raw[: len(raw) // 2]),
+        (True, flip_in_the_middle),
+        (True, lambda raw: raw[:-8] + b"\0" * 8),
+        (True, lambda raw: b""),
+        (True, lambda raw: b"not packed at all"),
+        (False, lambda raw: raw[:-1]),
+        (False, lambda raw: raw + b"\0"),
+        (False, lambda raw: raw[:6]),
+        (False, lambda raw: b""),
+        (False, lambda raw: b"\x89PNG" + raw[4:]),
+        (False, lambda raw: raw[:2] + b"\x0d" + raw[3:]),
+        (False, lambda raw: b"\0\0\x08\x00"),
+        (False, lambda raw: b"\0\0\x08\xff" + raw[4:]),
+        (False, lambda raw: b"\0\0\x08\x04" + b"\0\x01\0\0" * 4),
+    ],
+    ids=[
+        "packed, end missing", "packed, half", "packed, one byte wrong", "packed, wrong checksum", "packed, empty",
+        "not packed", "one byte short", "one byte long", "only the magic", "empty", "a PNG", "floats", "no dimension",
+        "255 dimensions", "dimensions that overflow to nothing",
+    ],
+)  # fmt: skip
+def test_damaged_idx_files_are_named(tmp_path: Path, packed: bool, damage: Callable[[bytes], bytes], part: str) -> None:
+    folder = write_idx_folder(tmp_path / "rows", packed=packed)
+    file = folder / (part + ".gz" * packed)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(DataError, match=part):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "told"),
+    [
+        ("t10k-images-idx3-ubyte", np.zeros((39, 28, 28), np.uint8), "40 labels"),
+        ("t10k-images-idx3-ubyte", np.zeros((40, 784), np.uint8), "784"),
+        ("t10k-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 9, "test split misses 9"),
+        ("train-labels-idx1-ubyte", np.arange(160, dtype=np.uint8) % 9, "train split misses 9"),
+        ("t10k-labels-idx1-ubyte", np.zeros(0, np.uint8), "test split misses"),
+        ("train-labels-idx1-ubyte", np.zeros((160, 28, 28), np.uint8), "train-labels|train split misses"),
+    ],
+)
+def test_idx_files_that_do_not_go_together_are_refused(
+    tmp_path: Path, part: str, values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], told: str
+) -> None:
+    folder = write_idx_folder(tmp_path / "rows", packed=False)
+    write_idx(folder / part, values)
+    with pytest.raises(DataError, match=told):
+        load(folder)
+
+
+# --- folders of pictures
+
+
+@pytest.mark.parametrize("test", ["test", "testing", None])
+@pytest.mark.parametrize(("train", "val"), [("train", "val"), ("training", "valid"), ("train", "validation")])
+def test_split_folders_are_found_under_all_their_names(
+    own_pictures: Path, train: str, val: str, test: str | None
+) -> None:
+    if test:
+        shutil.copytree(own_pictures / "val", own_pictures / test)
+    (own_pictures / "train").rename(own_pictures / train)
+    (own_pictures / "val").rename(own_pictures / val)
+    data = load(own_pictures)
+    assert (data.name, data.classes) == ("pictures", ("ant", "bee", "cat"))
+    assert per_class(data.train) == per_class(data.val) == [12, 12, 12]
+    assert (data.test is not None) == bool(test)
+    assert all(Path(name).is_relative_to(own_pictures / train) for name in names(data.train))
+
+
+def test_labels_are_the_folders_of_the_pictures(pictures: Path) -> None:
+    data = load(pictures)
+    for images in (data.train, data.val):
+        assert images is not None
+        assert [Path(name).parent.name for name in images.names] == [data.classes[i] for i in images.labels]
+        means = images.pixels.float().mean((2, 3))
+        expected = torch.tensor([COLOURS[data.classes[i]] for i in images.labels]).float()
+        assert (means - expected).abs().max() < 30
+
+
+def test_one_folder_is_split_by_seed_and_class(pictures: Path) -> None:
+    whole = {str(path) for path in (pictures / "train").rglob("*.*")}
+    first, again, other = (load(pictures / "train", seed=seed) for seed in (0, 0, 1))
+    assert first.test is None
+    assert {*names(first.train), *names(first.val)} == whole
+    assert len(first.train) + len(names(first.val)) == len(whole)
+    assert max(per_class(first.val)) - min(per_class(first.val)) <= 1
+    assert sum(per_class(first.val)) == round(0.2 * 36)
+    assert first.fingerprint() == again.fingerprint()
+    assert names(first.val) != names(other.val)
+
+
+def test_train_without_val_is_split_and_test_is_left_alone(own_pictures: Path) -> None:
+    (own_pictures / "val").rename(own_pictures / "test")
+    data = load(own_pictures)
+    assert (per_class(data.test), sum(per_class(data.val))) == ([12, 12, 12], 7)
+    assert all("/train/" in name for name in [*names(data.train), *names(data.val)])
+
+
+def test_nested_pictures_are_found(own_pictures: Path) -> None:
+    write_pictures(own_pictures / "train" / "ant" / "garden" / "2024", COLOURS["ant"], count=3)
+    assert per_class(load(own_pictures).train) == [15, 12, 12]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "train/ant/.hidden.png", "train/ant/._00.jpg", "train/ant/notes.txt", "train/ant/Thumbs.db", "train/ant/png",
+        "train/list.csv", "labels.csv", ".cache/x.png", "train/.ipynb_checkpoints/x.png", "train/ant/folder.png/x.txt",
+        "train/ant/.ipynb_checkpoints/00-checkpoint.jpg",
+    ],
+)  # fmt: skip
+def test_hidden_files_and_other_files_are_ignored(own_pictures: Path, junk: str) -> None:
+    before = load(own_pictures).fingerprint()
+    (own_pictures / junk).parent.mkdir(parents=True, exist_ok=True)
+    (own_pictures / junk).write_bytes(b"no picture")
+    assert load(own_pictures).fingerprint() == before
+
+
+def test_extensions_are_read_in_any_case(own_pictures: Path) -> None:
+    before = load(own_pictures).fingerprint()
+    (own_pictures / "train/ant/01.png").rename(own_pictures / "train/ant/01.PNG")
+    assert load(own_pictures).fingerprint() == before
+
+
+# --- single pictures
+
+UPRIGHT = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    # how the stored rows are turned to stand upright (EXIF 2.32, tag 0x0112)
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, extension: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"turned.{extension}"
+    Image.fromarray(UPRIGHT).save(file, exif=exif)
+    expected = ORIENTATIONS[orientation](UPRIGHT).transpose(2, 0, 1)
+    assert np.array_equal(read_picture(file, 3).numpy(), expected)
+
+
+RED, WHITE = [255, 0, 0], [255, 255, 255]
+RED_LUMA = [76]
+
+
+def red(mode: str) -> Image.Image:
+    """Return a red picture in this mode; the ones with transparency have a second, see-through half."""
+    picture = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
+    if mode in ("RGBA", "LA", "P see-through"):
+        picture.paste((0, 0, 255, 0), (4, 0, 8, 4))
+    if mode == "P see-through":
+        palette = Image.new("P", (8, 4), 1)
+        palette.putpalette([0, 0, 255, 255, 0, 0])
+        palette.paste(0, (4, 0, 8, 4))
+        palette.info["transparency"] = 0
+        return palette
+    return picture.convert("RGB").convert(mode) if mode in ("L", "1", "CMYK", "P") else picture.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "extension", "colour"),
+    [
+        ("RGB", "png", RED), ("RGBA", "png", RED), ("RGBA", "webp", RED), ("P", "png", RED), ("P", "gif", RED),
+        ("P see-through", "png", RED), ("P see-through", "gif", RED), ("CMYK", "tif", RED), ("L", "png", RED_LUMA * 3),
+        ("LA", "png", RED_LUMA * 3), ("L", "pgm", RED_LUMA * 3), ("RGB", "ppm", RED), ("RGB", "bmp", RED),
+    ],
+)  # fmt: skip
+def test_every_mode_is_read_and_transparency_is_white(
+    tmp_path: Path, mode: str, extension: str, colour: list[int]
+) -> None:
+    file = tmp_path / f"red.{extension}"
+    red(mode).save(file, **({"lossless": True} if extension == "webp" else {}))
+    rgb, grey = read_picture(file, 3), read_picture(file, 1)
+    assert (rgb.shape, rgb.dtype, grey.shape) == ((3, 4, 8), torch.uint8, (1, 4, 8))
+    assert rgb[:, 0, 0].tolist() == colour
+    assert grey[:, 0, 0].tolist() == RED_LUMA
+    if mode in ("RGBA", "LA", "P see-through"):
+        assert rgb[:, 0, 7].tolist() == WHITE
+
+
+def test_black_and_white_pictures_have_two_values(tmp_path: Path) -> None:
+    dots = UPRIGHT[..., 0] > 127
+    Image.fromarray(dots).save(tmp_path / "dots.png")
+    assert Image.open(tmp_path / "dots.png").mode == "1"
+    assert np.array_equal(read_picture(tmp_path / "dots.png", 1)[0].numpy(), dots * 255)
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"), [(["L"], 1), (["1"], 1), (["LA"], 1), (["L", "RGB"], 3), (["P"], 3), (["RGBA"], 3)]
+)
+def test_channels_are_those_of_the_pictures(tmp_path: Path, modes: list[str], channels: int) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            red(modes[i % len(modes)]).save(tmp_path / name / f"{i}.png")
+    assert find(tmp_path).channels == channels
+
+
+# --- what cannot be read
+
+
+def huge(raw: bytes) -> bytes:
+    """A bitmap whose header promises 100,000 x 100,000 pixels."""
+    return b"BM" + bytes(8) + b"\x36\0\0\0\x28\0\0\0" + b"\xa0\x86\x01\0" * 2 + b"\x01\0\x18\0" + bytes(24)
+
+
+BREAK: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda raw: b"",
+    "text": lambda raw: b"<html>404 not found</html>",
+    "truncated": lambda raw: raw[: len(raw) // 2],
+    "only the head": lambda raw: raw[:30],
+    "huge": huge,
+}
+
+
+@pytest.mark.parametrize("name", ["00.jpg", "01.png"])
+@pytest.mark.parametrize("damage", BREAK)
+def test_broken_pictures_are_left_out_and_listed_up_to_max_broken(own_pictures: Path, damage: str, name: str) -> None:
+    file = own_pictures / "train/bee" / name
+    file.write_bytes(BREAK[damage](file.read_bytes()))
+    data = load(own_pictures, max_broken=1 / 72)
+    assert [broken.path for broken in data.broken] == [str(file)]
+    assert str(file) in data.broken[0].reason
+    assert per_class(data.train) == [12, 11, 12]
+    assert str(file) not in data.train.names
+    with pytest.raises(DataError, match=rf"bee/{name}.*1 of 72"):
+        load(own_pictures, max_broken=0.01)
+
+
+def test_labels_still_go_with_pictures_after_a_broken_one(own_pictures: Path) -> None:
+    (own_pictures / "train/ant/00.jpg").write_bytes(b"")
+    data = load(own_pictures, max_broken=0.5)
+    assert [Path(name).parent.name for name in data.train.names] == [data.classes[i] for i in data.train.labels]
+    assert data.train.pixels.float().mean((2, 3)).argmax(1).tolist() == data.train.labels.tolist()
+
+
+def test_broken_pictures_are_counted_over_all_splits(own_pictures: Path) -> None:
+    for split in ("train", "val"):
+        (own_pictures / split / "ant/00.jpg").write_bytes(b"")
+    assert len(load(own_pictures, max_broken=2 / 72).broken) == 2
+    with pytest.raises(DataError, match="2 of 72"):
+        load(own_pictures, max_broken=1 / 72)
+
+
+def test_a_class_of_which_nothing_is_left_is_named(own_pictures: Path) -> None:
+    for file in (own_pictures / "val/cat").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="val split misses cat"):
+        load(own_pictures, max_broken=1)
+
+
+def empty_a_class(folder: Path) -> None:
+    shutil.rmtree(folder / "train/bee")
+    (folder / "train/bee").mkdir()
+
+
+def keep_one_class(folder: Path) -> None:
+    for name in ("bee", "cat"):
+        shutil.rmtree(folder / "train" / name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (empty_a_class, "train/bee: the class bee is empty"),
+        (keep_one_class, "train: expected at least two folders.*found 1"),
+        (lambda folder: shutil.rmtree(folder / "val/bee"), "val split misses bee"),
+        (lambda folder: shutil.rmtree(folder / "train/bee"), "val split .*does not know: bee"),
+        (lambda folder: (folder / "val/bee").rename(folder / "val/wasp"), "misses bee .*does not know: wasp"),
+        (lambda folder: shutil.rmtree(folder / "train"), "no train/"),
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (lambda folder: [shutil.rmtree(folder), folder.write_text("a file")], "expected a folder, a table"),
+        (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "at least two folders"),
+        (lambda folder: [shutil.rmtree(folder / "train"), (folder / "train").write_text("")], "no train/"),
+    ],
+    ids=[
+        "empty class", "one class", "missing in val", "missing in train", "other name in val", "no train", "no folder",
+        "a file", "empty folder", "train is a file",
+    ],
+)  # fmt: skip
+def test_folders_that_cannot_be_trained_on_are_named(
+    own_pictures: Path, damage: Callable[[Path], object], told: str
+) -> None:
+    damage(own_pictures)
+    with pytest.raises(DataError, match=told) as caught:
+        load(own_pictures)
+    assert str(own_pictures) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_classes_too_small_to_be_split_are_refused(tmp_path: Path, count: int) -> None:
+    for name, colour in COLOURS.items():
+        write_pictures(tmp_path / name, colour, count=count)
+    if count == 1:
+        with pytest.raises(DataError, match="2 pictures"):
+            load(tmp_path)
+    else:
+        assert per_class(load(tmp_path).train) == [1, 1, 1]
+
+
+def test_unknown_names_get_the_nearest_known_one() -> None:
+    with pytest.raises(DataError, match=r"digit: no such folder \(did you mean digits\?\)"):
+        find("digit")
+
+
+def test_a_named_set_that_is_not_cached_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"mnist is not in .*--download"):
+        find("mnist")
+
+
+def test_classes_are_matched_by_name_in_any_order() -> None:
+    check_same_classes(("ant", "bee", "cat"), ("cat", "ant", "bee"), split="val", where="here")
+    with pytest.raises(DataError, match=r"here: the val split misses cat and has .*: dog"):
+        check_same_classes(("ant", "bee", "cat"), ("dog", "bee", "ant"), split="val", where="here")
+
+
+def test_progress_counts_every_picture(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    find(pictures).load(RGB, progress=lambda *news: told.append(news))
+    assert Counter(what for what, _, _ in told) == dict.fromkeys(
+        ("looking for train", "reading train", "looking for val", "reading val"), 36
+    )
+    assert told[-1] == ("reading val", 36, 36)
+
+
+def test_a_rare_class_stays_on_both_sides() -> None:
+    labels = torch.tensor([0] * 1000 + [1] * 1000 + [2] * 2)
+    rest, part = split_off(labels, 0.2, seed=0, where="data")
+    assert torch.bincount(labels[rest]).tolist()[2] == torch.bincount(labels[part]).tolist()[2] == 1
+    assert sorted([*rest.tolist(), *part.tolist()]) == list(range(len(labels)))
+
+
+def test_training_pictures_of_a_folder_do_not_come_class_after_class(pictures: Path) -> None:
+    labels = load(pictures).train.labels
+    assert labels.tolist() != labels.sort().values.tolist()

@@ -1,0 +1,272 @@
+"""Pictures are decoded once, kept in a file of the cache, and are the same from there, from memory and anew."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import convatlas as ca
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.data import pixel_cache, stream
+from convatlas.data.dataset import Dataset
+from convatlas.data.decode.files import UnavailableError
+from convatlas.data.open import find
+from convatlas.data.stream import Streamed, gathered
+from convatlas.errors import DataError
+from convatlas.train.recipe import Recipe
+
+STEPS = Preprocessing(resize=12, crop=8).for_channels(3)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
+
+
+def load(folder: Path, **how: object) -> Dataset:
+    return find(folder).load(STEPS, **how)  # type: ignore[arg-type]
+
+
+def same(a: Dataset, b: Dataset) -> bool:
+    pairs = [(a.splits[split], b.splits[split]) for split in a.splits]
+    return a.fingerprint() == b.fingerprint() and all(
+        torch.equal(x.pixels, y.pixels) and torch.equal(x.labels, y.labels) and x.names == y.names for x, y in pairs
+    )
+
+
+@pytest.mark.parametrize("roomy", [False, True])
+def test_the_second_time_nothing_is_decoded(
+    pictures: Path, cache: Path, roomy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(pictures, roomy=roomy)
+    assert len(list(cache.glob("*.raw"))) == len(list(cache.glob("*.json"))) == 2
+    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("a picture was read"))
+    second = load(pictures, roomy=roomy)
+    assert same(first, second)
+    assert first.train.pixels.shape[-1] == (12 if roomy else 8)
+    if roomy:
+        assert first.train.aspects is not None
+        assert second.train.aspects is not None
+        assert torch.equal(first.train.aspects, second.train.aspects)
+        assert 0.4 < first.train.aspects.min() < 1 < first.train.aspects.max() < 2.5
+
+
+def test_files_and_memory_hold_the_same(pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = load(pictures)
+    shutil.rmtree(cache)
+    monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 0)
+    assert same(held, load(pictures))
+    assert not list(cache.glob("*.raw"))
+
+
+def test_a_moved_folder_is_known_by_its_contents_and_a_changed_picture_is_not(
+    own_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load(own_pictures)
+    moved = own_pictures.rename(tmp_path / "moved")
+    with monkeypatch.context() as patch:
+        patch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("a picture was read"))
+        after = load(moved)
+    assert torch.equal(before.train.pixels, after.train.pixels)
+    assert before.fingerprint() == after.fingerprint()
+    a, b = sorted((moved / "train" / "ant").glob("*.png"))[:2]
+    shutil.copy(a, b)
+    assert load(moved).fingerprint() != before.fingerprint()
+
+
+def test_broken_pictures_are_remembered_with_the_names_they_have_now(own_pictures: Path, tmp_path: Path) -> None:
+    (own_pictures / "train" / "ant" / "00.jpg").write_bytes(b"no picture")
+    first = load(own_pictures, max_broken=0.1)
+    second = load(own_pictures.rename(tmp_path / "moved"), max_broken=0.1)
+    assert len(first.train) == len(second.train) == 35
+    assert first.broken[0].reason.endswith("not a picture")
+    assert second.broken[0].path == str(tmp_path / "moved" / "train" / "ant" / "00.jpg")
+    assert second.broken[0].reason.startswith(second.broken[0].path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no notes", "bad notes"])
+def test_a_damaged_cache_is_made_anew(pictures: Path, cache: Path, damage: str) -> None:
+    pixels = load(pictures).train.pixels.clone()  # the mapped ones end with their file
+    for raw in cache.glob("*.raw"):
+        notes = raw.with_suffix(".json")
+        if damage == "truncated":
+            with raw.open("r+b") as file:
+                file.truncate(100)
+        elif damage == "no notes":
+            notes.unlink()
+        else:
+            notes.write_text("{}")
+    assert torch.equal(load(pictures).train.pixels, pixels)
+
+
+def test_a_full_disk_and_a_cache_that_cannot_be_written_leave_the_pictures_in_memory(
+    pictures: Path, cache: Path, full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with full_disk(1000):
+        held = load(pictures)
+    assert not list(cache.glob("*"))
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("not a folder")
+    assert same(held, load(pictures))
+
+
+def test_what_was_not_used_for_longest_makes_room(
+    pictures: Path, own_pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(pictures)
+    for path in cache.glob("*"):
+        os.utime(path, (1, 1))
+    old = {path.name for path in cache.glob("*")}
+    (own_pictures / "train" / "ant" / "00.jpg").unlink()
+    (own_pictures / "val" / "ant" / "00.jpg").unlink()
+    monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 3 * 36 * 3 * 8 * 8)
+    load(own_pictures)
+    kept = {path.name for path in cache.glob("*")}
+    assert len(kept & old) == 2  # one split of the old ones still fits
+    assert len(kept) == 6
+
+
+def test_arrays_get_the_channels_of_the_network_or_are_refused(idx_folder: Path, tmp_path: Path) -> None:
+    grey, rgb = (find(idx_folder).load(STEPS.for_channels(n)).train.pixels for n in (1, 3))
+    assert isinstance(grey, Tensor)
+    assert torch.equal(torch.as_tensor(rgb), grey.expand(-1, 3, -1, -1))
+    x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    steps = Preprocessing(8, 8)
+    for name, values in (("wide", x), ("deep", x.astype(np.uint16) * 257)):
+        np.savez(tmp_path / f"{name}.npz", x=values, y=np.arange(8) % 2)
+        pixels = find(tmp_path / f"{name}.npz").load(steps).train.pixels
+        luma = torch.from_numpy(x @ np.array([0.299, 0.587, 0.114])).round()
+        assert (torch.as_tensor(pixels)[:, 0] - luma).abs().max() <= 1
+    with pytest.raises(DataError, match=r"has 1 channel\(s\), not 5; see --channels"):
+        find(idx_folder).load(STEPS.for_channels(5))
+
+
+def test_what_is_missing_here_is_not_remembered_as_broken(
+    pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, steps: Preprocessing, *, roomy: bool) -> tuple[Tensor, float]:
+        if path.name == "02.jpg":
+            raise UnavailableError(f"{path}: cannot be read: Input/output error")
+        return stream.readied(path, steps, roomy=roomy)
+
+    monkeypatch.setattr("convatlas.data.prepare.readied", failing)
+    with pytest.raises(DataError, match="Input/output error"):
+        load(pictures)
+    assert not [path for path in cache.iterdir() if path.is_file()]
+
+
+def test_what_killed_processes_left_is_cleared(pictures: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, own = (cache / f".abc.{platform.node()}.{pid}.part" for pid in (dead.pid, os.getpid()))
+    for path in (left, own):
+        path.write_text("begun")
+    load(pictures)
+    assert not left.exists()
+    assert own.exists()
+
+
+# --- where there is no place at all
+
+
+@pytest.fixture
+def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the cache nor the memory can hold the pictures."""
+    monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 100)
+    monkeypatch.setattr(pixel_cache, "MEMORY_LIMIT", 100)
+
+
+PLANS = {
+    "plain": Recipe(epochs=2, batch=7, lr=0.01),
+    "crops and mixtures": Recipe(epochs=2, batch=7, lr=0.01).replaced({"crop": 0.5, "mixup": 0.2, "cutmix": 1.0}),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_pictures_without_any_place_are_streamed_to_the_same_bits(
+    pictures: Path, cache: Path, tmp_path: Path, request: pytest.FixtureRequest, plan: str
+) -> None:
+    held = ca.fit(pictures, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "held")
+    shutil.rmtree(cache)
+    request.getfixturevalue("no_place")
+    streamed = ca.fit(pictures, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "streamed")
+    assert isinstance(streamed.dataset.train.pixels, Streamed)
+    assert not list(cache.glob("*.raw"))
+    assert len(list(cache.glob("*.json"))) == 2
+    first, second = held.network.state_dict(), streamed.network.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert streamed.config.fingerprint == held.config.fingerprint
+    split, result, _ = ca.evaluate(streamed.model_file, pictures, split="all")
+    assert (split, len(result.labels)) == ("all", 72)
+    assert "<figure>" in (streamed.folder / "report.html").read_text()
+    assert ca.resume(tmp_path / "streamed").state.finished
+
+
+@pytest.mark.usefixtures("no_place")
+def test_streamed_pictures_are_looked_at_once_before(own_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_pictures / "train" / "ant" / "00.jpg").write_bytes(b"no picture")
+    first = load(own_pictures, max_broken=0.1)
+    assert [Path(broken.path).name for broken in first.broken] == ["00.jpg"]
+    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("a picture was read"))
+    again = load(own_pictures, max_broken=0.1)
+    assert again.broken == first.broken
+    assert again.train.names == first.train.names
+
+
+@pytest.mark.usefixtures("no_place")
+def test_a_picture_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_pictures: Path, tmp_path: Path) -> None:
+    gone = own_pictures / "train" / "bee" / "03.png"
+
+    def remove(event: object) -> None:
+        if isinstance(event, dict):
+            gone.rename(tmp_path / "elsewhere.png")
+
+    recipe = Recipe(epochs=2, batch=7, lr=0.01)
+    with pytest.raises(DataError, match=r"bee/03\.png: no such file"):
+        ca.fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "run", watch=remove)
+    (tmp_path / "elsewhere.png").rename(gone)
+    part = ca.resume(tmp_path / "run")
+    whole = ca.fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "whole")
+    first, second = part.network.state_dict(), whole.network.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.usefixtures("no_place")
+def test_once_there_is_place_the_pictures_are_held(
+    pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(load(pictures).train.pixels, Streamed)
+    monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 10**9)
+    assert isinstance(load(pictures).train.pixels, torch.Tensor)
+    assert len(list(cache.glob("*.raw"))) == 2
+
+
+def test_the_next_batch_is_decoded_meanwhile() -> None:
+    order: list[str] = []
+
+    class Slow(Streamed):
+        def __getitem__(self, which: object) -> torch.Tensor:
+            order.append(f"read {int(which[0])}")  # type: ignore[index]
+            return torch.zeros(1)
+
+    batches = [torch.tensor([i]) for i in range(4)]
+    for numbers, _ in gathered(Slow([], None), batches):  # type: ignore[arg-type]
+        time.sleep(0.05)
+        order.append(f"used {int(numbers[0])}")
+    assert order.index("read 1") < order.index("used 0") < order.index("read 3") < order.index("used 3")
+    assert [name for name in order if name.startswith("used")] == [f"used {i}" for i in range(4)]

@@ -1,0 +1,362 @@
+"""Engines: the same answers from torch with folded norms, ONNX Runtime and OpenVINO, and a choice that is measured."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from convatlas.core.network import Network
+from convatlas.engines import onnx_graph, onnxruntime, openvino, select
+from convatlas.engines.folding import folded
+from convatlas.engines.select import ENGINES, Way, choose, start
+from convatlas.engines.torch import Torch, in_full
+from convatlas.errors import EngineError, ModelFileError
+from convatlas.models.catalog import CATALOG, FAMILIES, reads_clips
+from convatlas.weights.modelfile import Header
+from tiny_networks import grown, outputs, tiny
+from upstream import scramble
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+PICTURES = [name for name, row in CATALOG.items() if not reads_clips(row.spec)]
+ONE_OF_A_FAMILY = [next(name for name in PICTURES if CATALOG[name].card.family == family) for family in FAMILIES
+                   if any(CATALOG[name].card.family == family for name in PICTURES)]  # fmt: skip
+
+
+def sealed(name: str) -> tuple[Network, Header]:
+    """Return a small network with the weights that it begins to learn with, and a header for it."""
+    row, spec = CATALOG[name], tiny(name)
+    network, _ = grown(name, channels=row.preprocessing.channels)
+    settle(network)
+    steps = row.preprocessing.for_size(spec.resolution)
+    return network, Header(name, spec, tuple("abcdefg"), steps, "cross_entropy", temperature=1.7)
+
+
+@torch.no_grad()
+def settle(network: Network) -> None:
+    """Give the norms the statistics of some inputs, and outputs that tell classes apart.
+
+    With anything else, deep networks blow rounding up to nonsense.
+    """
+    torch.manual_seed(0)
+    inputs = torch.randn(24, *network.input_shape)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+    network(inputs)
+    spread = network.eval()(inputs).std()
+    last = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
+    for layer in last:
+        layer.weight.mul_(2 / spread)
+
+
+def pixels_for(header: Header, count: int = 3) -> torch.Tensor:
+    steps, generator = header.preprocessing, torch.Generator().manual_seed(1)
+    shape = (count, steps.channels, steps.size, steps.size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def exactly(network: Network, header: Header, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the outputs in float64: what float32 is away from them, an engine may be, too, several times."""
+    with torch.inference_mode():
+        inputs = header.preprocessing.normalise(pixels).double()
+        return cast(torch.Tensor, copy.deepcopy(network).double()(inputs)).float()
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether outputs are the same to rounding: deep networks with random weights multiply its errors."""
+    return bool((left - right).abs().max() <= 2e-3 * right.abs().max())
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_folded_network_gives_the_same_and_leaves_its_source_alone(name: str) -> None:
+    network, x = grown(name, channels=CATALOG[name].preprocessing.channels)
+    scramble(network)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    expected = outputs(network, x)
+    twin = folded(network, layout=torch.channels_last)
+    assert close(outputs(twin, x), expected)
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in before.items())
+    norms = (nn.BatchNorm2d, nn.BatchNorm3d)
+    assert sum(isinstance(layer, norms) for layer in twin.modules()) <= 0.6 * sum(
+        isinstance(layer, norms) for layer in network.modules()
+    )
+    assert not any(isinstance(layer, nn.Dropout) for chain in twin.stages.modules() for layer in chain.children())
+
+
+def test_what_a_folded_network_does_not_change_it_shares() -> None:
+    network, _ = grown("vgg11")
+    twin = folded(network)
+    mine = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear)}
+    assert mine == {id(layer.weight) for layer in twin.modules() if isinstance(layer, nn.Linear)}
+
+
+def check_engines(name: str) -> None:
+    network, header = sealed(name)
+    pixels = pixels_for(header)
+    with torch.inference_mode():
+        expected = network(header.preprocessing.normalise(pixels))
+    graph = onnx_graph.onnx_of(network, header)
+    assert {node.op_type for node in graph.graph.node} <= onnx_graph.OPERATORS
+    data = graph.SerializeToString()
+    session = onnxruntime.OnnxRuntime(data)
+    engines: list[Any] = [Torch(network, header, layout="contiguous"), session]
+    if importlib.util.find_spec("openvino") and name != "nin_imagenet":  # whose last maps are smaller there, at 48 px
+        engines.append(openvino.OpenVino(data, batch=2))
+    rounding = (expected - exactly(network, header, pixels)).abs().max()
+    for engine in engines:
+        off = (engine.outputs(pixels) - expected).abs().max()
+        assert off <= max(1e-4 * expected.abs().max(), 20 * rounding), engine.name
+    told = torch.from_numpy(session.answers(pixels, onnx_graph.PROBABILITIES)[0])
+    assert (told - (expected / 1.7).softmax(1)).abs().max() <= max(1e-4, 20 * rounding)
+
+
+@pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
+def test_every_engine_gives_the_same(name: str) -> None:
+    check_engines(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in PICTURES if name not in ONE_OF_A_FAMILY])
+def test_every_engine_gives_the_same_for_the_rest_of_the_catalogue(name: str) -> None:
+    check_engines(name)
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Network, Header]:
+    return sealed("lenet5_modern")
+
+
+@pytest.fixture(scope="module")
+def graph(small: tuple[Network, Header]) -> Any:
+    return onnx_graph.onnx_of(*small)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_graph_takes_any_number_of_pictures(small: tuple[Network, Header], graph: Any, count: int) -> None:
+    pixels = pixels_for(small[1], count)
+    expected = Torch(*small).outputs(pixels)
+    assert close(onnxruntime.OnnxRuntime(graph.SerializeToString()).outputs(pixels), expected)
+
+
+def test_batches_are_filled_up_for_what_takes_one_size_only() -> None:
+    seen = []
+
+    def run(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return part.flatten(1).sum(1, keepdim=True)
+
+    pixels = torch.arange(14.0).view(7, 1, 1, 2)
+    assert torch.equal(in_full(run, pixels, 3), run(pixels))
+    assert seen[:3] == [3, 3, 3]
+
+
+def test_a_graph_says_what_it_is(small: tuple[Network, Header], graph: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(graph.SerializeToString())
+    header, read = onnx_graph.opened(path)
+    assert header == small[1]
+    said = {entry.key: entry.value for entry in read.metadata_props}
+    assert said["classes"] == '["a", "b", "c", "d", "e", "f", "g"]'
+    assert f"{small[1].preprocessing.size}" in said["input"]
+    assert read.opset_import[0].version == onnx_graph.OPSET
+
+
+def foreign_operator(model: Any) -> None:
+    model.graph.node[0].op_type = "Loop"
+
+
+def foreign_domain(model: Any) -> None:
+    model.graph.node[0].domain = "com.example"
+
+
+def numbers_elsewhere(model: Any) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../etc/passwd"
+
+
+def other_output(model: Any) -> None:
+    model.graph.output[0].name = "other"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(foreign_operator, "Loop"), (foreign_domain, "operators"), (numbers_elsewhere, "another file"),
+     (other_output, "export it again")],
+)  # fmt: skip
+def test_a_graph_of_other_make_is_refused_even_if_it_is_sealed(
+    graph: Any, tmp_path: Path, change: Callable[[Any], None], told: str
+) -> None:
+    model = type(graph)()
+    model.CopyFrom(graph)
+    change(model)
+    onnx_graph.seal(model)
+    path = tmp_path / "x.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match=told):
+        onnx_graph.opened(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_graph_is_refused(graph: Any, tmp_path: Path, seed: int) -> None:
+    data = bytearray(graph.SerializeToString())
+    generator = torch.Generator().manual_seed(seed)
+    for place in torch.randint(0, len(data), (1 + seed % 4,), generator=generator).tolist():
+        data[place] ^= 1 + seed
+    path = tmp_path / "x.onnx"
+    path.write_bytes(data[: len(data) // 2] if seed % 8 == 7 else data)
+    with pytest.raises(ModelFileError) as refused:
+        onnx_graph.opened(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_graphs_are_made_once_and_kept_in_the_cache(
+    small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    made = onnx_graph.cached(*small)
+    monkeypatch.setattr(onnx_graph, "onnx_of", lambda *_: pytest.fail("made again"))
+    assert onnx_graph.cached(*small) == made
+    (file,) = (tmp_path / "graphs").iterdir()
+    file.write_bytes(b"damaged")
+    with pytest.raises(pytest.fail.Exception):
+        onnx_graph.cached(*small)
+    monkeypatch.undo()
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(onnx_graph, "CACHED_BYTES", len(made))
+    onnx_graph.cached(small[0], dataclasses.replace(small[1], temperature=2.0))  # another graph
+    assert len(list((tmp_path / "graphs").iterdir())) == 1
+
+
+# --- the choice
+
+
+class Fake:
+    """An engine whose batches take so many seconds of a clock that stands still otherwise."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
+    """Seconds of a batch for each engine, to be filled; and a cache of its own."""
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(select, "BUSY", 2.0)
+    seconds: dict[str, float] = {}
+    monkeypatch.setattr(select, "start", lambda name, *_, **__: Fake(name))
+    monkeypatch.setattr(
+        select, "measured", lambda running, *_: {way: seconds[way.engine] + (way.layout == "contiguous")
+                                                 for way in running}
+    )  # fmt: skip
+    return seconds
+
+
+def test_the_fastest_engine_is_measured_once_and_remembered(
+    small: tuple[Network, Header], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock |= {"torch": 3.0, "onnxruntime": 1.0, "openvino": 2.0}
+    first = choose("auto", *small, batch=4, macs=10**9)
+    assert first.engine.name == "onnxruntime"
+    assert "onnxruntime: the fastest of onnxruntime 1000.0 ms" in str(first)
+    clock["onnxruntime"] = 9.0
+    again = choose("auto", *small, batch=4, macs=10**9)
+    assert (again.engine.name, again.seconds) == ("onnxruntime", {})
+    assert "when it was measured here" in str(again)
+    assert choose("auto", *small, batch=5, macs=10**9).engine.name == "openvino"
+    monkeypatch.setattr(select, "BUSY", -1.0)
+    assert choose("auto", *small, batch=6, macs=10**9).engine.name == "openvino"
+    clock["torch"] = 0.5
+    assert choose("auto", *small, batch=6, macs=10**9).way == Way("torch", "channels_last")
+
+
+def test_few_pictures_are_not_worth_a_measurement(small: tuple[Network, Header], clock: dict[str, float]) -> None:
+    clock |= {"torch": 3.0, "onnxruntime": 1.0, "openvino": 2.0}
+    assert choose("auto", *small, batch=1, macs=10**9, pictures=3).way == Way("torch", "channels_last")
+    assert choose("auto", *small, batch=1, macs=10**9, pictures=10_000).engine.name == "onnxruntime"
+    assert choose("auto", *small, batch=1, macs=10**9, pictures=3).engine.name == "onnxruntime"  # now it is known
+
+
+def test_an_engine_that_cannot_run_a_network_is_left_out(
+    small: tuple[Network, Header], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock |= {"torch": 3.0, "openvino": 2.0}
+
+    def begun(name: str, *_: object, **__: object) -> Fake:
+        if name == "onnxruntime":
+            raise EngineError("cannot")
+        return Fake(name)
+
+    monkeypatch.setattr(select, "start", begun)
+    chosen = choose("auto", *small, batch=4, macs=10**9)
+    assert chosen.refused == {"onnxruntime": "cannot"}
+    assert chosen.engine.name != "onnxruntime"
+    with pytest.raises(EngineError, match="cannot"):
+        choose("onnxruntime", *small, batch=4, macs=1)
+
+
+def test_the_first_run_of_a_turn_does_not_count(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after another engine is slow at first: the threads of that one still spin."""
+    now = [0.0]
+    last: list[str] = []
+
+    class Spinning(Fake):
+        def outputs(self, pixels: torch.Tensor) -> None:
+            now[0] += 9.0 if last[-1:] != [self.name] else {"a": 1.0, "b": 2.0}[self.name]
+            last.append(self.name)
+
+    monkeypatch.setattr(select.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(select, "ENOUGH", 200.0)
+    a, b = Way("a"), Way("b")
+    assert select.measured({a: Spinning("a"), b: Spinning("b")}, small[1], 1) == {a: 1.0, b: 2.0}  # type: ignore[dict-item]
+
+
+def test_tiny_networks_are_tried_on_one_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert Way("torch", "channels_last", 1) in select.ways("torch", tiny=True)
+    assert {way.threads for way in select.ways("torch", tiny=False)} == {0}
+
+
+def test_real_engines_are_compared(
+    small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(select, "ENOUGH", 0.05)
+    chosen = choose("auto", *small, batch=2, macs=10**6)
+    assert {way.engine for way in chosen.seconds} >= {"torch", "onnxruntime"}
+    assert close(chosen.engine.outputs(pixels_for(small[1])), Torch(*small).outputs(pixels_for(small[1])))
+
+
+def test_unknown_and_missing_engines_are_named(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="'tensorrt' is not one of auto, torch"):
+        start("tensorrt", *small, batch=1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EngineError, match=r"pip install 'convatlas\[onnx\]'"):
+        choose("onnxruntime", *small, batch=1, macs=1)
+    assert {way.engine for way in select.ways("auto", tiny=False)} == {"torch"}
+
+
+def test_engine_names_are_the_documented_ones() -> None:
+    assert ENGINES == ("torch", "compile", "onnxruntime", "openvino")
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same() -> None:
+    network, header = sealed("resnet18")
+    pixels = pixels_for(header, 5)
+    engine = start("compile", network, header, batch=2)
+    assert close(engine.outputs(pixels), Torch(network, header).outputs(pixels))

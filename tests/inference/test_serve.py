@@ -1,0 +1,285 @@
+"""The server: answers, limits, what is refused and why, many clients at once, and a graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convatlas.inference.model import Model, load
+from convatlas.inference.predict import Encoded
+from convatlas.train.run import Run
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+
+from convatlas.inference.serve import Batcher, FullError, Limits, application  # noqa: E402
+
+BOUNDARY = "----------------x"
+
+
+@pytest.fixture(scope="module")
+def model(coloured: Run) -> Model:
+    return load(coloured.model_file)
+
+
+@contextmanager
+def running(model: Model, limits: Limits | None = None, token: str | None = None) -> Iterator[int]:
+    """Run a server in a thread; yields its port."""
+    app = application(model, limits or Limits(), token=token)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def ask(
+    port: int, path: str = "/predict", body: bytes | None = None, *, kind: str = "image/png", method: str = "",
+    token: str = "",
+) -> tuple[int, Any]:  # fmt: skip
+    """Return status and answer of a request."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+    finally:
+        connection.close()
+    is_json = "json" in (answer.headers.get("content-type") or "")
+    return answer.status, json.loads(data) if is_json else data.decode(errors="replace")
+
+
+def form(files: list[tuple[str, bytes]]) -> bytes:
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode() + data
+        for name, data in files
+    ]
+    return b"\r\n".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
+
+
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+@pytest.fixture(scope="module")
+def port(model: Model) -> Iterator[int]:
+    with running(model, Limits(bytes=300_000, images=5, pixels=1_000_000)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def files(pictures: Path) -> list[Path]:
+    return sorted((pictures / "val").rglob("*.*"))
+
+
+def test_one_picture_is_answered_like_predict(port: int, model: Model, files: list[Path]) -> None:
+    for file, expected in zip(files[:6], model.predict(files[:6]), strict=True):
+        status, told = ask(port, body=file.read_bytes())
+        (answer,) = told["predictions"]
+        assert status == 200
+        assert (answer["label"], answer["answer"]) == (expected.label, expected.answer)
+        assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_many_pictures_are_answered_in_order_and_broken_ones_beside_them(
+    port: int, model: Model, files: list[Path]
+) -> None:
+    sent = [(file.name, file.read_bytes()) for file in files[:3]] + [("broken.png", b"nothing")]
+    status, told = ask(port, "/predict?top=1", form(sent), kind=FORM)
+    assert status == 200
+    *good, bad = told["predictions"]
+    assert [each["label"] for each in good] == [p.label for p in model.predict(files[:3])]
+    assert [each["source"] for each in good] == [file.name for file in files[:3]]
+    assert all(len(each["probabilities"]) == 1 for each in good)
+    assert bad == {"source": "broken.png", "error": "broken.png: not a picture"}
+
+
+def test_a_threshold_is_honoured(port: int, files: list[Path]) -> None:
+    _, told = ask(port, "/predict?threshold=1", files[0].read_bytes())
+    assert told["predictions"][0]["answer"] == "none of these"
+
+
+def large() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((1001, 1000), np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "status", "told"),
+    [
+        ("/predict", b"", "image/png", 422, "no picture"),
+        ("/predict", b"nothing", "image/png", 422, "not a picture"),
+        ("/predict", b"x" * 300_001, "image/png", 413, "300,000 bytes"),
+        ("/predict", large(), "image/png", 422, "1000 x 1001 pixels are more than 1,000,000"),
+        ("/predict", b"{}", "application/json", 415, "application/json"),
+        ("/predict", b"no form", FORM, 400, ""),
+        ("/predict", b"no form", "multipart/form-data", 400, ""),
+        ("/predict", form([(f"{i}", b"x") for i in range(6)]), FORM, 400, "Too many files"),
+        ("/predict", form([("a", b"x"), ("b", b"y")]), FORM, 422, "not a picture"),
+        ("/predict", form([]), FORM, 422, "no picture"),
+        ("/predict?top=0", b"x", "image/png", 422, "top"),
+        ("/predict?top=many", b"x", "image/png", 422, "top"),
+        ("/predict?threshold=7", b"x", "image/png", 422, "threshold"),
+        ("/predict?threshold=nan", b"x", "image/png", 422, "threshold"),
+        ("/../../etc/passwd", None, "", 404, "Not Found"),
+        ("/static/model.safetensors", None, "", 404, "Not Found"),
+        ("/predict", None, "", 405, ""),
+    ],
+)
+def test_bad_requests_get_a_reason(port: int, path: str, body: bytes | None, kind: str, status: int, told: str) -> None:
+    found, answer = ask(port, path, body, kind=kind)
+    assert found == status
+    assert told in json.dumps(answer)
+    assert ask(port, "/health")[0] == 200
+
+
+def test_a_request_without_a_length_is_counted_too(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 30) as raw:
+        raw.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        try:
+            for _ in range(100):
+                raw.sendall(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+        except OSError:
+            pass  # it hung up
+        assert b" 413 " in raw.recv(1000)
+
+
+def test_it_says_what_it_is_and_counts(port: int, model: Model) -> None:
+    status, told = ask(port, "/")
+    assert (status, told["classes"]) == (200, list(model.classes))
+    _, api = ask(port, "/openapi.json")
+    assert "multipart/form-data" in api["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert ask(port, body=b"nothing")[0] == 422
+    _, metrics = ask(port, "/metrics")
+    assert 'convatlas_requests_total{status="422"}' in metrics
+    assert "convatlas_batch_bucket" in metrics
+    assert ask(port, "/docs")[0] == 404  # its page would fetch from elsewhere
+
+
+def test_a_token_is_wanted_where_there_is_one(model: Model, files: list[Path]) -> None:
+    with running(model, token="secret") as port:
+        for token, status in (("", 401), ("wrong", 401), ("secret", 200)):
+            assert ask(port, body=files[0].read_bytes(), token=token)[0] == status
+            assert ask(port, "/metrics", token=token)[0] == status
+        assert ask(port, "/health")[0] == 200
+
+
+def test_many_clients_lose_nothing_and_share_batches(model: Model, files: list[Path]) -> None:
+    expected = {file: p.label for file, p in zip(files, model.predict(files), strict=True)}
+    sent = files * 6
+    with running(model, Limits(batch=8, wait=0.02)) as port:
+        with ThreadPoolExecutor(32) as clients:
+            found = list(clients.map(lambda file: ask(port, body=file.read_bytes()), sent))
+        _, metrics = ask(port, "/metrics")
+    assert [status for status, _ in found] == [200] * len(sent)
+    assert [told["predictions"][0]["label"] for _, told in found] == [expected[file] for file in sent]
+    (batches,) = [line for line in metrics.splitlines() if line.startswith("convatlas_batch_count")]
+    assert float(batches.split()[1]) < len(sent) / 2
+
+
+def test_what_cannot_wait_is_refused_and_what_waits_is_answered(model: Model, files: list[Path]) -> None:
+    picture = Encoded("x", files[0].read_bytes())
+
+    async def crowd() -> tuple[list[Any], Any]:
+        batcher = Batcher(model, Limits(queue=4, wait=0.05))
+        batcher.start()
+        waiting = [asyncio.create_task(batcher.answers([picture] * 2)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(FullError):
+            await batcher.answers([picture])
+        answered = await asyncio.gather(*waiting)
+        again = await batcher.answers([picture])
+        await batcher.stop()
+        return answered, again
+
+    answered, again = asyncio.run(crowd())
+    assert [len(each) for each in answered] == [2, 2]
+    assert isinstance(again[0], torch.Tensor)
+
+
+def test_an_engine_that_fails_answers_500_and_the_server_goes_on(model: Model, files: list[Path]) -> None:
+    class Broken:
+        name = "broken"
+        failing = True
+
+        def outputs(self, pixels: torch.Tensor) -> torch.Tensor:
+            if self.failing:
+                raise RuntimeError("no memory")
+            return model.engine.outputs(pixels)
+
+    engine = Broken()
+    with running(Model(model.network, model.header, engine)) as port:
+        assert ask(port, body=files[0].read_bytes())[0] == 500
+        engine.failing = False
+        assert ask(port, body=files[0].read_bytes())[0] == 200
+
+
+def test_the_command_serves_until_it_is_told_to_stop(coloured: Run, files: list[Path], tmp_path: Path) -> None:
+    """What was accepted before SIGTERM is answered."""
+    command = [sys.executable, "-m", "convatlas", "serve", str(coloured.model_file), "--port", "0", "--engine", "torch"]
+    environment = os.environ | {"CONVATLAS_TOKEN": "", "CONVATLAS_OFFLINE": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
+    try:
+        assert process.stderr is not None
+        first = next(line for line in process.stderr if "on http://127.0.0.1:" in line)
+        port = int(first.split("127.0.0.1:")[1].split()[0])
+        with ThreadPoolExecutor(8) as clients:
+            answers = [clients.submit(ask, port, body=file.read_bytes()) for file in files[:16]]
+            while not any(answer.done() for answer in answers):
+                time.sleep(0.005)
+            process.send_signal(signal.SIGTERM)
+            statuses = []
+            for answer in answers:
+                try:
+                    statuses.append(answer.result()[0])
+                except OSError:  # not accepted any more
+                    continue
+        assert statuses
+        assert set(statuses) == {200}
+        assert process.wait(30) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_address_that_is_taken_is_one_line(coloured: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "convatlas", "serve", str(coloured.model_file), "--port", port, "--engine", "torch"],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"127.0.0.1:{port}: cannot listen there" in done.stderr

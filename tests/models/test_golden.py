@@ -1,0 +1,134 @@
+"""The numbers of every network: the committed table, the facts that were collected, the integers that are known."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from convatlas.core.cost import cost
+from convatlas.models.catalog import CATALOG, FACTS, count, facts, measure
+from convatlas.models.families import inception_resnet
+from convatlas.models.families.inception_resnet import InceptionResNet
+
+FACTS_FILE = Path(__file__).parents[2] / "../shared/facts/architecture-facts.csv"
+
+# parameters and MACs that are printed, or that independent implementations count
+PRINTED = {
+    "efficientnet_b0": (5_288_548, 385_814_752), "efficientnet_b1": (7_794_184, 686_802_832),
+    "efficientnet_b2": (9_109_994, 993_561_872), "efficientnet_b3": (12_233_232, 1_827_141_392),
+    "efficientnet_b4": (19_341_616, 4_393_771_024), "efficientnet_b5": (30_389_784, 10_266_384_752),
+    "efficientnet_b6": (43_040_704, 19_067_593_536), "efficientnet_b7": (66_347_960, 37_745_884_192),
+    "alexnet_2012": (60_965_224, 724_406_816), "zfnet": (62_357_608, None), "nin_cifar10": (966_986, 222_486_528),
+    "nin_imagenet": (7_595_176, None), "wrn28_10": (36_479_194, None), "inception_v2": (11_295_240, None),
+    "nasnet_a_mobile": (5_289_978, None), "preact_resnet18": (11_687_848, None), "preact_resnet50": (25_549_480, None),
+    "preact_resnet101": (44_541_608, None), "preact_resnet152": (60_185_256, None),
+    "preact_resnet200": (64_666_280, None), "capsnet": (8_215_568, None), "r3d_18": (33_371_472, None),
+    "mc3_18": (11_695_440, None), "r2plus1d_18": (31_505_325, None), "cifar_resnet20": (269_722, None),
+}  # fmt: skip
+
+FIELDS = {
+    "alexnet": 195, "alexnet_2012": 195, "vgg16": 212, "mobilenet_v1": 315, "inception_v3": 1311,
+    "inception_resnet_v2": 3039,
+}  # fmt: skip
+
+# what the facts call our networks, where it is not their title
+CALLED = {
+    "ConvNet1989": "convnet1989", "LeNet-1": "lenet1", "LeNet-5": "lenet5",
+    "AlexNet (2014, one weird trick)": "alexnet", "GoogLeNet (Inception v1)": "googlenet",
+    "Wide ResNet-28-10 (CIFAR-10)": "wrn28_10", "MobileNet v1 1.0": "mobilenet_v1",
+    "MobileNet v2 1.0": "mobilenet_v2", "MobileNet v3 large 1.0": "mobilenet_v3_large",
+    "MobileNet v3 small 1.0": "mobilenet_v3_small", "MnasNet-A1 1.0": "mnasnet_a1", "MnasNet-B1 1.0": "mnasnet1_0",
+    "MnasNet-B1 0.5": "mnasnet0_5", "MnasNet-B1 0.75": "mnasnet0_75", "MnasNet-B1 1.3": "mnasnet1_3",
+    "NASNet-A mobile (4 @ 1056)": "nasnet_a_mobile", "NASNet-A large (6 @ 4032)": "nasnet_a_large",
+    "CapsNet (MNIST)": "capsnet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_table_of_facts_is_what_is_counted(name: str) -> None:
+    assert facts(name) == count(name), "if the change is meant: python tests/accept_golden.py"
+
+
+def test_table_has_a_row_for_every_network_in_order() -> None:
+    with FACTS.open(encoding="utf-8") as table:
+        assert [row["name"] for row in csv.DictReader(table)] == list(CATALOG)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_integers_that_are_known(name: str) -> None:
+    parameters, macs = PRINTED[name]
+    assert facts(name).parameters == parameters
+    assert macs is None or facts(name).macs == macs
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_receptive_fields_that_are_known(name: str) -> None:
+    assert facts(name).receptive_field == FIELDS[name]
+
+
+def test_capsnet_without_decoder() -> None:
+    spec = replace(CATALOG["capsnet"].spec, decoder=None)  # type: ignore[type-var]
+    assert cost(spec.build(classes=10, channels=1)).parameters == 6_804_224
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("googlenet", 13_004_888), ("inception_v3", 27_161_264)])
+def test_auxiliary_heads_count_as_parameters_but_not_as_macs(name: str, parameters: int) -> None:
+    plain = measure(name)
+    measured = cost(replace(CATALOG[name].spec, auxiliary=True).build(classes=1000, channels=3))  # type: ignore[type-var]
+    assert measured.parameters == parameters
+    assert measured.macs == plain.macs
+
+
+def test_inception_resnet_v1_is_the_independent_count_but_for_a_block_and_an_embedding() -> None:
+    """That implementation has a sixth block of type C, and a layer of 512 units before the classes: 23,995,624."""
+    *stages, last = inception_resnet.V1.stages
+    spec = replace(inception_resnet.V1, stages=(*stages, replace(last, depth=6)))
+    assert isinstance(spec, InceptionResNet)
+    measured = cost(spec.build(classes=1000, channels=3)).parameters
+    head, embedded = 1792 * 1000 + 1000, 1792 * 512 + 2 * 512 + 512 * 1000 + 1000
+    assert measured - head + embedded == 23_995_624
+
+
+def collected() -> list[tuple[str, dict[str, str]]]:
+    """Return (our name, row) of the facts that speak of a network of the catalogue."""
+    if not FACTS_FILE.is_file():
+        return []
+    titles = {row.card.title: name for name, row in CATALOG.items()}
+    with FACTS_FILE.open(encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    return [(name, row) for row in rows if (name := CALLED.get(row["name"], titles.get(row["name"], "")))]
+
+
+@pytest.mark.skipif(not FACTS_FILE.is_file(), reason=f"the collected facts are not there ({FACTS_FILE})")
+def test_facts_speak_of_most_networks() -> None:
+    assert len(collected()) >= 95
+
+
+@pytest.mark.parametrize(("name", "row"), collected(), ids=[name for name, _ in collected()])
+def test_counts_are_those_of_the_collected_facts(name: str, row: dict[str, str]) -> None:
+    number = facts(name)
+    libraries = [row[f"{what}_computed_{library}"] for what, library in (("params", "torchvision"), ("params", "timm"))]
+    exact = {int(value) for value in libraries if value}
+    # these of torchvision come with auxiliary heads, or are other networks (see the rows named ..._torchvision)
+    others = {13_004_888, 27_161_264, 5_495_976, 6_432_512, 39_381_472}
+    # and these of timm are without the norm in the stem
+    bare = {25_549_352, 44_541_480, 60_185_128} if name.startswith("preact") else set()
+    if not exact <= others | bare:
+        assert number.parameters in exact
+    elif not row["params"]:
+        pytest.fail(f"the facts hold no number of parameters for {name}")
+    if row["macs_computed_torchvision"] and name not in ("regnet_x_400mf", "regnet_y_800mf", "regnet_y_8gf"):
+        assert number.macs == int(row["macs_computed_torchvision"])
+    written = re.fullmatch(r"([\d.]+)M", row["params"])
+    if written and name != "inception_resnet_v1":
+        assert number.parameters == pytest.approx(float(written[1]) * 1e6, rel=0.05)
+
+
+def test_every_number_of_the_facts_is_positive() -> None:
+    for name in CATALOG:
+        assert min(dataclasses.astuple(facts(name))) > 0, name

@@ -1,0 +1,104 @@
+"""The same function as torchvision and timm, to the last bit, and one step of training with the same gradients.
+
+Random weights, statistics and affines of the norms are moved by the key rules. Differences are zero but for the heads
+that timm writes as a convolution where we have the same product as a linear layer: its sums have another order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convatlas.layers.channels import DropPath
+from convatlas.models.catalog import CATALOG
+from convatlas.models.keys import translate
+from convatlas.weights.read import family_of
+from upstream import PAIRS, images, moved, scramble, theirs
+
+OTHER_ORDER = ("vgg", "resnetv2")
+"""Families whose head is a convolution in timm."""
+
+# training takes longer: each network once, from torchvision where it has it
+TRAINED = [(name, next(iter(row.peers))) for name, row in CATALOG.items() if row.peers]
+
+
+def tolerance(name: str, library: str) -> float:
+    """Return the allowed difference, as a share of the largest value."""
+    return 1.5e-6 if library == "timm" and name.startswith(OTHER_ORDER) else 0.0
+
+
+@pytest.mark.parametrize(("name", "library"), PAIRS)
+def test_outputs_are_those_of_the_library(name: str, library: str) -> None:
+    row = CATALOG[name]
+    peer = theirs(name, library)
+    scramble(peer)
+    mine, x = moved(row, peer, library), images(row, size=max(row.spec.minimum, 64))
+    with torch.inference_mode():
+        expected, got = peer.eval()(x), mine.eval()(x)
+    assert expected.std() > 0
+    limit = tolerance(name, library) * float(expected.abs().max())
+    assert float((expected - got).abs().max()) <= limit
+
+
+def quiet(network: nn.Module) -> None:
+    """Switch off what is random in training."""
+    import torchvision
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Dropout | torchvision.ops.StochasticDepth):
+            layer.p = 0.0
+        if isinstance(layer, DropPath):
+            layer.rate = 0.0
+
+
+def their_loss(outputs: Any, labels: Tensor) -> Tensor:
+    """Cross entropy, that of the auxiliary heads with a weight of 0.3."""
+    if isinstance(outputs, Tensor):
+        return F.cross_entropy(outputs, labels)
+    main, *others = (F.cross_entropy(part, labels) for part in outputs)
+    return main + 0.3 * others[-1] + sum(0.3 * other for other in reversed(others[:-1]))
+
+
+@pytest.mark.parametrize(("name", "library"), TRAINED)
+def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: str, library: str) -> None:
+    row = CATALOG[name]
+    helped = hasattr(row.spec, "auxiliary") and library == "torchvision"
+    if helped:
+        row = replace(row, spec=replace(row.spec, auxiliary=True))  # type: ignore[type-var]
+    peer = theirs(name, library, auxiliary=helped)
+    scramble(peer)
+    mine = moved(row, peer, library)
+    for network in (peer, mine):
+        quiet(network)
+        network.train()
+    x = images(row, size=row.spec.resolution if helped else max(row.spec.minimum, 64), batch=4)
+    labels = torch.arange(4)
+    expected = their_loss(peer(x), labels)
+    _, loss = mine.loss(x, labels, F.cross_entropy)
+    expected.backward()
+    loss.backward()
+    limit = 5 * tolerance(name, library)  # the way back sums once more
+    torch.testing.assert_close(loss, expected, rtol=limit, atol=0)
+    # gradients travel by the key rules, as the weights did
+    rules = family_of(row.spec).dialects[library](row.spec)
+    gradients = {key: parameter.grad for key, parameter in peer.named_parameters()}
+    state = {key: gradients.get(key, tensor) for key, tensor in peer.state_dict().items()}
+    expected_state = translate(state, rules, mine.state_dict())  # type: ignore[arg-type]
+    for key, parameter in mine.named_parameters():
+        theirs_ = expected_state[key]
+        assert parameter.grad is not None, key
+        assert float((parameter.grad - theirs_).abs().max()) <= limit * float(theirs_.abs().max()), key
+    for key, buffer in mine.named_buffers():
+        if buffer.is_floating_point():
+            assert torch.equal(buffer, expected_state[key]), key
+
+
+def test_terms_of_auxiliary_heads_are_as_many_as_the_heads() -> None:
+    for name, heads in (("googlenet", 2), ("inception_v3", 1)):
+        spec = replace(CATALOG[name].spec, auxiliary=True)  # type: ignore[type-var]
+        assert len(spec.build(classes=3, channels=3).auxiliary) == heads

@@ -1,0 +1,164 @@
+"""Scaling: the published roundings, the rules, and budgets that are used up."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convatlas.core.cost import Cost, cost
+from convatlas.core.spec import Spec, cells, changed, diff
+from convatlas.errors import SpecError
+from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.families.efficientnet import B0
+from convatlas.models.scaling import compound, fast, fit_budget
+from tiny_networks import tiny
+
+SCALED = sorted({type(row.spec): name for name, row in CATALOG.items()}.values())
+"""One network of every kind of spec."""
+
+
+def measured(spec: Spec, *, classes: int = 1000, channels: int = 3) -> Cost:
+    return cost(grow(spec, classes=classes, channels=channels, device="meta"))
+
+
+@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize(("width", "depth"), [(0.5, 1), (1.7, 1), (1, 2), (1.4, 1.8), (0.3, 0.3), (0.05, 1)])
+def test_every_family_scales(name: str, width: float, depth: float) -> None:
+    spec = CATALOG[name].spec
+    scaled = spec.scaled(width=width, depth=depth)
+    grown, before = measured(scaled, classes=10), measured(spec, classes=10)
+    if width == 1:  # not every table has depths
+        assert grown.parameters >= before.parameters
+    else:
+        assert (grown.parameters > before.parameters) == (width > 1)
+    assert grown.output.shape == (10,)
+    assert all(parameter.numel() for parameter in grow(scaled, classes=10, device="meta").parameters())
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_factor_of_one_changes_nothing(name: str) -> None:
+    assert CATALOG[name].spec.scaled() == CATALOG[name].spec
+
+
+def test_compound_scaling_grows_macs_as_printed() -> None:
+    """About twice the MACs for each step of phi (section 3.3); rounding makes it jagged."""
+    macs = [measured(compound(B0, phi)).macs for phi in range(5)]
+    assert all(1.75 <= after / before <= 2.6 for before, after in pairwise(macs))
+    assert compound(B0, 0) == B0
+
+
+@pytest.mark.parametrize(("phi", "parameters"), [(0.5, None), (1, 9_109_994), (2, 12_233_232), (3.5, 19_341_616)])
+def test_compound_scaling_gives_the_published_networks_where_they_follow_the_formula(
+    phi: float, parameters: int | None
+) -> None:
+    got = measured(compound(B0, phi)).parameters
+    assert got > 5_288_548
+    if parameters is not None:
+        assert got == pytest.approx(parameters, rel=0.12)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1 / 3, 0.8, 1.0])
+@pytest.mark.parametrize("scale", [2.0, 4.0, 8.0])
+def test_fast_scaling_gives_about_the_macs_asked_for(alpha: float, scale: float) -> None:
+    spec = CATALOG["regnet_y_1_6gf"].spec
+    assert measured(fast(spec, scale, alpha=alpha)).macs / measured(spec).macs == pytest.approx(scale, rel=0.35)
+
+
+def test_fast_scaling_keeps_activations_lower_than_uniform_scaling() -> None:
+    spec = CATALOG["regnet_y_1_6gf"].spec
+    assert measured(fast(spec, 4)).activations < measured(fast(spec, 4, alpha=1 / 3)).activations
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "lenet5", "vgg11", "capsnet_reduced"])
+@pytest.mark.parametrize("factor", [0.4, 1.9])
+@pytest.mark.parametrize("what", ["macs", "params"])
+def test_budget_is_used_up_to_three_percent(name: str, factor: float, what: str) -> None:
+    row = CATALOG[name]
+    size = {"classes": row.classes, "channels": row.preprocessing.channels}
+    field = {"macs": "macs", "params": "parameters"}[what]
+    limit = factor * getattr(measured(row.spec, **size), field)
+    fitted = fit_budget(row.spec, **{what: limit}, **size)  # type: ignore[arg-type]
+    assert 0.97 <= getattr(measured(fitted, **size), field) / limit <= 1
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(CATALOG)), st.floats(0.35, 3), st.sampled_from(["macs", "params"]))
+def test_any_budget_of_any_network_is_used_up(name: str, factor: float, what: str) -> None:
+    test_budget_is_used_up_to_three_percent(name, factor, what)
+
+
+@pytest.mark.parametrize("rule", ["width", "compound", "fast"])
+def test_budget_by_rule(rule: str) -> None:
+    limit = 600e6
+    fitted = fit_budget(B0, macs=limit, rule=rule)  # type: ignore[arg-type]
+    assert 0.97 <= measured(fitted).macs / limit <= 1
+    # depths are rounded up, so that any growth deepens every row
+    deeper = {cell for cell in diff(B0, fitted) if cell.endswith("depth")}
+    assert len(deeper) == (0 if rule == "width" else 7)
+
+
+def test_both_budgets_hold() -> None:
+    fitted = measured(fit_budget(B0, macs=200e6, params=2e6))
+    assert fitted.macs <= 200e6
+    assert fitted.parameters <= 2e6
+
+
+def test_budget_of_parameters_leaves_the_resolution() -> None:
+    assert fit_budget(B0, params=9e6, rule="compound").resolution == B0.resolution
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [({}, "macs"), ({"macs": -1}, "positive"), ({"params": 10}, "smallest"), ({"macs": 1e8, "rule": "wide"}, "rule")],
+)
+def test_bad_budgets_are_refused(budget: dict[str, float], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        fit_budget(B0, **budget)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: compound(B0, 1, alpha=0.5),
+        lambda: fast(B0, -1),
+        lambda: fast(B0, 2, alpha=2),
+        lambda: compound(B0, 1e4),
+        lambda: compound(B0, math.nan),
+        lambda: fast(B0, math.inf),
+        lambda: fit_budget(B0, macs=math.nan),
+    ],
+)
+def test_bad_rules_are_refused(call: object) -> None:
+    with pytest.raises(SpecError):
+        call()  # type: ignore[operator]
+
+
+@given(st.sampled_from(sorted(CATALOG)), st.data())
+def test_any_cell_can_be_changed(name: str, data: st.DataObject) -> None:
+    spec = tiny(name)
+    path, value, _ = data.draw(st.sampled_from([c for c in cells(spec) if c[2] == "width" and c[1] is not None]))
+    other = changed(spec, {path: 2 * value})
+    assert set(diff(spec, other)) == {path}
+    # another network, and not always a larger one: MobileNet v3 expands nothing where a block is as wide as its input
+    grown, before = measured(other), measured(spec)
+    assert (grown.layers, grown.auxiliary) != (before.layers, before.auxiliary)
+
+
+@pytest.mark.parametrize(("values", "told"), [({"rows[0].wdith": 3}, "did you mean"), ({"stem": 0}, "whole number")])
+def test_cells_that_are_not_there_or_do_not_fit_are_refused(values: dict[str, int], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        changed(B0, values)
+
+
+@given(st.floats(0.05, 20), st.integers(1, 4000))
+def test_rounding_is_to_eights_and_never_far_below(factor: float, width: int) -> None:
+    rounded = Spec.round_width(width * factor)
+    assert rounded % 8 == 0
+    assert rounded >= min(8, 0.9 * width * factor)
+    assert rounded <= max(8, width * factor + 8)
+    assert math.isfinite(rounded)

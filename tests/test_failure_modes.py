@@ -1,0 +1,678 @@
+"""The worst that can happen to a training: broken pictures, too little memory, a full disk, a clock that jumps."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+
+import convatlas as ca
+from commands import Command, Outcome, check_refused
+from conftest import COLOURS, write_pictures
+from convatlas.data.decode.headers import read_header
+from convatlas.data.decode.pixels import read_picture
+from convatlas.errors import DataError
+from convatlas.train import run_folder
+from convatlas.train.cpu import execution
+from convatlas.train.fit import reopen
+from convatlas.train.recipe import RECIPES
+from convatlas.train.run import Run
+from convatlas.train.settings import Settings
+
+
+def process(*arguments: object, **environment: str) -> Outcome:
+    """Run Python in a process of its own, in which limits can be set."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CONVATLAS_OFFLINE": "1"} | environment,
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = load_file(a), load_file(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def check_whole(folder: Path) -> list[str]:
+    """Check that whatever a run has left is whole, and nothing is there by half; return the names of the files."""
+    names = sorted(path.name for path in folder.iterdir())
+    assert not [name for name in names if name.startswith(".")]
+    assert reopen(folder).config.to_plain()  # reads run.json, and checkpoint.pt where there is one
+    for name in (run_folder.MODEL, run_folder.LAST):
+        if name in names:
+            assert all(value.isfinite().all() for value in ca.load(folder / name).network.parameters())
+    return names
+
+
+# --- odd and broken pictures
+
+RANDOM = np.random.default_rng(0)
+BLOCKS = np.kron(RANDOM.integers(0, 256, (3, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 24 x 32, kind to JPEG
+
+
+def jpeg(path: Path, picture: NDArray[np.uint8] = BLOCKS, **how: Any) -> bytes:
+    Image.fromarray(picture).save(path, "JPEG", quality=95, **how)
+    return path.read_bytes()
+
+
+def png(width: int, height: int, pixels: bytes) -> bytes:
+    """Return a grey PNG whose header may say anything."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+BOMB = png(60_000, 60_000, bytes(1000))
+
+# what to write, as which file, and what is said of it
+BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "half a JPEG": ("half.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) // 2]), "runcated"),
+    "nine tenths of a JPEG": ("tenths.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) * 9 // 10]), "runcated"),
+    "no bytes, JPEG": ("nothing.jpg", lambda p: p.write_bytes(b""), "not a picture"),
+    "no bytes, PNG": ("nothing.png", lambda p: p.write_bytes(b""), "not a picture"),
+    "text": ("text.jpg", lambda p: p.write_text("<html>404 not found</html>\n" * 99), "not a picture"),
+    "a bomb": ("bomb.png", lambda p: p.write_bytes(BOMB), "3600000000 pixels"),
+}
+
+
+def png_called_jpeg(path: Path) -> NDArray[np.uint8]:
+    Image.fromarray(BLOCKS).save(path, "PNG")
+    return BLOCKS
+
+
+def cmyk_jpeg(path: Path) -> NDArray[np.uint8]:
+    Image.fromarray(BLOCKS).convert("CMYK").save(path, quality=95, subsampling=0)
+    return BLOCKS
+
+
+def deep_png(path: Path) -> NDArray[np.uint8]:
+    values = RANDOM.integers(0, 65536, (24, 32)).astype(np.uint16)
+    Image.fromarray(values).save(path)
+    assert Image.open(path).mode == "I;16"
+    return np.repeat((values / 257).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def see_through_palette(path: Path) -> NDArray[np.uint8]:
+    picture = Image.new("P", (32, 24), 1)
+    picture.putpalette([0, 0, 255, 255, 0, 0])
+    picture.paste(0, (16, 0, 32, 24))
+    picture.save(path, transparency=0)
+    expected = np.full((24, 32, 3), 255, np.uint8)
+    expected[:, :16] = (255, 0, 0)
+    return expected
+
+
+def animation(path: Path) -> NDArray[np.uint8]:
+    first, *others = (Image.new("RGB", (32, 24), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    first.save(path, save_all=True, append_images=others)
+    assert Image.open(path).n_frames == 3
+    return np.broadcast_to(np.uint8([255, 0, 0]), (24, 32, 3))
+
+
+def turned(path: Path) -> NDArray[np.uint8]:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right makes it upright
+    jpeg(path, np.ascontiguousarray(np.rot90(BLOCKS)), exif=exif, subsampling=0)
+    return BLOCKS
+
+
+LARGE = 3000
+"""Stands for Pillow's limit of 89 million pixels: beyond it there is a warning, and from its double on an error."""
+
+
+def large(path: Path) -> NDArray[np.uint8]:
+    values = RANDOM.integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return values
+
+
+# what to write, as which file; the function returns what must be read
+ODD: dict[str, tuple[str, Callable[[Path], NDArray[np.uint8]]]] = {
+    "a PNG called JPEG": ("png.jpg", png_called_jpeg),
+    "CMYK": ("cmyk.jpg", cmyk_jpeg),
+    "16 bits": ("deep.png", deep_png),
+    "a palette with transparency": ("palette.png", see_through_palette),
+    "an animation": ("moving.gif", animation),
+    "turned": ("turned.jpg", turned),
+    "large": ("large.png", large),
+}
+
+bombs_are_expected = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+
+@pytest.fixture
+def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's limit is low, so that a small picture is a large one."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", LARGE)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_picture_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    name, write, told = BROKEN[kind]
+    write(tmp_path / name)
+    for read in (lambda path: read_picture(path, 3), lambda path: read_picture(path, 1)):
+        with pytest.raises(DataError, match=told) as caught:
+            read(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: ")
+        assert "\n" not in str(caught.value)
+
+
+@bombs_are_expected
+@pytest.mark.usefixtures("low_limit")
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_picture_is_read_as_what_it_is(tmp_path: Path, kind: str) -> None:
+    name, write = ODD[kind]
+    expected = write(tmp_path / name)
+    read = read_picture(tmp_path / name, 3)
+    assert read.dtype == torch.uint8
+    difference = np.abs(read.numpy().astype(int).transpose(1, 2, 0) - expected)
+    assert difference.max() <= (12 if name in ("cmyk.jpg", "turned.jpg") else 0)  # what JPEG costs
+    assert read_picture(tmp_path / name, 1).shape == (1, *expected.shape[:2])
+
+
+@pytest.mark.parametrize("read", [read_header, lambda path: read_picture(path, 3)], ids=["header", "picture"])
+@pytest.mark.parametrize("side", [60_000, 2**31 - 1])
+def test_a_bomb_takes_no_memory(tmp_path: Path, side: int, read: Callable[[Path], object]) -> None:
+    (tmp_path / "bomb.png").write_bytes(png(side, side, bytes(1000)))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"bomb\.png: cannot be read: .*pixels"):
+            read(tmp_path / "bomb.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@bombs_are_expected
+def test_a_picture_of_90_million_pixels_is_read(tmp_path: Path) -> None:
+    """Pillow warns of it, and would refuse twice as many."""
+    side = 9460
+    Image.new("1", (side, side), 1).save(tmp_path / "map.png", compress_level=1)
+    assert read_picture(tmp_path / "map.png", 1).sum(dtype=torch.int64) == 255 * side**2
+
+
+def test_a_large_picture_prints_no_warning_of_a_library(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        write_pictures(tmp_path / "data" / name, COLOURS[name], count=2)
+    (tmp_path / "data/ant/large.png").write_bytes(png(9460, 9460, bytes(1000)))
+    outcome = process("-m", "convatlas", "data", "check", tmp_path / "data")
+    assert "1 pictures cannot be read" in outcome.out
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Return what must not change: when each file was written, its mode, and the digest of its bytes."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A folder of 201 good pictures and 13 that are odd or broken; `broken` are the paths of those that are."""
+
+    folder: Path
+    broken: dict[str, str]
+    readable: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
+    folder = tmp_path_factory.mktemp("worst") / "pictures"
+    for seed, (name, colour) in enumerate(COLOURS.items()):
+        write_pictures(folder / "train" / name, colour, count=54, seed=seed)
+        write_pictures(folder / "val" / name, colour, count=13, seed=10 + seed)
+    places = ["train/ant", "train/bee", "val/cat", "train/cat", "val/ant"]
+    broken = {}
+    for i, (name, write, told) in enumerate(BROKEN.values()):
+        path = folder / places[i % len(places)] / name
+        write(path)
+        broken[str(path)] = told
+    for i, (name, write_odd) in enumerate(ODD.values()):
+        write_odd(folder / places[i % len(places)] / name)
+    files = [path for path in contents(folder) if path not in broken]
+    readable = {split: sum(f"/{split}/" in path for path in files) for split in ("train", "val")}
+    before = contents(folder)
+    yield Mixed(folder, broken, readable)
+    assert contents(folder) == before, "a picture was changed"
+
+
+@bombs_are_expected
+@pytest.mark.usefixtures("low_limit")
+def test_a_check_lists_exactly_the_broken_pictures(convatlas: Command, mixed: Mixed) -> None:
+    told = json.loads(convatlas("data", "check", mixed.folder, "--json").out)
+    assert told["broken"].keys() == mixed.broken.keys()
+    assert all(said in told["broken"][path] for path, said in mixed.broken.items())
+    assert {split: sum(counts) for split, counts in told["counts"].items()} == mixed.readable
+    assert told["rotated"] == [path for path in contents(mixed.folder) if path.endswith("turned.jpg")]
+    outcome = convatlas("data", "check", mixed.folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"- {len(mixed.broken)} pictures cannot be read" in outcome.out
+    assert sum(any(f"  {path}: " in line for path in mixed.broken) for line in outcome.out.splitlines()) == 6
+
+
+@bombs_are_expected
+@pytest.mark.usefixtures("low_limit")
+def test_a_training_leaves_out_exactly_the_broken_pictures(convatlas: Command, mixed: Mixed, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    outcome = convatlas(
+        "fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 2, "--batch", 16, "--max-broken", 0.1,
+        "--out", folder,
+    )  # fmt: skip
+    assert (outcome.code, outcome.err) == (0, "")
+    with (folder / run_folder.BROKEN).open() as file:
+        rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == mixed.broken.keys()
+    for path, said in mixed.broken.items():
+        assert rows[path].startswith(f"{path}: ")
+        assert said in rows[path]
+    counts = "3 classes, " + ", ".join(f"{count} {split}" for split, count in mixed.readable.items())
+    assert counts in outcome.out
+    assert f"left out: {len(mixed.broken)} pictures in all" in outcome.out
+    left = reopen(folder).dataset
+    used = {name for images in left.splits.values() for name in images.names}
+    assert used == contents(mixed.folder).keys() - mixed.broken.keys()
+    check_whole(folder)
+    # the colours of the classes are easily told apart, and the odd pictures are few
+    measured = convatlas("evaluate", folder / run_folder.MODEL, mixed.folder, "--json")
+    told = json.loads(measured.out)
+    assert (told["split"], told["pictures"]) == ("val", mixed.readable["val"])
+    assert {each["path"] for each in told["broken"]} == mixed.broken.keys()
+    assert told["accuracy"] > 0.8
+
+
+@bombs_are_expected
+@pytest.mark.usefixtures("low_limit")
+def test_more_broken_pictures_than_allowed_are_refused_before_the_start(
+    convatlas: Command, mixed: Mixed, tmp_path: Path
+) -> None:
+    outcome = convatlas("fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 1, "--out", tmp_path / "run")
+    total = sum(mixed.readable.values()) + len(mixed.broken)
+    check_refused(outcome, f"{len(mixed.broken)} of {total} pictures", "1.0%", "--max-broken", str(mixed.folder))
+    assert not (tmp_path / "run").exists()
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("command", ["fit", "data check"])
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda data: empty(data / "train/bee"), ["train/bee", "bee is empty"]),
+        (lambda data: empty(data / "val/bee"), ["val/bee", "bee is empty"]),
+        (lambda data: shutil.rmtree(data / "val/bee"), ["val split misses bee"]),
+    ],
+    ids=["empty in train", "empty in val", "missing in val"],
+)
+def test_an_empty_or_missing_class_is_refused_by_name(
+    convatlas: Command, own_pictures: Path, tmp_path: Path, command: str, damage: Callable[[Path], None],
+    named: list[str],
+) -> None:  # fmt: skip
+    damage(own_pictures)
+    more = ["--model", "lenet5_modern", "--out", tmp_path / "run"] if command == "fit" else []
+    check_refused(convatlas(*command.split(), own_pictures, *more), str(own_pictures), *named)
+    assert not (tmp_path / "run").exists()
+
+
+# --- an absurd learning rate
+
+
+OFTEN = ["--checkpoint-steps", 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("lenet5_modern", []),
+        ("lenet5_modern", ["--set", "clip=1", "--set", "average=0.9"]),
+        ("lenet5_modern", ["--batch", 512]),  # so few steps that the val split is what shows it
+        ("cifar_resnet20", ["--size", 16, "--batch", 32, "--layout", "contiguous", "--precision", "float32"]),
+        ("lenet5_modern", OFTEN),
+        ("lenet5_modern", ["--set", "optimizer=adamw", *OFTEN]),
+    ],
+    ids=["fresh", "clipped and averaged", "few steps", "with norms", "checkpoints", "AdamW and checkpoints"],
+)
+def test_an_absurd_learning_rate_ends_in_one_line(
+    convatlas: Command, tmp_path: Path, model: str, more: list[object]
+) -> None:
+    folder, left = tmp_path / "run", ["checkpoint.pt", "run.json"] if 1 in more else ["run.json"]
+    told = ["loss on val", "learning rate"] if 512 in more else ["10 steps up to step", "not finite", "than 1e+06"]
+    outcome = convatlas("fit", "digits", "--model", model, "--lr", 1e6, "--out", folder, *more)
+    check_refused(outcome, *told)
+    assert check_whole(folder) == left
+    # and from there it is the same run
+    again = convatlas("resume", folder)
+    assert (again.code, again.err) == (2, outcome.err)
+    assert check_whole(folder) == left
+
+
+def test_an_absurd_learning_rate_leaves_the_weights_that_it_began_from(
+    convatlas: Command, model_file: Path, tmp_path: Path
+) -> None:
+    outcome = convatlas(
+        "fit", "digits", "--model", "lenet5_modern", "--weights", model_file, "--lr", 1e6, "--batch", 64,
+        "--set", "head_epochs=0", "--out", tmp_path / "run",
+    )  # fmt: skip
+    check_refused(outcome, "not finite", "learning rate")
+    assert check_whole(tmp_path / "run") == ["checkpoint.pt", "run.json"]
+    begun, given = reopen(tmp_path / "run"), ca.load(model_file).network.state_dict()
+    assert begun.state.step == 0
+    assert all(torch.equal(value, given[name]) for name, value in begun.network.state_dict().items())
+
+
+def test_a_network_that_saturates_survives_an_absurd_learning_rate(convatlas: Command, tmp_path: Path) -> None:
+    """Its gradients vanish, and nothing is ever infinite: it learns nothing, and its files are whole."""
+    how = ["--model", "lenet1", "--epochs", 2, "--lr", 1e6, "--out", tmp_path / "run"]
+    assert convatlas("fit", "digits", *how).code == 0
+    assert {run_folder.MODEL, run_folder.LAST, run_folder.CHECKPOINT, run_folder.REPORT} <= set(
+        check_whole(tmp_path / "run")
+    )
+
+
+# --- too little memory
+
+# the command, in a process that may grow by so many MiB from a point on: the first argument says how and where
+SHORT = """
+import ctypes, resource, sys
+from pathlib import Path
+
+import torch
+
+from convatlas.cli import main as cli
+from convatlas.train.recipe import Recipe
+from convatlas.train.settings import Settings
+from convatlas.train import compute, run
+from convatlas.train.fit import fit
+from convatlas.train.loop import Learner
+
+how, room, spare = sys.argv[1], int(sys.argv[2]) * 2**20, sys.argv[3]
+torch.backends.mkldnn.enabled = how != "own convolutions"
+most = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (2**44, most))  # far away, but to be seen: whoever sets one sets it at the start
+# what is imported when it is first needed is there before memory is short
+fit("digits", "lenet1", recipe=Recipe(epochs=1), out=spare, settings=Settings(threads=1))
+ctypes.CDLL(None).malloc_trim(0)
+
+def limit():
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, most))
+
+def limited(self):
+    limit()
+    yield from steps(self)
+
+def measured(*arguments, **options):
+    limit()
+    return choose(*arguments, **options)
+
+def noted(self, *arguments):
+    outputs = fitting(self, *arguments)
+    print("pieces of", self.micro)
+    return outputs
+
+steps, choose, fitting = run.Run.steps, compute.choose, Learner.fitting
+Learner.fitting = noted
+if how == "measuring":
+    compute.choose = measured
+else:
+    run.Run.steps = limited
+sys.argv = ["convatlas", *sys.argv[4:]]
+cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4,096 arrays, of one batch, in which a bright row tells the class."""
+    path = tmp_path_factory.mktemp("rows") / "rows.npz"
+    labels = np.arange(4096) % 4
+    pixels = np.random.default_rng(0).integers(0, 200, (4096, 28, 28), dtype=np.uint8)
+    pixels[np.arange(4096), 4 + 4 * labels] = 250
+    np.savez(path, x=pixels, y=labels, x_val=pixels[:64], y_val=labels[:64])
+    return path
+
+
+def short_of_memory(how: str, room: int, rows: Path, folder: Path) -> Outcome:
+    layout = "auto" if how == "measuring" else "channels_last"
+    return process(
+        "-c", SHORT, how, room, folder.with_name("first"), "fit", rows, "--model", "lenet5_modern", "--epochs", 1,
+        "--batch", 4096, "--threads", 1, "--precision", "float32", "--layout", layout, "--out", folder,
+        CONVATLAS_CACHE=str(folder.with_name("cache")),
+        MALLOC_ARENA_MAX="1",  # a thread that meets another one in malloc would reserve 64 MiB for itself
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "room"), [("own convolutions", 200), ("oneDNN", 120)])
+def test_a_batch_that_does_not_fit_into_memory_is_taken_in_pieces(
+    rows: Path, tmp_path: Path, how: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole batch needs more than 300 MiB."""
+    outcome = short_of_memory(how, room, rows, tmp_path / "run")
+    assert (outcome.code, outcome.err) == (0, "")
+    (pieces,) = (int(line.split()[-1]) for line in outcome.out.splitlines() if line.startswith("pieces of"))
+    assert 0 < pieces < 4096
+    # what was tried before has left no trace
+    asked = RECIPES["default"].replaced({"epochs": 1, "batch": 4096, "micro": pieces})
+    settings = Settings(threads=1, layout="channels_last", precision="float32", keep_heap=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", how == "oneDNN")
+    ca.fit(rows, "lenet5_modern", recipe=asked, out=tmp_path / "asked", settings=settings)
+    assert same_weights(tmp_path / "run" / run_folder.LAST, tmp_path / "asked" / run_folder.LAST)
+
+
+@pytest.mark.parametrize(("how", "room"), [("preparing", 12), ("measuring", 100)])
+def test_too_little_memory_anywhere_is_one_line(rows: Path, tmp_path: Path, how: str, room: int) -> None:
+    """Room for less than the inputs of a batch, 16 MiB; and room for less than a step with which ways are compared."""
+    outcome = short_of_memory(how, room, rows, tmp_path / "run")
+    if outcome.code:
+        check_refused(outcome, "memory")
+    else:
+        assert (how, outcome.err) == ("measuring", "")  # another way than to measure is as good
+
+
+# --- a full disk
+
+# the command on a disk of 6 MiB that something else fills up at a step, and that is empty again before `resume`
+FULL = """
+import contextlib, io, json, shutil, subprocess, sys
+from pathlib import Path
+
+from convatlas.cli import main as cli
+from convatlas.train.run import Run
+from convatlas.train.loop import Step
+
+disk, out, points, how = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", disk], check=True)
+steps = Run.steps
+
+def fill():
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+def command(*arguments):
+    sys.argv = ["convatlas", *map(str, arguments)]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return [code, errors.getvalue()]
+
+answers = {}
+for name, point in points.items():
+    def filling(run):
+        for event in steps(run):
+            if point == (event.number if isinstance(event, Step) else f"epoch {event['epoch']}"):
+                fill()
+            yield event
+    Run.steps = filling
+    stopped = command("fit", "digits", *how, "--out", disk / "run")
+    shutil.copytree(disk / "run", out / name / "stopped")
+    (disk / "filler").unlink()
+    Run.steps = steps
+    resumed = command("resume", disk / "run")
+    shutil.copytree(disk / "run", out / name / "resumed")
+    shutil.rmtree(disk / "run")
+    answers[name] = [stopped, resumed]
+print(json.dumps(answers))
+"""
+
+POINTS: dict[str, int | str] = {run_folder.CHECKPOINT: 9, run_folder.MODEL: 17, run_folder.LAST: "epoch 2"}
+"""The file that finds no place -> the step, or the end of an epoch, after which the disk is full; 18 steps an epoch."""
+
+
+@pytest.fixture(scope="module")
+def own_mounts() -> list[str]:
+    """What begins a command that may mount disks which nobody else sees."""
+    ways = (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"])
+    for way in ways:
+        if shutil.which("unshare") and not subprocess.run([*way, "true"], capture_output=True).returncode:
+            return way
+    pytest.skip("this machine lets nobody mount a disk; test_cli.py limits the size of files instead")
+
+
+def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_when_it_has_space_again(
+    convatlas: Command, own_mounts: list[str], tmp_path: Path
+) -> None:
+    how = ["--model", "lenet5_modern", "--epochs", "2", "--batch", "64", "--threads", "1", "--checkpoint-steps", "4"]
+    whole, disk = tmp_path / "whole", tmp_path / "disk"
+    disk.mkdir()
+    assert convatlas("fit", "digits", *how, "--out", whole).code == 0
+    done = subprocess.run(
+        [*own_mounts, sys.executable, "-c", FULL, disk, tmp_path / "out", json.dumps(POINTS), *how],
+        capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, (stopped, resumed) in json.loads(done.stdout).items():
+        check_refused(Outcome(stopped[0], "", stopped[1]), f"{disk / 'run' / name}: cannot be written", "No space left")
+        left = tmp_path / "out" / name / "stopped"
+        check_whole(left)
+        assert reopen(left).state.step == {run_folder.CHECKPOINT: 8, run_folder.MODEL: 16, run_folder.LAST: 36}[name]
+        assert resumed == [0, ""]
+        for file in (run_folder.MODEL, run_folder.LAST):
+            assert same_weights(tmp_path / "out" / name / "resumed" / file, whole / file)
+
+
+# --- a cache that cannot be written
+
+
+def below_a_file(folder: Path) -> Path:
+    (folder / "file").write_text("not a folder")
+    return folder / "file" / "cache"
+
+
+def without_permission(folder: Path) -> Path:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (folder / "cache").mkdir(mode=0o555)
+    return folder / "cache"
+
+
+@pytest.mark.parametrize("place", [below_a_file, without_permission, lambda _: Path("/proc/cache")],
+                         ids=["below a file", "without permission", "on /proc"])  # fmt: skip
+def test_without_a_cache_pictures_are_trained_on_from_memory(
+    place: Callable[[Path], Path], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "SMALL_STEP", 0)  # the ways are measured, and cannot be remembered
+    recipe = RECIPES["default"].replaced({"epochs": 2, "batch": 8})
+    cache = place(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv("CONVATLAS_CACHE", str(cache))
+        without = ca.fit(pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "without", settings=Settings())
+    assert not cache.exists() or not any(cache.iterdir())
+    assert check_whole(without.folder)
+    # in the same way, with a cache
+    chosen = without.config.settings
+    kept = ca.fit(pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "kept", settings=chosen)
+    assert same_weights(without.folder / run_folder.LAST, kept.folder / run_folder.LAST)
+    assert without.config.fingerprint == kept.config.fingerprint
+
+
+# --- a clock that jumps
+
+
+@pytest.fixture
+def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let all clocks jump by these hours in turn, each time after a step or an epoch."""
+
+    def jump(*hours: float) -> None:
+        late = 0.0
+
+        def shifted(clock: Callable[[], float]) -> Callable[[], float]:
+            return lambda: clock() + late
+
+        def steps(self: Run) -> Iterator[Any]:
+            nonlocal late
+            for number, event in enumerate(ordinary(self)):
+                yield event
+                late += 3600 * hours[number % len(hours)]
+
+        ordinary = Run.steps
+        for name in ("time", "monotonic", "perf_counter"):
+            monkeypatch.setattr(time, name, shifted(getattr(time, name)))
+        monkeypatch.setattr(Run, "steps", steps)
+
+    return jump
+
+
+@pytest.mark.parametrize(
+    "hours", [[3.0], [-5.0], [3.0, -5.0, 7.0, -5.0]], ids=["forwards", "backwards", "back and forth"]
+)
+def test_a_clock_that_jumps_changes_no_bit(
+    convatlas: Command, jumping: Callable[..., None], coloured: Run, pictures: Path, tmp_path: Path, hours: list[float]
+) -> None:
+    jumping(*hours)
+    assert convatlas(*colouring(pictures, tmp_path / "run", coloured)).code == 0
+    for file in (run_folder.MODEL, run_folder.LAST):
+        assert same_weights(tmp_path / "run" / file, coloured.folder / file)
+
+
+def colouring(pictures: Path, folder: Path, like: Run) -> list[object]:
+    """Return the command whose run is that of `coloured`."""
+    settings = like.config.settings
+    return [
+        "fit", pictures, "--model", "lenet5_modern", "--epochs", 2, "--batch", 8, "--device", "cpu", "--threads", 1,
+        "--layout", settings.layout, "--precision", settings.precision, "--checkpoint-seconds", 0.01, "--out", folder,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("hours", [[3.0], [-5.0]], ids=["forwards", "backwards"])
+def test_a_run_never_took_less_than_no_time(
+    convatlas: Command, jumping: Callable[..., None], coloured: Run, pictures: Path, tmp_path: Path, hours: list[float]
+) -> None:
+    jumping(*hours)
+    assert convatlas(*colouring(pictures, tmp_path / "run", coloured)).code == 0
+    with (tmp_path / "run" / run_folder.METRICS).open() as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert 0 <= seconds[0] <= seconds[1]
+    assert ca.load(tmp_path / "run" / run_folder.MODEL).header.training["seconds"] >= 0

@@ -1,0 +1,544 @@
+"""Published weights: records, files, exact fits, other heads and channels; and the real ones where they are there."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from convatlas.errors import ConvatlasError, DataError, WeightsError
+from convatlas.inference import model
+from convatlas.inference.verify import Verification, find_photos, verify
+from convatlas.inference.verify import record as note_down
+from convatlas.models.catalog import CATALOG, grow, spec
+from convatlas.models.keys import rename, translate
+from convatlas.weights import pretrained
+from convatlas.weights.adapt import adapted_kernel
+from convatlas.weights.build import build
+from convatlas.weights.fetch import import_file, pull
+from convatlas.weights.modelfile import Header, save
+from convatlas.weights.pretrained import Weights, find, published
+from convatlas.weights.read import load_tensors
+from server import Site
+from upstream import scramble, theirs
+
+NAME = "squeezenet1_1"
+RECORD = f"{NAME}@torchvision:IMAGENET1K_V1"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of torchvision's SqueezeNet with random weights, as torch saves it."""
+    network = theirs(NAME, "torchvision")
+    scramble(network)
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def record(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """The record of `RECORD`, with the digest of the checkpoint."""
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:8]
+    changed = replace(find(RECORD), digest=digest)
+    monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [changed])
+    return changed
+
+
+def outputs(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y: Tensor = network.eval()(x)
+    return y
+
+
+# --- records
+
+
+@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.peers])
+def test_records_are_those_of_the_libraries(name: str) -> None:
+    for record in published(name):
+        assert find(record.name) == record
+        assert len(record.classes) == len(set(record.classes)) == (400 if "Kinetics" in str(record.claimed) else 1000)
+        assert record.preprocessing.channels == 3
+        if record.library == "torchvision":
+            assert record.digest
+            assert all(0 < value < 100 for value in record.claimed.values())
+
+
+def test_files_of_different_weights_do_not_meet_in_the_cache() -> None:
+    every = list(pretrained.every())
+    assert len(every) > 250
+    assert len({record.path for record in every}) == len(every)
+
+
+def test_record_says_what_torchvision_says() -> None:
+    record = find("resnet50@torchvision:IMAGENET1K_V2")
+    assert record.claimed == {"ImageNet-1K acc@1": 80.858, "ImageNet-1K acc@5": 95.434}
+    assert (record.preprocessing.resize, record.preprocessing.crop) == (232, 224)
+    assert record.classes[:2] == ("tench", "goldfish")
+    assert find("resnet50@torchvision:DEFAULT") == record
+
+
+def test_networks_that_normalise_inside_get_it_in_their_preprocessing() -> None:
+    assert find("googlenet@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.5, 0.5, 0.5)
+    assert find("resnet18@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("resnet50", "network@library:tag"), ("resnet50@torchvision", "network@library:tag"),
+        ("resnet50@torchvison:X", "did you mean torchvision"), ("resnet5@torchvision:X", "unknown network"),
+        ("resnet50@torchvision:IMAGENET1K_V3", "did you mean IMAGENET1K_V"),
+        ("capsnet@torchvision:X", "no library publishes"),
+        ("alexnet@timm:x", "published by torchvision"),
+    ],
+)  # fmt: skip
+def test_names_that_are_none_are_refused(name: str, told: str) -> None:
+    with pytest.raises(ConvatlasError, match=told):
+        find(name)
+
+
+# --- fetching and bringing in
+
+
+def test_pulled_weights_are_checked_and_used(
+    record: Weights, checkpoint: Path, serve: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = serve({"/squeezenet.pth": checkpoint.read_bytes()})
+    here = replace(record, url=site.url + "squeezenet.pth", filename="squeezenet.pth")
+    monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [here])
+    assert here.file is None
+    path = pull(here)
+    assert path == here.file == here.path
+    pull(here)
+    assert len(site.asked) == 1
+    network = build(NAME, weights="torchvision:IMAGENET1K_V1")
+    peer = theirs(NAME, "torchvision")
+    peer.load_state_dict(torch.load(checkpoint, weights_only=True))
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(outputs(network, x), outputs(peer, x))
+
+
+def test_foreign_file_from_the_server_is_refused(record: Weights, serve: Callable[..., Site]) -> None:
+    site = serve({"/squeezenet.pth": b"something else"})
+    with pytest.raises(WeightsError, match=r"sha256.*convatlas weights import"):
+        pull(replace(record, url=site.url + "squeezenet.pth"))
+
+
+def test_offline_tells_how_to_bring_weights_in(record: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
+    with pytest.raises(WeightsError, match=f"switched off.*weights import {RECORD}"):
+        build(NAME, weights="torchvision:IMAGENET1K_V1")
+
+
+def test_imported_file_is_used_offline(record: Weights, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
+    assert import_file(record, checkpoint) == record.path
+    assert build(NAME, weights="torchvision:IMAGENET1K_V1", classes=4).input_shape == (3, 224, 224)
+    answer = model.load(RECORD)
+    assert answer.header.licence == ""
+    assert answer.classes == record.classes
+
+
+def test_file_that_torchvision_keeps_is_used(record: Weights, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / record.filename).write_bytes(checkpoint.read_bytes())
+    assert pull(record) == folder / record.filename
+
+
+def test_import_refuses_another_file_and_leaves_nothing(record: Weights, tmp_path: Path, cache: Path) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(b"PK no weights")
+    with pytest.raises(WeightsError, match="not the published file"):
+        import_file(record, other)
+    with pytest.raises(WeightsError, match="no such file"):
+        import_file(record, tmp_path / "none.pth")
+    assert not cache.exists() or not list(cache.rglob("*.pth"))
+
+
+# --- files
+
+
+@pytest.mark.parametrize("how", ["plain", "state_dict", "model", "module.", "safetensors"])
+def test_checkpoints_are_read_in_their_wrappers(how: str, checkpoint: Path, tmp_path: Path) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)
+    path = tmp_path / "file"
+    if how == "safetensors":
+        safetensors.torch.save_file(tensors, path)
+    elif how == "module.":
+        torch.save({"state_dict": {f"module.{key}": value for key, value in tensors.items()}, "best": 1.0}, path)
+    else:
+        torch.save(tensors if how == "plain" else {how: tensors, "epoch": 3}, path)
+    read = load_tensors(path)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[key], tensors[key]) for key in tensors)
+    assert build(NAME, weights=path).input_shape == (3, 224, 224)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (Path("trapped"), "x"))
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "torch", "safetensors", "code", "numbers", "nothing"])
+def test_files_that_are_no_checkpoint_are_refused_in_one_line(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file"
+    if content == "code":
+        torch.save({"a": Trap()}, path)
+    elif content == "numbers":
+        torch.save({"a": 1}, path)
+    elif content == "nothing":
+        torch.save({}, path)
+    else:
+        safetensors.torch.save_file({"a": torch.zeros(8)}, tmp_path / "whole")
+        torch.save({"a": torch.zeros(8)}, tmp_path / "torch")
+        path.write_bytes({
+            "empty": b"", "text": b"hello, these are no weights", "torch": (tmp_path / "torch").read_bytes()[:200],
+            "safetensors": (tmp_path / "whole").read_bytes()[:70],
+        }[content])  # fmt: skip
+    with pytest.raises(WeightsError) as refused:
+        load_tensors(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "trapped").exists()
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_refused_without_a_crash(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(content)
+        with pytest.raises(WeightsError):
+            load_tensors(path)
+
+
+def test_checkpoint_of_another_network_says_what_differs(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match=r"does not fit this ResNet.*missing.*left over"):
+        build("resnet18", weights=checkpoint)
+    with pytest.raises(WeightsError, match="does not fit this SqueezeNet"):
+        build("squeezenet1_0", weights=checkpoint)
+
+
+def test_one_tensor_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)
+    tensors["features.3.squeeze.weight"] = torch.zeros(16, 64, 3, 3)
+    torch.save(tensors, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"stages\.0\.fire\.0\.squeeze\.conv\.weight is \(16, 64, 3, 3\)"):
+        build(NAME, weights=tmp_path / "odd.pth")
+
+
+def test_one_tensor_more_or_less_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)
+    for changed, told in (
+        ({**tensors, "extra": torch.zeros(1)}, "left over extra"),
+        ({key: value for key, value in tensors.items() if key != "features.0.bias"}, r"missing stem\.conv\.bias"),
+    ):
+        torch.save(changed, tmp_path / "odd.pth")
+        with pytest.raises(WeightsError, match=told):
+            build(NAME, weights=tmp_path / "odd.pth")
+
+
+def test_sealed_file_of_the_same_network_is_a_source(tmp_path: Path) -> None:
+    network = grow("cifar_resnet20", classes=3)
+    row = CATALOG["cifar_resnet20"]
+    header = Header("x", row.spec, ("a", "b", "c"), row.preprocessing, "cross_entropy")
+    save(tmp_path / "model.safetensors", network, header)
+    again = build("cifar_resnet20", weights=tmp_path / "model.safetensors")
+    state = network.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
+    other = build("cifar_resnet20", weights=tmp_path / "model.safetensors", classes=7)
+    assert torch.equal(other.stem.conv.conv.weight, network.stem.conv.conv.weight)  # type: ignore[union-attr]
+    with pytest.raises(WeightsError, match=r"holds another network than cifar_resnet32: depths\[0\] 3 instead of 5"):
+        build("cifar_resnet32", weights=tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("weights_", ["torchvison:IMAGENET1K_V1", "none.pth", "torchvision:none"])
+def test_weights_that_are_not_there_are_refused(weights_: str) -> None:
+    with pytest.raises(WeightsError):
+        build("resnet18", weights=weights_)
+
+
+# --- other heads, other channels
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "squeezenet1_1", "convnext_tiny"])
+def test_other_classes_keep_all_but_the_head(name: str, tmp_path: Path) -> None:
+    peer = theirs(name, "torchvision")
+    scramble(peer)
+    torch.save(peer.state_dict(), tmp_path / "file.pth")
+    whole, other = (build(name, weights=tmp_path / "file.pth", classes=classes) for classes in (None, 5))
+    assert outputs(other, torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    different = [
+        key for key, tensor in whole.state_dict().items()
+        if tensor.shape != other.state_dict()[key].shape or not torch.equal(tensor, other.state_dict()[key])
+    ]  # fmt: skip
+    assert {key.rpartition(".")[0] for key in different} == {"head.out"}
+
+
+@pytest.mark.parametrize("first", ["sum", "mean", "repeat"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_other_channels_change_the_first_kernel_alone(first: Any, channels: int, checkpoint: Path) -> None:
+    whole, other = (build(NAME, weights=checkpoint, channels=n, first=first) for n in (3, channels))
+    kernel, made = whole.state_dict()["stem.conv.weight"], other.state_dict()["stem.conv.weight"]
+    assert made.shape[1] == channels
+    total = made.sum(1)
+    if first == "mean":
+        torch.testing.assert_close(made, kernel.mean(1, keepdim=True).expand_as(made))
+    elif first == "sum" or channels < 3 or channels % 3 == 0:
+        torch.testing.assert_close(total, kernel.sum(1))
+    else:
+        torch.testing.assert_close(made[:, 3], kernel[:, 0] * 3 / channels)
+    others = [key for key in whole.state_dict() if key != "stem.conv.weight"]
+    assert all(torch.equal(whole.state_dict()[key], other.state_dict()[key]) for key in others)
+
+
+def test_a_grey_picture_gives_what_its_rgb_copy_gave(checkpoint: Path) -> None:
+    rgb, grey = (build(NAME, weights=checkpoint, channels=n, first="sum") for n in (3, 1))
+    x = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(outputs(grey, x), outputs(rgb, x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.sampled_from(["sum", "repeat"]))
+def test_kernels_of_other_channels_keep_their_scale(old: int, new: int, first: Any) -> None:
+    kernel = torch.ones(2, old, 3, 3)
+    torch.testing.assert_close(adapted_kernel(kernel, new, first).sum(1), kernel.sum(1))
+
+
+def test_unknown_rule_for_the_first_kernel_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match="first is one of"):
+        build(NAME, weights=checkpoint, first="zero")  # type: ignore[arg-type]
+
+
+def test_small_stem_cannot_take_weights_of_another_one(checkpoint: Path, tmp_path: Path) -> None:
+    peer = theirs("resnet18", "torchvision")
+    torch.save(peer.state_dict(), tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match="conv"):
+        build("resnet18", weights=tmp_path / "file.pth", stem="small")
+
+
+# --- key rules
+
+
+def test_rules_move_numbers_and_leave_out_what_is_named_nothing() -> None:
+    rules = ((r"^layer(\d)\.", "stages.{1-1}."), (r"^aux.*", ""), (r"x(\d)y(\d)", "{2+3}.{1}"))
+    assert [rename(key, rules) for key in ("layer3.w", "aux1.fc", "x4y5")] == ["stages.2.w", "", "8.4"]
+
+
+def test_two_tensors_under_one_name_are_refused() -> None:
+    with pytest.raises(WeightsError, match=r"become b, the second is a2"):
+        translate({"a1": torch.zeros(1), "a2": torch.zeros(1)}, ((r"a\d", "b"),), {"b": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("theirs_", "ours"),
+    [((4, 3, 1, 1), (4, 3)), ((4, 3), (4, 3, 1, 1)), ((4, 3, 2, 2), (4, 12)), ((4,), (4, 1, 1))],
+)
+def test_axes_that_are_only_written_otherwise_fit(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
+    assert translate({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})["a"].shape == ours
+
+
+@pytest.mark.parametrize(
+    ("theirs_", "ours"),
+    [((4, 3, 1, 7), (4, 3, 7, 1)), ((3, 4), (4, 3)), ((4, 3), (4, 4)), ((12,), (4, 3)), ((4, 3, 1, 1), (3, 4))],
+)
+def test_axes_that_are_exchanged_do_not_fit(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
+    with pytest.raises(WeightsError, match="shapes"):
+        translate({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})
+
+
+def test_checkpoints_from_before_batches_were_counted_fit() -> None:
+    network = grow("cifar_resnet20")
+    old = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    assert translate(old, (), network.state_dict()).keys() == network.state_dict().keys()
+
+
+# --- the ledger, and the real weights
+
+
+def test_photos_are_found_by_table_and_by_folder(pictures: Path, tmp_path: Path) -> None:
+    photos = find_photos(pictures / "val")
+    assert photos.classes == ("ant", "bee", "cat")
+    assert len(photos.files) == len(photos.labels) == 36
+    first = photos.files[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{first},7\n")
+    table = find_photos(tmp_path)
+    assert (table.files, table.labels) == ((first,), (7,))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("name,class\na,1\n", "columns file and index"), ("file,index\na.jpg,x\n", "no class index"),
+     ("file,index\n", "no photographs"), ("file,index\nnone.jpg,1\n", "not there"), (None, "neither labels.csv"),
+     ("file,index\na.jpg,1\nb.jpg\n", "line 3: '' is no class index"), ("file,index\n\udce9.jpg,1\n", "not UTF-8")],
+)  # fmt: skip
+def test_photos_without_labels_are_refused(text: str | None, told: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "labels.csv").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConvatlasError, match=told):
+        find_photos(tmp_path)
+
+
+def test_verification_stands_beside_the_library(
+    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    files = sorted((pictures / "val").rglob("*.jpg"))[:5]
+    (tmp_path / "labels.csv").write_text("file,index\n" + "".join(f"{file},{i}\n" for i, file in enumerate(files)))
+    row = verify(RECORD, tmp_path, file=checkpoint)
+    assert row.peer is not None
+    assert row.count == row.peer[2] == 5
+    assert (row.right1, row.right5) == row.peer[:2]
+    assert row.difference < 0.02  # 36-pixel pictures are resized here by torch, there by Pillow
+    low, high = row.interval
+    assert 0 <= low <= row.top1 <= high <= 1
+
+
+def test_a_ledger_grows_by_a_row_and_nothing_else_is_taken_for_one(tmp_path: Path) -> None:
+    row = Verification("net@library:tag", "abc", 150, 129, 145, "acc@1 71.9", protocol="one view")
+    path = tmp_path / "ledger.csv"
+    for _ in range(2):
+        note_down(row, "convatlas weights verify net@library:tag 'my photos'", path)
+    lines = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(lines) == 2
+    assert lines[0] == lines[1] == {
+        "weights": "net@library:tag", "claimed": "acc@1 71.9", "measured_top1": "0.8600", "measured_top5": "0.9667",
+        "n": "150", "top1_low": "0.7954", "top1_high": "0.9066", "protocol": "one view",
+        "command": "convatlas weights verify net@library:tag 'my photos'", "sha256": "abc",
+    }  # fmt: skip
+    path.write_text("something else\n")
+    with pytest.raises(DataError, match="is no ledger"):
+        note_down(row, "", path)
+    assert path.read_text() == "something else\n"
+
+
+def test_verification_without_weights_or_classes_is_refused(pictures: Path) -> None:
+    with pytest.raises(WeightsError, match="network@library:tag, or a file"):
+        verify("resnet18", pictures / "val")
+
+
+def test_folders_are_matched_with_the_classes_of_the_weights_by_name(
+    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    files = sorted((pictures / "val").rglob("*.jpg"))[:4]
+    rows = list(zip(("tench", "goldfish", "zebra", "ear"), files, strict=True))
+    (tmp_path / "table").mkdir()
+    numbers = "".join(f"{file},{record.classes.index(name)}\n" for name, file in rows)
+    (tmp_path / "table" / "labels.csv").write_text("file,index\n" + numbers)
+    for name, file in rows:
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        shutil.copy(file, tmp_path / "folders" / name)
+    (tmp_path / "folders" / ".hidden").mkdir()
+    (tmp_path / "folders" / "aardvark").mkdir()  # an empty folder is no class
+    table, folders = (verify(RECORD, tmp_path / where, file=checkpoint) for where in ("table", "folders"))
+    assert (table.count, table.right1, table.right5) == (folders.count, folders.right1, folders.right5)
+    (tmp_path / "folders" / "zebra").rename(tmp_path / "folders" / "zebrra")
+    with pytest.raises(DataError, match=r"zebrra is no class of these weights \(did you mean zebra"):
+        verify(RECORD, tmp_path / "folders", file=checkpoint)
+
+
+def test_verification_says_whether_the_file_is_the_published_one(
+    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    file = sorted((pictures / "val").rglob("*.jpg"))[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
+    assert verify(RECORD, tmp_path, file=checkpoint).published
+    other = tmp_path / "other.pth"
+    torch.save({**load_tensors(checkpoint), "classifier.1.bias": torch.zeros(1000)}, other)
+    assert not verify(RECORD, tmp_path, file=other).published
+
+
+def test_a_file_of_other_classes_is_not_measured_with_a_fresh_head(checkpoint: Path, pictures: Path) -> None:
+    with pytest.raises(DataError, match="holds 1000 classes, the data has 3 folders"):
+        verify(NAME, pictures / "val", file=checkpoint)
+
+
+def test_verification_lets_the_library_correct_its_old_names(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DenseNet's published files say "norm.1" where the class says "norm1"."""
+    network = theirs("densenet121", "torchvision")
+    scramble(network)
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))(\d)", r"\1.\2", k): v
+        for k, v in network.state_dict().items()
+        if "batches" not in k
+    }
+    path = tmp_path / "densenet.pth"
+    torch.save(old, path)
+    file = sorted((pictures / "val").rglob("*.jpg"))[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
+    row = verify("densenet121@torchvision:IMAGENET1K_V1", tmp_path, file=path)
+    assert row.peer is not None
+    assert row.peer[2] == 1
+
+
+def test_weights_for_clips_are_not_given_pictures() -> None:
+    with pytest.raises(WeightsError, match="reads clips"):
+        model.from_weights(find("mc3_18@torchvision:KINETICS400_V1"), file=Path("none"))
+
+
+def test_kernels_that_cannot_be_made_for_other_channels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "convnet.pt"
+    torch.save(grow("convnet1989").state_dict(), path)
+    with pytest.raises(WeightsError, match="cannot be made for 3 channels"):
+        build("convnet1989", weights=path, channels=3)
+
+
+def test_import_without_a_digest_still_wants_the_tensors_of_the_network(
+    record: Weights, checkpoint: Path, tmp_path: Path
+) -> None:
+    bare = replace(record, digest="")
+    other = tmp_path / "other.pth"
+    torch.save({"a": torch.zeros(3)}, other)
+    with pytest.raises(WeightsError, match="does not fit"):
+        import_file(bare, other)
+    assert import_file(bare, checkpoint) == bare.path
+
+
+def test_real_mobilenet_says_what_torchvision_says_photo_by_photo(shared_data: Path) -> None:
+    row = verify(
+        "mobilenet_v2@torchvision:IMAGENET1K_V1", shared_data / "imagenet_samples",
+        file=shared_data / "weights" / "mobilenet_v2_imagenet_torchvision_naming.pth",
+    )  # fmt: skip
+    assert (row.count, row.right1, row.right5) == (150, 129, 145)
+    assert row.peer == (129, 145, 150)
+
+
+def test_real_cifar_resnet_names_the_training_pictures(shared_data: Path) -> None:
+    import numpy as np
+
+    held = np.load(shared_data / "cifar10" / "cifar10_train_first4000_lossless.npz")
+    network = build("cifar_resnet20", weights=shared_data / "weights" / "resnet20_cifar10-12fca82f.th").eval()
+    pixels = torch.from_numpy(held["x"]).permute(0, 3, 1, 2)
+    steps = CATALOG["cifar_resnet20"].preprocessing
+    right = 0
+    with torch.inference_mode():
+        for part, labels in zip(pixels.split(500), torch.from_numpy(held["y"]).long().split(500), strict=True):
+            right += int((network(steps.normalise(part)).argmax(1) == labels).sum())
+    assert right / 4000 == pytest.approx(0.998, abs=0.0005)
+    assert network.input_shape == (3, spec("cifar_resnet20").resolution, 32)
