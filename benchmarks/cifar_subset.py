@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 from torchvision import datasets, transforms
 
-from convatlas.models.catalog import grow
+from convatlas.models.catalog import build_fresh
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         for split, steps in (("train", [*changes, *last]), ("test", last))
     )
     loader = torch.utils.data.DataLoader(train, 128, shuffle=True, num_workers=2, persistent_workers=True)
-    model = grow("cifar_resnet20", classes=len(train.classes))
+    model = build_fresh("cifar_resnet20", classes=len(train.classes))
 
     def epoch(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler | None) -> None:
         model.train()

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from convatlas.models.catalog import CATALOG, grow
-from convatlas.models.keys import translate
+from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.models.keys import remap_keys
 from convatlas.weights.read import family_of
 
 # one network for each family that another library has, the one that is used most
@@ -80,14 +80,14 @@ def train(network: nn.Module, images: torch.Tensor) -> None:
 def compare(name: str, *, rounds: int, builds: int, batch: int) -> dict[str, float | str]:
     row = CATALOG[name]
     library, build = theirs(name)
-    rules = family_of(row.spec).dialects[library](row.spec)
+    rules = family_of(row.spec).key_mappings[library](row.spec)
     times: dict[str, Times] = defaultdict(lambda: ([], []))
     for number in range(builds):
-        interleave(partial(grow, name), build, rounds, times["build"])
+        interleave(partial(build_fresh, name), build, rounds, times["build"])
         peer = build() if number % 2 else None
-        ours = grow(name)
+        ours = build_fresh(name)
         peer = peer or build()
-        ours.load_state_dict(translate(peer.state_dict(), rules, ours.state_dict()))
+        ours.load_state_dict(remap_keys(peer.state_dict(), rules, ours.state_dict()))
         x = torch.randn(batch, *ours.input_shape)
         for label, layout in FORMATS.items():
             if x.ndim == 5 and label == "channels_last":

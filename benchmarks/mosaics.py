@@ -1,4 +1,4 @@
-"""Pictures of several classes made of MNIST-like ones: four places, of which each is filled with a chance of a half.
+"""Images of several classes made of MNIST-like ones: four places, of which each is filled with a chance of a half.
 
     python benchmarks/mosaics.py FOLDER OUT.npz [--train 20000] [--test 4000] [--seed 0]
 
@@ -28,15 +28,15 @@ def main() -> None:
     for split, count in (("train", arguments.train), ("test", arguments.test)):
         listing = source.listings[split]
         assert listing.pixels is not None
-        pictures, labels = listing.pixels[:, 0].numpy(), listing.labels.numpy()
+        images, labels = listing.pixels[:, 0].numpy(), listing.labels.numpy()
         chosen, filled = random.integers(len(labels), size=(count, 4)), random.random((count, 4)) < 0.5
-        tiles = pictures[chosen] * filled[..., None, None]
+        tiles = images[chosen] * filled[..., None, None]
         rows = [np.concatenate([tiles[:, 2 * row], tiles[:, 2 * row + 1]], 2) for row in (0, 1)]
         marks = (np.eye(len(source.classes), dtype=np.uint8)[labels[chosen]] * filled[..., None]).max(1)
         end = "" if split == "train" else f"_{split}"
         arrays |= {f"x{end}": np.concatenate(rows, 1), f"y{end}": marks.astype(np.uint8)}
     np.savez_compressed(arguments.out, **arrays)
-    print(f"{arguments.out}: {arguments.train:,} and {arguments.test:,} pictures of {len(source.classes)} classes")
+    print(f"{arguments.out}: {arguments.train:,} and {arguments.test:,} images of {len(source.classes)} classes")
 
 
 if __name__ == "__main__":

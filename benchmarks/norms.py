@@ -3,7 +3,7 @@
     python benchmarks/norms.py [--threads 2] [--rounds 15]
 
 Forward and backward of a norm and the activation behind it in training, channels_last, on maps that MobileNetV2 has at
-224 px with 16 pictures. Prints milliseconds (median) and the ratio of torch's to ours.
+224 px with 16 images. Prints milliseconds (median) and the ratio of torch's to ours.
 """
 
 from __future__ import annotations

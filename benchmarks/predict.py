@@ -1,4 +1,4 @@
-"""Answers about pictures: convatlas on each engine against eager torchvision and timm, interleaved in one process.
+"""Answers about images: convatlas on each engine against eager torchvision and timm, interleaved in one process.
 
     python benchmarks/predict.py [NAME ...] [--batches 1,16] [--rounds 15] [--int8] [--memory] [--folder DATA]
 
@@ -89,7 +89,7 @@ def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 
 
 def measured(name: str, batch: int, rounds: int, *, int8: bool, weigh: bool) -> dict[str, Any]:
-    """Return milliseconds and ratios of a network with `batch` pictures."""
+    """Return milliseconds and ratios of a network with `batch` images."""
     model = untrained(name)
     inputs = torch.randn(batch, *model.own.input_shape)
     pixels = example(model.header, batch)
@@ -133,7 +133,7 @@ def _memory(name: str, side: str, batch: int) -> float:
         model = untrained(name)  # as large as the network itself, and let go below
         held = model.header
         before = peak()
-        run = model.choose(side, batch=batch, pictures=0).engine.outputs
+        run = model.choose(side, batch=batch, count=0).engine.outputs
         inputs = example(held, batch)
         own = sum(tensor.numel() * 4 for tensor in model.own.state_dict().values()) / 2**20
     else:
@@ -174,9 +174,9 @@ def end_to_end(folder: Path, name: str, rounds: int) -> dict[str, float]:
     from PIL import Image
     from torchvision.transforms import v2
 
-    from convatlas.data.readers.folder import pictures_in
+    from convatlas.data.readers.folder import images_in
 
-    files = pictures_in(folder)
+    files = images_in(folder)
     network = torchvision.models.get_model(CATALOG[name].peers["torchvision"]).eval()
     model = untrained(name)
     model = model.using("auto", batch=16)
@@ -189,8 +189,8 @@ def end_to_end(folder: Path, name: str, rounds: int) -> dict[str, float]:
     @torch.inference_mode()
     def plain() -> None:
         for first in range(0, len(files), 16):
-            pictures = [transform(Image.open(file).convert("RGB")) for file in files[first : first + 16]]
-            network(torch.stack(pictures)).softmax(1).argmax(1)
+            images = [transform(Image.open(file).convert("RGB")) for file in files[first : first + 16]]
+            network(torch.stack(images)).softmax(1).argmax(1)
 
     seconds = timed({"plain": plain, "convatlas": lambda: model.predict(files)}, rounds)
     print(f"end to end, {name}, {len(files)} files of {folder.name}, {model.engine}:")

@@ -1,8 +1,8 @@
 """Many clients at once against `convatlas serve`: how many requests are answered, refused, lost, and how fast.
 
-    python benchmarks/serve_load.py MODEL PICTURES [--clients 200] [--seconds 60] [--batch 16] [--queue 1024]
+    python benchmarks/serve_load.py MODEL IMAGES [--clients 200] [--seconds 60] [--batch 16] [--queue 1024]
 
-Starts the command in a process of its own; each client sends one picture after the other on one connection. A request
+Starts the command in a process of its own; each client sends one image after the other on one connection. A request
 is lost if it gets neither an answer nor a refusal (503). Afterwards the server is told to stop (SIGTERM).
 """
 
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from convatlas.data.readers.folder import pictures_in
+from convatlas.data.readers.folder import images_in
 
 HEAD = "POST /predict?top=1 HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 
@@ -25,7 +25,7 @@ HEAD = "POST /predict?top=1 HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nC
 async def client(
     port: int, bodies: list[bytes], number: int, until: float, told: Counter[str], taken: list[float]
 ) -> None:  # fmt: skip
-    """Send pictures until the time is over."""
+    """Send images until the time is over."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     sent = number
     while time.perf_counter() < until:
@@ -61,13 +61,13 @@ async def crowd(port: int, bodies: list[bytes], clients: int, seconds: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--batch", default="16")
     parser.add_argument("--queue", default="1024")
     given = parser.parse_args()
-    bodies = [path.read_bytes() for path in pictures_in(given.pictures)[:100]]
+    bodies = [path.read_bytes() for path in images_in(given.images)[:100]]
     command = [sys.executable, "-m", "convatlas", "serve", given.model, "--port", "0"]
     command += ["--batch", given.batch, "--queue", given.queue]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -1,12 +1,12 @@
-"""Whole epochs on a folder of JPEG pictures: convatlas against torchvision's recipe and timm's loader, in turns.
+"""Whole epochs on a folder of JPEG images: convatlas against torchvision's recipe and timm's loader, in turns.
 
     python benchmarks/train_images.py FOLDER [--epochs 5] [--px 128] [--batch 16]
 
 FOLDER has train/<class>/*.jpg. All train MobileNetV2 with SGD and momentum on random crops and flips. torchvision's
 side is ImageFolder, its transforms and a DataLoader (0, 1 and 2 workers, kept running) with the plain eager loop;
 timm's is its dataset and loader (2 workers) with the same. convatlas is `Run.steps()`, which begins by decoding the
-pictures into an empty cache and measuring the ways to compute: both are part of its first epoch. Building network and
-optimiser is part of every side's first epoch; imports and loaders are not. Each side has a
+images into an empty cache and measuring the ways to compute: both are part of its first epoch. Building network and
+optimizer is part of every side's first epoch; imports and loaders are not. Each side has a
 process of its own; they take turns, an epoch each. Prints images/s of each epoch, and the ratio to the fastest of the
 others.
 """
@@ -31,8 +31,8 @@ def convatlas(folder: Path, px: int, batch: int) -> Iterator[int]:
     from convatlas.train.settings import Settings
 
     chosen = recipe("finetune").replaced({
-        "epochs": 1000, "batch": batch, "lr": 0.01, "head_epochs": 0, "layer_decay": 1.0, "crop": 0.08,
-        "smoothing": 0.0,
+        "epochs": 1000, "batch": batch, "lr": 0.01, "head_epochs": 0, "layer_decay": 1.0, "min_crop_area": 0.08,
+        "label_smoothing": 0.0,
     })  # fmt: skip
     yield 0
     with tempfile.TemporaryDirectory() as out:

@@ -1,4 +1,4 @@
-"""Training speed on small pictures: convatlas against the script everyone writes, interleaved in one process.
+"""Training speed on small images: convatlas against the script everyone writes, interleaved in one process.
 
     python benchmarks/train_small.py MNIST_FOLDER [--rounds 5] [--images 12800]
 
@@ -51,9 +51,9 @@ class LeNet5(nn.Module):
 
 
 def script(root: Path, batch: int, workers: int) -> Iterator[int]:
-    """The usual training script; yields the number of pictures after each step."""
-    normalise = transforms.Normalize((0.1307,), (0.3081,))
-    data = datasets.MNIST(root, train=True, transform=transforms.Compose([transforms.ToTensor(), normalise]))
+    """The usual training script; yields the number of images after each step."""
+    normalize = transforms.Normalize((0.1307,), (0.3081,))
+    data = datasets.MNIST(root, train=True, transform=transforms.Compose([transforms.ToTensor(), normalize]))
     loader = torch.utils.data.DataLoader(
         data, batch_size=batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
@@ -71,7 +71,7 @@ def script(root: Path, batch: int, workers: int) -> Iterator[int]:
 
 
 def ours(folder: Path, out: Path, batch: int) -> Iterator[int]:
-    recipe = RECIPES["default"].replaced({"batch": batch, "epochs": 1000, "shift": 0})
+    recipe = RECIPES["default"].replaced({"batch": batch, "epochs": 1000, "max_shift": 0})
     run = start(folder, "lenet5_modern", recipe=recipe, out=out, settings=Settings(val_share=0))
     for event in run.steps():
         if not isinstance(event, dict):

@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [NAME[:BATCH[:SIZE]] ...] [--rounds 5] [--precision auto]
 
 The plain script has torchvision's class where there is one (else ours, as it is), float32 tensors that are ready, SGD
-with momentum, and nothing else. convatlas runs its own loop over uint8 pictures, in the way that it chooses on this
+with momentum, and nothing else. convatlas runs its own loop over uint8 images, in the way that it chooses on this
 machine (printed). How the C library keeps memory holds for a whole process, so each side has a process of its own; they
 take turns, one step each. Prints images/s (median), the ratio, and the peak memory of each side above its imports.
 """
@@ -27,7 +27,7 @@ def plain(name: str, batch: int, size: int) -> Iterator[None]:
     import torchvision
     from torch.nn import functional as F
 
-    from convatlas.models.catalog import grow, variant
+    from convatlas.models.catalog import build_fresh, variant
 
     row = variant(name)
     if "torchvision" in row.peers:
@@ -35,7 +35,7 @@ def plain(name: str, batch: int, size: int) -> Iterator[None]:
         extra = {"aux_logits": False, "init_weights": False} if peer in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(peer, **extra)
     else:
-        model = grow(row.spec.scaled(resolution=size))
+        model = build_fresh(row.spec.scaled(resolution=size))
     channels = row.preprocessing.channels
     inputs, labels = torch.randn(batch, channels, size, size), torch.randint(10, (batch,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
@@ -55,8 +55,8 @@ def ours(name: str, batch: int, size: int, precision: str) -> Iterator[None]:
     from torch import nn
 
     from convatlas.data.dataset import Images
-    from convatlas.data.loader import Feed
-    from convatlas.models.catalog import adapted, grow, variant
+    from convatlas.data.loader import BatchLoader
+    from convatlas.models.catalog import adapted, build_fresh, variant
     from convatlas.train.cpu import execution
     from convatlas.train.loop import train
     from convatlas.train.recipe import Recipe
@@ -73,12 +73,12 @@ def ours(name: str, batch: int, size: int, precision: str) -> Iterator[None]:
     )
     seconds = {str(way): round(value, 3) for way, value in choice.seconds.items()}
     print(json.dumps({"way": str(choice.compute), "measured": seconds}), file=sys.stderr)
-    network = choice.compute.place(grow(spec, classes=row.classes, channels=steps.channels))
+    network = choice.compute.place(build_fresh(spec, classes=row.classes, channels=steps.channels))
     network.auxiliary = nn.ModuleDict()  # side classifiers and decoders, which the plain script does not train
     recipe = Recipe(epochs=10**6, batch=batch, lr=0.001, schedule="constant")
     yield
-    feed = Feed(images, steps, batch=batch, seed=0)
-    for _ in train(network, recipe.build_optimizer(network), feed, recipe, seed=0, compute=choice.compute):
+    loader = BatchLoader(images, steps, batch=batch, seed=0)
+    for _ in train(network, recipe.build_optimizer(network), loader, recipe, seed=0, compute=choice.compute):
         yield
 
 

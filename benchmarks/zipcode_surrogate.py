@@ -1,6 +1,6 @@
 """Write the MNIST surrogate of the 1989 zip-code data: 7,291 training and 2,007 test digits, drawn at random.
 
-The original 16x16 zip codes were never published. As in Karpathy's study of 2022 the two numbers of pictures are kept
+The original 16x16 zip codes were never published. As in Karpathy's study of 2022 the two numbers of images are kept
 and the digits are taken from MNIST; the network's own preprocessing makes them 16x16.
 
     python benchmarks/zipcode_surrogate.py MNIST_FOLDER OUT_FOLDER

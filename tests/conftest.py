@@ -30,7 +30,7 @@ from server import CONTENT, Site, serving
 settings.register_profile("quick", deadline=None, max_examples=30)
 settings.load_profile("quick")
 
-COLOURS = {"ant": (200, 60, 40), "bee": (60, 190, 70), "cat": (50, 70, 210)}
+COLORS = {"ant": (200, 60, 40), "bee": (60, 190, 70), "cat": (50, 70, 210)}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,13 +41,13 @@ def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory)
         yield
 
 
-def write_pictures(folder: Path, colour: tuple[int, int, int], *, count: int = 12, seed: int = 0) -> None:
-    """Write noisy pictures of one colour and of different sizes, PNG and JPEG in turn."""
+def write_images(folder: Path, color: tuple[int, int, int], *, count: int = 12, seed: int = 0) -> None:
+    """Write noisy images of one color and of different sizes, PNG and JPEG in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     for i in range(count):
         shape = (int(random.integers(20, 40)), int(random.integers(20, 40)), 3)
-        noisy = np.clip(random.normal(colour, 40, shape), 0, 255).astype(np.uint8)
+        noisy = np.clip(random.normal(color, 40, shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{i:02}.{'png' if i % 2 else 'jpg'}")
 
 
@@ -58,7 +58,7 @@ def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
 
 
 def write_idx_folder(folder: Path, *, packed: bool = True, dots: bool = False) -> Path:
-    """Write the four files of a made-up MNIST: 160 pictures to train, 40 to test, a bright row for each digit."""
+    """Write the four files of a made-up MNIST: 160 images to train, 40 to test, a bright row for each digit."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for split, count in (("train", 160), ("test", 40)):
@@ -72,19 +72,19 @@ def write_idx_folder(folder: Path, *, packed: bool = True, dots: bool = False) -
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of train/ and val/ with 12 coloured pictures in each of three classes; only to be read."""
-    folder = tmp_path_factory.mktemp("data") / "pictures"
-    for seed, (name, colour) in enumerate(COLOURS.items()):
-        write_pictures(folder / "train" / name, colour, seed=seed)
-        write_pictures(folder / "val" / name, colour, seed=10 + seed)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of train/ and val/ with 12 colored images in each of three classes; only to be read."""
+    folder = tmp_path_factory.mktemp("data") / "images"
+    for seed, (name, color) in enumerate(COLORS.items()):
+        write_images(folder / "train" / name, color, seed=seed)
+        write_images(folder / "val" / name, color, seed=10 + seed)
     return folder
 
 
 @pytest.fixture
-def own_pictures(pictures: Path, tmp_path: Path) -> Path:
-    """A copy of `pictures` that a test may change."""
-    return Path(shutil.copytree(pictures, tmp_path / "pictures"))
+def own_images(images: Path, tmp_path: Path) -> Path:
+    """A copy of `images` that a test may change."""
+    return Path(shutil.copytree(images, tmp_path / "images"))
 
 
 @pytest.fixture(scope="session")
@@ -108,11 +108,11 @@ def model_file(trained: Run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def coloured(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run of two epochs on `pictures`."""
+def colored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of two epochs on `images`."""
     recipe = RECIPES["default"].replaced({"epochs": 2, "batch": 8})
-    out = tmp_path_factory.mktemp("runs") / "pictures"
-    return fit(pictures, "lenet5_modern", recipe=recipe, out=out, settings=Settings(device="cpu", threads=1))
+    out = tmp_path_factory.mktemp("runs") / "images"
+    return fit(images, "lenet5_modern", recipe=recipe, out=out, settings=Settings(device="cpu", threads=1))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class Site:
     cut: int | None = None
     failure: str = ""
     url: str = ""
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    options: list[tuple[str, str | None]] = field(default_factory=list)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def serving(site: Site) -> Iterator[Site]:
 
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
-            site.asked.append((self.path, wanted))
+            site.options.append((self.path, wanted))
             self.close_connection = True
             if site.failure == "nonsense":
                 self.wfile.write(b"this is no HTTP\r\n\r\n")
@@ -45,7 +45,7 @@ def serving(site: Site) -> Iterator[Site]:
             elif site.failure == "404" or self.path not in site.files:
                 self.send_error(404)
             elif site.failure != "hangs up":
-                self.answer(site.files[self.path], wanted)
+                self.text(site.files[self.path], wanted)
 
         def answer(self, body: bytes, wanted: str | None) -> None:
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.ranges else 0

@@ -23,7 +23,7 @@ FLOORS = {
     "catalog": 4, "data": 4,
     "modelfile": 5, "tasks": 5, "scaling": 5, "comparing": 5, "timeline": 5,
     "weights": 6, "engines": 6,
-    "train": 7, "predicting": 7, "quantising": 7,
+    "train": 7, "predicting": 7, "quantizing": 7,
     "model": 8,
     "ledger": 9, "exporting": 9, "serving": 9, "benchmarking": 9,
     "cli": 10, "__main__": 10,
@@ -118,8 +118,8 @@ def test_importing_convatlas_loads_no_heavy_library() -> None:
 
 def test_networks_that_are_only_counted_load_no_compiler() -> None:
     script = (
-        "import sys; from convatlas.catalog import CATALOG, grow\n"
-        "for name in CATALOG: grow(name, device='meta')\n"
+        "import sys; from convatlas.catalog import CATALOG, build_fresh\n"
+        "for name in CATALOG: build_fresh(name, device='meta')\n"
         "print('torch._dynamo' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

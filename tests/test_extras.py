@@ -14,9 +14,9 @@ from torch import nn
 import convatlas as ca
 from convatlas.errors import RunError, SpecError
 from convatlas.layers.channels import DropPath
-from convatlas.models.catalog import grow
+from convatlas.models.catalog import build_fresh
 from convatlas.train.recipe import RECIPES, Recipe, recipe
-from convatlas.train.regularization import regularise
+from convatlas.train.regularization import regularize
 from convatlas.train.settings import Settings
 
 # --- recipes from files
@@ -29,7 +29,7 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     )
     read = recipe(str(file))
     assert read == RECIPES["finetune"].replaced(
-        {"epochs": 3, "lr": 0.02, "mixup": 0.4, "policy": "trivial", "clip": 1.0}
+        {"epochs": 3, "lr": 0.02, "mixup": 0.4, "policy": "trivial", "grad_clip": 1.0}
     )
     file.write_text("batch: 7\n")
     assert recipe(str(file)) == Recipe(batch=7, augment=RECIPES["default"].augment)
@@ -58,12 +58,12 @@ def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path: Path, text: str,
 
 
 def test_dropout_is_set_or_put_before_the_classifier() -> None:
-    own = grow("mobilenet_v2", classes=3)
-    regularise(own, dropout=0.7, drop_path=None)
+    own = build_fresh("mobilenet_v2", classes=3)
+    regularize(own, dropout=0.7, drop_path=None)
     assert [layer.p for layer in own.modules() if isinstance(layer, nn.Dropout)] == [0.7]
-    without = grow("resnet18", classes=3)
+    without = build_fresh("resnet18", classes=3)
     names, outputs = list(without.state_dict()), without.eval()(torch.ones(1, 3, 64, 64))
-    regularise(without, dropout=0.5, drop_path=None)
+    regularize(without, dropout=0.5, drop_path=None)
     assert list(without.state_dict()) == names
     assert list(without.head._modules)[-2:] == ["drop", "out"]
     assert torch.equal(without(torch.ones(1, 3, 64, 64)), outputs)
@@ -74,9 +74,9 @@ def test_dropout_is_set_or_put_before_the_classifier() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf",
                                   "preact_resnet18", "inception_resnet_v2", "convnext_tiny"])  # fmt: skip
 def test_stochastic_depth_grows_with_depth_in_any_residual_network(name: str) -> None:
-    network = grow(name, classes=3, device="meta")
+    network = build_fresh(name, classes=3, device="meta")
     names = list(network.state_dict())
-    regularise(network, dropout=None, drop_path=0.2)
+    regularize(network, dropout=None, drop_path=0.2)
     rates = [layer.rate for layer in network.modules() if isinstance(layer, DropPath)]
     assert len(rates) >= 8
     assert rates == pytest.approx([0.2 * (i + 1) / len(rates) for i in range(len(rates))])
@@ -85,9 +85,9 @@ def test_stochastic_depth_grows_with_depth_in_any_residual_network(name: str) ->
 
 def test_what_a_network_does_not_have_is_told() -> None:
     with pytest.raises(SpecError, match="no residual branches"):
-        regularise(grow("vgg11"), dropout=None, drop_path=0.1)
+        regularize(build_fresh("vgg11"), dropout=None, drop_path=0.1)
     with pytest.raises(SpecError, match="no dropout"):
-        regularise(grow("capsnet"), dropout=0.5, drop_path=None)
+        regularize(build_fresh("capsnet"), dropout=0.5, drop_path=None)
     for field in ("dropout", "drop_path"):
         with pytest.raises(SpecError, match=field):
             Recipe().replaced({field: 1.0})
@@ -95,17 +95,17 @@ def test_what_a_network_does_not_have_is_told() -> None:
             Recipe().replaced({field: "half"})
 
 
-def test_a_run_with_dropout_and_stochastic_depth_is_sealed_resumed_and_the_same(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_with_dropout_and_stochastic_depth_is_sealed_resumed_and_the_same(images: Path, tmp_path: Path) -> None:
     plan = Recipe(epochs=2, batch=16, lr=0.01, dropout=0.4, drop_path=0.3)
     settings = Settings(size=32, checkpoint_steps=1)
-    whole = ca.fit(pictures, "cifar_resnet20", recipe=plan, out=tmp_path / "whole", settings=settings)
+    whole = ca.fit(images, "cifar_resnet20", recipe=plan, out=tmp_path / "whole", settings=settings)
 
     def stop(event: Any) -> None:
         if not isinstance(event, dict) and event.number == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ca.fit(pictures, "cifar_resnet20", recipe=plan, out=tmp_path / "part", settings=settings, watch=stop)
+        ca.fit(images, "cifar_resnet20", recipe=plan, out=tmp_path / "part", settings=settings, watch=stop)
     part = ca.resume(tmp_path / "part")
     sealed = ca.load(part.model_file).network.state_dict()
     assert all(torch.equal(tensor, whole.network.state_dict()[name]) for name, tensor in sealed.items())
@@ -114,7 +114,7 @@ def test_a_run_with_dropout_and_stochastic_depth_is_sealed_resumed_and_the_same(
 # --- where else numbers go
 
 
-def test_tensorboard_has_the_numbers_of_steps_and_epochs(pictures: Path, tmp_path: Path) -> None:
+def test_tensorboard_has_the_numbers_of_steps_and_epochs(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -126,7 +126,7 @@ def test_tensorboard_has_the_numbers_of_steps_and_epochs(pictures: Path, tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ca.fit(pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=settings, watch=stop)
+        ca.fit(images, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=settings, watch=stop)
     run = ca.resume(tmp_path / "run")
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()
@@ -154,12 +154,12 @@ class Recorder:
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_services_get_the_same_numbers(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, name, recorder)  # type: ignore[arg-type]
     run = ca.fit(
-        pictures, "lenet5_modern", recipe=Recipe(epochs=2, batch=16, lr=0.01), out=tmp_path / "run",
+        images, "lenet5_modern", recipe=Recipe(epochs=2, batch=16, lr=0.01), out=tmp_path / "run",
         settings=Settings(log=(name,)),
     )  # fmt: skip
     names = [call for call, _ in recorder.calls]
@@ -169,10 +169,10 @@ def test_services_get_the_same_numbers(
 
 
 def test_a_logger_that_is_unknown_or_not_installed_is_told(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RunError, match="log: 'comet' is not one of"):
         Settings(log=("comet",))
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(RunError, match="log: wandb is not installed"):
-        ca.fit(pictures, "lenet5_modern", out=tmp_path / "run", settings=Settings(log=("wandb",)))
+        ca.fit(images, "lenet5_modern", out=tmp_path / "run", settings=Settings(log=("wandb",)))

@@ -1,4 +1,4 @@
-"""The worst that can happen to a training: broken pictures, too little memory, a full disk, a clock that jumps."""
+"""The worst that can happen to a training: broken images, too little memory, a full disk, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 
 import convatlas as ca
 from commands import Command, Outcome, check_refused
-from conftest import COLOURS, write_pictures
+from conftest import COLORS, write_images
 from convatlas.data.decode.headers import read_header
-from convatlas.data.decode.pixels import read_picture
+from convatlas.data.decode.pixels import read_image
 from convatlas.errors import DataError
 from convatlas.train import run_folder
 from convatlas.train.cpu import execution
@@ -64,19 +64,19 @@ def check_whole(folder: Path) -> list[str]:
     return names
 
 
-# --- odd and broken pictures
+# --- odd and broken images
 
 RANDOM = np.random.default_rng(0)
 BLOCKS = np.kron(RANDOM.integers(0, 256, (3, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 24 x 32, kind to JPEG
 
 
-def jpeg(path: Path, picture: NDArray[np.uint8] = BLOCKS, **how: Any) -> bytes:
-    Image.fromarray(picture).save(path, "JPEG", quality=95, **how)
+def jpeg(path: Path, image: NDArray[np.uint8] = BLOCKS, **how: Any) -> bytes:
+    Image.fromarray(image).save(path, "JPEG", quality=95, **how)
     return path.read_bytes()
 
 
 def png(width: int, height: int, pixels: bytes) -> bytes:
-    """Return a grey PNG whose header may say anything."""
+    """Return a gray PNG whose header may say anything."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -88,12 +88,12 @@ def png(width: int, height: int, pixels: bytes) -> bytes:
 BOMB = png(60_000, 60_000, bytes(1000))
 
 # what to write, as which file, and what is said of it
-BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
+UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "half a JPEG": ("half.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) // 2]), "runcated"),
     "nine tenths of a JPEG": ("tenths.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) * 9 // 10]), "runcated"),
-    "no bytes, JPEG": ("nothing.jpg", lambda p: p.write_bytes(b""), "not a picture"),
-    "no bytes, PNG": ("nothing.png", lambda p: p.write_bytes(b""), "not a picture"),
-    "text": ("text.jpg", lambda p: p.write_text("<html>404 not found</html>\n" * 99), "not a picture"),
+    "no bytes, JPEG": ("nothing.jpg", lambda p: p.write_bytes(b""), "not an image"),
+    "no bytes, PNG": ("nothing.png", lambda p: p.write_bytes(b""), "not an image"),
+    "text": ("text.jpg", lambda p: p.write_text("<html>404 not found</html>\n" * 99), "not an image"),
     "a bomb": ("bomb.png", lambda p: p.write_bytes(BOMB), "3600000000 pixels"),
 }
 
@@ -116,17 +116,17 @@ def deep_png(path: Path) -> NDArray[np.uint8]:
 
 
 def see_through_palette(path: Path) -> NDArray[np.uint8]:
-    picture = Image.new("P", (32, 24), 1)
-    picture.putpalette([0, 0, 255, 255, 0, 0])
-    picture.paste(0, (16, 0, 32, 24))
-    picture.save(path, transparency=0)
+    image = Image.new("P", (32, 24), 1)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    image.paste(0, (16, 0, 32, 24))
+    image.save(path, transparency=0)
     expected = np.full((24, 32, 3), 255, np.uint8)
     expected[:, :16] = (255, 0, 0)
     return expected
 
 
 def animation(path: Path) -> NDArray[np.uint8]:
-    first, *others = (Image.new("RGB", (32, 24), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+    first, *others = (Image.new("RGB", (32, 24), color) for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     first.save(path, save_all=True, append_images=others)
     assert Image.open(path).n_frames == 3
     return np.broadcast_to(np.uint8([255, 0, 0]), (24, 32, 3))
@@ -165,15 +165,15 @@ bombs_are_expected = pytest.mark.filterwarnings("ignore::PIL.Image.Decompression
 
 @pytest.fixture
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's limit is low, so that a small picture is a large one."""
+    """Pillow's limit is low, so that a small image is a large one."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", LARGE)
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_picture_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    name, write, told = BROKEN[kind]
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_broken_image_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    name, write, told = UNREADABLE[kind]
     write(tmp_path / name)
-    for read in (lambda path: read_picture(path, 3), lambda path: read_picture(path, 1)):
+    for read in (lambda path: read_image(path, 3), lambda path: read_image(path, 1)):
         with pytest.raises(DataError, match=told) as caught:
             read(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
@@ -183,17 +183,17 @@ def test_a_broken_picture_is_refused_by_name(tmp_path: Path, kind: str) -> None:
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
 @pytest.mark.parametrize("kind", ODD)
-def test_an_odd_picture_is_read_as_what_it_is(tmp_path: Path, kind: str) -> None:
+def test_an_odd_image_is_read_as_what_it_is(tmp_path: Path, kind: str) -> None:
     name, write = ODD[kind]
     expected = write(tmp_path / name)
-    read = read_picture(tmp_path / name, 3)
+    read = read_image(tmp_path / name, 3)
     assert read.dtype == torch.uint8
     difference = np.abs(read.numpy().astype(int).transpose(1, 2, 0) - expected)
     assert difference.max() <= (12 if name in ("cmyk.jpg", "turned.jpg") else 0)  # what JPEG costs
-    assert read_picture(tmp_path / name, 1).shape == (1, *expected.shape[:2])
+    assert read_image(tmp_path / name, 1).shape == (1, *expected.shape[:2])
 
 
-@pytest.mark.parametrize("read", [read_header, lambda path: read_picture(path, 3)], ids=["header", "picture"])
+@pytest.mark.parametrize("read", [read_header, lambda path: read_image(path, 3)], ids=["header", "image"])
 @pytest.mark.parametrize("side", [60_000, 2**31 - 1])
 def test_a_bomb_takes_no_memory(tmp_path: Path, side: int, read: Callable[[Path], object]) -> None:
     (tmp_path / "bomb.png").write_bytes(png(side, side, bytes(1000)))
@@ -208,19 +208,19 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, side: int, read: Callable[[Path]
 
 
 @bombs_are_expected
-def test_a_picture_of_90_million_pixels_is_read(tmp_path: Path) -> None:
+def test_a_image_of_90_million_pixels_is_read(tmp_path: Path) -> None:
     """Pillow warns of it, and would refuse twice as many."""
     side = 9460
     Image.new("1", (side, side), 1).save(tmp_path / "map.png", compress_level=1)
-    assert read_picture(tmp_path / "map.png", 1).sum(dtype=torch.int64) == 255 * side**2
+    assert read_image(tmp_path / "map.png", 1).sum(dtype=torch.int64) == 255 * side**2
 
 
-def test_a_large_picture_prints_no_warning_of_a_library(tmp_path: Path) -> None:
+def test_a_large_image_prints_no_warning_of_a_library(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
-        write_pictures(tmp_path / "data" / name, COLOURS[name], count=2)
+        write_images(tmp_path / "data" / name, COLORS[name], count=2)
     (tmp_path / "data/ant/large.png").write_bytes(png(9460, 9460, bytes(1000)))
     outcome = process("-m", "convatlas", "data", "check", tmp_path / "data")
-    assert "1 pictures cannot be read" in outcome.out
+    assert "1 images cannot be read" in outcome.out
     assert (outcome.code, outcome.err) == (0, "")
 
 
@@ -235,86 +235,86 @@ def contents(folder: Path) -> dict[str, tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A folder of 201 good pictures and 13 that are odd or broken; `broken` are the paths of those that are."""
+    """A folder of 201 good images and 13 that are odd or broken; `unreadable` are the paths of those that are."""
 
     folder: Path
-    broken: dict[str, str]
+    unreadable: dict[str, str]
     readable: dict[str, int]
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
-    folder = tmp_path_factory.mktemp("worst") / "pictures"
-    for seed, (name, colour) in enumerate(COLOURS.items()):
-        write_pictures(folder / "train" / name, colour, count=54, seed=seed)
-        write_pictures(folder / "val" / name, colour, count=13, seed=10 + seed)
+    folder = tmp_path_factory.mktemp("worst") / "images"
+    for seed, (name, color) in enumerate(COLORS.items()):
+        write_images(folder / "train" / name, color, count=54, seed=seed)
+        write_images(folder / "val" / name, color, count=13, seed=10 + seed)
     places = ["train/ant", "train/bee", "val/cat", "train/cat", "val/ant"]
-    broken = {}
-    for i, (name, write, told) in enumerate(BROKEN.values()):
+    unreadable = {}
+    for i, (name, write, told) in enumerate(UNREADABLE.values()):
         path = folder / places[i % len(places)] / name
         write(path)
-        broken[str(path)] = told
+        unreadable[str(path)] = told
     for i, (name, write_odd) in enumerate(ODD.values()):
         write_odd(folder / places[i % len(places)] / name)
-    files = [path for path in contents(folder) if path not in broken]
+    files = [path for path in contents(folder) if path not in unreadable]
     readable = {split: sum(f"/{split}/" in path for path in files) for split in ("train", "val")}
     before = contents(folder)
-    yield Mixed(folder, broken, readable)
-    assert contents(folder) == before, "a picture was changed"
+    yield Mixed(folder, unreadable, readable)
+    assert contents(folder) == before, "an image was changed"
 
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-def test_a_check_lists_exactly_the_broken_pictures(convatlas: Command, mixed: Mixed) -> None:
+def test_a_check_lists_exactly_the_broken_images(convatlas: Command, mixed: Mixed) -> None:
     told = json.loads(convatlas("data", "check", mixed.folder, "--json").out)
-    assert told["broken"].keys() == mixed.broken.keys()
-    assert all(said in told["broken"][path] for path, said in mixed.broken.items())
+    assert told["broken"].keys() == mixed.unreadable.keys()
+    assert all(said in told["broken"][path] for path, said in mixed.unreadable.items())
     assert {split: sum(counts) for split, counts in told["counts"].items()} == mixed.readable
     assert told["rotated"] == [path for path in contents(mixed.folder) if path.endswith("turned.jpg")]
     outcome = convatlas("data", "check", mixed.folder)
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"- {len(mixed.broken)} pictures cannot be read" in outcome.out
-    assert sum(any(f"  {path}: " in line for path in mixed.broken) for line in outcome.out.splitlines()) == 6
+    assert f"- {len(mixed.unreadable)} images cannot be read" in outcome.out
+    assert sum(any(f"  {path}: " in line for path in mixed.unreadable) for line in outcome.out.splitlines()) == 6
 
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-def test_a_training_leaves_out_exactly_the_broken_pictures(convatlas: Command, mixed: Mixed, tmp_path: Path) -> None:
+def test_a_training_leaves_out_exactly_the_broken_images(convatlas: Command, mixed: Mixed, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     outcome = convatlas(
-        "fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 2, "--batch", 16, "--max-broken", 0.1,
+        "fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 2, "--batch", 16, "--max-unreadable", 0.1,
         "--out", folder,
     )  # fmt: skip
     assert (outcome.code, outcome.err) == (0, "")
-    with (folder / run_folder.BROKEN).open() as file:
+    with (folder / run_folder.UNREADABLE).open() as file:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    assert rows.keys() == mixed.broken.keys()
-    for path, said in mixed.broken.items():
+    assert rows.keys() == mixed.unreadable.keys()
+    for path, said in mixed.unreadable.items():
         assert rows[path].startswith(f"{path}: ")
         assert said in rows[path]
     counts = "3 classes, " + ", ".join(f"{count} {split}" for split, count in mixed.readable.items())
     assert counts in outcome.out
-    assert f"left out: {len(mixed.broken)} pictures in all" in outcome.out
+    assert f"left out: {len(mixed.unreadable)} images in all" in outcome.out
     left = reopen(folder).dataset
     used = {name for images in left.splits.values() for name in images.names}
-    assert used == contents(mixed.folder).keys() - mixed.broken.keys()
+    assert used == contents(mixed.folder).keys() - mixed.unreadable.keys()
     check_whole(folder)
-    # the colours of the classes are easily told apart, and the odd pictures are few
+    # the colors of the classes are easily told apart, and the odd images are few
     measured = convatlas("evaluate", folder / run_folder.MODEL, mixed.folder, "--json")
     told = json.loads(measured.out)
-    assert (told["split"], told["pictures"]) == ("val", mixed.readable["val"])
-    assert {each["path"] for each in told["broken"]} == mixed.broken.keys()
+    assert (told["split"], told["images"]) == ("val", mixed.readable["val"])
+    assert {each["path"] for each in told["broken"]} == mixed.unreadable.keys()
     assert told["accuracy"] > 0.8
 
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-def test_more_broken_pictures_than_allowed_are_refused_before_the_start(
+def test_more_broken_images_than_allowed_are_refused_before_the_start(
     convatlas: Command, mixed: Mixed, tmp_path: Path
 ) -> None:
     outcome = convatlas("fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 1, "--out", tmp_path / "run")
-    total = sum(mixed.readable.values()) + len(mixed.broken)
-    check_refused(outcome, f"{len(mixed.broken)} of {total} pictures", "1.0%", "--max-broken", str(mixed.folder))
+    total = sum(mixed.readable.values()) + len(mixed.unreadable)
+    check_refused(outcome, f"{len(mixed.unreadable)} of {total} images", "1.0%", "--max-unreadable", str(mixed.folder))
     assert not (tmp_path / "run").exists()
 
 
@@ -334,12 +334,12 @@ def empty(folder: Path) -> None:
     ids=["empty in train", "empty in val", "missing in val"],
 )
 def test_an_empty_or_missing_class_is_refused_by_name(
-    convatlas: Command, own_pictures: Path, tmp_path: Path, command: str, damage: Callable[[Path], None],
+    convatlas: Command, own_images: Path, tmp_path: Path, command: str, damage: Callable[[Path], None],
     named: list[str],
 ) -> None:  # fmt: skip
-    damage(own_pictures)
+    damage(own_images)
     more = ["--model", "lenet5_modern", "--out", tmp_path / "run"] if command == "fit" else []
-    check_refused(convatlas(*command.split(), own_pictures, *more), str(own_pictures), *named)
+    check_refused(convatlas(*command.split(), own_images, *more), str(own_images), *named)
     assert not (tmp_path / "run").exists()
 
 
@@ -353,7 +353,7 @@ OFTEN = ["--checkpoint-steps", 1]
     ("model", "more"),
     [
         ("lenet5_modern", []),
-        ("lenet5_modern", ["--set", "clip=1", "--set", "average=0.9"]),
+        ("lenet5_modern", ["--set", "grad_clip=1", "--set", "ema_decay=0.9"]),
         ("lenet5_modern", ["--batch", 512]),  # so few steps that the val split is what shows it
         ("cifar_resnet20", ["--size", 16, "--batch", 32, "--layout", "contiguous", "--precision", "float32"]),
         ("lenet5_modern", OFTEN),
@@ -481,10 +481,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_taken_in_pieces(
     (pieces,) = (int(line.split()[-1]) for line in outcome.out.splitlines() if line.startswith("pieces of"))
     assert 0 < pieces < 4096
     # what was tried before has left no trace
-    asked = RECIPES["default"].replaced({"epochs": 1, "batch": 4096, "micro": pieces})
+    options = RECIPES["default"].replaced({"epochs": 1, "batch": 4096, "micro_batch": pieces})
     settings = Settings(threads=1, layout="channels_last", precision="float32", keep_heap=False)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", how == "oneDNN")
-    ca.fit(rows, "lenet5_modern", recipe=asked, out=tmp_path / "asked", settings=settings)
+    ca.fit(rows, "lenet5_modern", recipe=options, out=tmp_path / "asked", settings=settings)
     assert same_weights(tmp_path / "run" / run_folder.LAST, tmp_path / "asked" / run_folder.LAST)
 
 
@@ -600,20 +600,20 @@ def without_permission(folder: Path) -> Path:
 
 @pytest.mark.parametrize("place", [below_a_file, without_permission, lambda _: Path("/proc/cache")],
                          ids=["below a file", "without permission", "on /proc"])  # fmt: skip
-def test_without_a_cache_pictures_are_trained_on_from_memory(
-    place: Callable[[Path], Path], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_cache_images_are_trained_on_from_memory(
+    place: Callable[[Path], Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "SMALL_STEP", 0)  # the ways are measured, and cannot be remembered
     recipe = RECIPES["default"].replaced({"epochs": 2, "batch": 8})
     cache = place(tmp_path)
     with monkeypatch.context() as patch:
         patch.setenv("CONVATLAS_CACHE", str(cache))
-        without = ca.fit(pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "without", settings=Settings())
+        without = ca.fit(images, "lenet5_modern", recipe=recipe, out=tmp_path / "without", settings=Settings())
     assert not cache.exists() or not any(cache.iterdir())
     assert check_whole(without.folder)
     # in the same way, with a cache
     chosen = without.config.settings
-    kept = ca.fit(pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "kept", settings=chosen)
+    kept = ca.fit(images, "lenet5_modern", recipe=recipe, out=tmp_path / "kept", settings=chosen)
     assert same_weights(without.folder / run_folder.LAST, kept.folder / run_folder.LAST)
     assert without.config.fingerprint == kept.config.fingerprint
 
@@ -649,29 +649,29 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     "hours", [[3.0], [-5.0], [3.0, -5.0, 7.0, -5.0]], ids=["forwards", "backwards", "back and forth"]
 )
 def test_a_clock_that_jumps_changes_no_bit(
-    convatlas: Command, jumping: Callable[..., None], coloured: Run, pictures: Path, tmp_path: Path, hours: list[float]
+    convatlas: Command, jumping: Callable[..., None], colored: Run, images: Path, tmp_path: Path, hours: list[float]
 ) -> None:
     jumping(*hours)
-    assert convatlas(*colouring(pictures, tmp_path / "run", coloured)).code == 0
+    assert convatlas(*coloring(images, tmp_path / "run", colored)).code == 0
     for file in (run_folder.MODEL, run_folder.LAST):
-        assert same_weights(tmp_path / "run" / file, coloured.folder / file)
+        assert same_weights(tmp_path / "run" / file, colored.folder / file)
 
 
-def colouring(pictures: Path, folder: Path, like: Run) -> list[object]:
-    """Return the command whose run is that of `coloured`."""
+def coloring(images: Path, folder: Path, like: Run) -> list[object]:
+    """Return the command whose run is that of `colored`."""
     settings = like.config.settings
     return [
-        "fit", pictures, "--model", "lenet5_modern", "--epochs", 2, "--batch", 8, "--device", "cpu", "--threads", 1,
+        "fit", images, "--model", "lenet5_modern", "--epochs", 2, "--batch", 8, "--device", "cpu", "--threads", 1,
         "--layout", settings.layout, "--precision", settings.precision, "--checkpoint-seconds", 0.01, "--out", folder,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("hours", [[3.0], [-5.0]], ids=["forwards", "backwards"])
 def test_a_run_never_took_less_than_no_time(
-    convatlas: Command, jumping: Callable[..., None], coloured: Run, pictures: Path, tmp_path: Path, hours: list[float]
+    convatlas: Command, jumping: Callable[..., None], colored: Run, images: Path, tmp_path: Path, hours: list[float]
 ) -> None:
     jumping(*hours)
-    assert convatlas(*colouring(pictures, tmp_path / "run", coloured)).code == 0
+    assert convatlas(*coloring(images, tmp_path / "run", colored)).code == 0
     with (tmp_path / "run" / run_folder.METRICS).open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert 0 <= seconds[0] <= seconds[1]

@@ -23,10 +23,10 @@ from test_serve import FORM, ask, form, running
 
 from convatlas.errors import ConvatlasError
 from convatlas.inference.model import Model, load
-from convatlas.inference.predict import Encoded
+from convatlas.inference.predict import EncodedImage
 from convatlas.train.run import Run
 
-PICTURES, FILES, REQUESTS = 160, 80, 80
+IMAGES, FILES, REQUESTS = 160, 80, 80
 """How many of each kind."""
 
 
@@ -88,37 +88,37 @@ def hostile(trap: Path) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def model(coloured: Run) -> Model:
-    return load(coloured.model_file)
+def model(colored: Run) -> Model:
+    return load(colored.model_file)
 
 
 def corpus(trap: Path) -> list[bytes]:
     kinds = [encoded(kind) for kind in ("png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm", "npy")]
-    return [*hostile(trap), *(fuzzed(kinds[seed % len(kinds)], seed) for seed in range(PICTURES - 14))]
+    return [*hostile(trap), *(fuzzed(kinds[seed % len(kinds)], seed) for seed in range(IMAGES - 14))]
 
 
 @pytest.fixture(scope="module")
-def pictures_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
+def images_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
     trap = tmp_path_factory.mktemp("trap") / "sprung"
     yield corpus(trap)
     assert not trap.exists(), "something was unpickled"
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries, about what they mend
-def test_fuzzed_pictures_are_answered_or_refused_in_one_line(model: Model, pictures_of_all_kinds: list[bytes]) -> None:
-    found = model.predict([Encoded(f"p{i}", data) for i, data in enumerate(pictures_of_all_kinds)])
-    assert len(found) == PICTURES
+def test_fuzzed_images_are_answered_or_refused_in_one_line(model: Model, images_of_all_kinds: list[bytes]) -> None:
+    found = model.predict([EncodedImage(f"p{i}", data) for i, data in enumerate(images_of_all_kinds)])
+    assert len(found) == IMAGES
     for i, each in enumerate(found):
         assert bool(each.error) != bool(each.probabilities)
         assert not each.error or (each.error.startswith(f"p{i}: ") and "\n" not in each.error), each.error
-    assert sum(bool(each.error) for each in found) > PICTURES // 3
+    assert sum(bool(each.error) for each in found) > IMAGES // 3
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_server_answers_on_after_all_of_them(model: Model, pictures_of_all_kinds: list[bytes]) -> None:
+def test_the_server_answers_on_after_all_of_them(model: Model, images_of_all_kinds: list[bytes]) -> None:
     good = encoded("png")
     with running(model) as port:
-        for i, data in enumerate(pictures_of_all_kinds):
+        for i, data in enumerate(images_of_all_kinds):
             status, _ = ask(port, body=form([("x", data)]) if i % 2 else data, kind=FORM if i % 2 else "image/x")
             assert status in (200, 422)
         for seed in range(REQUESTS):
@@ -129,9 +129,9 @@ def test_the_server_answers_on_after_all_of_them(model: Model, pictures_of_all_k
 
 def raw(port: int, seed: int) -> None:
     """Send something that is nearly a request, and hang up."""
-    picture = encoded("png")
+    image = encoded("png")
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM if seed % 2 else 'image/png'}\r\n"
-    body = form([("a", picture)]) if seed % 2 else picture
+    body = form([("a", image)]) if seed % 2 else image
     request = fuzzed(f"{head}Content-Length: {len(body)}\r\n\r\n".encode(), seed) + body[: seed * 97 % len(body)]
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.settimeout(0.05)
@@ -163,29 +163,29 @@ OFFLINE = """
 import sys
 from pathlib import Path
 import convatlas as ca
-model, picture, folder = sys.argv[1:]
+model, image, folder = sys.argv[1:]
 net = ca.load(model)
-expected = net.predict(picture)[0].label
-made = ca.export(net, "onnx", Path(folder) / "x.onnx", check=picture)
-assert ca.load(made.path).predict(picture)[0].label == expected
+expected = net.predict(image)[0].label
+made = ca.export(net, "onnx", Path(folder) / "x.onnx", check=image)
+assert ca.load(made.path).predict(image)[0].label == expected
 sys.path.insert(0, "tests")
 from test_serve import ask, running
 with running(net) as port:
-    assert ask(port, body=Path(picture).read_bytes())[0] == 200
+    assert ask(port, body=Path(image).read_bytes())[0] == 200
 print("done")
 """
 
 
-def test_nothing_needs_a_network(coloured: Run, pictures: Path, tmp_path: Path) -> None:
+def test_nothing_needs_a_network(colored: Run, images: Path, tmp_path: Path) -> None:
     """In a namespace of its own, with nothing but a loopback: import, predict, export, serve."""
     unshare, ip = shutil.which("unshare"), shutil.which("ip")
     if not unshare or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespaces here")
     up = f"{ip} link set lo up && " if ip else ""
-    picture = next((pictures / "val/ant").glob("*.png"))
+    image = next((images / "val/ant").glob("*.png"))
     script = tmp_path / "offline.py"
     script.write_text(OFFLINE)
-    command = f'{up}"{sys.executable}" "{script}" "{coloured.model_file}" "{picture}" "{tmp_path}"'
+    command = f'{up}"{sys.executable}" "{script}" "{colored.model_file}" "{image}" "{tmp_path}"'
     done = subprocess.run(
         [unshare, "-rn", "sh", "-c", command], capture_output=True, text=True, timeout=300, check=False,
         cwd=Path(__file__).parents[1],

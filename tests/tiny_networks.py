@@ -1,4 +1,4 @@
-"""Small versions of every network of the catalogue: all layers, few channels, few repeats, small images."""
+"""Small versions of every network of the catalog: all layers, few channels, few repeats, small images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convatlas.core.network import Network
 from convatlas.core.spec import Spec
-from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.catalog import CATALOG, build_fresh
 
 
 @cache
@@ -22,7 +22,7 @@ def tiny(name: str) -> Spec:
 def grown(name: str, *, classes: int = 7, channels: int = 3) -> tuple[Network, Tensor]:
     """Return the small network with weights of a fixed seed, ready for inference, and a batch of two inputs."""
     torch.manual_seed(0)
-    network = grow(tiny(name), classes=classes, channels=channels).eval()
+    network = build_fresh(tiny(name), classes=classes, channels=channels).eval()
     return network, torch.randn(2, *network.input_shape)
 
 

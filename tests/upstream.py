@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from convatlas.core.network import Network
 from convatlas.models.card import Variant
 from convatlas.models.catalog import CATALOG, FAMILIES
-from convatlas.models.keys import translate
+from convatlas.models.keys import remap_keys
 
 PAIRS = [(name, library) for name, row in CATALOG.items() for library in row.peers]
 """(our name, library) of every network that another library has, too."""
@@ -77,7 +77,7 @@ def moved(row: Variant, network: nn.Module, library: str) -> Network:
     """Return our network with the weights of theirs, moved by the key rules."""
     family = next(f for f in FAMILIES.values() if any(type(v.spec) is type(row.spec) for v in f.variants.values()))
     mine = ours(row)
-    mine.load_state_dict(translate(network.state_dict(), family.dialects[library](row.spec), mine.state_dict()))
+    mine.load_state_dict(remap_keys(network.state_dict(), family.key_mappings[library](row.spec), mine.state_dict()))
     return mine
 
 

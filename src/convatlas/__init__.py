@@ -1,7 +1,7 @@
 """convatlas: convolutional networks from 1989 on, from one small vocabulary.
 
 import convatlas as ca
-ca.list("resnet*", max_params=30e6)         # names
+ca.list_models("resnet*", max_params=30e6)         # names
 model = ca.build("resnet18", classes=10)    # a torch module
 ca.cost(model)                              # parameters, MACs, activations, receptive field, per layer
 run = ca.fit("digits", "lenet5")            # train; a run folder with a sealed model file
@@ -18,7 +18,7 @@ from convatlas._version import __version__ as __version__
 if TYPE_CHECKING:
     from convatlas.core.compose import Chain, Concat, Product, Sum
     from convatlas.core.cost import cost
-    from convatlas.core.features import at_strides, places
+    from convatlas.core.features import feature_info, taps_at_strides
     from convatlas.core.network import Network, taps
     from convatlas.core.preprocessing import Preprocessing
     from convatlas.core.spec import diff
@@ -26,23 +26,22 @@ if TYPE_CHECKING:
     from convatlas.errors import ConvatlasError
     from convatlas.inference.export import export
     from convatlas.inference.model import Ensemble, evaluate, load, predict
-    from convatlas.models.catalog import names as list
-    from convatlas.models.catalog import spec, variant
+    from convatlas.models.catalog import list_models, spec, variant
     from convatlas.models.describe import compare, show
-    from convatlas.models.scaling import compound, fast, fit_budget
+    from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
     from convatlas.train.cross_validation import cross_validate
     from convatlas.train.fit import fit, resume
-    from convatlas.train.optim import depth_groups
+    from convatlas.train.optim import param_groups_by_depth
     from convatlas.train.recipe import Recipe
-    from convatlas.train.select_model import Budget, choose_network
+    from convatlas.train.select_model import Budget, select_model
     from convatlas.train.settings import Settings
     from convatlas.weights.build import build
-    from convatlas.weights.pretrained import published
+    from convatlas.weights.pretrained import list_weights
 
 _ROOMS = {
     "core.compose": ("Chain", "Concat", "Product", "Sum"),
     "core.cost": ("cost",),
-    "core.features": ("at_strides", "places"),
+    "core.features": ("taps_at_strides", "feature_info"),
     "core.network": ("Network", "taps"),
     "core.preprocessing": ("Preprocessing",),
     "core.spec": ("diff",),
@@ -50,25 +49,25 @@ _ROOMS = {
     "errors": ("ConvatlasError",),
     "inference.export": ("export",),
     "inference.model": ("Ensemble", "evaluate", "load", "predict"),
-    "models.catalog": ("list", "spec", "variant"),
+    "models.catalog": ("list_models", "spec", "variant"),
     "models.describe": ("compare", "show"),
-    "models.scaling": ("compound", "fast", "fit_budget"),
+    "models.scaling": ("scale_compound", "scale_fast", "fit_budget"),
     "train.cross_validation": ("cross_validate",),
     "train.fit": ("fit", "resume"),
-    "train.optim": ("depth_groups",),
+    "train.optim": ("param_groups_by_depth",),
     "train.recipe": ("Recipe",),
-    "train.select_model": ("Budget", "choose_network"),
+    "train.select_model": ("Budget", "select_model"),
     "train.settings": ("Settings",),
     "weights.build": ("build",),
-    "weights.pretrained": ("published",),
+    "weights.pretrained": ("list_weights",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "Budget", "Chain", "Concat", "ConvatlasError", "Ensemble", "Network", "Preprocessing", "Product", "Recipe",
-    "Settings", "Sum", "at_strides", "build", "choose_network", "compare", "compound", "cost", "cross_validate",
-    "depth_groups", "diff", "evaluate", "export", "fast", "fit", "fit_budget", "list", "load", "places", "predict",
-    "published", "resume", "show", "spec", "summary", "taps", "variant",
+    "Settings", "Sum", "build", "compare", "cost", "cross_validate", "diff", "evaluate", "export", "feature_info",
+    "fit", "fit_budget", "list_models", "list_weights", "load", "param_groups_by_depth", "predict", "resume",
+    "scale_compound", "scale_fast", "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "variant",
 ]  # fmt: skip
 
 
@@ -77,10 +76,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'convatlas' has no attribute {name!r}")
     home = importlib.import_module(f"convatlas.{_HOME[name]}")
-    value = getattr(home, "names" if name == "list" else name)
+    value = getattr(home, name)
     globals()[name] = value
     return value
 
 
-def __dir__() -> list[str]:  # type: ignore[valid-type]
+def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])

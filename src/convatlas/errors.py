@@ -19,7 +19,7 @@ class CostError(ConvatlasError):
 
 
 class DataError(ConvatlasError):
-    """Data that cannot be read or does not fit: a missing folder, an empty class, a broken image."""
+    """Data that cannot be read or does not fit: a missing folder, an empty class, an unreadable image."""
 
 
 class ModelFileError(ConvatlasError):

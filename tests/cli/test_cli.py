@@ -21,7 +21,7 @@ from PIL import Image
 
 import convatlas as ca
 from commands import Command, Outcome, check_refused
-from conftest import COLOURS, write_pictures
+from conftest import COLORS, write_images
 from convatlas.core.cost import cost
 from convatlas.inference.model import load
 from convatlas.models.catalog import CATALOG, names, spec
@@ -34,9 +34,9 @@ def fitting(data: object, out: object, *more: object) -> list[object]:
 
 
 @pytest.fixture
-def model_file(coloured: Run, tmp_path: Path) -> Path:
-    """A model file of its own, trained on the pictures."""
-    return Path(shutil.copy(coloured.model_file, tmp_path / "model.safetensors"))
+def model_file(colored: Run, tmp_path: Path) -> Path:
+    """A model file of its own, trained on the images."""
+    return Path(shutil.copy(colored.model_file, tmp_path / "model.safetensors"))
 
 
 # --- looking at networks
@@ -116,7 +116,7 @@ def test_scale_by_factor_rule_and_budget(convatlas: Command) -> None:
     assert "rule is one of" in convatlas("scale", "efficientnet_b0", "--macs", 1e8, "--rule", "x").err
 
 
-def test_draw_and_timeline_write_pictures(convatlas: Command, tmp_path: Path) -> None:
+def test_draw_and_timeline_write_images(convatlas: Command, tmp_path: Path) -> None:
     for command in (("draw", "resnet18", "--small"), ("timeline",)):
         path = tmp_path / f"{command[0]}.svg"
         assert convatlas(*command, "--out", path).out.strip() == str(path)
@@ -128,7 +128,7 @@ def test_draw_and_timeline_write_pictures(convatlas: Command, tmp_path: Path) ->
 def test_weights_are_listed_and_refused_in_one_line(convatlas: Command, tmp_path: Path) -> None:
     assert "resnet50@torchvision:IMAGENET1K_V2" in convatlas("weights", "list", "resnet50").out
     rows = json.loads(convatlas("weights", "list", "resnet50", "--json").out)
-    assert {"name", "digest", "licence", "claimed", "preprocessing"} <= rows[0].keys()
+    assert {"name", "digest", "license", "reported_metrics", "preprocessing"} <= rows[0].keys()
     assert "no weights are published" in convatlas("weights", "list", "capsnet").out
     for command in (
         ("pull", "resnet18@torchvision:IMAGENET1K_V1"),
@@ -144,21 +144,21 @@ def test_weights_are_listed_and_refused_in_one_line(convatlas: Command, tmp_path
 # --- training
 
 
-def test_fit_leaves_a_whole_run_folder(convatlas: Command, pictures: Path, tmp_path: Path) -> None:
-    outcome, run = convatlas(*fitting(pictures, tmp_path / "run", "--licence", "CC0-1.0")), tmp_path / "run"
+def test_fit_leaves_a_whole_run_folder(convatlas: Command, images: Path, tmp_path: Path) -> None:
+    outcome, run = convatlas(*fitting(images, tmp_path / "run", "--license", "CC0-1.0")), tmp_path / "run"
     assert (outcome.code, outcome.err) == (0, "")
     assert {path.name for path in run.iterdir()} == {
         "run.json", "metrics.csv", "curves.png", "report.html", "model.safetensors", "last.safetensors",
         "checkpoint.pt",
     }  # fmt: skip
     config = json.loads((run / "run.json").read_text())
-    assert (config["model"], config["classes"], config["recipe"]["epochs"]) == ("lenet5_modern", list(COLOURS), 2)
+    assert (config["model"], config["classes"], config["recipe"]["epochs"]) == ("lenet5_modern", list(COLORS), 2)
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert [int(row["epoch"]) for row in rows] == [1, 2]
     with Image.open(run / "curves.png") as curves:
         assert curves.format == "PNG"
     model = load(run / "model.safetensors")
-    assert model.header.licence == "CC0-1.0"
+    assert model.header.license == "CC0-1.0"
     assert f"{model.header.metrics['val']['accuracy']:.2%}" in outcome.out
     assert str(run / "model.safetensors") in outcome.out
     finished = convatlas("resume", run)
@@ -167,33 +167,33 @@ def test_fit_leaves_a_whole_run_folder(convatlas: Command, pictures: Path, tmp_p
 
 
 def test_fit_names_its_run_folders_itself(
-    convatlas: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    convatlas: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("pictures-lenet1", "pictures-lenet1-2"):
-        assert convatlas("fit", pictures, "--model", "lenet1", "--epochs", 1).code == 0
+    for folder in ("images-lenet1", "images-lenet1-2"):
+        assert convatlas("fit", images, "--model", "lenet1", "--epochs", 1).code == 0
         assert (tmp_path / "runs" / folder / "model.safetensors").is_file()
 
 
-def test_unreadable_pictures_are_listed_up_to_max_broken(
-    convatlas: Command, own_pictures: Path, tmp_path: Path
+def test_unreadable_images_are_listed_up_to_max_unreadable(
+    convatlas: Command, own_images: Path, tmp_path: Path
 ) -> None:
-    broken = own_pictures / "train/bee/01.png"
-    broken.write_bytes(b"")
-    outcome = convatlas(*fitting(own_pictures, tmp_path / "run", "--max-broken", 0.05))
+    unreadable = own_images / "train/bee/01.png"
+    unreadable.write_bytes(b"")
+    outcome = convatlas(*fitting(own_images, tmp_path / "run", "--max-unreadable", 0.05))
     assert outcome.code == 0
-    assert str(broken) in outcome.out
-    (row,) = csv.DictReader((tmp_path / "run" / "broken.csv").open())
-    assert row["path"] == str(broken)
+    assert str(unreadable) in outcome.out
+    (row,) = csv.DictReader((tmp_path / "run" / "unreadable.csv").open())
+    assert row["path"] == str(unreadable)
     # the data that a model was trained on can be measured with the same tolerance
-    assert convatlas("evaluate", tmp_path / "run" / "model.safetensors", own_pictures).code == 0
+    assert convatlas("evaluate", tmp_path / "run" / "model.safetensors", own_images).code == 0
 
 
 def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
-    convatlas: Command, own_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    convatlas: Command, own_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(own_pictures.parent)
-    assert convatlas(*fitting("pictures", tmp_path / "run")).code == 0
+    monkeypatch.chdir(own_images.parent)
+    assert convatlas(*fitting("images", tmp_path / "run")).code == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     outcome = convatlas("resume", tmp_path / "run")
@@ -201,14 +201,14 @@ def test_a_run_on_a_relative_folder_goes_on_from_anywhere(
 
 
 def test_a_stopped_training_says_how_to_go_on(
-    convatlas: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    convatlas: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(_: Run) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "steps", stop)
-        outcome = convatlas(*fitting(pictures, tmp_path / "run"))
+        outcome = convatlas(*fitting(images, tmp_path / "run"))
     assert outcome.code == 130
     assert f"convatlas: stopped; `convatlas resume {tmp_path / 'run'}` goes on" in outcome.err
     assert convatlas("resume", tmp_path / "run").code == 0
@@ -218,31 +218,31 @@ def test_a_stopped_training_says_how_to_go_on(
 # --- using a model file
 
 
-def test_evaluate_counts_every_class(convatlas: Command, model_file: Path, pictures: Path, coloured: Run) -> None:
-    told = json.loads(convatlas("evaluate", model_file, pictures, "--json").out)
+def test_evaluate_counts_every_class(convatlas: Command, model_file: Path, images: Path, colored: Run) -> None:
+    told = json.loads(convatlas("evaluate", model_file, images, "--json").out)
     assert told["split"] == "val"
-    assert {name: counts["pictures"] for name, counts in told["classes"].items()} == dict.fromkeys(COLOURS, 12)
-    assert told["errors"] == coloured.results["val"].errors
+    assert {name: counts["images"] for name, counts in told["classes"].items()} == dict.fromkeys(COLORS, 12)
+    assert told["errors"] == colored.results["val"].errors
     assert sum(counts["right"] for counts in told["classes"].values()) == 36 - told["errors"]
-    shown = convatlas("evaluate", model_file, pictures, "--split", "train")
+    shown = convatlas("evaluate", model_file, images, "--split", "train")
     assert shown.code == 0
     assert "train: accuracy" in shown.out
-    assert all(name in shown.out for name in COLOURS)
+    assert all(name in shown.out for name in COLORS)
 
 
-def test_evaluate_reports_pictures_that_it_left_out(convatlas: Command, model_file: Path, own_pictures: Path) -> None:
+def test_evaluate_reports_images_that_it_left_out(convatlas: Command, model_file: Path, own_images: Path) -> None:
     for i in range(150):
-        shutil.copy(own_pictures / "val/ant/00.jpg", own_pictures / f"val/ant/copy{i}.jpg")
-    (own_pictures / "val/ant/copy7.jpg").write_bytes(b"")
-    outcome = convatlas("evaluate", model_file, own_pictures)
+        shutil.copy(own_images / "val/ant/00.jpg", own_images / f"val/ant/copy{i}.jpg")
+    (own_images / "val/ant/copy7.jpg").write_bytes(b"")
+    outcome = convatlas("evaluate", model_file, own_images)
     assert outcome.code == 0
     assert "val/ant/copy7.jpg" in outcome.out + outcome.err
 
 
-def test_predict_answers_as_table_json_and_csv(convatlas: Command, model_file: Path, pictures: Path) -> None:
-    files = sorted((pictures / "val/ant").iterdir())
+def test_predict_answers_as_table_json_and_csv(convatlas: Command, model_file: Path, images: Path) -> None:
+    files = sorted((images / "val/ant").iterdir())
     expected = load(model_file).predict(files)
-    outcome = convatlas("predict", model_file, pictures / "val/ant")
+    outcome = convatlas("predict", model_file, images / "val/ant")
     assert (outcome.code, outcome.err) == (0, "")
     for line, answer in zip(outcome.out.splitlines()[1:], expected, strict=True):
         assert line.split()[:3] == [answer.source, f"{answer.probability:.2%}", answer.label]
@@ -253,22 +253,22 @@ def test_predict_answers_as_table_json_and_csv(convatlas: Command, model_file: P
     rows = list(csv.DictReader(io.StringIO(convatlas("predict", model_file, *files, "--csv").out)))
     assert [(row["source"], row["label"], row["error"]) for row in rows] == [(p.source, p.label, "") for p in expected]
     for row, answer in zip(rows, expected, strict=True):
-        assert {name: float(row[name]) for name in COLOURS} == pytest.approx(answer.probabilities, abs=1e-6)
+        assert {name: float(row[name]) for name in COLORS} == pytest.approx(answer.probabilities, abs=1e-6)
 
 
 @pytest.mark.parametrize("form", ["", "--json", "--csv"])
-def test_predict_answers_the_good_pictures_beside_a_broken_one(
-    convatlas: Command, model_file: Path, pictures: Path, tmp_path: Path, form: str
+def test_predict_answers_the_good_images_beside_a_broken_one(
+    convatlas: Command, model_file: Path, images: Path, tmp_path: Path, form: str
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    good = pictures / "val/bee/01.png"
-    outcome = convatlas("predict", model_file, tmp_path / "broken.png", good, *([form] if form else []))
-    check_refused(outcome, str(tmp_path / "broken.png"))
+    (tmp_path / "unreadable.png").write_bytes(b"\x89PNG")
+    good = images / "val/bee/01.png"
+    outcome = convatlas("predict", model_file, tmp_path / "unreadable.png", good, *([form] if form else []))
+    check_refused(outcome, str(tmp_path / "unreadable.png"))
     assert str(good) in outcome.out
 
 
-def test_predict_ignores_hidden_files_in_folders(convatlas: Command, model_file: Path, own_pictures: Path) -> None:
-    folder = own_pictures / "val" / "ant"
+def test_predict_ignores_hidden_files_in_folders(convatlas: Command, model_file: Path, own_images: Path) -> None:
+    folder = own_images / "val" / "ant"
     (folder / "._00.jpg").write_bytes(b"left behind by a Mac")
     outcome = convatlas("predict", model_file, folder)
     assert (outcome.code, outcome.err) == (0, "")
@@ -279,8 +279,8 @@ def test_square_brackets_and_colons_in_names_are_printed_as_they_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("photos[old]:cat:")
-    for name, colour in (("[red]", COLOURS["ant"]), ("[bold]dog", COLOURS["bee"])):
-        write_pictures(folder / name, colour)
+    for name, color in (("[red]", COLORS["ant"]), ("[bold]dog", COLORS["bee"])):
+        write_images(folder / name, color)
     fitted = convatlas("fit", folder, "--model", "lenet1", "--epochs", 1, "--out", "run[/bold]")
     assert fitted.code == 0
     assert str(folder) in fitted.out
@@ -327,9 +327,9 @@ def other_classes_than_the_model(p: Place) -> tuple[list[object], list[str]]:
     return ["evaluate", p.model, p.data], [str(p.data), "misses bee"]
 
 
-def unreadable_picture(p: Place) -> tuple[list[object], list[str]]:
+def unreadable_image(p: Place) -> tuple[list[object], list[str]]:
     (p.data / "val/cat/00.jpg").write_bytes(b"")
-    return fitting(p.data, p.run), ["val/cat/00.jpg", "1 of 72", "--max-broken"]
+    return fitting(p.data, p.run), ["val/cat/00.jpg", "1 of 72", "--max-unreadable"]
 
 
 def out_not_empty(p: Place) -> tuple[list[object], list[str]]:
@@ -354,9 +354,9 @@ def truncated_model(p: Place) -> tuple[list[object], list[str]]:
     return ["evaluate", p.model, p.data], [str(p.model), "truncated"]
 
 
-def broken_picture_alone(p: Place) -> tuple[list[object], list[str]]:
-    (p.beside / "x.png").write_text("no picture")
-    return ["predict", p.model, p.beside / "x.png"], [str(p.beside / "x.png"), "not a picture"]
+def broken_image_alone(p: Place) -> tuple[list[object], list[str]]:
+    (p.beside / "x.png").write_text("no image")
+    return ["predict", p.model, p.beside / "x.png"], [str(p.beside / "x.png"), "not an image"]
 
 
 REFUSED: dict[str, Case] = {
@@ -368,13 +368,13 @@ REFUSED: dict[str, Case] = {
     "empty class": empty_class,
     "class mismatch": class_mismatch,
     "classes of another model": other_classes_than_the_model,
-    "unreadable picture": unreadable_picture,
+    "unreadable image": unreadable_image,
     "too small": lambda p: (fitting(p.data, p.run, "--size", 8), ["resolution", "8 px", "at least 16 px"]),
     "no size": lambda p: (fitting(p.data, p.run, "--size", 0), ["resolution"]),
     "two channels": lambda p: (fitting(p.data, p.run, "--channels", 2), ["channels", "2"]),
     "no channels": lambda p: (fitting(p.data, p.run, "--channels", 0), ["channels"]),
     "negative channels": lambda p: (fitting(p.data, p.run, "--channels", -1), ["channels", "-1"]),
-    "five channels of grey": lambda p: (fitting("digits", p.run, "--channels", 5), ["channel"]),
+    "five channels of gray": lambda p: (fitting("digits", p.run, "--channels", 5), ["channel"]),
     "unknown network": lambda p: (["fit", p.data, "--model", "lenet5_modem"], ["did you mean lenet5_modern"]),
     "unknown network to show": lambda p: (["show", "lenet6"], ["lenet6", "did you mean lenet"]),
     "unknown family": lambda p: (["list", "--family", "lent"], ["lent", "did you mean lenet"]),
@@ -382,10 +382,10 @@ REFUSED: dict[str, Case] = {
     "no classes": lambda p: (["cost", "lenet5", "--classes", 0], ["classes"]),
     "unknown recipe": lambda p: (fitting(p.data, p.run, "--recipe", "defalt"), ["defalt", "did you mean default"]),
     "unknown field": lambda p: (fitting(p.data, p.run, "--set", "smothing=0.1"), ["did you mean smoothing"]),
-    "no value": lambda p: (fitting(p.data, p.run, "--set", "smoothing"), ["--set smoothing", "FIELD=VALUE"]),
-    "value of a wrong type": lambda p: (fitting(p.data, p.run, "--set", "shift=much"), ["shift", "much"]),
-    "value out of range": lambda p: (fitting(p.data, p.run, "--set", "smoothing=2"), ["smoothing", "2"]),
-    "unknown optimiser": lambda p: (fitting(p.data, p.run, "--set", "optimizer=lion"), ["optimizer", "lion", "sgd"]),
+    "no value": lambda p: (fitting(p.data, p.run, "--set", "label_smoothing"), ["--set smoothing", "FIELD=VALUE"]),
+    "value of a wrong type": lambda p: (fitting(p.data, p.run, "--set", "max_shift=much"), ["shift", "much"]),
+    "value out of range": lambda p: (fitting(p.data, p.run, "--set", "label_smoothing=2"), ["smoothing", "2"]),
+    "unknown optimizer": lambda p: (fitting(p.data, p.run, "--set", "optimizer=lion"), ["optimizer", "lion", "sgd"]),
     "no epochs": lambda p: (fitting(p.data, p.run, "--epochs", 0), ["epochs"]),
     "negative rate": lambda p: (fitting(p.data, p.run, "--lr", -1), ["lr"]),
     "unknown device": lambda p: (fitting(p.data, p.run, "--device", "abacus"), ["abacus"]),
@@ -401,67 +401,65 @@ REFUSED: dict[str, Case] = {
     "damaged model": damaged_model,
     "truncated model": truncated_model,
     "missing model": lambda p: (["predict", "no.safetensors", "x.png"], ["no.safetensors", "no such"]),
-    "picture as model": lambda p: (["predict", p.data / "val/ant/00.jpg", p.model], ["val/ant/00.jpg"]),
+    "image as model": lambda p: (["predict", p.data / "val/ant/00.jpg", p.model], ["val/ant/00.jpg"]),
     "missing data": lambda p: (["evaluate", p.model, "nowhere"], ["nowhere", "no such folder"]),
     "missing split": lambda p: (["evaluate", p.model, p.data, "--split", "test"], ["test", "train, val"]),
-    "missing picture": lambda p: (["predict", p.model, "no.png"], ["no.png", "no such file"]),
-    "broken picture": broken_picture_alone,
-    "no pictures in folder": lambda p: (["predict", p.model, p.beside], [str(p.beside), "no pictures"]),
+    "missing image": lambda p: (["predict", p.model, "no.png"], ["no.png", "no such file"]),
+    "broken image": broken_image_alone,
+    "no images in folder": lambda p: (["predict", p.model, p.beside], [str(p.beside), "no images"]),
     "two forms": lambda p: (["predict", p.model, p.data, "--json", "--csv"], ["--json", "--csv"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_error_is_one_line_and_leaves_nothing_behind(
-    case: str, convatlas: Command, own_pictures: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, convatlas: Command, own_images: Path, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "beside").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
-    arguments, named = REFUSED[case](Place(own_pictures, model_file, tmp_path / "run", tmp_path / "beside"))
+    arguments, named = REFUSED[case](Place(own_images, model_file, tmp_path / "run", tmp_path / "beside"))
     before = sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts)
     check_refused(convatlas(*arguments), *named)
     assert sorted(path for path in tmp_path.rglob("*") if "cache" not in path.parts) == before
 
 
-def test_a_loss_that_runs_away_is_one_line(convatlas: Command, pictures: Path, tmp_path: Path) -> None:
-    check_refused(convatlas(*fitting(pictures, tmp_path / "run", "--lr", 1e30)), "loss", "learning rate")
+def test_a_loss_that_runs_away_is_one_line(convatlas: Command, images: Path, tmp_path: Path) -> None:
+    check_refused(convatlas(*fitting(images, tmp_path / "run", "--lr", 1e30)), "loss", "learning rate")
 
 
 def test_a_loss_that_runs_away_in_the_last_step_of_an_epoch_is_one_line(
-    convatlas: Command, pictures: Path, tmp_path: Path
+    convatlas: Command, images: Path, tmp_path: Path
 ) -> None:
-    outcome = convatlas(
-        *fitting(pictures, tmp_path / "run", "--lr", 1e30, "--batch", 100, "--set", "schedule=constant")
-    )
+    outcome = convatlas(*fitting(images, tmp_path / "run", "--lr", 1e30, "--batch", 100, "--set", "schedule=constant"))
     check_refused(outcome, "loss")
 
 
 def test_a_disk_that_is_full_before_training_leaves_no_run(
-    convatlas: Command, pictures: Path, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+    convatlas: Command, images: Path, tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     with full_disk(100):
-        outcome = convatlas(*fitting(pictures, tmp_path / "run"))
+        outcome = convatlas(*fitting(images, tmp_path / "run"))
     check_refused(outcome, str(tmp_path / "run"), "cannot be written")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("size", "file"), [(100_000, "model.safetensors"), (400_000, "checkpoint.pt")])
 def test_a_disk_that_fills_up_while_training_leaves_a_run_that_goes_on(
-    convatlas: Command, pictures: Path, coloured: Run, tmp_path: Path, size: int, file: str,
+    convatlas: Command, images: Path, colored: Run, tmp_path: Path, size: int, file: str,
     full_disk: Callable[[int], AbstractContextManager[None]],
 ) -> None:  # fmt: skip
     run = tmp_path / "run"
     with full_disk(size):
-        check_refused(convatlas(*fitting(pictures, run)), str(run / file), "cannot be written")
+        check_refused(convatlas(*fitting(images, run)), str(run / file), "cannot be written")
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert convatlas("resume", run).code == 0
-    ours, theirs = (load(folder / "last.safetensors").network.state_dict() for folder in (run, coloured.folder))
+    ours, theirs = (load(folder / "last.safetensors").network.state_dict() for folder in (run, colored.folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_checkpoint_without_space_is_named(
-    convatlas: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    convatlas: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = Path.replace
 
@@ -471,7 +469,7 @@ def test_a_checkpoint_without_space_is_named(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    outcome = convatlas(*fitting(pictures, tmp_path / "run"))
+    outcome = convatlas(*fitting(images, tmp_path / "run"))
     check_refused(outcome, str(tmp_path / "run" / "checkpoint.pt"), os.strerror(errno.ENOSPC))
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
@@ -497,9 +495,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.fixture
-def spoilt(coloured: Run, tmp_path: Path) -> Path:
+def spoilt(colored: Run, tmp_path: Path) -> Path:
     """A copy of a finished run that a test may spoil."""
-    return Path(shutil.copytree(coloured.folder, tmp_path / "spoilt"))
+    return Path(shutil.copytree(colored.folder, tmp_path / "spoilt"))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -509,10 +507,10 @@ def test_a_damaged_run_is_refused_by_name(convatlas: Command, spoilt: Path, dama
     check_refused(convatlas("resume", spoilt), str(spoilt / name))
 
 
-def test_a_run_whose_data_changed_is_refused(convatlas: Command, own_pictures: Path, tmp_path: Path) -> None:
-    assert convatlas(*fitting(own_pictures, tmp_path / "run")).code == 0
-    (own_pictures / "train/ant/00.jpg").unlink()
-    check_refused(convatlas("resume", tmp_path / "run"), str(own_pictures), "changed")
+def test_a_run_whose_data_changed_is_refused(convatlas: Command, own_images: Path, tmp_path: Path) -> None:
+    assert convatlas(*fitting(own_images, tmp_path / "run")).code == 0
+    (own_images / "train/ant/00.jpg").unlink()
+    check_refused(convatlas("resume", tmp_path / "run"), str(own_images), "changed")
 
 
 # --- the package, and the command as a process of its own
@@ -542,8 +540,8 @@ def test_a_process_that_fails_prints_one_line(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text_give_no_traceback(tmp_path: Path) -> None:
-    for name, colour in ((b"ant", COLOURS["ant"]), (b"caf\xe9", COLOURS["bee"])):
-        write_pictures(tmp_path / "data" / os.fsdecode(name), colour, count=6)
+    for name, color in ((b"ant", COLORS["ant"]), (b"caf\xe9", COLORS["bee"])):
+        write_images(tmp_path / "data" / os.fsdecode(name), color, count=6)
     outcome = process(*fitting(tmp_path / "data", tmp_path / "run"), PYTHONIOENCODING="utf-8")
     assert "Traceback" not in outcome.err
     if outcome.code:

@@ -15,7 +15,7 @@ from convatlas.core.compose import Chain, Concat, Pair, Product, Sum
 from convatlas.core.cost import Cost, Signal, Tally, cost, rule
 from convatlas.errors import CostError
 from convatlas.layers.channels import ChannelsLast
-from convatlas.layers.lenet import LinkedConv2d, RadialBasis, Subsample
+from convatlas.layers.lenet import RadialBasis, SparseConnectionConv2d, Subsample
 from convatlas.models.catalog import CATALOG
 from convatlas.weights.build import build
 
@@ -63,7 +63,7 @@ def shape_in_walk(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] |
         (nn.BatchNorm2d(3), (3, 5, 5), (3, 5, 5), 0, 6),
         (nn.ReLU(), (3, 5, 5), (3, 5, 5), 0, 0),
         (Subsample(3), (3, 5, 6), (3, 2, 3), 0, 6),
-        (LinkedConv2d(3, ((0,), (0, 2)), kernel=3), (3, 5, 6), (2, 3, 4), 3 * 9 * 12, 29),
+        (SparseConnectionConv2d(3, ((0,), (0, 2)), kernel=3), (3, 5, 6), (2, 3, 4), 3 * 9 * 12, 29),
         (RadialBasis(torch.ones(10, 4)), (4,), (10,), 40, 0),
     ],
     ids=lambda value: repr(value) if isinstance(value, nn.Module) else None,
@@ -171,7 +171,7 @@ class Mystery(nn.Module):
         (Chain(conv=nn.Conv2d(4, 8, 1)), "conv"),
         (Chain(conv=nn.Conv3d(3, 8, 1)), "conv"),
         (Chain(conv=nn.Conv1d(3, 8, 1)), "conv"),
-        (Chain(conv=LinkedConv2d(4, ((0,),), kernel=1)), "conv"),
+        (Chain(conv=SparseConnectionConv2d(4, ((0,),), kernel=1)), "conv"),
         (Chain(pool=Subsample(4)), "pool"),
         (Chain(norm=nn.BatchNorm2d(4)), "norm"),
         (Chain(norm=nn.GroupNorm(2, 4)), "norm"),
@@ -359,7 +359,7 @@ def run_macs(network: nn.Module, measured: Cost) -> int:
     total = measured.macs
     for layer in measured.layers:
         module = network.get_submodule(layer.path)
-        if isinstance(module, LinkedConv2d):
+        if isinstance(module, SparseConnectionConv2d):
             total += layer.output.size * module.maps * module.kernel**2 - layer.macs
         elif isinstance(module, RadialBasis):
             total -= layer.macs

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convatlas.core.features import at_strides, places
+from convatlas.core.features import feature_info, taps_at_strides
 from convatlas.core.network import Network, on_the_way, taps
 from convatlas.errors import SpecError
-from convatlas.models.catalog import CATALOG, grow
-from convatlas.train.optim import depth_groups
+from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.train.optim import param_groups_by_depth
 from tiny_networks import grown
 
 every_network = pytest.mark.parametrize("name", CATALOG)
@@ -22,7 +22,7 @@ every_network = pytest.mark.parametrize("name", CATALOG)
 @every_network
 def test_places_are_taps_of_that_shape(name: str) -> None:
     network, x = grown(name)
-    found = places(network)
+    found = feature_info(network)
     kept = taps(network, [place.path for place in found], x)
     for place in found:
         assert tuple(kept[place.path].shape[1:]) == (place.channels, *place.space)
@@ -50,16 +50,16 @@ def test_head_is_the_output(name: str) -> None:
     ],
 )
 def test_strides_name_the_maps_that_detectors_want(name: str, strides: list[int], channels: list[int]) -> None:
-    network = grow(name, device="meta").eval()
-    kept = taps(network, at_strides(network, strides), torch.zeros(1, *network.input_shape, device="meta"))
+    network = build_fresh(name, device="meta").eval()
+    kept = taps(network, taps_at_strides(network, strides), torch.zeros(1, *network.input_shape, device="meta"))
     assert [y.shape[1] for y in kept.values()] == channels
 
 
 def test_a_stride_inside_the_stem_is_found_and_an_unknown_one_refused() -> None:
-    network = grow("resnet18", device="meta")
-    assert at_strides(network, [2])[0].startswith("stem.")
+    network = build_fresh("resnet18", device="meta")
+    assert taps_at_strides(network, [2])[0].startswith("stem.")
     with pytest.raises(SpecError, match=r"stride of 3 px; there are \[2, 4, 8, 16, 32\]"):
-        at_strides(network, [3])
+        taps_at_strides(network, [3])
 
 
 def test_what_a_tap_keeps_is_not_overwritten_by_the_activation_behind_it() -> None:
@@ -87,7 +87,7 @@ def test_frozen_parts_neither_learn_nor_count(name: str) -> None:
 
 
 def test_thawed_parts_learn_again() -> None:
-    network = grow("resnet18").freeze("stages.2")
+    network = build_fresh("resnet18").freeze("stages.2")
     assert not network.stem.training
     network.freeze(None)
     assert network.stem.training
@@ -95,7 +95,7 @@ def test_thawed_parts_learn_again() -> None:
 
 
 def test_freezing_reaches_inside_a_stage_and_refuses_what_is_not_there() -> None:
-    network = grow("resnet18").freeze("stages.1.0")
+    network = build_fresh("resnet18").freeze("stages.1.0")
     learning = {path for path, parameter in network.named_parameters() if parameter.requires_grad}
     assert {path.split(".")[1] for path in learning if path.startswith("stages.1.")} == {"1"}
     assert not any(path.startswith(("stem.", "stages.0.", "stages.1.0.")) for path in learning)
@@ -109,7 +109,7 @@ def test_freezing_reaches_inside_a_stage_and_refuses_what_is_not_there() -> None
 @every_network
 def test_groups_by_depth_hold_every_parameter_once(name: str) -> None:
     network, _ = grown(name)
-    groups = depth_groups(network)
+    groups = param_groups_by_depth(network)
     held = [parameter for _, parameters in groups for parameter in parameters]
     assert len(held) == len({id(p) for p in held}) == len(list(network.parameters()))
     paths = [path for path, _ in groups]
@@ -118,7 +118,7 @@ def test_groups_by_depth_hold_every_parameter_once(name: str) -> None:
 
 def test_auxiliary_heads_learn_with_the_head() -> None:
     spec = replace(CATALOG["googlenet"].spec, auxiliary=True)  # type: ignore[type-var]
-    groups = dict(depth_groups(grow(spec, device="meta")))
+    groups = dict(param_groups_by_depth(build_fresh(spec, device="meta")))
     assert len(groups["head"]) == 2 + 2 * 7
 
 
@@ -130,10 +130,10 @@ SMALL = [name for name, row in CATALOG.items() if "small_stem" in getattr(row.sp
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_small_stem_keeps_the_size_of_small_images(name: str, size: int) -> None:
-    network = grow(name, classes=10, stem="small", resolution=size, device="meta").eval()
+    network = build_fresh(name, classes=10, stem="small", resolution=size, device="meta").eval()
     assert network.input_shape[1:] == (size, size)
-    own = grow(name, classes=10, device="meta")
-    small, full = (next(p.stride for p in places(n) if p.path == "stem") for n in (network, own))
+    own = build_fresh(name, classes=10, device="meta")
+    small, full = (next(p.stride for p in feature_info(n) if p.path == "stem") for n in (network, own))
     spec = CATALOG[name].spec
     assert small < full or getattr(spec, "small_stem", False) or getattr(spec, "backbone", spec).small_stem
     assert network(torch.zeros(2, 3, size, size, device="meta")).shape == (2, 10)
@@ -142,23 +142,23 @@ def test_small_stem_keeps_the_size_of_small_images(name: str, size: int) -> None
 @pytest.mark.parametrize("name", sorted({type(row.spec): name for name, row in CATALOG.items()}.values()))
 def test_small_stem_is_offered_or_refused(name: str) -> None:
     if name in SMALL:
-        assert isinstance(grow(name, stem="small", device="meta"), Network)
+        assert isinstance(build_fresh(name, stem="small", device="meta"), Network)
     else:
         with pytest.raises(SpecError, match="no small stem"):
-            grow(name, stem="small", device="meta")
+            build_fresh(name, stem="small", device="meta")
 
 
 @every_network
 @pytest.mark.parametrize("channels", [1, 4, 13])
 def test_any_number_of_channels_and_classes(name: str, channels: int) -> None:
-    network = grow(name, classes=5, channels=channels, device="meta").eval()
+    network = build_fresh(name, classes=5, channels=channels, device="meta").eval()
     assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, 5)
     assert network.input_shape[0] == channels
 
 
 def test_stem_that_is_no_stem_is_refused() -> None:
     with pytest.raises(SpecError, match="stem is one of"):
-        grow("resnet18", stem="tiny")  # type: ignore[arg-type]
+        build_fresh("resnet18", stem="tiny")  # type: ignore[arg-type]
 
 
 def test_sum_adds_in_place_only_into_tensors_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""Preprocessing against torchvision and plain formulae, and the same picture on every way through the library."""
+"""Preprocessing against torchvision and plain formulae, and the same image on every way through the library."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RGB = Preprocessing(
 )
 
 
-def random_picture(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_image(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -54,18 +54,18 @@ def test_geometry_equals_torchvision(interpolation: Interpolation, antialias: bo
     theirs = v2.Compose(
         [v2.Resize(resize, MODES[interpolation], antialias=antialias), v2.CenterCrop(crop), v2.Pad(pad, fill=9)]
     )
-    picture = random_picture(channels, height, width)
-    assert torch.equal(ours.geometry(picture), theirs(picture))
+    image = random_image(channels, height, width)
+    assert torch.equal(ours.geometry(image), theirs(image))
 
 
-def test_geometry_of_a_batch_is_that_of_its_pictures() -> None:
-    batch = random_picture(4, 3, 31, 57)
-    assert torch.equal(RGB.geometry(batch), torch.stack([RGB.geometry(picture) for picture in batch]))
+def test_geometry_of_a_batch_is_that_of_its_images() -> None:
+    batch = random_image(4, 3, 31, 57)
+    assert torch.equal(RGB.geometry(batch), torch.stack([RGB.geometry(image) for image in batch]))
 
 
 @pytest.mark.parametrize("height", [33, 40, 90])
 def test_geometry_gives_the_size_it_announces(height: int) -> None:
-    assert RGB.geometry(random_picture(3, height, 50)).shape == (3, RGB.size, RGB.size) == (3, 39, 39)
+    assert RGB.geometry(random_image(3, height, 50)).shape == (3, RGB.size, RGB.size) == (3, 39, 39)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_geometry_gives_the_size_it_announces(height: int) -> None:
     ],
     ids=lambda value: str(tuple(value.shape)) if isinstance(value, torch.Tensor) else "",
 )
-def test_geometry_refuses_what_is_no_picture(pixels: torch.Tensor, named: str) -> None:
+def test_geometry_refuses_what_is_no_image(pixels: torch.Tensor, named: str) -> None:
     with pytest.raises(DataError, match=named):
         RGB.geometry(pixels)
 
 
-def test_normalise_is_the_naive_formula() -> None:
-    pixels = random_picture(2, 3, 4, 5)
-    inputs = RGB.normalise(pixels)
+def test_normalize_is_the_naive_formula() -> None:
+    pixels = random_image(2, 3, 4, 5)
+    inputs = RGB.normalize(pixels)
     assert inputs.dtype == torch.float32
     for b, c, y, x in torch.cartesian_prod(*(torch.arange(n) for n in pixels.shape)).tolist():
         expected = (pixels[b, c, y, x].item() / 255 - RGB.mean[c]) / RGB.std[c]
@@ -96,9 +96,9 @@ def test_normalise_is_the_naive_formula() -> None:
 
 
 @pytest.mark.parametrize("row", CATALOG.values(), ids=list(CATALOG))
-def test_normalise_spans_the_range_that_the_papers_name(row: Any) -> None:
+def test_normalize_spans_the_range_that_the_papers_name(row: Any) -> None:
     steps = row.preprocessing
-    ends = steps.normalise(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(-1, steps.channels, 1, 1))
+    ends = steps.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(-1, steps.channels, 1, 1))
     for channel, (mean, std) in enumerate(zip(steps.mean, steps.std, strict=True)):
         assert ends[:, channel].flatten().tolist() == pytest.approx([-mean / std, (1 - mean) / std], abs=1e-6)
 
@@ -128,10 +128,10 @@ def test_for_size_keeps_the_margin_that_is_cropped_away() -> None:
 
 
 def test_for_channels_gives_each_channel_the_average() -> None:
-    grey = Preprocessing(resize=8, crop=8, mean=(0.1,), std=(0.3,))
-    assert grey.for_channels(3).mean == (0.1,) * 3
-    assert grey.for_channels(3).std == (0.3,) * 3
-    assert grey.for_channels(3).for_channels(1) == grey
+    gray = Preprocessing(resize=8, crop=8, mean=(0.1,), std=(0.3,))
+    assert gray.for_channels(3).mean == (0.1,) * 3
+    assert gray.for_channels(3).std == (0.3,) * 3
+    assert gray.for_channels(3).for_channels(1) == gray
     assert RGB.for_channels(3) is RGB
     assert min(RGB.mean) <= RGB.for_channels(1).mean[0] <= max(RGB.mean)
 
@@ -168,12 +168,12 @@ def test_missing_fields_are_refused(data: Any) -> None:
         Preprocessing.from_plain(data)
 
 
-def test_a_picture_gets_the_same_answer_in_training_evaluation_and_prediction(coloured: Run, pictures: Path) -> None:
-    images, in_training = coloured.dataset.val, coloured.results["val"]
-    assert images is not None
-    model = load(coloured.model_file)
-    split, evaluated, _ = model.evaluate(pictures)
-    predicted = model.predict([Path(name) for name in images.names])
+def test_a_image_gets_the_same_answer_in_training_evaluation_and_prediction(colored: Run, images: Path) -> None:
+    val, in_training = colored.dataset.val, colored.results["val"]
+    assert val is not None
+    model = load(colored.model_file)
+    split, evaluated, _ = model.evaluate(images)
+    predicted = model.predict([Path(name) for name in val.names])
     assert split == "val"
     assert torch.allclose(evaluated.probabilities, in_training.probabilities, rtol=0, atol=1e-6)
     answers = torch.tensor([[p.probabilities[name] for name in model.classes] for p in predicted])

@@ -1,4 +1,4 @@
-"""Augmentation in whole batches says what torchvision's functions say of single pictures."""
+"""Augmentation in whole batches says what torchvision's functions say of single images."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from torchvision.transforms import functional as tv
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data import augment as augments
-from convatlas.data.augment import Augment, Draw, changed, crops, erased, mixed, partners, resized
+from convatlas.data.augment import Augment, BatchRandom, changed, crops, erased, mixed, partners, resized
 from convatlas.data.dataset import Images
-from convatlas.data.loader import Feed
+from convatlas.data.loader import BatchLoader
 from convatlas.errors import SpecError
 
 NONE = torch.zeros(8, dtype=torch.bool)
 
 
 @pytest.fixture
-def pictures() -> Tensor:
-    """Eight smooth pictures, as photographs are."""
+def images() -> Tensor:
+    """Eight smooth images, as images are."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (8, 3, 6, 6), generator=generator).float()
     return F.interpolate(coarse, (24, 24), mode="bicubic").clamp(0, 255).round().to(torch.uint8)
 
 
-def draw(count: int = 8, *, seed: int = 0, epoch: int = 0) -> Draw:
-    return Draw(torch.arange(count), seed, epoch)
+def random(count: int = 8, *, seed: int = 0, epoch: int = 0) -> BatchRandom:
+    return BatchRandom(torch.arange(count), seed, epoch)
 
 
 # --- crops
 
 
 @given(st.floats(0.02, 1), st.floats(0.2, 5))
-def test_crops_lie_in_the_picture_with_the_area_and_the_ratio_asked_for(smallest: float, aspect: float) -> None:
-    start, extent = crops(draw(64), smallest, torch.full((64,), aspect))
+def test_crops_lie_in_the_image_with_the_area_and_the_ratio_asked_for(smallest: float, aspect: float) -> None:
+    start, extent = crops(random(64), smallest, torch.full((64,), aspect))
     assert (start >= 0).all()
     assert (start + extent <= 1 + 1e-6).all()
     ratio = extent[:, 1] / extent[:, 0] * aspect
@@ -53,7 +53,7 @@ def test_crops_lie_in_the_picture_with_the_area_and_the_ratio_asked_for(smallest
 def test_crops_are_as_large_on_average_as_those_of_torchvision() -> None:
     from torchvision.transforms import RandomResizedCrop
 
-    _, extent = crops(draw(4000), 0.08, torch.full((4000,), 1.5))
+    _, extent = crops(random(4000), 0.08, torch.full((4000,), 1.5))
     torch.manual_seed(0)
     image = torch.empty(1, 400, 600)
     boxes = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
@@ -63,19 +63,17 @@ def test_crops_are_as_large_on_average_as_those_of_torchvision() -> None:
 
 @pytest.mark.parametrize("box", [(0, 0, 24, 24), (3, 5, 16, 12), (0, 0, 8, 8), (10, 2, 14, 20)])
 @pytest.mark.parametrize("size", [8, 16, 24, 31])
-def test_a_box_is_cut_and_resized_as_by_torchvision(
-    pictures: Tensor, box: tuple[int, int, int, int], size: int
-) -> None:
+def test_a_box_is_cut_and_resized_as_by_torchvision(images: Tensor, box: tuple[int, int, int, int], size: int) -> None:
     top, left, height, width = box
     start, extent = (torch.tensor([pair]).expand(8, 2) / 24 for pair in ((top, left), (height, width)))
-    ours = resized(pictures.float(), start, extent, size=size, flipped=NONE)
-    theirs = tv.resized_crop(pictures.float(), top, left, height, width, [size, size], antialias=True)
+    ours = resized(images.float(), start, extent, size=size, flipped=NONE)
+    theirs = tv.resized_crop(images.float(), top, left, height, width, [size, size], antialias=True)
     assert (ours - theirs).abs().max() < 0.01 * 255
-    mirrored = resized(pictures.float(), start, extent, size=size, flipped=~NONE)
+    mirrored = resized(images.float(), start, extent, size=size, flipped=~NONE)
     assert torch.equal(mirrored, ours.flip(-1))
 
 
-# --- colours
+# --- colors
 
 
 FUNCTIONS: list[tuple[Callable[..., Tensor], Callable[..., Any], list[float]]] = [
@@ -83,41 +81,41 @@ FUNCTIONS: list[tuple[Callable[..., Tensor], Callable[..., Any], list[float]]] =
     (augments.contrasted, tv.adjust_contrast, [0.0, 0.5, 1.0, 1.7]),
     (augments.saturated, tv.adjust_saturation, [0.0, 0.5, 1.0, 1.7]),
     (augments.sharpened, tv.adjust_sharpness, [0.0, 0.5, 1.0, 1.7]),
-    (augments.posterised, lambda x, bits: tv.posterize(x, int(bits)), [8, 6, 4, 2]),
-    (augments.solarised, tv.solarize, [255, 128, 3]),
+    (augments.posterized, lambda x, bits: tv.posterize(x, int(bits)), [8, 6, 4, 2]),
+    (augments.solarized, tv.solarize, [255, 128, 3]),
     (augments.autocontrasted, lambda x, _: tv.autocontrast(x), [0]),
-    (augments.equalised, lambda x, _: tv.equalize(x), [0]),
+    (augments.equalized, lambda x, _: tv.equalize(x), [0]),
 ]
 
 
 @pytest.mark.parametrize(("ours", "theirs", "strengths"), FUNCTIONS, ids=[row[0].__name__ for row in FUNCTIONS])
 def test_operations_are_those_of_torchvision(
-    pictures: Tensor, ours: Callable[..., Tensor], theirs: Callable[..., Tensor], strengths: list[float]
+    images: Tensor, ours: Callable[..., Tensor], theirs: Callable[..., Tensor], strengths: list[float]
 ) -> None:
     for strength in strengths:
-        got = ours(pictures.float(), torch.full((8,), float(strength)))
-        expected = theirs(pictures, strength).float()
+        got = ours(images.float(), torch.full((8,), float(strength)))
+        expected = theirs(images, strength).float()
         assert (got - expected).abs().max() < 2, strength  # torchvision cuts to whole numbers, twice
 
 
-def test_every_operation_occurs_and_pictures_keep_their_range(pictures: Tensor) -> None:
-    many = pictures.repeat(64, 1, 1, 1)
+def test_every_operation_occurs_and_images_keep_their_range(images: Tensor) -> None:
+    many = images.repeat(64, 1, 1, 1)
     for policy in ("trivial", "rand"):
-        changes = changed(many, draw(512), Augment(policy=policy), size=24)  # type: ignore[arg-type]
+        changes = changed(many, random(512), Augment(policy=policy), size=24)  # type: ignore[arg-type]
         assert changes.min() >= 0
         assert changes.max() <= 255
         same = (changes == many).flatten(1).all(1).float().mean().item()
         assert 0.001 < same < 0.4
-    grey = changed(many[:, :1], draw(512), Augment(policy="trivial"), size=24)
-    assert grey.shape == (512, 1, 24, 24)
+    gray = changed(many[:, :1], random(512), Augment(policy="trivial"), size=24)
+    assert gray.shape == (512, 1, 24, 24)
 
 
 # --- erasing and mixing
 
 
-def test_a_share_of_the_pictures_is_erased_in_a_rectangle() -> None:
+def test_a_share_of_the_images_is_erased_in_a_rectangle() -> None:
     inputs = torch.ones(2000, 1, 20, 20)
-    hidden = erased(inputs, draw(2000), 0.25) == 0
+    hidden = erased(inputs, random(2000), 0.25) == 0
     touched = hidden.flatten(1).any(1)
     assert touched.float().mean().item() == pytest.approx(0.25, abs=0.04)
     area = hidden[touched].flatten(1).float().mean(1)
@@ -127,18 +125,18 @@ def test_a_share_of_the_pictures_is_erased_in_a_rectangle() -> None:
     assert torch.equal(hidden[touched, 0], rows[:, :, None] & columns[:, None, :])
 
 
-def test_partners_are_other_pictures_and_all_of_them_occur() -> None:
-    chosen = partners(draw(500), 500)
+def test_partners_are_other_images_and_all_of_them_occur() -> None:
+    chosen = partners(random(500), 500)
     assert (chosen != torch.arange(500)).all()
     assert 250 < len(chosen.unique()) < 400
 
 
 @pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.2, cutmix=1.0)])
-def test_the_share_of_the_label_is_the_share_of_the_picture(augment: Augment) -> None:
+def test_the_share_of_the_label_is_the_share_of_the_image(augment: Augment) -> None:
     inputs, others = torch.ones(400, 1, 32, 32), torch.zeros(400, 1, 32, 32)
-    pictures, own = mixed(inputs, others, draw(400), augment)
-    assert torch.allclose(pictures.mean((1, 2, 3)), own, atol=1e-5)
-    pasted = ((pictures == 0) | (pictures == 1)).flatten(1).all(1)
+    images, own = mixed(inputs, others, random(400), augment)
+    assert torch.allclose(images.mean((1, 2, 3)), own, atol=1e-5)
+    pasted = ((images == 0) | (images == 1)).flatten(1).all(1)
     assert pasted.float().mean().item() == pytest.approx(
         1.0 if not augment.mixup else 0.5 if augment.cutmix else 0.0, abs=0.12
     )
@@ -147,22 +145,30 @@ def test_the_share_of_the_label_is_the_share_of_the_picture(augment: Augment) ->
     assert own.mean().item() == pytest.approx(expected, abs=0.05)
 
 
-def test_mixing_is_a_function_of_seed_epoch_and_picture() -> None:
+def test_mixing_is_a_function_of_seed_epoch_and_image() -> None:
     pixels = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     images = Images(pixels, torch.arange(20) % 4, [str(i) for i in range(20)])
     feeds = [
-        Feed(images, Preprocessing(8, 8), batch=batch, seed=3, augment=Augment(mixup=0.4, cutmix=1.0), classes=4)
+        BatchLoader(images, Preprocessing(8, 8), batch=batch, seed=3, augment=Augment(mixup=0.4, cutmix=1.0), classes=4)
         for batch in (20, 7)
     ]
     for epoch in (0, 5):
-        whole, parts = ([*feed.epoch(epoch)] for feed in feeds)
+        whole, parts = ([*loader.epoch(epoch)] for loader in feeds)
         assert torch.equal(whole[0].inputs, torch.cat([part.inputs for part in parts]))
         assert torch.equal(whole[0].targets, torch.cat([part.targets for part in parts]))
         assert torch.allclose(whole[0].targets.sum(1), torch.ones(20))
 
 
 @pytest.mark.parametrize(
-    "values", [{"crop": 1.5}, {"shift": -1}, {"policy": "auto"}, {"jitter": -0.1}, {"erase": 2}, {"magnitude": 31}]
+    "values",
+    [
+        {"min_crop_area": 1.5},
+        {"max_shift": -1},
+        {"policy": "auto"},
+        {"jitter": -0.1},
+        {"random_erasing": 2},
+        {"magnitude": 31},
+    ],
 )
 def test_augmentations_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=rf"augment\.{next(iter(values))}"):

@@ -19,7 +19,7 @@ from convatlas.draw.contact_sheet import draw_sheet
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Smooth pictures of 96 x 80 pixels: 12 to train and 4 for val in each of two classes."""
+    """Smooth images of 96 x 80 pixels: 12 to train and 4 for val in each of two classes."""
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4)):
         for label in ("cat", "dog"):
@@ -53,28 +53,28 @@ def test_copies_and_leaks_are_found(photos: Path) -> None:
     assert [{p.split for p in group} for group in checked.leaks] == [{"train", "val"}]
     assert [{p.labels for p in group} for group in checked.contradictions] == [{(0,), (1,)}]
     assert checked.near == ()
-    assert "3 pictures are copies of another one" in checked.findings()
+    assert "3 images are copies of another one" in checked.findings()
 
 
 @pytest.mark.parametrize("how", ["smaller", "jpeg", "brighter"])
-def test_pictures_that_are_nearly_the_same_are_found(photos: Path, how: str) -> None:
-    picture = Image.open(photos / "train" / "cat" / "03.png")
+def test_images_that_are_nearly_the_same_are_found(photos: Path, how: str) -> None:
+    image = Image.open(photos / "train" / "cat" / "03.png")
     target = photos / "val" / "cat" / "near.png"
     if how == "smaller":
-        picture.resize((72, 64)).save(target)
+        image.resize((72, 64)).save(target)
     elif how == "jpeg":
-        picture.save(target.with_suffix(".jpg"), quality=40)
+        image.save(target.with_suffix(".jpg"), quality=40)
     else:
-        picture.point(lambda value: min(255, int(value * 1.1))).save(target)
+        image.point(lambda value: min(255, int(value * 1.1))).save(target)
     checked = looked(photos)
     ((a, b),) = checked.near
     assert {Path(a.name).stem, Path(b.name).stem} == {"03", "near"}
     assert len(checked.leaks) == 1
 
 
-def test_broken_deep_and_rotated_pictures_are_told(photos: Path) -> None:
+def test_broken_deep_and_rotated_images_are_told(photos: Path) -> None:
     cat = photos / "train" / "cat"
-    (cat / "00.png").write_bytes(b"no picture")
+    (cat / "00.png").write_bytes(b"no image")
     whole = (cat / "01.png").read_bytes()
     (cat / "01.png").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.full((80, 96), 5000, np.uint16)).save(cat / "02.png")
@@ -83,28 +83,28 @@ def test_broken_deep_and_rotated_pictures_are_told(photos: Path) -> None:
     Image.open(cat / "03.png").convert("RGB").save(cat / "turned.jpg", exif=exif)
     (cat / "03.png").unlink()
     checked = looked(photos)
-    assert {Path(p.name).name for p in checked.broken} == {"00.png", "01.png"}
-    assert [Path(p.name).name for p in checked.pictures if p.rotated] == ["turned.jpg"]
+    assert {Path(p.name).name for p in checked.unreadable} == {"00.png", "01.png"}
+    assert [Path(p.name).name for p in checked.images if p.rotated] == ["turned.jpg"]
     assert checked.counts["train"] == [10, 12]
     told = " ".join(checked.findings())
-    for part in ("2 pictures cannot be read", "1 pictures are rotated", "1 pictures are deeper than 8 bits"):
+    for part in ("2 images cannot be read", "1 images are rotated", "1 images are deeper than 8 bits"):
         assert part in told
 
 
-def test_pictures_of_floats_are_looked_at_and_drawn(tmp_path: Path) -> None:
+def test_images_of_floats_are_looked_at_and_drawn(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(3):
             values = np.random.default_rng(i + 7 * (label == "b")).normal(100, 50, (80, 80)).astype(np.float32)
             np.save(tmp_path / "data" / label / f"{i}.npy", values)
     checked = check(find(tmp_path / "data"))
-    assert not checked.broken
+    assert not checked.unreadable
     assert not checked.same
     draw_sheet(checked, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         seen = np.asarray(sheet.convert("L"))
     assert seen.std() > 20
-    assert ((seen > 60) & (seen < 200)).mean() > 0.05  # greys, not lines and letters alone
+    assert ((seen > 60) & (seen < 200)).mean() > 0.05  # grays, not lines and letters alone
 
 
 def test_a_scarce_class_is_named(photos: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_scarce_class_is_named(photos: Path) -> None:
     assert any("cat" in line for line in looked(photos).findings())
 
 
-def test_flat_pictures_are_not_alike_and_small_ones_tell_nothing(photos: Path, idx_folder: Path) -> None:
+def test_flat_images_are_not_alike_and_small_ones_tell_nothing(photos: Path, idx_folder: Path) -> None:
     for i in range(3):
         Image.new("RGB", (96, 80), (40 * i, 10, 10)).save(photos / "train" / "cat" / f"flat{i}.png")
     assert looked(photos).near == ()
@@ -125,7 +125,7 @@ def test_the_command_prints_a_table_json_and_a_sheet(photos: Path, tmp_path: Pat
     sheet = tmp_path / "sheet.png"
     plain = CliRunner().invoke(app, ["data", "check", str(photos), "--sheet", str(sheet)])
     assert plain.exit_code == 0, plain.output
-    assert "1 groups of such pictures lie in more than one split" in plain.output
+    assert "1 groups of such images lie in more than one split" in plain.output
     assert Image.open(sheet).size[0] > 800
     told = json.loads(CliRunner().invoke(app, ["data", "check", str(photos), "--json"]).stdout)
     assert told["counts"] == {"train": [12, 12], "val": [4, 5]}

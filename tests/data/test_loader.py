@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.augment import Augment, Draw, changed
+from convatlas.data.augment import Augment, BatchRandom, changed
 from convatlas.data.dataset import Images
-from convatlas.data.loader import Feed
+from convatlas.data.loader import BatchLoader
 from convatlas.data.rng import derive_key, epoch_order, random_bits, uniform
 from convatlas.errors import SpecError
 
@@ -62,7 +62,7 @@ def test_uniform_takes_the_upper_24_bits(key: int, numbers: list[int]) -> None:
     assert uniform(key, torch.tensor(numbers)).tolist() == expected
 
 
-def test_uniform_is_flat_and_uncorrelated_between_neighbours() -> None:
+def test_uniform_is_flat_and_uncorrelated_between_neighbors() -> None:
     drawn = uniform(derive_key(3, 1), torch.arange(100_000))
     assert drawn.min() >= 0
     assert drawn.max() < 1
@@ -88,12 +88,12 @@ def test_epoch_order_depends_on_seed_and_epoch_alone() -> None:
 def images() -> Images:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (23, 3, 6, 6), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.arange(23) % 4, [f"picture {i}" for i in range(23)])
+    return Images(pixels, torch.arange(23) % 4, [f"image {i}" for i in range(23)])
 
 
 AUGMENTS = [
-    Augment(shift=2), Augment(flip=True), Augment(shift=3, flip=True), Augment(jitter=0.4), Augment(policy="trivial"),
-    Augment(policy="rand", magnitude=15), Augment(crop=0.2, flip=True),
+    Augment(max_shift=2), Augment(flip=True), Augment(max_shift=3, flip=True), Augment(jitter=0.4), Augment(policy="trivial"),
+    Augment(policy="rand", magnitude=15), Augment(min_crop_area=0.2, flip=True),
 ]  # fmt: skip
 
 
@@ -101,68 +101,70 @@ AUGMENTS = [
 @given(st.permutations(range(23)), st.integers(1, 23))
 def test_augmentation_does_not_depend_on_the_batch(augment: Augment, order: list[int], batch: int) -> None:
     pixels = torch.arange(23 * 3 * 36).view(23, 3, 6, 6).to(torch.uint8)
-    whole = changed(pixels, Draw(torch.arange(23), 5, 2), augment, size=6, fill=9)
+    whole = changed(pixels, BatchRandom(torch.arange(23), 5, 2), augment, size=6, fill=9)
     for chosen in torch.tensor(order).split(batch):
-        assert torch.equal(changed(pixels[chosen], Draw(chosen, 5, 2), augment, size=6, fill=9), whole[chosen])
+        assert torch.equal(changed(pixels[chosen], BatchRandom(chosen, 5, 2), augment, size=6, fill=9), whole[chosen])
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_augmentation_depends_on_seed_and_epoch(augment: Augment, images: Images) -> None:
     numbers = torch.arange(23)
-    first = changed(images.pixels, Draw(numbers, 0, 0), augment, size=6)
-    assert torch.equal(first, changed(images.pixels, Draw(numbers, 0, 0), augment, size=6))
-    assert not torch.equal(first, changed(images.pixels, Draw(numbers, 0, 1), augment, size=6))
-    assert not torch.equal(first, changed(images.pixels, Draw(numbers, 1, 0), augment, size=6))
+    first = changed(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6)
+    assert torch.equal(first, changed(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6))
+    assert not torch.equal(first, changed(images.pixels, BatchRandom(numbers, 0, 1), augment, size=6))
+    assert not torch.equal(first, changed(images.pixels, BatchRandom(numbers, 1, 0), augment, size=6))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 7])
-def test_shift_moves_each_picture_as_the_naive_loop_does(shift: int, images: Images) -> None:
+def test_shift_moves_each_image_as_the_naive_loop_does(shift: int, images: Images) -> None:
     numbers = torch.arange(23)
-    shifted = changed(images.pixels, Draw(numbers, 3, 4), Augment(shift=shift), size=6, fill=9)
+    shifted = changed(images.pixels, BatchRandom(numbers, 3, 4), Augment(max_shift=shift), size=6, fill=9)
     span = 2 * shift + 1
     down, right = ((uniform(derive_key(3, 4, 2 + axis), numbers) * span).long().tolist() for axis in (0, 1))
-    for i, picture in enumerate(images.pixels):
-        expected = torch.full_like(picture, 9)
+    for i, image in enumerate(images.pixels):
+        expected = torch.full_like(image, 9)
         for y in range(6):
             for x in range(6):
                 source_y, source_x = y + down[i] - shift, x + right[i] - shift
                 if 0 <= source_y < 6 and 0 <= source_x < 6:
-                    expected[:, y, x] = picture[:, source_y, source_x]
+                    expected[:, y, x] = image[:, source_y, source_x]
         assert torch.equal(shifted[i], expected)
 
 
 def test_shift_reaches_every_offset_about_equally_often() -> None:
     pixels = torch.zeros(5000, 1, 5, 5, dtype=torch.uint8)
     pixels[:, :, 2, 2] = 1
-    counts = changed(pixels, Draw(torch.arange(5000), 0, 0), Augment(shift=2), size=6).sum(0, dtype=torch.int64)[0]
+    counts = changed(pixels, BatchRandom(torch.arange(5000), 0, 0), Augment(max_shift=2), size=6).sum(
+        0, dtype=torch.int64
+    )[0]
     assert ((counts - 200).abs() < 75).all()  # 25 offsets, five standard deviations
 
 
-def test_flip_mirrors_about_half_of_the_pictures_and_leaves_the_others() -> None:
+def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
     pixels = torch.arange(4, dtype=torch.uint8).expand(1000, 1, 2, 4).contiguous()
-    flipped = changed(pixels, Draw(torch.arange(1000), 0, 0), Augment(flip=True), size=6)
+    flipped = changed(pixels, BatchRandom(torch.arange(1000), 0, 0), Augment(flip=True), size=6)
     mirrored = (flipped == pixels.flip(-1)).flatten(1).all(1)
     kept = (flipped == pixels).flatten(1).all(1)
     assert (mirrored ^ kept).all()
     assert 420 < int(mirrored.sum()) < 580
 
 
-def test_without_augmentation_pictures_are_untouched(images: Images) -> None:
-    assert torch.equal(changed(images.pixels, Draw(torch.arange(23), 0, 0), Augment(), size=6), images.pixels)
+def test_without_augmentation_images_are_untouched(images: Images) -> None:
+    assert torch.equal(changed(images.pixels, BatchRandom(torch.arange(23), 0, 0), Augment(), size=6), images.pixels)
 
 
 def test_negative_shift_is_refused() -> None:
-    with pytest.raises(SpecError, match="shift"):
+    with pytest.raises(SpecError, match="max_shift"):
         Augment(shift=-1)
 
 
-def feed(images: Images, *, batch: int = 5, seed: int = 1, shuffle: bool = True) -> Feed:
-    return Feed(images, PREPROCESSING, batch=batch, seed=seed, shuffle=shuffle, augment=AUGMENTS[2])
+def loader(images: Images, *, batch: int = 5, seed: int = 1, shuffle: bool = True) -> BatchLoader:
+    return BatchLoader(images, PREPROCESSING, batch=batch, seed=seed, shuffle=shuffle, augment=AUGMENTS[2])
 
 
 @pytest.mark.parametrize("start", range(6))
 def test_feed_started_in_mid_epoch_gives_the_rest_of_the_epoch(start: int, images: Images) -> None:
-    whole, rest = list(feed(images).epoch(3)), list(feed(images).epoch(3, start=start))
+    whole, rest = list(loader(images).epoch(3)), list(loader(images).epoch(3, start=start))
     assert len(rest) == len(whole) - start
     for expected, batch in zip(whole[start:], rest, strict=True):
         assert torch.equal(batch.inputs, expected.inputs)
@@ -173,7 +175,7 @@ def test_feed_started_in_mid_epoch_gives_the_rest_of_the_epoch(start: int, image
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batch", [1, 5, 23, 100])
 def test_feed_visits_every_sample_once_an_epoch(batch: int, shuffle: bool, images: Images) -> None:
-    fed = feed(images, batch=batch, shuffle=shuffle)
+    fed = loader(images, batch=batch, shuffle=shuffle)
     batches = list(fed.epoch(0))
     visited = torch.cat([b.samples for b in batches])
     assert len(batches) == fed.steps
@@ -184,6 +186,6 @@ def test_feed_visits_every_sample_once_an_epoch(batch: int, shuffle: bool, image
 
 def test_feed_shows_a_sample_the_same_way_in_batches_of_any_size(images: Images) -> None:
     def seen(batch: int) -> Tensor:
-        return torch.cat([b.inputs for b in feed(images, batch=batch).epoch(2)])
+        return torch.cat([b.inputs for b in loader(images, batch=batch).epoch(2)])
 
     assert torch.equal(seen(1), seen(23))

@@ -1,4 +1,4 @@
-"""Where pictures come from: what is found, how it is split, and what bad data gets."""
+"""Where images come from: what is found, how it is split, and what bad data gets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import COLOURS, write_idx, write_idx_folder, write_pictures
+from conftest import COLORS, write_idx, write_idx_folder, write_images
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Dataset, Images, check_same_classes
-from convatlas.data.decode.pixels import read_picture
+from convatlas.data.decode.pixels import read_image
 from convatlas.data.open import find
 from convatlas.data.readers.idx import IDX_PARTS
 from convatlas.data.splits import VAL_SHARE, split_off
@@ -24,10 +24,10 @@ from convatlas.errors import DataError
 GREY, RGB = Preprocessing(resize=8, crop=8), Preprocessing(resize=8, crop=8).for_channels(3)
 
 
-def load(folder: Path | str, *, seed: int = 0, share: float = VAL_SHARE, max_broken: float = 0.01) -> Dataset:
+def load(folder: Path | str, *, seed: int = 0, share: float = VAL_SHARE, max_unreadable: float = 0.01) -> Dataset:
     source = find(folder)
     steps = GREY.for_channels(source.channels)
-    return source.load(steps, seed=seed, val_share=share, max_broken=max_broken)
+    return source.load(steps, seed=seed, val_share=share, max_unreadable=max_unreadable)
 
 
 def names(images: Images | None) -> list[str]:
@@ -74,7 +74,7 @@ def test_digits_splits_are_stratified(digits: dict[int, Dataset]) -> None:
         assert np.abs(np.array(per_class(split)) - whole * len(split) / 1797).max() <= 1
 
 
-def test_digits_labels_go_with_their_pictures(digits: dict[int, Dataset]) -> None:
+def test_digits_labels_go_with_their_images(digits: dict[int, Dataset]) -> None:
     from sklearn.datasets import load_digits
 
     original, data = load_digits(), digits[1]
@@ -120,7 +120,7 @@ def test_idx_pixels_and_labels_are_those_of_the_file(idx_folder: Path) -> None:
         ),
     ],
 )
-def test_real_sets_are_recognised_by_their_content(
+def test_real_sets_are_recognized_by_their_content(
     shared_data: Path, tmp_path: Path, name: str, classes: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "renamed"
@@ -199,38 +199,38 @@ def test_idx_files_that_do_not_go_together_are_refused(
         load(folder)
 
 
-# --- folders of pictures
+# --- folders of images
 
 
 @pytest.mark.parametrize("test", ["test", "testing", None])
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("training", "valid"), ("train", "validation")])
 def test_split_folders_are_found_under_all_their_names(
-    own_pictures: Path, train: str, val: str, test: str | None
+    own_images: Path, train: str, val: str, test: str | None
 ) -> None:
     if test:
-        shutil.copytree(own_pictures / "val", own_pictures / test)
-    (own_pictures / "train").rename(own_pictures / train)
-    (own_pictures / "val").rename(own_pictures / val)
-    data = load(own_pictures)
-    assert (data.name, data.classes) == ("pictures", ("ant", "bee", "cat"))
+        shutil.copytree(own_images / "val", own_images / test)
+    (own_images / "train").rename(own_images / train)
+    (own_images / "val").rename(own_images / val)
+    data = load(own_images)
+    assert (data.name, data.classes) == ("images", ("ant", "bee", "cat"))
     assert per_class(data.train) == per_class(data.val) == [12, 12, 12]
     assert (data.test is not None) == bool(test)
-    assert all(Path(name).is_relative_to(own_pictures / train) for name in names(data.train))
+    assert all(Path(name).is_relative_to(own_images / train) for name in names(data.train))
 
 
-def test_labels_are_the_folders_of_the_pictures(pictures: Path) -> None:
-    data = load(pictures)
-    for images in (data.train, data.val):
-        assert images is not None
-        assert [Path(name).parent.name for name in images.names] == [data.classes[i] for i in images.labels]
-        means = images.pixels.float().mean((2, 3))
-        expected = torch.tensor([COLOURS[data.classes[i]] for i in images.labels]).float()
+def test_labels_are_the_folders_of_the_images(images: Path) -> None:
+    data = load(images)
+    for part in (data.train, data.val):
+        assert part is not None
+        assert [Path(name).parent.name for name in part.names] == [data.classes[i] for i in part.labels]
+        means = part.pixels.float().mean((2, 3))
+        expected = torch.tensor([COLORS[data.classes[i]] for i in part.labels]).float()
         assert (means - expected).abs().max() < 30
 
 
-def test_one_folder_is_split_by_seed_and_class(pictures: Path) -> None:
-    whole = {str(path) for path in (pictures / "train").rglob("*.*")}
-    first, again, other = (load(pictures / "train", seed=seed) for seed in (0, 0, 1))
+def test_one_folder_is_split_by_seed_and_class(images: Path) -> None:
+    whole = {str(path) for path in (images / "train").rglob("*.*")}
+    first, again, other = (load(images / "train", seed=seed) for seed in (0, 0, 1))
     assert first.test is None
     assert {*names(first.train), *names(first.val)} == whole
     assert len(first.train) + len(names(first.val)) == len(whole)
@@ -240,16 +240,16 @@ def test_one_folder_is_split_by_seed_and_class(pictures: Path) -> None:
     assert names(first.val) != names(other.val)
 
 
-def test_train_without_val_is_split_and_test_is_left_alone(own_pictures: Path) -> None:
-    (own_pictures / "val").rename(own_pictures / "test")
-    data = load(own_pictures)
+def test_train_without_val_is_split_and_test_is_left_alone(own_images: Path) -> None:
+    (own_images / "val").rename(own_images / "test")
+    data = load(own_images)
     assert (per_class(data.test), sum(per_class(data.val))) == ([12, 12, 12], 7)
     assert all("/train/" in name for name in [*names(data.train), *names(data.val)])
 
 
-def test_nested_pictures_are_found(own_pictures: Path) -> None:
-    write_pictures(own_pictures / "train" / "ant" / "garden" / "2024", COLOURS["ant"], count=3)
-    assert per_class(load(own_pictures).train) == [15, 12, 12]
+def test_nested_images_are_found(own_images: Path) -> None:
+    write_images(own_images / "train" / "ant" / "garden" / "2024", COLORS["ant"], count=3)
+    assert per_class(load(own_images).train) == [15, 12, 12]
 
 
 @pytest.mark.parametrize(
@@ -260,20 +260,20 @@ def test_nested_pictures_are_found(own_pictures: Path) -> None:
         "train/ant/.ipynb_checkpoints/00-checkpoint.jpg",
     ],
 )  # fmt: skip
-def test_hidden_files_and_other_files_are_ignored(own_pictures: Path, junk: str) -> None:
-    before = load(own_pictures).fingerprint()
-    (own_pictures / junk).parent.mkdir(parents=True, exist_ok=True)
-    (own_pictures / junk).write_bytes(b"no picture")
-    assert load(own_pictures).fingerprint() == before
+def test_hidden_files_and_other_files_are_ignored(own_images: Path, junk: str) -> None:
+    before = load(own_images).fingerprint()
+    (own_images / junk).parent.mkdir(parents=True, exist_ok=True)
+    (own_images / junk).write_bytes(b"no image")
+    assert load(own_images).fingerprint() == before
 
 
-def test_extensions_are_read_in_any_case(own_pictures: Path) -> None:
-    before = load(own_pictures).fingerprint()
-    (own_pictures / "train/ant/01.png").rename(own_pictures / "train/ant/01.PNG")
-    assert load(own_pictures).fingerprint() == before
+def test_extensions_are_read_in_any_case(own_images: Path) -> None:
+    before = load(own_images).fingerprint()
+    (own_images / "train/ant/01.png").rename(own_images / "train/ant/01.PNG")
+    assert load(own_images).fingerprint() == before
 
 
-# --- single pictures
+# --- single images
 
 UPRIGHT = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -297,7 +297,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, extension
     file = tmp_path / f"turned.{extension}"
     Image.fromarray(UPRIGHT).save(file, exif=exif)
     expected = ORIENTATIONS[orientation](UPRIGHT).transpose(2, 0, 1)
-    assert np.array_equal(read_picture(file, 3).numpy(), expected)
+    assert np.array_equal(read_image(file, 3).numpy(), expected)
 
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -305,21 +305,21 @@ RED_LUMA = [76]
 
 
 def red(mode: str) -> Image.Image:
-    """Return a red picture in this mode; the ones with transparency have a second, see-through half."""
-    picture = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
+    """Return a red image in this mode; the ones with transparency have a second, see-through half."""
+    image = Image.new("RGBA", (8, 4), (255, 0, 0, 255))
     if mode in ("RGBA", "LA", "P see-through"):
-        picture.paste((0, 0, 255, 0), (4, 0, 8, 4))
+        image.paste((0, 0, 255, 0), (4, 0, 8, 4))
     if mode == "P see-through":
         palette = Image.new("P", (8, 4), 1)
         palette.putpalette([0, 0, 255, 255, 0, 0])
         palette.paste(0, (4, 0, 8, 4))
         palette.info["transparency"] = 0
         return palette
-    return picture.convert("RGB").convert(mode) if mode in ("L", "1", "CMYK", "P") else picture.convert(mode)
+    return image.convert("RGB").convert(mode) if mode in ("L", "1", "CMYK", "P") else image.convert(mode)
 
 
 @pytest.mark.parametrize(
-    ("mode", "extension", "colour"),
+    ("mode", "extension", "color"),
     [
         ("RGB", "png", RED), ("RGBA", "png", RED), ("RGBA", "webp", RED), ("P", "png", RED), ("P", "gif", RED),
         ("P see-through", "png", RED), ("P see-through", "gif", RED), ("CMYK", "tif", RED), ("L", "png", RED_LUMA * 3),
@@ -327,29 +327,29 @@ def red(mode: str) -> Image.Image:
     ],
 )  # fmt: skip
 def test_every_mode_is_read_and_transparency_is_white(
-    tmp_path: Path, mode: str, extension: str, colour: list[int]
+    tmp_path: Path, mode: str, extension: str, color: list[int]
 ) -> None:
     file = tmp_path / f"red.{extension}"
     red(mode).save(file, **({"lossless": True} if extension == "webp" else {}))
-    rgb, grey = read_picture(file, 3), read_picture(file, 1)
-    assert (rgb.shape, rgb.dtype, grey.shape) == ((3, 4, 8), torch.uint8, (1, 4, 8))
-    assert rgb[:, 0, 0].tolist() == colour
-    assert grey[:, 0, 0].tolist() == RED_LUMA
+    rgb, gray = read_image(file, 3), read_image(file, 1)
+    assert (rgb.shape, rgb.dtype, gray.shape) == ((3, 4, 8), torch.uint8, (1, 4, 8))
+    assert rgb[:, 0, 0].tolist() == color
+    assert gray[:, 0, 0].tolist() == RED_LUMA
     if mode in ("RGBA", "LA", "P see-through"):
         assert rgb[:, 0, 7].tolist() == WHITE
 
 
-def test_black_and_white_pictures_have_two_values(tmp_path: Path) -> None:
+def test_black_and_white_images_have_two_values(tmp_path: Path) -> None:
     dots = UPRIGHT[..., 0] > 127
     Image.fromarray(dots).save(tmp_path / "dots.png")
     assert Image.open(tmp_path / "dots.png").mode == "1"
-    assert np.array_equal(read_picture(tmp_path / "dots.png", 1)[0].numpy(), dots * 255)
+    assert np.array_equal(read_image(tmp_path / "dots.png", 1)[0].numpy(), dots * 255)
 
 
 @pytest.mark.parametrize(
     ("modes", "channels"), [(["L"], 1), (["1"], 1), (["LA"], 1), (["L", "RGB"], 3), (["P"], 3), (["RGBA"], 3)]
 )
-def test_channels_are_those_of_the_pictures(tmp_path: Path, modes: list[str], channels: int) -> None:
+def test_channels_are_those_of_the_images(tmp_path: Path, modes: list[str], channels: int) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         for i in range(6):
@@ -376,38 +376,38 @@ BREAK: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", ["00.jpg", "01.png"])
 @pytest.mark.parametrize("damage", BREAK)
-def test_broken_pictures_are_left_out_and_listed_up_to_max_broken(own_pictures: Path, damage: str, name: str) -> None:
-    file = own_pictures / "train/bee" / name
+def test_broken_images_are_left_out_and_listed_up_to_max_unreadable(own_images: Path, damage: str, name: str) -> None:
+    file = own_images / "train/bee" / name
     file.write_bytes(BREAK[damage](file.read_bytes()))
-    data = load(own_pictures, max_broken=1 / 72)
-    assert [broken.path for broken in data.broken] == [str(file)]
-    assert str(file) in data.broken[0].reason
+    data = load(own_images, max_unreadable=1 / 72)
+    assert [unreadable.path for unreadable in data.unreadable] == [str(file)]
+    assert str(file) in data.unreadable[0].reason
     assert per_class(data.train) == [12, 11, 12]
     assert str(file) not in data.train.names
     with pytest.raises(DataError, match=rf"bee/{name}.*1 of 72"):
-        load(own_pictures, max_broken=0.01)
+        load(own_images, max_unreadable=0.01)
 
 
-def test_labels_still_go_with_pictures_after_a_broken_one(own_pictures: Path) -> None:
-    (own_pictures / "train/ant/00.jpg").write_bytes(b"")
-    data = load(own_pictures, max_broken=0.5)
+def test_labels_still_go_with_images_after_a_broken_one(own_images: Path) -> None:
+    (own_images / "train/ant/00.jpg").write_bytes(b"")
+    data = load(own_images, max_unreadable=0.5)
     assert [Path(name).parent.name for name in data.train.names] == [data.classes[i] for i in data.train.labels]
     assert data.train.pixels.float().mean((2, 3)).argmax(1).tolist() == data.train.labels.tolist()
 
 
-def test_broken_pictures_are_counted_over_all_splits(own_pictures: Path) -> None:
+def test_broken_images_are_counted_over_all_splits(own_images: Path) -> None:
     for split in ("train", "val"):
-        (own_pictures / split / "ant/00.jpg").write_bytes(b"")
-    assert len(load(own_pictures, max_broken=2 / 72).broken) == 2
+        (own_images / split / "ant/00.jpg").write_bytes(b"")
+    assert len(load(own_images, max_unreadable=2 / 72).unreadable) == 2
     with pytest.raises(DataError, match="2 of 72"):
-        load(own_pictures, max_broken=1 / 72)
+        load(own_images, max_unreadable=1 / 72)
 
 
-def test_a_class_of_which_nothing_is_left_is_named(own_pictures: Path) -> None:
-    for file in (own_pictures / "val/cat").iterdir():
+def test_a_class_of_which_nothing_is_left_is_named(own_images: Path) -> None:
+    for file in (own_images / "val/cat").iterdir():
         file.write_bytes(b"")
     with pytest.raises(DataError, match="val split misses cat"):
-        load(own_pictures, max_broken=1)
+        load(own_images, max_unreadable=1)
 
 
 def empty_a_class(folder: Path) -> None:
@@ -440,21 +440,21 @@ def keep_one_class(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_folders_that_cannot_be_trained_on_are_named(
-    own_pictures: Path, damage: Callable[[Path], object], told: str
+    own_images: Path, damage: Callable[[Path], object], told: str
 ) -> None:
-    damage(own_pictures)
+    damage(own_images)
     with pytest.raises(DataError, match=told) as caught:
-        load(own_pictures)
-    assert str(own_pictures) in str(caught.value)
+        load(own_images)
+    assert str(own_images) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_classes_too_small_to_be_split_are_refused(tmp_path: Path, count: int) -> None:
-    for name, colour in COLOURS.items():
-        write_pictures(tmp_path / name, colour, count=count)
+    for name, color in COLORS.items():
+        write_images(tmp_path / name, color, count=count)
     if count == 1:
-        with pytest.raises(DataError, match="2 pictures"):
+        with pytest.raises(DataError, match="2 images"):
             load(tmp_path)
     else:
         assert per_class(load(tmp_path).train) == [1, 1, 1]
@@ -477,10 +477,10 @@ def test_classes_are_matched_by_name_in_any_order() -> None:
         check_same_classes(("ant", "bee", "cat"), ("dog", "bee", "ant"), split="val", where="here")
 
 
-def test_progress_counts_every_picture(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_every_image(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    find(pictures).load(RGB, progress=lambda *news: told.append(news))
+    find(images).load(RGB, progress=lambda *news: told.append(news))
     assert Counter(what for what, _, _ in told) == dict.fromkeys(
         ("looking for train", "reading train", "looking for val", "reading val"), 36
     )
@@ -494,6 +494,6 @@ def test_a_rare_class_stays_on_both_sides() -> None:
     assert sorted([*rest.tolist(), *part.tolist()]) == list(range(len(labels)))
 
 
-def test_training_pictures_of_a_folder_do_not_come_class_after_class(pictures: Path) -> None:
-    labels = load(pictures).train.labels
+def test_training_images_of_a_folder_do_not_come_class_after_class(images: Path) -> None:
+    labels = load(images).train.labels
     assert labels.tolist() != labels.sort().values.tolist()

@@ -1,4 +1,4 @@
-"""Pictures are decoded once, kept in a file of the cache, and are the same from there, from memory and anew."""
+"""Images are decoded once, kept in a file of the cache, and are the same from there, from memory and anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from convatlas.data import pixel_cache, stream
 from convatlas.data.dataset import Dataset
 from convatlas.data.decode.files import UnavailableError
 from convatlas.data.open import find
-from convatlas.data.stream import Streamed, gathered
+from convatlas.data.stream import Streamed, prefetch
 from convatlas.errors import DataError
 from convatlas.train.recipe import Recipe
 
@@ -33,7 +33,7 @@ STEPS = Preprocessing(resize=12, crop=8).for_channels(3)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pictures"
+    return tmp_path / "cache" / "images"
 
 
 def load(folder: Path, **how: object) -> Dataset:
@@ -47,38 +47,38 @@ def same(a: Dataset, b: Dataset) -> bool:
     )
 
 
-@pytest.mark.parametrize("roomy", [False, True])
+@pytest.mark.parametrize("for_random_crop", [False, True])
 def test_the_second_time_nothing_is_decoded(
-    pictures: Path, cache: Path, roomy: bool, monkeypatch: pytest.MonkeyPatch
+    images: Path, cache: Path, for_random_crop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = load(pictures, roomy=roomy)
+    first = load(images, for_random_crop=for_random_crop)
     assert len(list(cache.glob("*.raw"))) == len(list(cache.glob("*.json"))) == 2
-    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("a picture was read"))
-    second = load(pictures, roomy=roomy)
+    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("an image was read"))
+    second = load(images, for_random_crop=for_random_crop)
     assert same(first, second)
-    assert first.train.pixels.shape[-1] == (12 if roomy else 8)
-    if roomy:
+    assert first.train.pixels.shape[-1] == (12 if for_random_crop else 8)
+    if for_random_crop:
         assert first.train.aspects is not None
         assert second.train.aspects is not None
         assert torch.equal(first.train.aspects, second.train.aspects)
         assert 0.4 < first.train.aspects.min() < 1 < first.train.aspects.max() < 2.5
 
 
-def test_files_and_memory_hold_the_same(pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = load(pictures)
+def test_files_and_memory_hold_the_same(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = load(images)
     shutil.rmtree(cache)
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 0)
-    assert same(held, load(pictures))
+    assert same(held, load(images))
     assert not list(cache.glob("*.raw"))
 
 
-def test_a_moved_folder_is_known_by_its_contents_and_a_changed_picture_is_not(
-    own_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_moved_folder_is_known_by_its_contents_and_a_changed_image_is_not(
+    own_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = load(own_pictures)
-    moved = own_pictures.rename(tmp_path / "moved")
+    before = load(own_images)
+    moved = own_images.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
-        patch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("a picture was read"))
+        patch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("an image was read"))
         after = load(moved)
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert before.fingerprint() == after.fingerprint()
@@ -87,19 +87,19 @@ def test_a_moved_folder_is_known_by_its_contents_and_a_changed_picture_is_not(
     assert load(moved).fingerprint() != before.fingerprint()
 
 
-def test_broken_pictures_are_remembered_with_the_names_they_have_now(own_pictures: Path, tmp_path: Path) -> None:
-    (own_pictures / "train" / "ant" / "00.jpg").write_bytes(b"no picture")
-    first = load(own_pictures, max_broken=0.1)
-    second = load(own_pictures.rename(tmp_path / "moved"), max_broken=0.1)
+def test_broken_images_are_remembered_with_the_names_they_have_now(own_images: Path, tmp_path: Path) -> None:
+    (own_images / "train" / "ant" / "00.jpg").write_bytes(b"no image")
+    first = load(own_images, max_unreadable=0.1)
+    second = load(own_images.rename(tmp_path / "moved"), max_unreadable=0.1)
     assert len(first.train) == len(second.train) == 35
-    assert first.broken[0].reason.endswith("not a picture")
-    assert second.broken[0].path == str(tmp_path / "moved" / "train" / "ant" / "00.jpg")
-    assert second.broken[0].reason.startswith(second.broken[0].path)
+    assert first.unreadable[0].reason.endswith("not an image")
+    assert second.unreadable[0].path == str(tmp_path / "moved" / "train" / "ant" / "00.jpg")
+    assert second.unreadable[0].reason.startswith(second.unreadable[0].path)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no notes", "bad notes"])
-def test_a_damaged_cache_is_made_anew(pictures: Path, cache: Path, damage: str) -> None:
-    pixels = load(pictures).train.pixels.clone()  # the mapped ones end with their file
+def test_a_damaged_cache_is_made_anew(images: Path, cache: Path, damage: str) -> None:
+    pixels = load(images).train.pixels.clone()  # the mapped ones end with their file
     for raw in cache.glob("*.raw"):
         notes = raw.with_suffix(".json")
         if damage == "truncated":
@@ -109,41 +109,41 @@ def test_a_damaged_cache_is_made_anew(pictures: Path, cache: Path, damage: str) 
             notes.unlink()
         else:
             notes.write_text("{}")
-    assert torch.equal(load(pictures).train.pixels, pixels)
+    assert torch.equal(load(images).train.pixels, pixels)
 
 
-def test_a_full_disk_and_a_cache_that_cannot_be_written_leave_the_pictures_in_memory(
-    pictures: Path, cache: Path, full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path,
+def test_a_full_disk_and_a_cache_that_cannot_be_written_leave_the_images_in_memory(
+    images: Path, cache: Path, full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     with full_disk(1000):
-        held = load(pictures)
+        held = load(images)
     assert not list(cache.glob("*"))
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "file"))
     (tmp_path / "file").write_text("not a folder")
-    assert same(held, load(pictures))
+    assert same(held, load(images))
 
 
 def test_what_was_not_used_for_longest_makes_room(
-    pictures: Path, own_pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, own_images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load(pictures)
+    load(images)
     for path in cache.glob("*"):
         os.utime(path, (1, 1))
     old = {path.name for path in cache.glob("*")}
-    (own_pictures / "train" / "ant" / "00.jpg").unlink()
-    (own_pictures / "val" / "ant" / "00.jpg").unlink()
+    (own_images / "train" / "ant" / "00.jpg").unlink()
+    (own_images / "val" / "ant" / "00.jpg").unlink()
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 3 * 36 * 3 * 8 * 8)
-    load(own_pictures)
+    load(own_images)
     kept = {path.name for path in cache.glob("*")}
     assert len(kept & old) == 2  # one split of the old ones still fits
     assert len(kept) == 6
 
 
 def test_arrays_get_the_channels_of_the_network_or_are_refused(idx_folder: Path, tmp_path: Path) -> None:
-    grey, rgb = (find(idx_folder).load(STEPS.for_channels(n)).train.pixels for n in (1, 3))
-    assert isinstance(grey, Tensor)
-    assert torch.equal(torch.as_tensor(rgb), grey.expand(-1, 3, -1, -1))
+    gray, rgb = (find(idx_folder).load(STEPS.for_channels(n)).train.pixels for n in (1, 3))
+    assert isinstance(gray, Tensor)
+    assert torch.equal(torch.as_tensor(rgb), gray.expand(-1, 3, -1, -1))
     x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
     steps = Preprocessing(8, 8)
     for name, values in (("wide", x), ("deep", x.astype(np.uint16) * 257)):
@@ -156,27 +156,27 @@ def test_arrays_get_the_channels_of_the_network_or_are_refused(idx_folder: Path,
 
 
 def test_what_is_missing_here_is_not_remembered_as_broken(
-    pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(path: Path, steps: Preprocessing, *, roomy: bool) -> tuple[Tensor, float]:
+    def failing(path: Path, steps: Preprocessing, *, for_random_crop: bool) -> tuple[Tensor, float]:
         if path.name == "02.jpg":
             raise UnavailableError(f"{path}: cannot be read: Input/output error")
-        return stream.readied(path, steps, roomy=roomy)
+        return stream.load_image(path, steps, for_random_crop=for_random_crop)
 
     monkeypatch.setattr("convatlas.data.prepare.readied", failing)
     with pytest.raises(DataError, match="Input/output error"):
-        load(pictures)
+        load(images)
     assert not [path for path in cache.iterdir() if path.is_file()]
 
 
-def test_what_killed_processes_left_is_cleared(pictures: Path, cache: Path) -> None:
+def test_what_killed_processes_left_is_cleared(images: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     left, own = (cache / f".abc.{platform.node()}.{pid}.part" for pid in (dead.pid, os.getpid()))
     for path in (left, own):
         path.write_text("begun")
-    load(pictures)
+    load(images)
     assert not left.exists()
     assert own.exists()
 
@@ -186,51 +186,53 @@ def test_what_killed_processes_left_is_cleared(pictures: Path, cache: Path) -> N
 
 @pytest.fixture
 def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the cache nor the memory can hold the pictures."""
+    """Neither the cache nor the memory can hold the images."""
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 100)
     monkeypatch.setattr(pixel_cache, "MEMORY_LIMIT", 100)
 
 
 PLANS = {
     "plain": Recipe(epochs=2, batch=7, lr=0.01),
-    "crops and mixtures": Recipe(epochs=2, batch=7, lr=0.01).replaced({"crop": 0.5, "mixup": 0.2, "cutmix": 1.0}),
+    "crops and mixtures": Recipe(epochs=2, batch=7, lr=0.01).replaced(
+        {"min_crop_area": 0.5, "mixup": 0.2, "cutmix": 1.0}
+    ),
 }
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_pictures_without_any_place_are_streamed_to_the_same_bits(
-    pictures: Path, cache: Path, tmp_path: Path, request: pytest.FixtureRequest, plan: str
+def test_images_without_any_place_are_streamed_to_the_same_bits(
+    images: Path, cache: Path, tmp_path: Path, request: pytest.FixtureRequest, plan: str
 ) -> None:
-    held = ca.fit(pictures, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "held")
+    held = ca.fit(images, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "held")
     shutil.rmtree(cache)
     request.getfixturevalue("no_place")
-    streamed = ca.fit(pictures, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "streamed")
+    streamed = ca.fit(images, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "streamed")
     assert isinstance(streamed.dataset.train.pixels, Streamed)
     assert not list(cache.glob("*.raw"))
     assert len(list(cache.glob("*.json"))) == 2
     first, second = held.network.state_dict(), streamed.network.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert streamed.config.fingerprint == held.config.fingerprint
-    split, result, _ = ca.evaluate(streamed.model_file, pictures, split="all")
+    split, result, _ = ca.evaluate(streamed.model_file, images, split="all")
     assert (split, len(result.labels)) == ("all", 72)
     assert "<figure>" in (streamed.folder / "report.html").read_text()
     assert ca.resume(tmp_path / "streamed").state.finished
 
 
 @pytest.mark.usefixtures("no_place")
-def test_streamed_pictures_are_looked_at_once_before(own_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (own_pictures / "train" / "ant" / "00.jpg").write_bytes(b"no picture")
-    first = load(own_pictures, max_broken=0.1)
-    assert [Path(broken.path).name for broken in first.broken] == ["00.jpg"]
-    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("a picture was read"))
-    again = load(own_pictures, max_broken=0.1)
-    assert again.broken == first.broken
+def test_streamed_images_are_looked_at_once_before(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_images / "train" / "ant" / "00.jpg").write_bytes(b"no image")
+    first = load(own_images, max_unreadable=0.1)
+    assert [Path(unreadable.path).name for unreadable in first.unreadable] == ["00.jpg"]
+    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("an image was read"))
+    again = load(own_images, max_unreadable=0.1)
+    assert again.unreadable == first.unreadable
     assert again.train.names == first.train.names
 
 
 @pytest.mark.usefixtures("no_place")
-def test_a_picture_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_pictures: Path, tmp_path: Path) -> None:
-    gone = own_pictures / "train" / "bee" / "03.png"
+def test_a_image_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_images: Path, tmp_path: Path) -> None:
+    gone = own_images / "train" / "bee" / "03.png"
 
     def remove(event: object) -> None:
         if isinstance(event, dict):
@@ -238,21 +240,19 @@ def test_a_picture_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_pictu
 
     recipe = Recipe(epochs=2, batch=7, lr=0.01)
     with pytest.raises(DataError, match=r"bee/03\.png: no such file"):
-        ca.fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "run", watch=remove)
+        ca.fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "run", watch=remove)
     (tmp_path / "elsewhere.png").rename(gone)
     part = ca.resume(tmp_path / "run")
-    whole = ca.fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "whole")
+    whole = ca.fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "whole")
     first, second = part.network.state_dict(), whole.network.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.usefixtures("no_place")
-def test_once_there_is_place_the_pictures_are_held(
-    pictures: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert isinstance(load(pictures).train.pixels, Streamed)
+def test_once_there_is_place_the_images_are_held(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(load(images).train.pixels, Streamed)
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 10**9)
-    assert isinstance(load(pictures).train.pixels, torch.Tensor)
+    assert isinstance(load(images).train.pixels, torch.Tensor)
     assert len(list(cache.glob("*.raw"))) == 2
 
 
@@ -265,7 +265,7 @@ def test_the_next_batch_is_decoded_meanwhile() -> None:
             return torch.zeros(1)
 
     batches = [torch.tensor([i]) for i in range(4)]
-    for numbers, _ in gathered(Slow([], None), batches):  # type: ignore[arg-type]
+    for numbers, _ in prefetch(Slow([], None), batches):  # type: ignore[arg-type]
         time.sleep(0.05)
         order.append(f"used {int(numbers[0])}")
     assert order.index("read 1") < order.index("used 0") < order.index("read 3") < order.index("used 3")

@@ -16,7 +16,7 @@ from convatlas.draw.diagram import diagram, save, size
 from convatlas.draw.timeline import entries, timeline
 from convatlas.errors import RunError, SpecError
 from convatlas.layers.conv import ConvNorm
-from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.describe import compare
 from tiny_networks import tiny
 
@@ -33,12 +33,12 @@ def walked(item: Outline | None) -> Iterator[Outline]:
 
 
 def signs(name: str) -> set[str]:
-    return {item.sign for item in walked(outline(grow(name, device="meta"))) if isinstance(item, Parallel)}
+    return {item.sign for item in walked(outline(build_fresh(name, device="meta"))) if isinstance(item, Parallel)}
 
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_network_has_an_outline_of_some_size(name: str) -> None:
-    told = outline(grow(name, device="meta"))
+    told = outline(build_fresh(name, device="meta"))
     assert told is not None
     assert min(size(told)) > 0
     boxes = [item for item in walked(told) if isinstance(item, Box)]
@@ -57,7 +57,7 @@ def test_signs_tell_the_architecture(name: str, expected: set[str]) -> None:
 
 
 def test_repeats_are_folded_and_norms_told_with_their_convolution() -> None:
-    told = outline(grow("resnet50", device="meta").stages[2])
+    told = outline(build_fresh("resnet50", device="meta").stages[2])
     assert isinstance(told, Series)
     first, others = told.items
     assert isinstance(others, Series)
@@ -68,7 +68,7 @@ def test_repeats_are_folded_and_norms_told_with_their_convolution() -> None:
 
 
 def test_repeats_with_other_widths_are_folded_and_say_so() -> None:
-    told = outline(grow("googlenet", device="meta").stages[1])
+    told = outline(build_fresh("googlenet", device="meta").stages[1])
     assert isinstance(told, Series)
     module = told.items[-1]
     assert isinstance(module, Parallel)
@@ -91,7 +91,7 @@ def test_unknown_layers_show_their_name() -> None:
 @pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_diagrams_are_written(name: str, ending: str, tmp_path: Path) -> None:
-    path = save(diagram(grow(tiny(name), device="meta"), title=name), tmp_path / f"picture.{ending}")
+    path = save(diagram(build_fresh(tiny(name), device="meta"), title=name), tmp_path / f"image.{ending}")
     if ending == "png":
         width, height = Image.open(path).size
         assert min(width, height) > 300
@@ -99,7 +99,7 @@ def test_diagrams_are_written(name: str, ending: str, tmp_path: Path) -> None:
         assert "<svg" in path.read_text(encoding="utf-8")[:1000]
 
 
-@pytest.mark.parametrize("name", ["picture.gif", "picture", "none/picture.svg"])
+@pytest.mark.parametrize("name", ["image.gif", "image", "none/image.svg"])
 def test_drawings_that_cannot_be_written_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(RunError):
         save(timeline(), tmp_path / name)
@@ -143,7 +143,7 @@ def test_unknown_network_is_refused_by_comparison() -> None:
      ("alexnet", 8), ("googlenet", 22), ("preact_resnet200", 200)],
 )  # fmt: skip
 def test_depth_is_what_the_name_says(name: str, layers: int) -> None:
-    assert cost(grow(name, device="meta")).output.depth == layers
+    assert cost(build_fresh(name, device="meta")).output.depth == layers
 
 
 def test_gates_and_short_branches_are_not_depth() -> None:

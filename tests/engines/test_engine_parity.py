@@ -1,4 +1,4 @@
-"""One picture gets one answer: in training, evaluate, predict, on every engine, over HTTP, exported, elsewhere."""
+"""One image gets one answer: in training, evaluate, predict, on every engine, over HTTP, exported, elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_engines import ONE_OF_A_FAMILY, PICTURES, exactly, sealed
+from test_engines import IMAGES, ONE_OF_A_FAMILY, exactly, sealed
 from test_serve import ask, running
 from torch import Tensor
 
@@ -30,8 +30,8 @@ CLOSE = 1e-4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of photographs, more or less: smooth noise of different sizes."""
-    place = tmp_path_factory.mktemp("photographs")
+    """Three classes of images, more or less: smooth noise of different sizes."""
+    place = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for i in range(5):
         (place / "abcdefg"[i % 3]).mkdir(exist_ok=True)
@@ -87,19 +87,19 @@ def check(name: str, folder: Path, tmp_path: Path, *, everything: bool) -> None:
 
 
 def _read(file: Path, channels: int) -> Tensor:
-    from convatlas.data.decode.pixels import read_picture
+    from convatlas.data.decode.pixels import read_image
 
-    return read_picture(file, channels)
+    return read_image(file, channels)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "mobilenet_v2", "capsnet"])
-def test_one_picture_gets_one_answer_everywhere(name: str, folder: Path, tmp_path: Path) -> None:
+def test_one_image_gets_one_answer_everywhere(name: str, folder: Path, tmp_path: Path) -> None:
     check(name, folder, tmp_path, everything=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PICTURES if name not in ("lenet5", "mobilenet_v2", "capsnet")])
-def test_one_picture_gets_one_answer_for_all_of_the_catalogue(name: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("lenet5", "mobilenet_v2", "capsnet")])
+def test_one_image_gets_one_answer_for_all_of_the_catalog(name: str, folder: Path, tmp_path: Path) -> None:
     check(name, folder, tmp_path, everything=name in ONE_OF_A_FAMILY)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from convatlas.core.network import Network
 from convatlas.engines import onnx_graph, onnxruntime, openvino, select
 from convatlas.engines.folding import folded
-from convatlas.engines.select import ENGINES, Way, choose, start
+from convatlas.engines.select import ENGINES, EngineConfig, choose, start
 from convatlas.engines.torch import Torch, in_full
 from convatlas.errors import EngineError, ModelFileError
 from convatlas.models.catalog import CATALOG, FAMILIES, reads_clips
@@ -27,9 +27,9 @@ from upstream import scramble
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-PICTURES = [name for name, row in CATALOG.items() if not reads_clips(row.spec)]
-ONE_OF_A_FAMILY = [next(name for name in PICTURES if CATALOG[name].card.family == family) for family in FAMILIES
-                   if any(CATALOG[name].card.family == family for name in PICTURES)]  # fmt: skip
+IMAGES = [name for name, row in CATALOG.items() if not reads_clips(row.spec)]
+ONE_OF_A_FAMILY = [next(name for name in IMAGES if CATALOG[name].card.family == family) for family in FAMILIES
+                   if any(CATALOG[name].card.family == family for name in IMAGES)]  # fmt: skip
 
 
 def sealed(name: str) -> tuple[Network, Header]:
@@ -70,7 +70,7 @@ def pixels_for(header: Header, count: int = 3) -> torch.Tensor:
 def exactly(network: Network, header: Header, pixels: torch.Tensor) -> torch.Tensor:
     """Return the outputs in float64: what float32 is away from them, an engine may be, too, several times."""
     with torch.inference_mode():
-        inputs = header.preprocessing.normalise(pixels).double()
+        inputs = header.preprocessing.normalize(pixels).double()
         return cast(torch.Tensor, copy.deepcopy(network).double()(inputs)).float()
 
 
@@ -106,7 +106,7 @@ def check_engines(name: str) -> None:
     network, header = sealed(name)
     pixels = pixels_for(header)
     with torch.inference_mode():
-        expected = network(header.preprocessing.normalise(pixels))
+        expected = network(header.preprocessing.normalize(pixels))
     graph = onnx_graph.onnx_of(network, header)
     assert {node.op_type for node in graph.graph.node} <= onnx_graph.OPERATORS
     data = graph.SerializeToString()
@@ -128,8 +128,8 @@ def test_every_engine_gives_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in PICTURES if name not in ONE_OF_A_FAMILY])
-def test_every_engine_gives_the_same_for_the_rest_of_the_catalogue(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ONE_OF_A_FAMILY])
+def test_every_engine_gives_the_same_for_the_rest_of_the_catalog(name: str) -> None:
     check_engines(name)
 
 
@@ -144,7 +144,7 @@ def graph(small: tuple[Network, Header]) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_graph_takes_any_number_of_pictures(small: tuple[Network, Header], graph: Any, count: int) -> None:
+def test_a_graph_takes_any_number_of_images(small: tuple[Network, Header], graph: Any, count: int) -> None:
     pixels = pixels_for(small[1], count)
     expected = Torch(*small).outputs(pixels)
     assert close(onnxruntime.OnnxRuntime(graph.SerializeToString()).outputs(pixels), expected)
@@ -281,14 +281,14 @@ def test_the_fastest_engine_is_measured_once_and_remembered(
     monkeypatch.setattr(select, "BUSY", -1.0)
     assert choose("auto", *small, batch=6, macs=10**9).engine.name == "openvino"
     clock["torch"] = 0.5
-    assert choose("auto", *small, batch=6, macs=10**9).way == Way("torch", "channels_last")
+    assert choose("auto", *small, batch=6, macs=10**9).way == EngineConfig("torch", "channels_last")
 
 
-def test_few_pictures_are_not_worth_a_measurement(small: tuple[Network, Header], clock: dict[str, float]) -> None:
+def test_few_images_are_not_worth_a_measurement(small: tuple[Network, Header], clock: dict[str, float]) -> None:
     clock |= {"torch": 3.0, "onnxruntime": 1.0, "openvino": 2.0}
-    assert choose("auto", *small, batch=1, macs=10**9, pictures=3).way == Way("torch", "channels_last")
-    assert choose("auto", *small, batch=1, macs=10**9, pictures=10_000).engine.name == "onnxruntime"
-    assert choose("auto", *small, batch=1, macs=10**9, pictures=3).engine.name == "onnxruntime"  # now it is known
+    assert choose("auto", *small, batch=1, macs=10**9, count=3).way == EngineConfig("torch", "channels_last")
+    assert choose("auto", *small, batch=1, macs=10**9, count=10_000).engine.name == "onnxruntime"
+    assert choose("auto", *small, batch=1, macs=10**9, count=3).engine.name == "onnxruntime"  # now it is known
 
 
 def test_an_engine_that_cannot_run_a_network_is_left_out(
@@ -321,13 +321,13 @@ def test_the_first_run_of_a_turn_does_not_count(small: tuple[Network, Header], m
 
     monkeypatch.setattr(select.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(select, "ENOUGH", 200.0)
-    a, b = Way("a"), Way("b")
+    a, b = EngineConfig("a"), EngineConfig("b")
     assert select.measured({a: Spinning("a"), b: Spinning("b")}, small[1], 1) == {a: 1.0, b: 2.0}  # type: ignore[dict-item]
 
 
 def test_tiny_networks_are_tried_on_one_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert Way("torch", "channels_last", 1) in select.ways("torch", tiny=True)
+    assert EngineConfig("torch", "channels_last", 1) in select.ways("torch", tiny=True)
     assert {way.threads for way in select.ways("torch", tiny=False)} == {0}
 
 

@@ -43,7 +43,7 @@ def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("exported")
     for to, name in FORMATS.items():
         made = export(model, to, folder / name)
-        assert (made.parity.pictures, made.parity.same) == (64, 64)
+        assert (made.parity.images, made.parity.same) == (64, 64)
         assert made.parity.difference < 1e-5
     return {to: folder / name for to, name in FORMATS.items()}
 
@@ -130,13 +130,13 @@ def test_impossible_exports_are_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_pictures_an_export_asks_for_them(coloured: Run, pictures: Path, tmp_path: Path) -> None:
+def test_without_images_an_export_asks_for_them(colored: Run, images: Path, tmp_path: Path) -> None:
     """The folder of the training is known by its name alone, which means nothing elsewhere."""
     with pytest.raises(DataError, match="--check"):
-        export(load(coloured.model_file), "onnx", tmp_path / "x.onnx")
-    for check in (pictures, pictures / "val", next((pictures / "val/ant").iterdir())):
-        made = export(load(coloured.model_file), "onnx", tmp_path / "x.onnx", check=check)
-        assert made.parity.same == made.parity.pictures > 0
+        export(load(colored.model_file), "onnx", tmp_path / "x.onnx")
+    for check in (images, images / "val", next((images / "val/ant").iterdir())):
+        made = export(load(colored.model_file), "onnx", tmp_path / "x.onnx", check=check)
+        assert made.parity.same == made.parity.images > 0
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
@@ -173,7 +173,7 @@ def test_half_a_pair_is_refused(exported: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_eight_bits_keep_the_accuracy_that_was_asked_for(model: Model, tmp_path: Path, to: str) -> None:
     pytest.importorskip("openvino")
-    made = export(model, to, tmp_path / FORMATS[to], int8="digits", most_lost=0.01)
+    made = export(model, to, tmp_path / FORMATS[to], int8="digits", max_accuracy_drop=0.01)
     assert made.parity.accuracy is not None
     before, after = made.parity.accuracy
     assert after >= before - 0.01
@@ -188,7 +188,7 @@ def test_the_worst_layers_stay_in_float32_until_enough_is_kept(
 ) -> None:
     scores = iter([0.9, 0.5, 0.8, 0.9])  # of the network, then with 0, 1 and 2 layers in float32
     monkeypatch.setattr(quantize.Gate, "score", lambda *_: next(scores))
-    made = export(model, "onnx", tmp_path / "x.onnx", int8="digits", most_lost=0.01)
+    made = export(model, "onnx", tmp_path / "x.onnx", int8="digits", max_accuracy_drop=0.01)
     assert [layer.kept for layer in made.layers] == [True, True, False, False, False]
     assert made.parity.accuracy == (0.9, 0.9)
     _, graph = onnx_graph.opened(tmp_path / "x.onnx")
@@ -204,7 +204,7 @@ def test_what_loses_too_much_is_not_written(model: Model, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_of_several_classes_are_exported(tmp_path: Path) -> None:
+def test_images_of_several_classes_are_exported(tmp_path: Path) -> None:
     """Their probabilities are of each class by itself, and their thresholds are in the header."""
     import numpy as np
 
@@ -228,21 +228,21 @@ def test_the_command_writes_and_reads(
     convatlas: Command,
     trained: Run,
     tmp_path: Path,
-    pictures: Path,
+    images: Path,
 ) -> None:
     file = tmp_path / "own.safetensors"
     file.write_bytes(trained.model_file.read_bytes())
     outcome = convatlas("export", file, "--to", "onnx")
     assert outcome.code == 0
-    assert "64 of 64 pictures with the same answer" in outcome.out
+    assert "64 of 64 images with the same answer" in outcome.out
     assert f"{tmp_path / 'own.onnx'}: 0.2 MiB" in outcome.out
     told = json.loads(convatlas("export", file, "--to", "onnx", "--int8", "digits", "--most-lost", 5, "--json").out)
     assert told["path"] == str(tmp_path / "own-int8.onnx")
     left, right = (json.loads(convatlas("evaluate", f, "digits", "--json").out) for f in (file, tmp_path / "own.onnx"))
     assert left["errors"] == right["errors"]
     assert right["engine"].startswith("onnxruntime")
-    assert convatlas("predict", tmp_path / "own.onnx", pictures / "val/ant").code == 0
-    refused = convatlas("predict", tmp_path / "own.onnx", pictures / "val/ant", "--engine", "torch")
+    assert convatlas("predict", tmp_path / "own.onnx", images / "val/ant").code == 0
+    refused = convatlas("predict", tmp_path / "own.onnx", images / "val/ant", "--engine", "torch")
     check_refused(refused, "exported for onnxruntime")
     check_refused(convatlas("export", file, "--to", "caffe"), "caffe")
     check_refused(convatlas("export", tmp_path / "own.onnx", "--to", "openvino"), "holds no network")

@@ -21,7 +21,7 @@ from commands import Command, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import ConvatlasError, DataError, SpecError
 from convatlas.inference.model import Ensemble, Model, load
-from convatlas.inference.predict import NONE, Asked, Encoded
+from convatlas.inference.predict import NONE, EncodedImage, PredictOptions
 from convatlas.train.run import Run
 from server import Site
 
@@ -29,13 +29,13 @@ ROWS = Preprocessing(resize=8, crop=4, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture(scope="module")
-def model(coloured: Run) -> Model:
-    return load(coloured.model_file)
+def model(colored: Run) -> Model:
+    return load(colored.model_file)
 
 
 @pytest.fixture(scope="module")
-def files(pictures: Path) -> list[Path]:
-    return sorted((pictures / "val").rglob("*.*"))
+def files(images: Path) -> list[Path]:
+    return sorted((images / "val").rglob("*.*"))
 
 
 def same(left: ca.model.Prediction, right: ca.model.Prediction) -> bool:  # type: ignore[name-defined]
@@ -52,37 +52,50 @@ def test_batches_of_any_size_give_the_same(model: Model, files: list[Path]) -> N
 
 
 def test_a_stream_without_end_is_answered_as_it_comes(model: Model, files: list[Path]) -> None:
-    asked: list[int] = []
+    options: list[int] = []
 
     def endless() -> Iterator[Path]:
         for i in itertools.count():
-            asked.append(i)
+            options.append(i)
             yield files[i % len(files)]
 
-    stream = model.stream(endless(), Asked(batch=4))
+    stream = model.stream(endless(), PredictOptions(batch=4))
     assert [next(stream).source for _ in range(10)] == [str(file) for file in files[:10]]
-    assert len(asked) <= 20
+    assert len(options) <= 20
     stream.close()  # type: ignore[attr-defined]
 
 
-def test_files_bytes_pictures_arrays_and_tensors_are_the_same_picture(model: Model, files: list[Path]) -> None:
+def test_files_bytes_images_arrays_and_tensors_are_the_same_image(model: Model, files: list[Path]) -> None:
     file = next(file for file in files if file.suffix == ".png")
-    picture = Image.open(file)
-    values = np.array(picture)
-    given = [file, str(file), Encoded("x", file.read_bytes()), picture, values, torch.tensor(values).permute(2, 0, 1)]
+    image = Image.open(file)
+    values = np.array(image)
+    given = [
+        file,
+        str(file),
+        EncodedImage("x", file.read_bytes()),
+        image,
+        values,
+        torch.tensor(values).permute(2, 0, 1),
+    ]
     first, *others = model.predict(given)
     assert all(same(other, first) for other in others)
-    assert [p.source for p in others] == [str(file), "x", "picture 3", "picture 4", "picture 5"]
+    assert [p.source for p in others] == [str(file), "x", "image 3", "image 4", "image 5"]
 
 
-def test_one_broken_picture_is_an_error_and_the_others_are_answered(model: Model, files: list[Path]) -> None:
-    given = [files[0], Path("missing.png"), Encoded("half", files[1].read_bytes()[:50]), np.zeros((4, 4, 7)), files[1]]
+def test_one_broken_image_is_an_error_and_the_others_are_answered(model: Model, files: list[Path]) -> None:
+    given = [
+        files[0],
+        Path("missing.png"),
+        EncodedImage("half", files[1].read_bytes()[:50]),
+        np.zeros((4, 4, 7)),
+        files[1],
+    ]
     found = model.predict(given, batch=2)
     assert [bool(p.error) for p in found] == [False, True, True, True, False]
     assert "missing.png: no such file" in found[1].error
     assert found[2].error.startswith("half")
     assert "7 channel(s)" in found[3].error
-    assert found[1].answer == ""
+    assert found[1].text == ""
 
 
 @pytest.mark.parametrize("kind", ["tiff", "png", "npy"])
@@ -93,14 +106,14 @@ def test_bytes_of_every_kind_are_read_like_files(model: Model, tmp_path: Path, k
         np.save(path, values)
     else:
         Image.fromarray(values).save(path)
-    left, right = model.predict([path, Encoded("x", path.read_bytes())])
+    left, right = model.predict([path, EncodedImage("x", path.read_bytes())])
     assert same(left, right)
 
 
 def test_an_array_file_that_promises_more_than_it_holds_is_refused(model: Model) -> None:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 8, 3)})
-    (found,) = model.predict(Encoded("bomb.npy", file.getvalue()))
+    (found,) = model.predict(EncodedImage("bomb.npy", file.getvalue()))
     assert "promises more" in found.error
 
 
@@ -108,22 +121,22 @@ def test_an_array_file_that_promises_more_than_it_holds_is_refused(model: Model)
 
 
 def test_views_are_the_centre_its_mirror_image_and_ten_crops() -> None:
-    picture = torch.arange(3 * 8 * 12, dtype=torch.uint8).view(3, 8, 12)
-    (one,) = ROWS.views(picture, "one")
-    assert torch.equal(one, ROWS.geometry(picture))
-    assert torch.equal(ROWS.views(picture, "flip"), torch.stack([one, one.flip(-1)]))
-    ten = ROWS.views(picture, "ten")
-    corners = [picture[:, :4, :4], picture[:, :4, 8:], picture[:, 4:, :4], picture[:, 4:, 8:]]
+    image = torch.arange(3 * 8 * 12, dtype=torch.uint8).view(3, 8, 12)
+    (one,) = ROWS.views(image, "one")
+    assert torch.equal(one, ROWS.geometry(image))
+    assert torch.equal(ROWS.views(image, "flip"), torch.stack([one, one.flip(-1)]))
+    ten = ROWS.views(image, "ten")
+    corners = [image[:, :4, :4], image[:, :4, 8:], image[:, 4:, :4], image[:, 4:, 8:]]
     assert torch.equal(ten[:5], torch.stack([*corners, one]))
     assert torch.equal(ten[5:], ten[:5].flip(-1))
     with pytest.raises(SpecError, match="views: 'five' is not one of one, flip, ten"):
-        ROWS.views(picture, "five")  # type: ignore[arg-type]
+        ROWS.views(image, "five")  # type: ignore[arg-type]
 
 
 def test_probabilities_are_the_mean_over_the_views(model: Model, files: list[Path]) -> None:
     (seen,) = model.predict(files[0], views="flip")
-    picture = Image.open(files[0])
-    both = model.predict([picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+    image = Image.open(files[0])
+    both = model.predict([image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
     for name, p in seen.probabilities.items():
         assert p == pytest.approx(sum(each.probabilities[name] for each in both) / 2, abs=2e-3)
 
@@ -131,12 +144,12 @@ def test_probabilities_are_the_mean_over_the_views(model: Model, files: list[Pat
 # --- thresholds
 
 
-def test_below_the_threshold_a_picture_is_none_of_these(model: Model, files: list[Path]) -> None:
+def test_below_the_threshold_a_image_is_none_of_these(model: Model, files: list[Path]) -> None:
     for free, bound in zip(model.predict(files), model.predict(files, threshold=0.5), strict=True):
-        assert free.labels == (free.label,) and free.answer == free.label  # noqa: PT018
+        assert free.labels == (free.label,) and free.text == free.label  # noqa: PT018
         assert bound.label == free.label
-        assert bound.answer == (free.label if free.probability >= 0.5 else NONE)
-    assert {p.answer for p in model.predict(files, threshold=1.0)} == {NONE}
+        assert bound.text == (free.label if free.probability >= 0.5 else NONE)
+    assert {p.text for p in model.predict(files, threshold=1.0)} == {NONE}
 
 
 @pytest.mark.parametrize("how", [{"threshold": 1.5}, {"threshold": -0.1}, {"batch": 0}])
@@ -158,7 +171,7 @@ def test_an_ensemble_is_the_mean_of_its_members_by_the_names_of_classes(model: M
 
 
 def turned(model: Model) -> Model:
-    """Return another network whose classes are the same in another order, and which reads smaller pictures."""
+    """Return another network whose classes are the same in another order, and which reads smaller images."""
     steps = model.header.preprocessing
     header = dataclasses.replace(
         model.header, classes=model.classes[::-1], preprocessing=dataclasses.replace(steps, fill=9, mean=(0.3,) * 3)
@@ -182,10 +195,10 @@ def test_addresses_are_fetched_only_if_asked_for(
     site = serve({"/a.png": files[1].read_bytes(), "/b.png": b"nothing"})
     (unasked,) = model.predict(f"{site.url}/a.png")
     assert "no such file" in unasked.error
-    assert not site.asked
+    assert not site.options
     good, bad, missing = model.predict([f"{site.url}/{name}.png" for name in "abc"], fetch=True)
     assert same(good, model.predict(files[1])[0])
-    assert "not a picture" in bad.error
+    assert "not an image" in bad.error
     assert "could not be fetched" in missing.error
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     (offline,) = model.predict(f"{site.url}/a.png", fetch=True)
@@ -199,47 +212,47 @@ def read_from(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def test_standard_input_holds_names_or_a_picture(
+def test_standard_input_holds_names_or_a_image(
     convatlas: Command,
     model_file: Path,
     files: list[Path],
     monkeypatch: pytest.MonkeyPatch,
-    coloured: Run,
+    colored: Run,
 ) -> None:
-    expected = [p.label for p in load(coloured.model_file).predict(files)]
+    expected = [p.label for p in load(colored.model_file).predict(files)]
     read_from(monkeypatch, "\n".join(map(str, files)).encode())
-    told = [json.loads(line) for line in convatlas("predict", coloured.model_file, "-", "--json").out.splitlines()]
+    told = [json.loads(line) for line in convatlas("predict", colored.model_file, "-", "--json").out.splitlines()]
     assert [line["label"] for line in told] == expected
     read_from(monkeypatch, files[0].read_bytes())
-    (told,) = [json.loads(line) for line in convatlas("predict", coloured.model_file, "-", "--json").out.splitlines()]
+    (told,) = [json.loads(line) for line in convatlas("predict", colored.model_file, "-", "--json").out.splitlines()]
     assert (told["source"], told["label"]) == ("standard input", expected[0])
     read_from(monkeypatch, b"")
-    assert convatlas("predict", coloured.model_file, "-", "--json").out == ""
+    assert convatlas("predict", colored.model_file, "-", "--json").out == ""
 
 
-def test_patterns_name_files(convatlas: Command, coloured: Run, pictures: Path) -> None:
-    told = convatlas("predict", coloured.model_file, f"{pictures}/val/*/0?.jpg", "--csv").out.splitlines()
-    assert len(told) == 1 + len(list(pictures.glob("val/*/0?.jpg")))
-    none = convatlas("predict", coloured.model_file, f"{pictures}/*.nothing")
+def test_patterns_name_files(convatlas: Command, colored: Run, images: Path) -> None:
+    told = convatlas("predict", colored.model_file, f"{images}/val/*/0?.jpg", "--csv").out.splitlines()
+    assert len(told) == 1 + len(list(images.glob("val/*/0?.jpg")))
+    none = convatlas("predict", colored.model_file, f"{images}/*.nothing")
     check_refused(none, "*.nothing", "no such file")
 
 
 def test_the_command_has_all_options(
     convatlas: Command,
-    coloured: Run,
-    pictures: Path,
+    colored: Run,
+    images: Path,
     tmp_path: Path,
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    how = ("--threshold", 1, "--views", "ten", "--with", coloured.model_file, "--batch", 3, "--engine", "torch")
-    outcome = convatlas("predict", coloured.model_file, pictures / "val/ant", *how, "--sheet", sheet)
+    how = ("--threshold", 1, "--views", "ten", "--with", colored.model_file, "--batch", 3, "--engine", "torch")
+    outcome = convatlas("predict", colored.model_file, images / "val/ant", *how, "--sheet", sheet)
     assert outcome.code == 0
     assert NONE in outcome.out
     assert Image.open(sheet).size[0] > 500
     for wrong, named in ((("--views", "nine"), "views"), (("--engine", "fast"), "engine"),
                          (("--device", "tpu"), "tpu")):  # fmt: skip
-        check_refused(convatlas("predict", coloured.model_file, pictures / "val/ant", *wrong), named)
-    check_refused(convatlas("predict", coloured.model_file, "https://example.org/x.png"), "--fetch")
+        check_refused(convatlas("predict", colored.model_file, images / "val/ant", *wrong), named)
+    check_refused(convatlas("predict", colored.model_file, "https://example.org/x.png"), "--fetch")
 
 
 def test_several_answers_on_one_device(model: Model, files: list[Path]) -> None:

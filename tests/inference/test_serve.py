@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from convatlas.inference.model import Model, load
-from convatlas.inference.predict import Encoded
+from convatlas.inference.predict import EncodedImage
 from convatlas.train.run import Run
 
 pytest.importorskip("fastapi")
@@ -37,8 +37,8 @@ BOUNDARY = "----------------x"
 
 
 @pytest.fixture(scope="module")
-def model(coloured: Run) -> Model:
-    return load(coloured.model_file)
+def model(colored: Run) -> Model:
+    return load(colored.model_file)
 
 
 @contextmanager
@@ -93,33 +93,33 @@ def port(model: Model) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def files(pictures: Path) -> list[Path]:
-    return sorted((pictures / "val").rglob("*.*"))
+def files(images: Path) -> list[Path]:
+    return sorted((images / "val").rglob("*.*"))
 
 
-def test_one_picture_is_answered_like_predict(port: int, model: Model, files: list[Path]) -> None:
+def test_one_image_is_answered_like_predict(port: int, model: Model, files: list[Path]) -> None:
     for file, expected in zip(files[:6], model.predict(files[:6]), strict=True):
         status, told = ask(port, body=file.read_bytes())
         (answer,) = told["predictions"]
         assert status == 200
-        assert (answer["label"], answer["answer"]) == (expected.label, expected.answer)
+        assert (answer["label"], answer["answer"]) == (expected.label, expected.text)
         assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
 
-def test_many_pictures_are_answered_in_order_and_broken_ones_beside_them(
+def test_many_images_are_answered_in_order_and_broken_ones_beside_them(
     port: int, model: Model, files: list[Path]
 ) -> None:
-    sent = [(file.name, file.read_bytes()) for file in files[:3]] + [("broken.png", b"nothing")]
+    sent = [(file.name, file.read_bytes()) for file in files[:3]] + [("unreadable.png", b"nothing")]
     status, told = ask(port, "/predict?top=1", form(sent), kind=FORM)
     assert status == 200
     *good, bad = told["predictions"]
     assert [each["label"] for each in good] == [p.label for p in model.predict(files[:3])]
     assert [each["source"] for each in good] == [file.name for file in files[:3]]
     assert all(len(each["probabilities"]) == 1 for each in good)
-    assert bad == {"source": "broken.png", "error": "broken.png: not a picture"}
+    assert bad == {"source": "unreadable.png", "error": "unreadable.png: not an image"}
 
 
-def test_a_threshold_is_honoured(port: int, files: list[Path]) -> None:
+def test_a_threshold_is_honored(port: int, files: list[Path]) -> None:
     _, told = ask(port, "/predict?threshold=1", files[0].read_bytes())
     assert told["predictions"][0]["answer"] == "none of these"
 
@@ -133,16 +133,16 @@ def large() -> bytes:
 @pytest.mark.parametrize(
     ("path", "body", "kind", "status", "told"),
     [
-        ("/predict", b"", "image/png", 422, "no picture"),
-        ("/predict", b"nothing", "image/png", 422, "not a picture"),
+        ("/predict", b"", "image/png", 422, "no image"),
+        ("/predict", b"nothing", "image/png", 422, "not an image"),
         ("/predict", b"x" * 300_001, "image/png", 413, "300,000 bytes"),
         ("/predict", large(), "image/png", 422, "1000 x 1001 pixels are more than 1,000,000"),
         ("/predict", b"{}", "application/json", 415, "application/json"),
         ("/predict", b"no form", FORM, 400, ""),
         ("/predict", b"no form", "multipart/form-data", 400, ""),
         ("/predict", form([(f"{i}", b"x") for i in range(6)]), FORM, 400, "Too many files"),
-        ("/predict", form([("a", b"x"), ("b", b"y")]), FORM, 422, "not a picture"),
-        ("/predict", form([]), FORM, 422, "no picture"),
+        ("/predict", form([("a", b"x"), ("b", b"y")]), FORM, 422, "not an image"),
+        ("/predict", form([]), FORM, 422, "no image"),
         ("/predict?top=0", b"x", "image/png", 422, "top"),
         ("/predict?top=many", b"x", "image/png", 422, "top"),
         ("/predict?threshold=7", b"x", "image/png", 422, "threshold"),
@@ -206,17 +206,17 @@ def test_many_clients_lose_nothing_and_share_batches(model: Model, files: list[P
 
 
 def test_what_cannot_wait_is_refused_and_what_waits_is_answered(model: Model, files: list[Path]) -> None:
-    picture = Encoded("x", files[0].read_bytes())
+    image = EncodedImage("x", files[0].read_bytes())
 
     async def crowd() -> tuple[list[Any], Any]:
         batcher = Batcher(model, Limits(queue=4, wait=0.05))
         batcher.start()
-        waiting = [asyncio.create_task(batcher.answers([picture] * 2)) for _ in range(2)]
+        waiting = [asyncio.create_task(batcher.answers([image] * 2)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(FullError):
-            await batcher.answers([picture])
+            await batcher.answers([image])
         answered = await asyncio.gather(*waiting)
-        again = await batcher.answers([picture])
+        again = await batcher.answers([image])
         await batcher.stop()
         return answered, again
 
@@ -226,7 +226,7 @@ def test_what_cannot_wait_is_refused_and_what_waits_is_answered(model: Model, fi
 
 
 def test_an_engine_that_fails_answers_500_and_the_server_goes_on(model: Model, files: list[Path]) -> None:
-    class Broken:
+    class UnreadableImage:
         name = "broken"
         failing = True
 
@@ -235,16 +235,16 @@ def test_an_engine_that_fails_answers_500_and_the_server_goes_on(model: Model, f
                 raise RuntimeError("no memory")
             return model.engine.outputs(pixels)
 
-    engine = Broken()
+    engine = UnreadableImage()
     with running(Model(model.network, model.header, engine)) as port:
         assert ask(port, body=files[0].read_bytes())[0] == 500
         engine.failing = False
         assert ask(port, body=files[0].read_bytes())[0] == 200
 
 
-def test_the_command_serves_until_it_is_told_to_stop(coloured: Run, files: list[Path], tmp_path: Path) -> None:
+def test_the_command_serves_until_it_is_told_to_stop(colored: Run, files: list[Path], tmp_path: Path) -> None:
     """What was accepted before SIGTERM is answered."""
-    command = [sys.executable, "-m", "convatlas", "serve", str(coloured.model_file), "--port", "0", "--engine", "torch"]
+    command = [sys.executable, "-m", "convatlas", "serve", str(colored.model_file), "--port", "0", "--engine", "torch"]
     environment = os.environ | {"CONVATLAS_TOKEN": "", "CONVATLAS_OFFLINE": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
     try:
@@ -271,13 +271,13 @@ def test_the_command_serves_until_it_is_told_to_stop(coloured: Run, files: list[
         process.wait()
 
 
-def test_an_address_that_is_taken_is_one_line(coloured: Run) -> None:
+def test_an_address_that_is_taken_is_one_line(colored: Run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         done = subprocess.run(
-            [sys.executable, "-m", "convatlas", "serve", str(coloured.model_file), "--port", port, "--engine", "torch"],
+            [sys.executable, "-m", "convatlas", "serve", str(colored.model_file), "--port", port, "--engine", "torch"],
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Count every network of the catalogue and write the table of facts: `python tests/accept_golden.py`.
+"""Count every network of the catalog and write the table of facts: `python tests/accept_golden.py`.
 
 The tests compare the table with the networks; this is how a new row gets in. Look at the difference before you commit.
 """

@@ -1,4 +1,4 @@
-"""What every network of the catalogue can do."""
+"""What every network of the catalog can do."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_inception_resnet_v1_is_the_independent_count_but_for_a_block_and_an_emb
 
 
 def collected() -> list[tuple[str, dict[str, str]]]:
-    """Return (our name, row) of the facts that speak of a network of the catalogue."""
+    """Return (our name, row) of the facts that speak of a network of the catalog."""
     if not FACTS_FILE.is_file():
         return []
     titles = {row.card.title: name for name, row in CATALOG.items()}

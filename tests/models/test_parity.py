@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from convatlas.layers.channels import DropPath
 from convatlas.models.catalog import CATALOG
-from convatlas.models.keys import translate
+from convatlas.models.keys import remap_keys
 from convatlas.weights.read import family_of
 from upstream import PAIRS, images, moved, scramble, theirs
 
@@ -85,10 +85,10 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
     limit = 5 * tolerance(name, library)  # the way back sums once more
     torch.testing.assert_close(loss, expected, rtol=limit, atol=0)
     # gradients travel by the key rules, as the weights did
-    rules = family_of(row.spec).dialects[library](row.spec)
+    rules = family_of(row.spec).key_mappings[library](row.spec)
     gradients = {key: parameter.grad for key, parameter in peer.named_parameters()}
     state = {key: gradients.get(key, tensor) for key, tensor in peer.state_dict().items()}
-    expected_state = translate(state, rules, mine.state_dict())  # type: ignore[arg-type]
+    expected_state = remap_keys(state, rules, mine.state_dict())  # type: ignore[arg-type]
     for key, parameter in mine.named_parameters():
         theirs_ = expected_state[key]
         assert parameter.grad is not None, key

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from convatlas.core.cost import Cost, cost
 from convatlas.core.spec import Spec, cells, changed, diff
 from convatlas.errors import SpecError
-from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.families.efficientnet import B0
-from convatlas.models.scaling import compound, fast, fit_budget
+from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
 from tiny_networks import tiny
 
 SCALED = sorted({type(row.spec): name for name, row in CATALOG.items()}.values())
@@ -22,7 +22,7 @@ SCALED = sorted({type(row.spec): name for name, row in CATALOG.items()}.values()
 
 
 def measured(spec: Spec, *, classes: int = 1000, channels: int = 3) -> Cost:
-    return cost(grow(spec, classes=classes, channels=channels, device="meta"))
+    return cost(build_fresh(spec, classes=classes, channels=channels, device="meta"))
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -36,7 +36,7 @@ def test_every_family_scales(name: str, width: float, depth: float) -> None:
     else:
         assert (grown.parameters > before.parameters) == (width > 1)
     assert grown.output.shape == (10,)
-    assert all(parameter.numel() for parameter in grow(scaled, classes=10, device="meta").parameters())
+    assert all(parameter.numel() for parameter in build_fresh(scaled, classes=10, device="meta").parameters())
 
 
 @pytest.mark.parametrize("name", CATALOG)
@@ -46,16 +46,16 @@ def test_a_factor_of_one_changes_nothing(name: str) -> None:
 
 def test_compound_scaling_grows_macs_as_printed() -> None:
     """About twice the MACs for each step of phi (section 3.3); rounding makes it jagged."""
-    macs = [measured(compound(B0, phi)).macs for phi in range(5)]
+    macs = [measured(scale_compound(B0, phi)).macs for phi in range(5)]
     assert all(1.75 <= after / before <= 2.6 for before, after in pairwise(macs))
-    assert compound(B0, 0) == B0
+    assert scale_compound(B0, 0) == B0
 
 
 @pytest.mark.parametrize(("phi", "parameters"), [(0.5, None), (1, 9_109_994), (2, 12_233_232), (3.5, 19_341_616)])
 def test_compound_scaling_gives_the_published_networks_where_they_follow_the_formula(
     phi: float, parameters: int | None
 ) -> None:
-    got = measured(compound(B0, phi)).parameters
+    got = measured(scale_compound(B0, phi)).parameters
     assert got > 5_288_548
     if parameters is not None:
         assert got == pytest.approx(parameters, rel=0.12)
@@ -65,12 +65,12 @@ def test_compound_scaling_gives_the_published_networks_where_they_follow_the_for
 @pytest.mark.parametrize("scale", [2.0, 4.0, 8.0])
 def test_fast_scaling_gives_about_the_macs_asked_for(alpha: float, scale: float) -> None:
     spec = CATALOG["regnet_y_1_6gf"].spec
-    assert measured(fast(spec, scale, alpha=alpha)).macs / measured(spec).macs == pytest.approx(scale, rel=0.35)
+    assert measured(scale_fast(spec, scale, alpha=alpha)).macs / measured(spec).macs == pytest.approx(scale, rel=0.35)
 
 
 def test_fast_scaling_keeps_activations_lower_than_uniform_scaling() -> None:
     spec = CATALOG["regnet_y_1_6gf"].spec
-    assert measured(fast(spec, 4)).activations < measured(fast(spec, 4, alpha=1 / 3)).activations
+    assert measured(scale_fast(spec, 4)).activations < measured(scale_fast(spec, 4, alpha=1 / 3)).activations
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "lenet5", "vgg11", "capsnet_reduced"])
@@ -124,12 +124,12 @@ def test_bad_budgets_are_refused(budget: dict[str, float], told: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: compound(B0, 1, alpha=0.5),
-        lambda: fast(B0, -1),
-        lambda: fast(B0, 2, alpha=2),
-        lambda: compound(B0, 1e4),
-        lambda: compound(B0, math.nan),
-        lambda: fast(B0, math.inf),
+        lambda: scale_compound(B0, 1, alpha=0.5),
+        lambda: scale_fast(B0, -1),
+        lambda: scale_fast(B0, 2, alpha=2),
+        lambda: scale_compound(B0, 1e4),
+        lambda: scale_compound(B0, math.nan),
+        lambda: scale_fast(B0, math.inf),
         lambda: fit_budget(B0, macs=math.nan),
     ],
 )

@@ -29,7 +29,7 @@ def test_a_good_file_is_not_fetched_again(serve: Callable[..., Site], tmp_path: 
     (tmp_path / "file").write_bytes(CONTENT)
     site = serve()
     fetch([site.url + "file"], tmp_path / "file", DIGEST)
-    assert site.asked == []
+    assert site.options == []
 
 
 def test_a_damaged_file_is_fetched_again(serve: Callable[..., Site], tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_part_is_gone_on_with(serve: Callable[..., Site], tmp_path: Path, rang
     (tmp_path / "file.part").write_bytes(CONTENT[:100_000])
     site, told = serve(ranges=ranges), []
     fetch([site.url + "file"], tmp_path / "file", DIGEST, progress=lambda *news: told.append(news))
-    assert site.asked == [("/file", "bytes=100000-")]
+    assert site.options == [("/file", "bytes=100000-")]
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert told[0][1] > 100_000 if ranges else told[0][1] <= 100_000
     assert told[-1][1:] == (len(CONTENT), len(CONTENT))
@@ -71,7 +71,7 @@ def test_a_broken_connection_leaves_a_part_that_the_next_call_completes(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.part"]
     assert (tmp_path / "file.part").read_bytes() == CONTENT[:150_000]
     fetch([site.url + "file"], tmp_path / "file", DIGEST)
-    assert site.asked == [("/file", None), ("/file", "bytes=150000-")]
+    assert site.options == [("/file", None), ("/file", "bytes=150000-")]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
@@ -81,7 +81,7 @@ def test_the_second_mirror_delivers_where_the_first_fails(
 ) -> None:
     first, second = serve(failure=failure), serve()
     fetch([first.url + "file", second.url + "file"], tmp_path / "file", DIGEST)
-    assert len(first.asked) == 1
+    assert len(first.options) == 1
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
@@ -95,7 +95,7 @@ def test_the_second_mirror_delivers_where_the_first_does_not_exist(serve: Callab
 def test_the_second_mirror_goes_on_where_the_first_broke_off(serve: Callable[..., Site], tmp_path: Path) -> None:
     first, second = serve(cut=1000), serve()
     fetch([first.url + "file", second.url + "file"], tmp_path / "file", DIGEST)
-    assert second.asked == [("/file", "bytes=1000-")]
+    assert second.options == [("/file", "bytes=1000-")]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
@@ -104,7 +104,7 @@ def test_the_second_mirror_begins_anew_where_the_first_has_another_file(
 ) -> None:
     first, second = serve({"/file": b"an older version"}), serve()
     fetch([first.url + "file", second.url + "file"], tmp_path / "file", DIGEST)
-    assert second.asked == [("/file", None)]
+    assert second.options == [("/file", None)]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
@@ -130,7 +130,7 @@ def test_offline_refuses_without_asking(
     site = serve()
     with pytest.raises(DataError, match="offline"):
         fetch([site.url + "file"], tmp_path / "file", DIGEST)
-    assert site.asked == []
+    assert site.options == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(serve: Callable[..., Site], tmp_path: Path) -> None:
@@ -159,17 +159,17 @@ def test_a_named_set_is_fetched_into_the_cache_and_then_needs_no_network(
     assert len(find("mnist", download=True).classes) == 10
     assert sorted(path.name for path in (cache / "mnist").iterdir()) == sorted(IDX_SETS["mnist"].digests)
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    assert len(site.asked) == 4
+    assert len(site.options) == 4
     for allowed in (True, False):
         assert find("mnist", download=allowed).name == "mnist"
-    assert len(site.asked) == 4
+    assert len(site.options) == 4
 
 
 def test_a_named_set_is_not_fetched_unless_asked_for(mnist: tuple[Site, Path]) -> None:
     site, cache = mnist
     with pytest.raises(DataError, match="--download"):
         find("mnist")
-    assert site.asked == []
+    assert site.options == []
     assert not cache.exists()
 
 
@@ -181,7 +181,7 @@ def test_only_the_missing_files_of_a_named_set_are_fetched(mnist: tuple[Site, Pa
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
         find("mnist")
     find("mnist", download=True)
-    assert [path for path, _ in site.asked[4:]] == [f"/{missing}"]
+    assert [path for path, _ in site.options[4:]] == [f"/{missing}"]
 
 
 @pytest.mark.parametrize("name", IDX_SETS)

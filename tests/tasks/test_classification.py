@@ -117,7 +117,7 @@ def test_confusion_has_true_classes_as_rows(result: Result) -> None:
 
 def test_accuracy_counts_the_most_probable_class(result: Result) -> None:
     assert (result.errors, result.accuracy) == (3, 5 / 8)
-    told = {"pictures": 8, "errors": 3, "accuracy": 5 / 8, "loss": 0.25}
+    told = {"images": 8, "errors": 3, "accuracy": 5 / 8, "loss": 0.25}
     assert {key: result.summary()[key] for key in told} == told
     assert int(result.confusion.diag().sum()) == 5
 

@@ -71,6 +71,6 @@ def test_the_interval_holds_the_share_and_is_as_wide_as_the_normal_one(count: in
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / count), abs=0.15 / np.sqrt(count) + 1.5 / count)
 
 
-def test_classes_without_pictures_do_not_spoil_the_means() -> None:
+def test_classes_without_images_do_not_spoil_the_means() -> None:
     result = judged(torch.eye(4)[:2] * 9, torch.tensor([0, 1]), CRITERIA["cross_entropy"])
     assert result.summary()["macro_f1"] == result.summary()["balanced_accuracy"] == 1.0

@@ -1,4 +1,4 @@
-"""Pictures of any number of classes: losses, metrics, splits, and the way from a table to answers."""
+"""Images of any number of classes: losses, metrics, splits, and the way from a table to answers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_average_precision_equals_scikit_learn(seed: int, ties: bool) -> None:
     assert metrics.average_precisions(scores, labels).tolist() == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_class_without_pictures_has_no_average_precision() -> None:
+def test_a_class_without_images_has_no_average_precision() -> None:
     scores, labels = drawn(0)
     labels[:, 1] = 0
     result = Tags(scores, labels, 0.0)
@@ -95,7 +95,7 @@ def test_a_class_without_pictures_has_no_average_precision() -> None:
     assert all(value == value for value in result.summary().values())
 
 
-def test_the_interval_is_that_of_drawing_pictures_again() -> None:
+def test_the_interval_is_that_of_drawing_images_again() -> None:
     scores, labels = drawn(3, count=60)
     random, means = np.random.default_rng(0), []
     for row in random.multinomial(60, np.full(60, 1 / 60), 200):
@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_scikit_learn() -> None:
     numbers = Tags(scores, labels, 0.25).summary()
     said = scores >= 0.5
     assert numbers["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro"))
-    assert numbers["micro_f1"] == pytest.approx(f1_score(labels, said, average="micro"))
+    assert numbers["micro_f1"] == pytest.approx(f1_score(labels, said, average="micro_batch"))
     assert numbers["accuracy"] == pytest.approx(float((said == labels.bool()).all(1).float().mean()))
     assert numbers["map_low"] < numbers["map"] < numbers["map_high"]
 
@@ -143,8 +143,8 @@ def test_splits_share_out_every_class() -> None:
         split_off(labels, 0.25, seed=1, where="x")
 
 
-def pictures(folder: Path, count: int = 60) -> list[dict[str, str]]:
-    """Write pictures whose channels are bright or dark, and return rows that say which are bright."""
+def images(folder: Path, count: int = 60) -> list[dict[str, str]]:
+    """Write images whose channels are bright or dark, and return rows that say which are bright."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     rows = []
@@ -170,7 +170,7 @@ def listed(rows: list[dict[str, str]], mark: str = "|") -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("mark", ["|", " | "])
 def test_classes_are_columns_or_stand_in_one_cell(tmp_path: Path, mark: str) -> None:
-    rows = pictures(tmp_path)
+    rows = images(tmp_path)
     columns = find(table(tmp_path / "a.csv", rows))
     cells = find(table(tmp_path / "b.csv", listed(rows, mark)))
     assert columns.classes == NAMES
@@ -189,36 +189,36 @@ def test_classes_are_columns_or_stand_in_one_cell(tmp_path: Path, mark: str) -> 
      ({"file": ""}, "no file"), ({"split": "perhaps"}, "the split 'perhaps'")],
 )  # fmt: skip
 def test_rows_that_cannot_be_used_are_told(tmp_path: Path, change: dict[str, str], told: str) -> None:
-    rows = [row | {"split": "train"} for row in pictures(tmp_path, 8)]
+    rows = [row | {"split": "train"} for row in images(tmp_path, 8)]
     rows[3] |= change
     with pytest.raises(DataError, match=told):
         find(table(tmp_path / "a.csv", rows))
 
 
 def test_a_class_nobody_shows_is_told(tmp_path: Path) -> None:
-    rows = [row | {"red": "0"} for row in pictures(tmp_path, 8)]
-    with pytest.raises(DataError, match="no training picture is of the class red"):
+    rows = [row | {"red": "0"} for row in images(tmp_path, 8)]
+    with pytest.raises(DataError, match="no training image is of the class red"):
         find(table(tmp_path / "a.csv", rows))
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 5, 5), np.uint8), y=np.array([[1, 0]] * 4))
-    with pytest.raises(DataError, match="no picture is of the class 1"):
+    with pytest.raises(DataError, match="no image is of the class 1"):
         find(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 5, 5), np.uint8), y=np.array([[1, 2]] * 4))
     with pytest.raises(DataError, match="labels are 0 or 1"):
         find(tmp_path / "x.npz")
 
 
-def test_a_broken_picture_does_not_make_a_rare_class_needed_in_val(tmp_path: Path) -> None:
-    rows = [row | {"split": "val" if i >= 40 else "train"} for i, row in enumerate(pictures(tmp_path))]
+def test_a_broken_image_does_not_make_a_rare_class_needed_in_val(tmp_path: Path) -> None:
+    rows = [row | {"split": "val" if i >= 40 else "train"} for i, row in enumerate(images(tmp_path))]
     rows = [row | {"red": "0" if row["split"] == "val" else row["red"]} for row in rows]
-    (tmp_path / "50.png").write_bytes(b"no picture")
-    data = find(table(tmp_path / "a.csv", rows)).load(Preprocessing(8, 8).for_channels(3), max_broken=0.1)
-    assert len(data.broken) == 1
+    (tmp_path / "50.png").write_bytes(b"no image")
+    data = find(table(tmp_path / "a.csv", rows)).load(Preprocessing(8, 8).for_channels(3), max_unreadable=0.1)
+    assert len(data.unreadable) == 1
     assert data.val is not None
     assert not data.val.labels[:, 0].any()
 
 
 def test_the_check_counts_every_class(tmp_path: Path) -> None:
-    rows = pictures(tmp_path)
+    rows = images(tmp_path)
     (tmp_path / "copy.png").write_bytes((tmp_path / "3.png").read_bytes())
     rows.append(rows[4] | {"file": "copy.png"})
     checked = check(find(table(tmp_path / "a.csv", rows)))
@@ -229,53 +229,53 @@ def test_the_check_counts_every_class(tmp_path: Path) -> None:
 
 # --- from a table to answers
 
-QUICK = Recipe(epochs=20, batch=8, lr=0.05, smoothing=0.05)
+QUICK = Recipe(epochs=20, batch=8, lr=0.05, label_smoothing=0.05)
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("colours")
-    table(folder / "colours.csv", pictures(folder, 80))
-    return folder / "colours.csv"
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("colors")
+    table(folder / "colors.csv", images(folder, 80))
+    return folder / "colors.csv"
 
 
 @pytest.fixture(scope="module")
-def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("tags") / "run"
-    return ca.fit(colours, "lenet5_modern", recipe=QUICK, out=out, settings=Settings(size=20))
+    return ca.fit(colors, "lenet5_modern", recipe=QUICK, out=out, settings=Settings(size=20))
 
 
-def test_a_network_learns_to_name_any_number_of_classes(run: Any, colours: Path) -> None:
+def test_a_network_learns_to_name_any_number_of_classes(run: Any, colors: Path) -> None:
     result = run.results["val"]
     assert result.score == pytest.approx(1)
     assert result.errors == 0
     assert run.config.recipe.loss == "binary_cross_entropy"
     model = ca.load(run.model_file)
     assert model.header.task == "tagging"
-    answers = model.predict([colours.parent / f"{i}.png" for i in (0, 1, 5, 7)])
+    answers = model.predict([colors.parent / f"{i}.png" for i in (0, 1, 5, 7)])
     assert [set(answer.labels) for answer in answers] == [set(), {"red"}, {"red", "blue"}, set(NAMES)]
     assert sum(answers[3].probabilities.values()) > 2
-    split, measured, _ = model.evaluate(colours)
+    split, measured, _ = model.evaluate(colors)
     assert (split, measured.score, measured.errors) == ("val", pytest.approx(1), 0)
     assert torch.allclose(measured.probabilities, result.probabilities, atol=1e-6)
 
 
-def test_classes_are_matched_by_name(run: Any, colours: Path) -> None:
-    with colours.open() as file:
+def test_classes_are_matched_by_name(run: Any, colors: Path) -> None:
+    with colors.open() as file:
         rows = [{name: row[name] for name in ("blue", "file", "red", "Green")} for row in csv.DictReader(file)]
-    other = table(colours.parent / "other.csv", rows)
+    other = table(colors.parent / "other.csv", rows)
     assert find(other).classes == ("blue", "red", "Green")
     assert ca.evaluate(run.model_file, other, split="all").result.score > 0.99
 
 
-def test_one_class_and_several_do_not_mix(run: Any, colours: Path, tmp_path: Path) -> None:
-    with colours.open() as file:
+def test_one_class_and_several_do_not_mix(run: Any, colors: Path, tmp_path: Path) -> None:
+    with colors.open() as file:
         rows = [{"file": row["file"], "label": NAMES[i % 3]} for i, row in enumerate(csv.DictReader(file))]
-    single = table(colours.parent / "single.csv", rows)
+    single = table(colors.parent / "single.csv", rows)
     with pytest.raises(DataError, match="one class, the network was not trained"):
         ca.evaluate(run.model_file, single)
     with pytest.raises(ConvatlasError, match=r"recipe\.loss: focal"):
-        ca.fit(colours, "lenet5_modern", recipe=Recipe(loss="focal"), out=tmp_path / "run")
+        ca.fit(colors, "lenet5_modern", recipe=Recipe(loss="focal"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -287,32 +287,38 @@ def test_the_report_tells_of_every_class(run: Any) -> None:
     assert float(rows[-1]["val_map"]) == pytest.approx(1)
 
 
-def test_the_command_line_tells_of_every_class(run: Any, colours: Path) -> None:
-    done = CliRunner().invoke(app, ["evaluate", str(run.model_file), str(colours)])
+def test_the_command_line_tells_of_every_class(run: Any, colors: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(run.model_file), str(colors)])
     assert "mean average precision 100.00%" in done.output
-    told = json.loads(CliRunner().invoke(app, ["evaluate", str(run.model_file), str(colours), "--json"]).output)
+    told = json.loads(CliRunner().invoke(app, ["evaluate", str(run.model_file), str(colors), "--json"]).output)
     assert told["map"] == pytest.approx(1)
     assert told["classes"]["red"]["average precision"] == pytest.approx(1)
-    done = CliRunner().invoke(app, ["predict", str(run.model_file), str(colours.parent / "5.png"), "--json"])
+    done = CliRunner().invoke(app, ["predict", str(run.model_file), str(colors.parent / "5.png"), "--json"])
     assert set(json.loads(done.output)["labels"]) == {"red", "blue"}
-    done = CliRunner().invoke(app, ["predict", str(run.model_file), str(colours.parent / "0.png")])
-    assert done.output.splitlines()[0].split()[:2] == ["picture", "is"]
+    done = CliRunner().invoke(app, ["predict", str(run.model_file), str(colors.parent / "0.png")])
+    assert done.output.splitlines()[0].split()[:2] == ["image", "is"]
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "asymmetric"])
-def test_a_run_that_is_stopped_ends_with_the_same_bits(colours: Path, tmp_path: Path, loss: str) -> None:
+def test_a_run_that_is_stopped_ends_with_the_same_bits(colors: Path, tmp_path: Path, loss: str) -> None:
     recipe = Recipe(
-        epochs=3, batch=16, loss=loss, balance=0.5, average=0.9, micro=5, smoothing=0.1 * (loss != "asymmetric")
+        epochs=3,
+        batch=16,
+        loss=loss,
+        class_weight_power=0.5,
+        ema_decay=0.9,
+        micro_batch=5,
+        label_smoothing=0.1 * (loss != "asymmetric"),
     ).replaced({"mixup": 0.4, "cutmix": 1.0, "flip": True})
     settings = Settings(size=20, checkpoint_steps=1)
-    whole = ca.fit(colours, "lenet5_modern", recipe=recipe, out=tmp_path / "whole", settings=settings)
+    whole = ca.fit(colors, "lenet5_modern", recipe=recipe, out=tmp_path / "whole", settings=settings)
 
     def stop(event: Any) -> None:
         if not isinstance(event, dict) and event.number == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ca.fit(colours, "lenet5_modern", recipe=recipe, out=tmp_path / "part", settings=settings, watch=stop)
+        ca.fit(colors, "lenet5_modern", recipe=recipe, out=tmp_path / "part", settings=settings, watch=stop)
     part = ca.resume(tmp_path / "part")
     first, second = whole.network.state_dict(), part.network.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -345,5 +351,5 @@ def test_arrays_may_be_of_several_classes(tmp_path: Path) -> None:
 def test_a_split_without_any_class_is_refused_before_the_training(tmp_path: Path, split: str) -> None:
     x, y = np.zeros((12, 8, 8), np.uint8), np.eye(3, dtype=np.uint8)[np.arange(12) % 3]
     np.savez(tmp_path / "x.npz", x=x, y=y, **{f"x_{split}": x, f"y_{split}": 0 * y})  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=f"no picture of the {split} split is of any class"):
+    with pytest.raises(DataError, match=f"no image of the {split} split is of any class"):
         ca.fit(tmp_path / "x.npz", "lenet5_modern", out=tmp_path / "run")

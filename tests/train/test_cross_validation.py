@@ -1,4 +1,4 @@
-"""Cross-validation: every picture is measured once, by a network that did not see it."""
+"""Cross-validation: every image is measured once, by a network that did not see it."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def test_groups_stay_together() -> None:
     assert all(len(folds[groups == group].unique()) == 1 for group in groups.unique())
     with pytest.raises(DataError, match="too few groups"):
         fold_numbers(listing(labels, labels), 2, seed=0, where="x")
-    with pytest.raises(DataError, match="every class needs at least 40 pictures"):
+    with pytest.raises(DataError, match="every class needs at least 40 images"):
         fold_numbers(listing(labels), 40, seed=0, where="x")
 
 
 @pytest.fixture
-def flat(pictures: Path) -> Path:
-    """The pictures of the training split, a folder for each class."""
-    return pictures / "train"
+def flat(images: Path) -> Path:
+    """The images of the training split, a folder for each class."""
+    return images / "train"
 
 
-def test_every_picture_is_measured_once_by_a_network_that_did_not_see_it(flat: Path, tmp_path: Path) -> None:
+def test_every_image_is_measured_once_by_a_network_that_did_not_see_it(flat: Path, tmp_path: Path) -> None:
     crossed = cross_validate(flat, "lenet5_modern", folds=3, recipe=QUICK, out=tmp_path / "x")
     seen = [set(run.dataset.val.names) for run in crossed.runs if run.dataset.val]
     assert len(set.union(*seen)) == sum(map(len, seen)) == 36
@@ -78,7 +78,7 @@ def test_every_picture_is_measured_once_by_a_network_that_did_not_see_it(flat: P
     assert crossed.deviation == pytest.approx(float(np.std(crossed.scores, ddof=1)))
     rows = list(csv.DictReader((tmp_path / "x" / "folds.csv").open()))
     assert [float(row["accuracy"]) for row in rows] == list(crossed.scores)
-    # the sealed file knows which pictures it did not see
+    # the sealed file knows which images it did not see
     split, result, _ = ca.evaluate(crossed.runs[1].model_file, flat)
     assert (split, result.errors, len(result.labels)) == ("val", crossed.runs[1].results["val"].errors, 12)
 
@@ -108,13 +108,13 @@ def test_a_cross_validation_that_was_stopped_goes_on(flat: Path, tmp_path: Path)
         cross_validate(flat, "lenet4", **given | {"recipe": QUICK.replaced({"epochs": 7})})
 
 
-def test_what_cannot_be_crossed_is_told(pictures: Path, flat: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_crossed_is_told(images: Path, flat: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has a val split of its own"):
-        cross_validate(pictures, "lenet5_modern", out=tmp_path / "x")
+        cross_validate(images, "lenet5_modern", out=tmp_path / "x")
     for folds in (1, 37):
         with pytest.raises(RunError, match="folds: a number from 2"):
             cross_validate(flat, "lenet5_modern", folds=folds, out=tmp_path / "x")
-    with pytest.raises(DataError, match="every class needs at least 20 pictures"):
+    with pytest.raises(DataError, match="every class needs at least 20 images"):
         cross_validate(flat, "lenet5_modern", folds=20, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -19,7 +19,7 @@ import convatlas as ca
 from convatlas.errors import RunError
 from convatlas.system.devices import device_named
 from convatlas.train import run_folder
-from convatlas.train.distributed import Ranks
+from convatlas.train.distributed import Distributed
 from convatlas.train.fit import reopen
 
 CHILD = """
@@ -36,8 +36,8 @@ def watch(event):
     if isinstance(event, Step) and event.number == kill and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 
-changes = {"epochs": 2, "batch": 120, "lr": 0.02, "average": 0.9, "mixup": 0.2, "clip": 1.0, "flip": True, "micro": 50}
-# 1,439 pictures are left to train, so the last batch has 119; 359 are for test, a prime number
+changes = {"epochs": 2, "batch": 120, "lr": 0.02, "ema_decay": 0.9, "mixup": 0.2, "grad_clip": 1.0, "flip": True, "micro_batch": 50}
+# 1,439 images are left to train, so the last batch has 119; 359 are for test, a prime number
 settings = Settings(threads=1, device="cpu", val_share=0, checkpoint_steps=3)
 recipe = RECIPES["default"].replaced(changes)
 fit("digits", "lenet5_modern", recipe=recipe, seed=3, out=folder, settings=settings, watch=watch)
@@ -45,27 +45,27 @@ fit("digits", "lenet5_modern", recipe=recipe, seed=3, out=folder, settings=setti
 
 GRADIENTS = """
 import copy, sys, torch
-from convatlas.catalog import CATALOG, grow
+from convatlas.catalog import CATALOG, build_fresh
 from convatlas.data.batches import Batch
 from convatlas.train.compute import Compute
 from convatlas.train.loop import Learner
-from convatlas.train.ranks import joined, synchronise_norms
+from convatlas.train.distributed import init_distributed, sync_batch_norms
 from convatlas.train.recipe import Recipe
 
-ranks = joined(torch.device("cpu"))
+distributed = init_distributed(torch.device("cpu"))
 torch.manual_seed(0)
 spec = CATALOG[sys.argv[1]].spec.scaled(width=0.25, depth=0.34, resolution=32)
-one = grow(spec, classes=10, channels=3).double().train()
+one = build_fresh(spec, classes=10, channels=3).double().train()
 size = int(sys.argv[2])
 x, y = torch.randn(size, 3, 32, 32).double(), torch.arange(size) % 10
 two = copy.deepcopy(one)
-synchronise_norms(two, ranks)
+sync_batch_norms(two, distributed)
 copy.deepcopy(two)  # as an average of the weights does
-mine = ranks.share(torch.arange(size))
+mine = distributed.shard(torch.arange(size))
 _, alone = Learner(one, Recipe(), Compute()).gradients(Batch(x, y, torch.arange(size)))
-pieces = Recipe(micro=int(sys.argv[3])) if len(sys.argv) > 3 else Recipe()
-_, share = Learner(two, pieces, Compute(), ranks=ranks).gradients(Batch(x[mine], y[mine], mine, whole=size))
-ranks.sum([share, *(p.grad for p in two.parameters())])
+pieces = Recipe(micro_batch=int(sys.argv[3])) if len(sys.argv) > 3 else Recipe()
+_, share = Learner(two, pieces, Compute(), distributed=distributed).gradients(Batch(x[mine], y[mine], mine, whole=size))
+distributed.all_reduce([share, *(p.grad for p in two.parameters())])
 for a, b in zip([alone, *(p.grad for p in one.parameters()), *one.buffers()],
                 [share, *(p.grad for p in two.parameters()), *two.buffers()]):
     torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-9)
@@ -96,7 +96,7 @@ def table(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    base = tmp_path_factory.mktemp("ranks")
+    base = tmp_path_factory.mktemp("distributed")
     for count in (1, 2, 3):
         done = trained(count, base / str(count), base / "child.py")
         assert done.returncode == 0, done.stderr[-2000:]
@@ -111,7 +111,7 @@ def test_several_processes_say_what_one_says(runs: dict[int, Path], count: int) 
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-2, atol=1e-3)
     first, other = (ca.load(runs[n] / run_folder.MODEL).header.metrics["test"] for n in (1, count))
-    assert other["pictures"] == first["pictures"] == 359
+    assert other["images"] == first["images"] == 359
     assert other == pytest.approx(first, rel=2e-2)
 
 
@@ -119,7 +119,7 @@ def test_several_processes_say_what_one_says(runs: dict[int, Path], count: int) 
     "arguments", [("cifar_resnet20", "7"), ("densenet121", "8"), ("cifar_resnet20", "2"), ("lenet5_modern", "7", "2")]
 )
 def test_gradients_and_norms_are_those_of_the_whole_batch(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """With 2 pictures for 3 processes, one has none; the last is taken in pieces of at most 2."""
+    """With 2 images for 3 processes, one has none; the last is taken in pieces of at most 2."""
     (tmp_path / "child.py").write_text(GRADIENTS)
     done = launch(3, str(tmp_path / "child.py"), *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -149,11 +149,11 @@ import os, sys, time
 from datetime import timedelta
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import Settings
-from convatlas.train import ranks
+from convatlas.train import distributed
 from convatlas.train.loop import Step
 from convatlas.train.run import fit
 
-ranks.PATIENCE = timedelta(seconds=5)
+distributed.TIMEOUT = timedelta(seconds=5)
 where = sys.argv[2]
 
 def watch(event):
@@ -182,10 +182,10 @@ SLOW = """
 import sys, time
 from datetime import timedelta
 import torch
-from convatlas.train import ranks
+from convatlas.train import distributed
 
-ranks.PATIENCE = timedelta(seconds=2)
-here = ranks.joined(torch.device("cpu"))
+distributed.TIMEOUT = timedelta(seconds=2)
+here = distributed.init_distributed(torch.device("cpu"))
 stuck, order = sys.argv[1] == "stuck", []
 
 def work(progress):
@@ -214,17 +214,17 @@ def test_the_first_one_may_work_for_long_while_it_tells_of_progress(tmp_path: Pa
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.device] = []
-    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device) or Tensor())
+    options: list[torch.device] = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: options.append(device) or Tensor())
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     device_named("cuda")
-    assert asked == [torch.device("cuda:1")]
+    assert options == [torch.device("cuda:1")]
     with pytest.raises(RunError, match="each has a GPU of its own; write cuda"):
         device_named("cuda:0")
     monkeypatch.delenv("WORLD_SIZE")
     device_named("cuda:1")
-    assert asked[1] == torch.device("cuda:1")
+    assert options[1] == torch.device("cuda:1")
 
 
 def test_an_error_is_told_once(tmp_path: Path) -> None:
@@ -236,14 +236,14 @@ def test_an_error_is_told_once(tmp_path: Path) -> None:
 def test_shares_are_disjoint_and_whole() -> None:
     items = torch.arange(11)
     for count in (1, 2, 3, 13):
-        parts = [Ranks(rank, count).share(items) for rank in range(count)]
+        parts = [Distributed(rank, count).share(items) for rank in range(count)]
         assert sorted(torch.cat(parts).tolist()) == items.tolist()
 
 
 def test_alone_nothing_is_sent() -> None:
-    ranks, x = Ranks(), torch.ones(3)
-    ranks.sum([x])
-    ranks.wait()
-    assert ranks.told(5) == 5
-    assert torch.equal(ranks.gathered(x, 3), x)
-    assert ranks.first
+    distributed, x = Distributed(), torch.ones(3)
+    distributed.all_reduce([x])
+    distributed.barrier()
+    assert distributed.broadcast(5) == 5
+    assert torch.equal(distributed.all_gather(x, 3), x)
+    assert distributed.is_main

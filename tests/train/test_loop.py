@@ -15,12 +15,12 @@ import convatlas as ca
 from convatlas.core.network import Network
 from convatlas.data.loader import Batch
 from convatlas.errors import RunError, SpecError
-from convatlas.models.catalog import CATALOG, grow
-from convatlas.system.autotune import Others
+from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.system.autotune import CpuContention
 from convatlas.train.cpu import execution, linear_fp32
-from convatlas.train.cpu.execution import Compute
+from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.fit import reopen, start
-from convatlas.train.loop import Average, Learner, train
+from convatlas.train.loop import EMA, StepRunner, train
 from convatlas.train.recipe import RECIPES, Recipe
 from convatlas.train.settings import Settings
 from tiny_networks import grown, tiny
@@ -47,11 +47,11 @@ def trained(network: Network, recipe: Recipe, *batches: Batch, **how: Any) -> li
     return list(train(network, recipe.build_optimizer(network), Few(*batches), recipe, seed=0, **how))  # type: ignore[arg-type]
 
 
-def gradients(network: Network, recipe: Recipe, given: Batch, way: Compute) -> tuple[float, list[Tensor]]:
+def gradients(network: Network, recipe: Recipe, given: Batch, way: ExecutionPlan) -> tuple[float, list[Tensor]]:
     network.zero_grad()
     network.train()
     torch.manual_seed(0)
-    _, loss = Learner(way.place(network), recipe, way).gradients(given)
+    _, loss = StepRunner(way.place(network), recipe, way).gradients(given)
     return loss.item(), [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
 
 
@@ -61,10 +61,10 @@ def gradients(network: Network, recipe: Recipe, given: Batch, way: Compute) -> t
 @pytest.mark.parametrize("micro", [1, 3, 5, 8])
 def test_gradients_of_pieces_add_up_to_those_of_the_batch(micro: int) -> None:
     torch.manual_seed(0)
-    network = grow("lenet5_modern", classes=7, channels=1)
+    network = build_fresh("lenet5_modern", classes=7, channels=1)
     given = batch(torch.randn(8, 1, 32, 32))
-    whole = gradients(network, PLAIN, given, Compute())
-    parts = gradients(network, PLAIN.replaced({"micro": micro}), given, Compute())
+    whole = gradients(network, PLAIN, given, ExecutionPlan())
+    parts = gradients(network, PLAIN.replaced({"micro_batch": micro}), given, ExecutionPlan())
     assert parts[0] == pytest.approx(whole[0], rel=1e-5)
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-4, atol=1e-6)
 
@@ -89,7 +89,7 @@ def test_every_way_computes_the_same_step(name: str) -> None:
 def test_bfloat16_is_near_and_its_loss_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = grown("resnet18")
     exact, rough = (
-        gradients(copy.deepcopy(network), PLAIN, batch(x), Compute(precision=precision))[0]
+        gradients(copy.deepcopy(network), PLAIN, batch(x), ExecutionPlan(precision=precision))[0]
         for precision in ("float32", "bfloat16")  # type: ignore[arg-type]
     )
     assert rough == pytest.approx(exact, rel=0.05)
@@ -110,7 +110,7 @@ def test_ways_that_are_not_possible_are_refused(
     name: str, how: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "has_bfloat16", lambda _: False)
-    network = grow(tiny(name), classes=3, channels=3, device="meta")
+    network = build_fresh(tiny(name), classes=3, channels=3, device="meta")
     given = {"layout": "auto", "precision": "auto", "compiled": False, **how}
     with pytest.raises(RunError, match=told):
         execution.candidates(network, torch.device("cpu"), **given)  # type: ignore[arg-type]
@@ -121,33 +121,33 @@ def test_the_fastest_way_is_measured_once_and_remembered(tmp_path: Path, monkeyp
     monkeypatch.setattr(execution, "SMALL_STEP", 0)
     monkeypatch.setattr(execution, "has_bfloat16", lambda _: False)
     monkeypatch.setattr(execution, "BUSY", 2.0)
-    asked = []
+    options = []
 
-    def measured(network: Network, ways: list[Compute], *_: object) -> dict[Compute, float]:
-        asked.append(ways)
+    def measured(network: Network, ways: list[ExecutionPlan], *_: object) -> dict[ExecutionPlan, float]:
+        options.append(ways)
         return {way: 0.5 if way.layout == "contiguous" else 1.0 for way in ways}
 
     monkeypatch.setattr(execution, "_measured", measured)
     how: dict[str, Any] = {"classes": 3, "channels": 3, "batch": 4, "device": torch.device("cpu")}
     first, second = (execution.choose(tiny("resnet18"), **how) for _ in range(2))
-    assert first.compute == second.compute == Compute("contiguous")
-    assert len(asked) == 1
+    assert first.compute == second.compute == ExecutionPlan("contiguous")
+    assert len(options) == 1
     assert execution.choose(tiny("resnet34"), **how).compute.layout == "contiguous"
-    assert len(asked) == 2
+    assert len(options) == 2
     (tmp_path / execution.REMEMBERED).write_text("not JSON")
     assert execution.choose(tiny("resnet18"), **how).compute == first.compute
-    assert len(asked) == 3
+    assert len(options) == 3
     monkeypatch.setattr(execution, "BUSY", -1.0)  # other work keeps the cores busy: not remembered
     for _ in range(2):
         execution.choose(tiny("resnet50"), **how)
-    assert len(asked) == 5
+    assert len(options) == 5
 
 
 def test_the_share_of_other_processes_is_what_this_one_did_not_take() -> None:
     readings = iter([(1000.0, 400.0), (1010.0, 404.0)])
-    others = Others(lambda: next(readings))
+    others = CpuContention(lambda: next(readings))
     assert others.share() == pytest.approx(0.4, abs=0.05)
-    assert 0 <= Others().share() <= 1
+    assert 0 <= CpuContention().share() <= 1
 
 
 def test_small_steps_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +174,11 @@ def test_real_measurements_name_every_way(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_average_follows_its_formula() -> None:
     network, x = grown("cifar_resnet20")
-    average = Average(network, 0.9)
+    average = EMA(network, 0.9)
     weights = [network.get_parameter("head.out.weight").detach().clone()]
     recipe = Recipe(epochs=1, batch=2, lr=0.1)
     optimizer = recipe.build_optimizer(network)
-    for step in train(network, optimizer, Few(*[batch(x)] * 4), recipe, seed=0, average=average):  # type: ignore[arg-type]
+    for step in train(network, optimizer, Few(*[batch(x)] * 4), recipe, seed=0, ema_decay=average):  # type: ignore[arg-type]
         assert not step.skipped
         weights.append(network.get_parameter("head.out.weight").detach().clone())
     expected = weights[0].double()
@@ -192,10 +192,11 @@ def test_the_average_follows_its_formula() -> None:
 
 def test_rare_classes_weigh_more_and_the_mean_weight_is_one() -> None:
     network, x = grown("cifar_resnet20")
-    importance = torch.tensor([4.0, 1, 1, 1, 1, 1, 1])
+    class_weights = torch.tensor([4.0, 1, 1, 1, 1, 1, 1])
     given = batch(x)  # classes 0 and 1
     plain, weighed = (
-        Learner(network, PLAIN, Compute(), weights).measure(network(x), given.labels) for weights in (None, importance)
+        StepRunner(network, PLAIN, ExecutionPlan(), weights).measure(network(x), given.labels)
+        for weights in (None, class_weights)
     )
     each = nn.functional.cross_entropy(network(x), given.labels, reduction="none")
     assert weighed.item() == pytest.approx(((4 * each[0] + each[1]) / 2).item(), rel=1e-5)
@@ -205,7 +206,7 @@ def test_rare_classes_weigh_more_and_the_mean_weight_is_one() -> None:
 def test_a_long_gradient_is_shortened() -> None:
     network, x = grown("cifar_resnet20")
     before = copy.deepcopy(network.state_dict())
-    recipe = Recipe(epochs=1, batch=2, lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant", clip=1e-3)
+    recipe = Recipe(epochs=1, batch=2, lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant", grad_clip=1e-3)
     trained(network, recipe, batch(x))
     moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in network.named_parameters())
     assert moved**0.5 == pytest.approx(1e-3, rel=1e-2)
@@ -240,7 +241,7 @@ def test_the_head_learns_alone_first_and_statistics_wait() -> None:
 def test_statistics_of_norms_can_be_kept() -> None:
     network, x = grown("resnet18")
     before = copy.deepcopy(network.state_dict())
-    trained(network.train(), Recipe(epochs=1, batch=2, lr=0.1, norms="keep"), batch(x))
+    trained(network.train(), Recipe(epochs=1, batch=2, lr=0.1, freeze_bn_stats=True), batch(x))
     after = network.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in after if "running" in key)
     assert not torch.equal(after["stem.conv.norm.weight"], before["stem.conv.norm.weight"])
@@ -262,7 +263,7 @@ def test_a_step_that_is_not_finite_is_taken_back() -> None:
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Let a forward pass of more than so many pictures fail as torch does; returns the sizes that were tried."""
+    """Let a forward pass of more than so many images fail as torch does; returns the sizes that were tried."""
     tried: list[int] = []
     forward = nn.Conv2d.forward
 
@@ -278,21 +279,21 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
 
 def test_a_batch_that_does_not_fit_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network = grow("lenet5_modern", classes=7, channels=1)
+    network = build_fresh("lenet5_modern", classes=7, channels=1)
     other = copy.deepcopy(network)
     x = torch.randn(8, 1, 32, 32)
     recipe = Recipe(epochs=1, batch=8, lr=0.1)
-    trained(other, recipe.replaced({"micro": 2}), batch(x), batch(x))
+    trained(other, recipe.replaced({"micro_batch": 2}), batch(x), batch(x))
     tried = short_of_memory(monkeypatch, 3)
     trained(network, recipe, batch(x), batch(x))
     assert [size for size in tried if size > 3] == [8, 4]  # what failed once is not tried again
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
 
 
-def test_one_picture_that_does_not_fit_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_that_does_not_fit_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = grown("cifar_resnet20")
     short_of_memory(monkeypatch, 0)
-    with pytest.raises(RunError, match="memory does not suffice for 1 pictures at once"):
+    with pytest.raises(RunError, match="memory does not suffice for 1 images at once"):
         trained(network, Recipe(epochs=1, batch=2), batch(x))
 
 
@@ -305,7 +306,7 @@ def test_other_errors_are_not_taken_for_missing_memory() -> None:
 def test_steps_that_are_never_finite_end_the_training() -> None:
     network, x = grown("resnet18")
     bad = [batch(x * float("nan"))] * 12
-    with pytest.raises(RunError, match=r"10 steps up to step 9 .* first in the input pictures"):
+    with pytest.raises(RunError, match=r"10 steps up to step 9 .* first in the input images"):
         trained(network, Recipe(epochs=1, batch=2), *bad)
 
 
@@ -333,21 +334,21 @@ def test_a_run_that_ran_out_of_patience_does_not_go_on(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def source(coloured: Any) -> Path:
+def source(colored: Any) -> Path:
     """A sealed model of three classes."""
-    return Path(coloured.model_file)
+    return Path(colored.model_file)
 
 
 def test_weights_begin_a_run_and_a_resumed_one_does_not_need_their_file(
-    source: Path, pictures: Path, tmp_path: Path
+    source: Path, images: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(source.read_bytes())
-    recipe = RECIPES["finetune"].replaced({"epochs": 2, "batch": 8, "crop": 0.0})
+    recipe = RECIPES["finetune"].replaced({"epochs": 2, "batch": 8, "min_crop_area": 0.0})
     how: dict[str, Any] = {"weights": weights, "recipe": recipe, "settings": SETTINGS}
-    whole = ca.fit(pictures, "lenet5_modern", out=tmp_path / "whole", **how)
+    whole = ca.fit(images, "lenet5_modern", out=tmp_path / "whole", **how)
     assert ca.load(whole.model_file).header.training["weights"] == str(weights)
-    steps = start(pictures, "lenet5_modern", out=tmp_path / "stopped", **how).steps()
+    steps = start(images, "lenet5_modern", out=tmp_path / "stopped", **how).steps()
     next(steps)
     steps.close()
     weights.unlink()
@@ -357,23 +358,23 @@ def test_weights_begin_a_run_and_a_resumed_one_does_not_need_their_file(
 
 
 def test_the_head_is_kept_for_the_same_classes_and_fresh_for_others(
-    source: Path, pictures: Path, own_pictures: Path, tmp_path: Path
+    source: Path, images: Path, own_images: Path, tmp_path: Path
 ) -> None:
     state = ca.load(source).network.state_dict()
     *_, head = (key for key in state if key.endswith("weight"))
     how: dict[str, Any] = {"weights": source, "settings": SETTINGS}
-    same = start(pictures, "lenet5_modern", out=tmp_path / "same", **how).network.state_dict()
+    same = start(images, "lenet5_modern", out=tmp_path / "same", **how).network.state_dict()
     assert all(torch.equal(same[key], state[key]) for key in state)
     for split in ("train", "val"):
-        (own_pictures / split / "ant").rename(own_pictures / split / "wasp")
-    other = start(own_pictures, "lenet5_modern", out=tmp_path / "other", **how).network.state_dict()
+        (own_images / split / "ant").rename(own_images / split / "wasp")
+    other = start(own_images, "lenet5_modern", out=tmp_path / "other", **how).network.state_dict()
     assert {key for key in state if not torch.equal(other[key], state[key])} >= {head}
     assert sum(not torch.equal(other[key], state[key]) for key in state) <= 2
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"micro": 100}, {"clip": -1}, {"balance": 2}, {"average": 1.0}, {"layer_decay": 1.5}, {"norms": "frozen"},
+    [{"micro_batch": 100}, {"grad_clip": -1}, {"class_weight_power": 2}, {"ema_decay": 1.0}, {"layer_decay": 1.5}, {"freeze_bn_stats": "frozen"},
      {"head_epochs": 21}, {"patience": -1}, {"optimizer": "adam"}],
 )  # fmt: skip
 def test_recipes_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:

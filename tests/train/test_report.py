@@ -19,7 +19,7 @@ from convatlas.train.settings import Settings
 
 
 class Page(HTMLParser):
-    """The text, the pictures and the addresses of a page; refuses what is not closed."""
+    """The text, the images and the addresses of a page; refuses what is not closed."""
 
     VOID = frozenset(("meta", "img", "br"))
 
@@ -28,7 +28,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.texts: list[str] = []
         self.sources: list[str] = []
-        self.feed(text)
+        self.loader(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -51,7 +51,7 @@ def page(run: Run) -> Page:
     return Page((run.folder / REPORT).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["trained", "coloured"])
+@pytest.mark.parametrize("name", ["trained", "colored"])
 def test_the_report_tells_what_was_measured_and_needs_no_other_file(name: str, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(name)
     shown = page(run)
@@ -60,7 +60,7 @@ def test_the_report_tells_what_was_measured_and_needs_no_other_file(name: str, r
         assert f"{result.accuracy:.2%}" in shown.text
     assert all(label in shown.text for label in run.config.classes)
     assert run.config.fingerprint in shown.text
-    assert ("flatters" in shown.text) == (name == "coloured")  # it has no test split
+    assert ("flatters" in shown.text) == (name == "colored")  # it has no test split
     assert all(source.startswith("data:image/png;base64,") for source in shown.sources)
     for source in shown.sources:
         assert Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size > (7, 7)
@@ -76,14 +76,14 @@ def test_the_surest_mistakes_are_shown(trained: Run) -> None:
     assert sure[0] == pytest.approx(100 * float(result.confidence[wrong].max()), abs=0.06)
 
 
-def test_names_are_text_and_broken_files_are_listed(own_pictures: Path, tmp_path: Path) -> None:
+def test_names_are_text_and_broken_files_are_listed(own_images: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
-        (own_pictures / split / "ant").rename(own_pictures / split / "<b>&ant")
-    (own_pictures / "train" / "bee" / "00.jpg").write_bytes(b"no picture")
-    settings = Settings(threads=1, device="cpu", max_broken=0.1)
+        (own_images / split / "ant").rename(own_images / split / "<b>&ant")
+    (own_images / "train" / "bee" / "00.jpg").write_bytes(b"no image")
+    settings = Settings(threads=1, device="cpu", max_unreadable=0.1)
     recipe = RECIPES["default"].replaced({"epochs": 1})
-    run = fit(own_pictures, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=settings)
+    run = fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=settings)
     shown = page(run)
     assert "<b>&ant" in shown.text
-    assert "1 pictures could not be read" in shown.text
-    assert "not a picture" in shown.texts
+    assert "1 images could not be read" in shown.text
+    assert "not an image" in shown.texts

@@ -34,7 +34,7 @@ from convatlas.train.settings import Settings
 from tiny_networks import tiny
 
 SETTINGS = Settings(threads=1, checkpoint_steps=4)
-STEPS = 2 * 18  # 2 epochs of 1,150 pictures in batches of 64
+STEPS = 2 * 18  # 2 epochs of 1,150 images in batches of 64
 SYNCS = 18  # files that such a run writes, roughly
 
 CHILD = """
@@ -70,8 +70,8 @@ PLANS = {
     "modern": ("lenet5_modern", {"epochs": 2}),
     "adamw": ("lenet5", {"epochs": 2, "optimizer": "adamw", "lr": 0.001, "loss": "map", "weight_decay": 0.01}),
     "all": ("lenet5_modern", {
-        "epochs": 2, "micro": 48, "average": 0.99, "clip": 1.0, "smoothing": 0.1, "balance": 0.5, "head_epochs": 1,
-        "layer_decay": 0.8, "crop": 0.5, "flip": True, "policy": "trivial", "jitter": 0.2, "erase": 0.2, "mixup": 0.2,
+        "epochs": 2, "micro_batch": 48, "ema_decay": 0.99, "grad_clip": 1.0, "label_smoothing": 0.1, "class_weight_power": 0.5, "head_epochs": 1,
+        "layer_decay": 0.8, "min_crop_area": 0.5, "flip": True, "policy": "trivial", "jitter": 0.2, "random_erasing": 0.2, "mixup": 0.2,
         "cutmix": 1.0,
     }),
 }  # fmt: skip
@@ -185,7 +185,7 @@ def test_the_sealed_file_tells_how_it_came_about(whole: dict[str, Path]) -> None
     assert training["recipe"]["epochs"] == 2
     assert training["fingerprint"] == json.loads((whole["modern"] / run_folder.CONFIG).read_text())["fingerprint"]
     assert training["versions"]["torch"] == torch.__version__
-    assert model.header.metrics["test"]["pictures"] == 359
+    assert model.header.metrics["test"]["images"] == 359
     assert model.evaluate("digits")[1].accuracy == model.header.metrics["test"]["accuracy"]
     assert model.evaluate("digits", split="val")[1].accuracy == model.header.metrics["val"]["accuracy"]
 
@@ -301,7 +301,7 @@ def test_networks_with_parts_for_training_alone_resume_and_seal(kind: str, tmp_p
     assert len(answer[0].probabilities) == 10
 
 
-def test_clips_are_no_pictures(tmp_path: Path) -> None:
+def test_clips_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="r3d_18: reads clips"):
         ca.fit("digits", "r3d_18", out=tmp_path / "run", settings=SETTINGS)
     assert not (tmp_path / "run").exists()
@@ -365,11 +365,11 @@ def test_dropout_of_wide_resnets_stands_before_the_second_convolution() -> None:
 
 
 FEATURES = {
-    "optimizer": ["sgd", "adamw", "rmsprop"], "schedule": ["constant", "cosine", "onecycle"], "micro": [0, 40],
-    "clip": [0.0, 0.5], "smoothing": [0.0, 0.1], "balance": [0.0, 1.0], "average": [0.0, 0.9], "head_epochs": [0, 1],
-    "layer_decay": [1.0, 0.7], "norms": ["learn", "keep"], "shuffle": [True, False], "crop": [0.0, 0.4],
-    "flip": [False, True], "shift": [0, 2], "policy": ["none", "trivial", "rand"], "jitter": [0.0, 0.3],
-    "erase": [0.0, 0.5], "mixup": [0.0, 0.4], "cutmix": [0.0, 1.0], "dropout": [0.0, 0.3], "drop_path": [0.0, 0.2],
+    "optimizer": ["sgd", "adamw", "rmsprop"], "schedule": ["constant", "cosine", "onecycle"], "micro_batch": [0, 40],
+    "grad_clip": [0.0, 0.5], "label_smoothing": [0.0, 0.1], "class_weight_power": [0.0, 1.0], "ema_decay": [0.0, 0.9], "head_epochs": [0, 1],
+    "layer_decay": [1.0, 0.7], "freeze_bn_stats": [False, True], "shuffle": [True, False], "min_crop_area": [0.0, 0.4],
+    "flip": [False, True], "max_shift": [0, 2], "policy": ["none", "trivial", "rand"], "jitter": [0.0, 0.3],
+    "random_erasing": [0.0, 0.5], "mixup": [0.0, 0.4], "cutmix": [0.0, 1.0], "dropout": [0.0, 0.3], "drop_path": [0.0, 0.2],
 }  # fmt: skip
 
 

@@ -36,19 +36,19 @@ HEADER = Header(
     preprocessing=Preprocessing(resize=16, crop=16, mean=(0.1307,), std=(0.3081,)),
     criterion="cross_entropy",
     training={"seed": 3, "recipe": {"lr": 0.1}},
-    metrics={"val": {"pictures": 10, "accuracy": 0.9}},
-    licence="CC0-1.0",
+    metrics={"val": {"images": 10, "accuracy": 0.9}},
+    license="CC0-1.0",
 )  # fmt: skip
 
 
-def grow() -> Network:
+def build_fresh() -> Network:
     torch.manual_seed(0)
     return build(SMALL, classes=3)
 
 
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
-    save(tmp_path / "small.safetensors", grow(), HEADER)
+    save(tmp_path / "small.safetensors", build_fresh(), HEADER)
     return tmp_path / "small.safetensors"
 
 
@@ -119,7 +119,7 @@ def test_an_extended_file_is_refused(sealed: Path) -> None:
 @pytest.mark.parametrize("block", range(4))
 def test_a_flipped_byte_never_gives_another_model(sealed: Path, block: int) -> None:
     raw, chance = sealed.read_bytes(), random.Random(block)
-    network, refused = grow(), []
+    network, refused = build_fresh(), []
     for _ in range(50):
         damaged = bytearray(raw)
         damaged[chance.randrange(len(raw))] ^= chance.randrange(1, 256)
@@ -198,7 +198,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def forge(path: Path, plain: Any, weights: dict[str, Tensor] | None = None, *, text: str = "") -> Path:
     """Write a file whose checksum is right, whatever it says."""
-    weights = dict(grow().state_dict()) if weights is None else weights
+    weights = dict(build_fresh().state_dict()) if weights is None else weights
     text = text or json.dumps(plain)
     safetensors.torch.save_file(weights, path, {"convatlas": text, "sha256": modelfile.digest(text, weights)})
     return path
@@ -290,7 +290,7 @@ def test_a_header_that_is_no_record_is_refused(tmp_path: Path, text: str) -> Non
 def test_weights_that_do_not_fit_the_spec_are_named(
     tmp_path: Path, damage: Callable[[dict[str, Tensor]], object], named: str
 ) -> None:
-    weights = dict(grow().state_dict())
+    weights = dict(build_fresh().state_dict())
     damage(weights)
     refuse(forge(tmp_path / "forged.safetensors", HEADER.to_plain(), weights), "do not fit", named)
 
@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
     if how == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     with full_disk(1000 if how == "limit" else 10**9), pytest.raises(RunError, match=f"{path.name}: cannot be written"):
-        save(path, grow(), HEADER)
+        save(path, build_fresh(), HEADER)
     assert [entry.name for entry in sealed.parent.iterdir()] == [sealed.name]
     assert sealed.read_bytes() == before
 
@@ -338,14 +338,14 @@ def test_a_stop_while_writing_leaves_everything_as_it_was(sealed: Path, monkeypa
     before = sealed.read_bytes()
     monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
-        save(sealed, grow(), HEADER)
+        save(sealed, build_fresh(), HEADER)
     assert [entry.name for entry in sealed.parent.iterdir()] == [sealed.name]
     assert sealed.read_bytes() == before
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"missing.model\.safetensors: cannot be written"):
-        save(tmp_path / "missing" / "model.safetensors", grow(), HEADER)
+        save(tmp_path / "missing" / "model.safetensors", build_fresh(), HEADER)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -353,6 +353,6 @@ def test_a_read_only_folder_is_named(sealed: Path) -> None:
     sealed.parent.chmod(0o500)
     try:
         with pytest.raises(RunError, match="cannot be written"):
-            save(sealed, grow(), HEADER)
+            save(sealed, build_fresh(), HEADER)
     finally:
         sealed.parent.chmod(0o700)

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from convatlas.errors import ConvatlasError, DataError, WeightsError
 from convatlas.inference import model
-from convatlas.inference.verify import Verification, find_photos, verify
+from convatlas.inference.verify import Verification, find_images, verify
 from convatlas.inference.verify import record as note_down
-from convatlas.models.catalog import CATALOG, grow, spec
-from convatlas.models.keys import rename, translate
+from convatlas.models.catalog import CATALOG, build_fresh, spec
+from convatlas.models.keys import remap_keys, rename
 from convatlas.weights import pretrained
-from convatlas.weights.adapt import adapted_kernel
+from convatlas.weights.adapt import adapt_kernel
 from convatlas.weights.build import build
 from convatlas.weights.fetch import import_file, pull
 from convatlas.weights.modelfile import Header, save
-from convatlas.weights.pretrained import Weights, find, published
+from convatlas.weights.pretrained import Weights, find_weights, list_weights
 from convatlas.weights.read import load_tensors
 from server import Site
 from upstream import scramble, theirs
@@ -59,7 +59,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def record(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """The record of `RECORD`, with the digest of the checkpoint."""
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:8]
-    changed = replace(find(RECORD), digest=digest)
+    changed = replace(find_weights(RECORD), digest=digest)
     monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [changed])
     return changed
 
@@ -75,13 +75,17 @@ def outputs(network: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.peers])
 def test_records_are_those_of_the_libraries(name: str) -> None:
-    for record in published(name):
-        assert find(record.name) == record
-        assert len(record.classes) == len(set(record.classes)) == (400 if "Kinetics" in str(record.claimed) else 1000)
+    for record in list_weights(name):
+        assert find_weights(record.name) == record
+        assert (
+            len(record.classes)
+            == len(set(record.classes))
+            == (400 if "Kinetics" in str(record.reported_metrics) else 1000)
+        )
         assert record.preprocessing.channels == 3
         if record.library == "torchvision":
             assert record.digest
-            assert all(0 < value < 100 for value in record.claimed.values())
+            assert all(0 < value < 100 for value in record.reported_metrics.values())
 
 
 def test_files_of_different_weights_do_not_meet_in_the_cache() -> None:
@@ -91,16 +95,16 @@ def test_files_of_different_weights_do_not_meet_in_the_cache() -> None:
 
 
 def test_record_says_what_torchvision_says() -> None:
-    record = find("resnet50@torchvision:IMAGENET1K_V2")
-    assert record.claimed == {"ImageNet-1K acc@1": 80.858, "ImageNet-1K acc@5": 95.434}
+    record = find_weights("resnet50@torchvision:IMAGENET1K_V2")
+    assert record.reported_metrics == {"ImageNet-1K acc@1": 80.858, "ImageNet-1K acc@5": 95.434}
     assert (record.preprocessing.resize, record.preprocessing.crop) == (232, 224)
     assert record.classes[:2] == ("tench", "goldfish")
-    assert find("resnet50@torchvision:DEFAULT") == record
+    assert find_weights("resnet50@torchvision:DEFAULT") == record
 
 
-def test_networks_that_normalise_inside_get_it_in_their_preprocessing() -> None:
-    assert find("googlenet@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.5, 0.5, 0.5)
-    assert find("resnet18@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.485, 0.456, 0.406)
+def test_networks_that_normalize_inside_get_it_in_their_preprocessing() -> None:
+    assert find_weights("googlenet@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.5, 0.5, 0.5)
+    assert find_weights("resnet18@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_networks_that_normalise_inside_get_it_in_their_preprocessing() -> None:
 )  # fmt: skip
 def test_names_that_are_none_are_refused(name: str, told: str) -> None:
     with pytest.raises(ConvatlasError, match=told):
-        find(name)
+        find_weights(name)
 
 
 # --- fetching and bringing in
@@ -131,7 +135,7 @@ def test_pulled_weights_are_checked_and_used(
     path = pull(here)
     assert path == here.file == here.path
     pull(here)
-    assert len(site.asked) == 1
+    assert len(site.options) == 1
     network = build(NAME, weights="torchvision:IMAGENET1K_V1")
     peer = theirs(NAME, "torchvision")
     peer.load_state_dict(torch.load(checkpoint, weights_only=True))
@@ -156,7 +160,7 @@ def test_imported_file_is_used_offline(record: Weights, checkpoint: Path, monkey
     assert import_file(record, checkpoint) == record.path
     assert build(NAME, weights="torchvision:IMAGENET1K_V1", classes=4).input_shape == (3, 224, 224)
     answer = model.load(RECORD)
-    assert answer.header.licence == ""
+    assert answer.header.license == ""
     assert answer.classes == record.classes
 
 
@@ -265,7 +269,7 @@ def test_one_tensor_more_or_less_is_refused(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_sealed_file_of_the_same_network_is_a_source(tmp_path: Path) -> None:
-    network = grow("cifar_resnet20", classes=3)
+    network = build_fresh("cifar_resnet20", classes=3)
     row = CATALOG["cifar_resnet20"]
     header = Header("x", row.spec, ("a", "b", "c"), row.preprocessing, "cross_entropy")
     save(tmp_path / "model.safetensors", network, header)
@@ -318,16 +322,16 @@ def test_other_channels_change_the_first_kernel_alone(first: Any, channels: int,
     assert all(torch.equal(whole.state_dict()[key], other.state_dict()[key]) for key in others)
 
 
-def test_a_grey_picture_gives_what_its_rgb_copy_gave(checkpoint: Path) -> None:
-    rgb, grey = (build(NAME, weights=checkpoint, channels=n, first="sum") for n in (3, 1))
+def test_a_gray_image_gives_what_its_rgb_copy_gave(checkpoint: Path) -> None:
+    rgb, gray = (build(NAME, weights=checkpoint, channels=n, first="sum") for n in (3, 1))
     x = torch.rand(2, 1, 64, 64)
-    torch.testing.assert_close(outputs(grey, x), outputs(rgb, x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs(gray, x), outputs(rgb, x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
 @given(st.integers(1, 9), st.integers(1, 20), st.sampled_from(["sum", "repeat"]))
 def test_kernels_of_other_channels_keep_their_scale(old: int, new: int, first: Any) -> None:
     kernel = torch.ones(2, old, 3, 3)
-    torch.testing.assert_close(adapted_kernel(kernel, new, first).sum(1), kernel.sum(1))
+    torch.testing.assert_close(adapt_kernel(kernel, new, first).sum(1), kernel.sum(1))
 
 
 def test_unknown_rule_for_the_first_kernel_is_refused(checkpoint: Path) -> None:
@@ -352,7 +356,7 @@ def test_rules_move_numbers_and_leave_out_what_is_named_nothing() -> None:
 
 def test_two_tensors_under_one_name_are_refused() -> None:
     with pytest.raises(WeightsError, match=r"become b, the second is a2"):
-        translate({"a1": torch.zeros(1), "a2": torch.zeros(1)}, ((r"a\d", "b"),), {"b": torch.zeros(1)})
+        remap_keys({"a1": torch.zeros(1), "a2": torch.zeros(1)}, ((r"a\d", "b"),), {"b": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -360,7 +364,7 @@ def test_two_tensors_under_one_name_are_refused() -> None:
     [((4, 3, 1, 1), (4, 3)), ((4, 3), (4, 3, 1, 1)), ((4, 3, 2, 2), (4, 12)), ((4,), (4, 1, 1))],
 )
 def test_axes_that_are_only_written_otherwise_fit(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
-    assert translate({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})["a"].shape == ours
+    assert remap_keys({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})["a"].shape == ours
 
 
 @pytest.mark.parametrize(
@@ -369,51 +373,51 @@ def test_axes_that_are_only_written_otherwise_fit(theirs_: tuple[int, ...], ours
 )
 def test_axes_that_are_exchanged_do_not_fit(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
     with pytest.raises(WeightsError, match="shapes"):
-        translate({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})
+        remap_keys({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})
 
 
 def test_checkpoints_from_before_batches_were_counted_fit() -> None:
-    network = grow("cifar_resnet20")
+    network = build_fresh("cifar_resnet20")
     old = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    assert translate(old, (), network.state_dict()).keys() == network.state_dict().keys()
+    assert remap_keys(old, (), network.state_dict()).keys() == network.state_dict().keys()
 
 
 # --- the ledger, and the real weights
 
 
-def test_photos_are_found_by_table_and_by_folder(pictures: Path, tmp_path: Path) -> None:
-    photos = find_photos(pictures / "val")
+def test_photos_are_found_by_table_and_by_folder(images: Path, tmp_path: Path) -> None:
+    photos = find_images(images / "val")
     assert photos.classes == ("ant", "bee", "cat")
     assert len(photos.files) == len(photos.labels) == 36
     first = photos.files[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{first},7\n")
-    table = find_photos(tmp_path)
+    table = find_images(tmp_path)
     assert (table.files, table.labels) == ((first,), (7,))
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [("name,class\na,1\n", "columns file and index"), ("file,index\na.jpg,x\n", "no class index"),
-     ("file,index\n", "no photographs"), ("file,index\nnone.jpg,1\n", "not there"), (None, "neither labels.csv"),
+     ("file,index\n", "no images"), ("file,index\nnone.jpg,1\n", "not there"), (None, "neither labels.csv"),
      ("file,index\na.jpg,1\nb.jpg\n", "line 3: '' is no class index"), ("file,index\n\udce9.jpg,1\n", "not UTF-8")],
 )  # fmt: skip
 def test_photos_without_labels_are_refused(text: str | None, told: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "labels.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConvatlasError, match=told):
-        find_photos(tmp_path)
+        find_images(tmp_path)
 
 
 def test_verification_stands_beside_the_library(
-    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+    record: Weights, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
-    files = sorted((pictures / "val").rglob("*.jpg"))[:5]
+    files = sorted((images / "val").rglob("*.jpg"))[:5]
     (tmp_path / "labels.csv").write_text("file,index\n" + "".join(f"{file},{i}\n" for i, file in enumerate(files)))
     row = verify(RECORD, tmp_path, file=checkpoint)
     assert row.peer is not None
     assert row.count == row.peer[2] == 5
     assert (row.right1, row.right5) == row.peer[:2]
-    assert row.difference < 0.02  # 36-pixel pictures are resized here by torch, there by Pillow
+    assert row.difference < 0.02  # 36-pixel images are resized here by torch, there by Pillow
     low, high = row.interval
     assert 0 <= low <= row.top1 <= high <= 1
 
@@ -426,7 +430,7 @@ def test_a_ledger_grows_by_a_row_and_nothing_else_is_taken_for_one(tmp_path: Pat
     lines = list(csv.DictReader(path.read_text().splitlines()))
     assert len(lines) == 2
     assert lines[0] == lines[1] == {
-        "weights": "net@library:tag", "claimed": "acc@1 71.9", "measured_top1": "0.8600", "measured_top5": "0.9667",
+        "weights": "net@library:tag", "reported_metrics": "acc@1 71.9", "measured_top1": "0.8600", "measured_top5": "0.9667",
         "n": "150", "top1_low": "0.7954", "top1_high": "0.9066", "protocol": "one view",
         "command": "convatlas weights verify net@library:tag 'my photos'", "sha256": "abc",
     }  # fmt: skip
@@ -436,15 +440,15 @@ def test_a_ledger_grows_by_a_row_and_nothing_else_is_taken_for_one(tmp_path: Pat
     assert path.read_text() == "something else\n"
 
 
-def test_verification_without_weights_or_classes_is_refused(pictures: Path) -> None:
+def test_verification_without_weights_or_classes_is_refused(images: Path) -> None:
     with pytest.raises(WeightsError, match="network@library:tag, or a file"):
-        verify("resnet18", pictures / "val")
+        verify("resnet18", images / "val")
 
 
 def test_folders_are_matched_with_the_classes_of_the_weights_by_name(
-    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+    record: Weights, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
-    files = sorted((pictures / "val").rglob("*.jpg"))[:4]
+    files = sorted((images / "val").rglob("*.jpg"))[:4]
     rows = list(zip(("tench", "goldfish", "zebra", "ear"), files, strict=True))
     (tmp_path / "table").mkdir()
     numbers = "".join(f"{file},{record.classes.index(name)}\n" for name, file in rows)
@@ -462,9 +466,9 @@ def test_folders_are_matched_with_the_classes_of_the_weights_by_name(
 
 
 def test_verification_says_whether_the_file_is_the_published_one(
-    record: Weights, checkpoint: Path, pictures: Path, tmp_path: Path
+    record: Weights, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
-    file = sorted((pictures / "val").rglob("*.jpg"))[0]
+    file = sorted((images / "val").rglob("*.jpg"))[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
     assert verify(RECORD, tmp_path, file=checkpoint).published
     other = tmp_path / "other.pth"
@@ -472,13 +476,13 @@ def test_verification_says_whether_the_file_is_the_published_one(
     assert not verify(RECORD, tmp_path, file=other).published
 
 
-def test_a_file_of_other_classes_is_not_measured_with_a_fresh_head(checkpoint: Path, pictures: Path) -> None:
+def test_a_file_of_other_classes_is_not_measured_with_a_fresh_head(checkpoint: Path, images: Path) -> None:
     with pytest.raises(DataError, match="holds 1000 classes, the data has 3 folders"):
-        verify(NAME, pictures / "val", file=checkpoint)
+        verify(NAME, images / "val", file=checkpoint)
 
 
 def test_verification_lets_the_library_correct_its_old_names(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DenseNet's published files say "norm.1" where the class says "norm1"."""
     network = theirs("densenet121", "torchvision")
@@ -490,21 +494,21 @@ def test_verification_lets_the_library_correct_its_old_names(
     }
     path = tmp_path / "densenet.pth"
     torch.save(old, path)
-    file = sorted((pictures / "val").rglob("*.jpg"))[0]
+    file = sorted((images / "val").rglob("*.jpg"))[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
     row = verify("densenet121@torchvision:IMAGENET1K_V1", tmp_path, file=path)
     assert row.peer is not None
     assert row.peer[2] == 1
 
 
-def test_weights_for_clips_are_not_given_pictures() -> None:
+def test_weights_for_clips_are_not_given_images() -> None:
     with pytest.raises(WeightsError, match="reads clips"):
-        model.from_weights(find("mc3_18@torchvision:KINETICS400_V1"), file=Path("none"))
+        model.from_weights(find_weights("mc3_18@torchvision:KINETICS400_V1"), file=Path("none"))
 
 
 def test_kernels_that_cannot_be_made_for_other_channels_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "convnet.pt"
-    torch.save(grow("convnet1989").state_dict(), path)
+    torch.save(build_fresh("convnet1989").state_dict(), path)
     with pytest.raises(WeightsError, match="cannot be made for 3 channels"):
         build("convnet1989", weights=path, channels=3)
 
@@ -529,7 +533,7 @@ def test_real_mobilenet_says_what_torchvision_says_photo_by_photo(shared_data: P
     assert row.peer == (129, 145, 150)
 
 
-def test_real_cifar_resnet_names_the_training_pictures(shared_data: Path) -> None:
+def test_real_cifar_resnet_names_the_training_images(shared_data: Path) -> None:
     import numpy as np
 
     held = np.load(shared_data / "cifar10" / "cifar10_train_first4000_lossless.npz")
@@ -539,6 +543,6 @@ def test_real_cifar_resnet_names_the_training_pictures(shared_data: Path) -> Non
     right = 0
     with torch.inference_mode():
         for part, labels in zip(pixels.split(500), torch.from_numpy(held["y"]).long().split(500), strict=True):
-            right += int((network(steps.normalise(part)).argmax(1) == labels).sum())
+            right += int((network(steps.normalize(part)).argmax(1) == labels).sum())
     assert right / 4000 == pytest.approx(0.998, abs=0.0005)
     assert network.input_shape == (3, spec("cifar_resnet20").resolution, 32)

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from convatlas.data.dataset import Broken
+    from convatlas.data.dataset import UnreadableImage
     from convatlas.system.progress import Progress
     from convatlas.tasks.classification.results import Result
-    from convatlas.train.cross_validation import Folds
+    from convatlas.train.cross_validation import CrossValidation
     from convatlas.train.loop import Step
     from convatlas.train.run import Run
     from convatlas.train.select_model import Choice
@@ -80,7 +80,7 @@ def begun(run: Run) -> None:
     counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
     console.print(
         f"{run.config.model} on {run.dataset.name}: {len(run.config.classes)} classes, {counts}; seed "
-        f"{run.config.seed}; {run.device.type}, {run.compute}; run folder {run.folder}"
+        f"{run.config.seed}; {run.device.type}, {run.execution}; run folder {run.folder}"
     )
 
 
@@ -90,7 +90,7 @@ def fold(run: Run) -> None:
     train(run)
 
 
-def folds(crossed: Folds) -> None:
+def folds(crossed: CrossValidation) -> None:
     """Print what a cross-validation reached."""
     named = "mAP" if crossed.headline == "map" else crossed.headline
     rows = [
@@ -98,7 +98,7 @@ def folds(crossed: Folds) -> None:
         for number, (run, score) in enumerate(zip(crossed.runs, crossed.scores, strict=True), 1)
     ]
     console.print()
-    table(("fold", "pictures", named), rows, right=("fold", "pictures", named))
+    table(("fold", "images", named), rows, right=("fold", "images", named))
     mean = Text.assemble((f"{crossed.mean:.2%}", "bold"), f" +- {crossed.deviation:.2%}")
     console.print(Text.assemble(f"{named} over {len(rows)} folds: ", mean, " (standard deviation)"))
     console.print(f"runs: {crossed.folder}")
@@ -169,7 +169,7 @@ def choice(made: Choice, *, shown: int = 20) -> None:
     """Print the networks that keep a budget, and how they raced."""
     rounds = [f"{made.score} after {seconds:.0f} s" for seconds in made.seconds]
     weighted = any(entry.weights for entry in made.entries)
-    columns = ("network", "px", "parameters", "MACs", "ms / picture", *rounds, *("weights",) * weighted)
+    columns = ("network", "px", "parameters", "MACs", "ms / image", *rounds, *("weights",) * weighted)
     rows = []
     for entry in made.entries[:shown]:
         scores = [f"{score:.2%}" for score in entry.scores] + [entry.told][: bool(entry.told)]
@@ -191,9 +191,9 @@ def choice(made: Choice, *, shown: int = 20) -> None:
 
 def measured(split: str, result: Result, note: str = "") -> None:
     """Print the headline number of a split."""
-    pictures = f"{result.errors} of {len(result.labels):,} pictures wrong"
+    images = f"{result.errors} of {len(result.labels):,} images wrong"
     named = {"map": "mean average precision"}.get(result.headline, result.headline)
-    console.print(Text.assemble(f"{split}: {named} ", (f"{result.score:.2%}", "bold"), f", {pictures}{note}"))
+    console.print(Text.assemble(f"{split}: {named} ", (f"{result.score:.2%}", "bold"), f", {images}{note}"))
 
 
 def by_class(result: Result, classes: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
@@ -203,20 +203,20 @@ def by_class(result: Result, classes: Sequence[str]) -> tuple[tuple[str, ...], l
     if isinstance(result, Tags):
         found, overlooked, invented = result.counts.tolist()
         precisions = [value if value == value else None for value in result.precisions.tolist()]
-        pictures = [a + b for a, b in zip(found, overlooked, strict=True)]
-        columns = ("class", "pictures", "found", "seen where it is not", "average precision")
-        return columns, list(zip(classes, pictures, found, invented, precisions, strict=True))
-    pictures, right = result.confusion.sum(1).tolist(), result.confusion.diag().tolist()
-    shares = [r / n if n else None for r, n in zip(right, pictures, strict=True)]
-    return ("class", "pictures", "right", "accuracy"), list(zip(classes, pictures, right, shares, strict=True))
+        images = [a + b for a, b in zip(found, overlooked, strict=True)]
+        columns = ("class", "images", "found", "seen where it is not", "average precision")
+        return columns, list(zip(classes, images, found, invented, precisions, strict=True))
+    images, right = result.confusion.sum(1).tolist(), result.confusion.diag().tolist()
+    shares = [r / n if n else None for r, n in zip(right, images, strict=True)]
+    return ("class", "images", "right", "accuracy"), list(zip(classes, images, right, shares, strict=True))
 
 
-def left_out(broken: Sequence[Broken]) -> None:
-    """Print which pictures could not be read; a run lists all of them in broken.csv."""
-    for picture in broken[:5]:
-        console.print(f"left out: {picture.reason}")
-    if len(broken) > 5:
-        console.print(f"left out: {len(broken)} pictures in all")
+def left_out(unreadable: Sequence[UnreadableImage]) -> None:
+    """Print which images could not be read; a run lists all of them in unreadable.csv."""
+    for image in unreadable[:5]:
+        console.print(f"left out: {image.reason}")
+    if len(unreadable) > 5:
+        console.print(f"left out: {len(unreadable)} images in all")
 
 
 def outcome(run: Run) -> None:
@@ -225,7 +225,7 @@ def outcome(run: Run) -> None:
 
     for split, result in run.results.items():
         chosen = f"best epoch {run.state.best_epoch}" if run.dataset.val else "last epoch"
-        measured(split, result, f"; {chosen}" + (", chosen on these pictures" if split == "val" else ""))
-    left_out(run.dataset.broken)
+        measured(split, result, f"; {chosen}" + (", chosen on these images" if split == "val" else ""))
+    left_out(run.dataset.unreadable)
     console.print(f"model file: {run.model_file}")
     console.print(f"report: {run.folder / REPORT}")

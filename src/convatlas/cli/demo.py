@@ -53,9 +53,9 @@ def demo(out: Path | None) -> None:
     model = load(run.model_file)
     predictions = model.predict(files)
     rows = [(p.source, f"{p.probability:7.2%}  {p.label}") for p in predictions[:4]]
-    console.table(("picture", "most probable"), [*rows, ("...", "")])
+    console.table(("image", "most probable"), [*rows, ("...", "")])
 
-    picture = run.folder / "overview.png"
+    image = run.folder / "overview.png"
     header = model.header
     draw_overview(
         pixels[chosen],
@@ -63,15 +63,15 @@ def demo(out: Path | None) -> None:
         result,
         run.state.history,
         classes=model.classes,
-        title=f"LeNet-5 on handwritten digits: {result.accuracy:.2%} of {len(test)} held-out pictures are right",
-        path=picture,
+        title=f"LeNet-5 on handwritten digits: {result.accuracy:.2%} of {len(test)} held-out images are right",
+        path=image,
     )
     say("\n3. Made", style="bold")
     made = {
-        str(picture): "predictions, learning curves, confusion matrix",
+        str(image): "predictions, learning curves, confusion matrix",
         str(run.model_file): "the sealed model: weights, classes, preprocessing, how it was trained",
         str(run.folder / "metrics.csv"): "one row per epoch",
-        str(folder): f"{SHOWN} held-out digits as picture files",
+        str(folder): f"{SHOWN} held-out digits as image files",
     }
     say(fields(made))
     say("\nNext", style="bold")

@@ -32,9 +32,9 @@ LOOK, TRAIN, USE = "Look at networks", "Train", "Use a model file"
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A network of `convatlas list`.")]
 Size = Annotated[int | None, typer.Option(metavar="PX", help="Input size in pixels instead of the network's own.")]
-Channels = Annotated[int | None, typer.Option(metavar="N", help="Channels of the input: 1 is grey, 3 is RGB.")]
+Channels = Annotated[int | None, typer.Option(metavar="N", help="Channels of the input: 1 is gray, 3 is RGB.")]
 Classes = Annotated[int | None, typer.Option(metavar="N", help="Number of classes instead of the paper's.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="The picture: .svg, .png or .pdf.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The image: .svg, .png or .pdf.")]
 Small = Annotated[bool, typer.Option("--small", help="With the stem for images of up to 64 pixels.")]
 Download = Annotated[bool, typer.Option("--download", help="Allow to fetch a data set given by name.")]
 
@@ -55,10 +55,10 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the networks, by year, with their exact cost."""
-    from convatlas.models.catalog import CATALOG, facts, names
+    from convatlas.models.catalog import CATALOG, facts, list_models
 
     rows = []
-    for name in names(pattern, family=family, max_params=max_params):
+    for name in list_models(pattern, family=family, max_params=max_params):
         row, numbers = CATALOG[name], facts(name)
         taxonomy = ", ".join(row.card.taxonomy)
         rows.append((name, row.card.year, row.spec.resolution, numbers.parameters, numbers.macs, taxonomy))
@@ -164,10 +164,10 @@ def draw_(
 ) -> None:
     """Draw a network: its stages as columns of boxes, branches side by side, skips as arcs."""
     from convatlas.draw.diagram import diagram, save
-    from convatlas.models.catalog import grow, variant
+    from convatlas.models.catalog import build_fresh, variant
 
     row, stem = variant(name), "small" if small else "own"
-    network = grow(name, resolution=size, channels=channels, classes=classes, stem=stem, device="meta")  # type: ignore[arg-type]
+    network = build_fresh(name, resolution=size, channels=channels, classes=classes, stem=stem, device="meta")  # type: ignore[arg-type]
     figure = diagram(network, title=f"{row.card.title} ({row.card.year})")
     console.console.print(str(save(figure, out or Path(f"{name}.svg"))))
 
@@ -201,7 +201,7 @@ def scale_(
     from convatlas.core.summary import fields
     from convatlas.core.summary import totals as sums
     from convatlas.models import scaling
-    from convatlas.models.catalog import grow, variant
+    from convatlas.models.catalog import build_fresh, variant
 
     ways = [phi is not None, fast is not None, macs is not None or params is not None]
     if sum(ways) > 1:
@@ -211,15 +211,15 @@ def scale_(
     row = variant(name)
     spec = row.spec.scaled(width=width, depth=depth, resolution=size)
     if phi is not None:
-        spec = scaling.compound(spec, phi)
+        spec = scaling.scale_compound(spec, phi)
     elif fast is not None:
-        spec = scaling.fast(spec, fast)
+        spec = scaling.scale_fast(spec, fast)
     elif ways[2]:
         spec = scaling.fit_budget(
             spec, macs=macs, params=params, rule=rule or "width",  # type: ignore[arg-type]  # checked there
             classes=row.classes, channels=row.preprocessing.channels,
         )  # fmt: skip
-    measured = cost(grow(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta"))
+    measured = cost(build_fresh(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta"))
     if as_json:
         print(json.dumps({"spec": spec.to_plain(), "parameters": measured.parameters, "macs": measured.macs}, indent=2))
         return
@@ -240,7 +240,7 @@ def fit(
         ),
     ] = None,
     max_latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Of auto: for one picture on this machine, such as 10ms.")
+        str | None, typer.Option(metavar="TIME", help="Of auto: for one image on this machine, such as 10ms.")
     ] = None,
     max_params: Annotated[
         str | None, typer.Option(metavar="N", help="Of auto: at most so many parameters, such as 5M.")
@@ -253,8 +253,8 @@ def fit(
         str | None,
         typer.Option(help="A recipe by name, or a .yaml file; the network's own, or finetune with weights, if none."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     lr: Annotated[
         str | None, typer.Option(metavar="X|find", help="Highest learning rate; find searches for one.")
     ] = None,
@@ -283,15 +283,15 @@ def fit(
     folds: Annotated[
         int, typer.Option(metavar="K", help="Cross-validation: K runs, each measured on the fold that it did not see.")
     ] = 0,
-    max_broken: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of unreadable pictures that is left out and listed.")
+    max_unreadable: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unreadable images that is left out and listed.")
     ] = 0.01,
     log: Annotated[
         list[str] | None, typer.Option(help="Where else numbers go: tensorboard, wandb, mlflow; repeatable.")
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
     checkpoint_steps: Annotated[int, typer.Option(help="Steps between checkpoints; by time only if 0.")] = 0,
-    licence: Annotated[str, typer.Option(help="Licence of the weights, sealed into the model file.")] = "",
+    license: Annotated[str, typer.Option(help="License of the weights, sealed into the model file.")] = "",
     download: Download = False,
 ) -> None:
     """Train a network and seal the best weights into a model file."""
@@ -299,7 +299,7 @@ def fit(
     from convatlas.train import recipe as recipes
     from convatlas.train.cross_validation import cross_validate
     from convatlas.train.fit import start
-    from convatlas.train.select_model import Budget, choose_network
+    from convatlas.train.select_model import Budget, select_model
     from convatlas.train.settings import Settings
 
     own = "default" if model == "auto" else variant(model).recipe
@@ -310,8 +310,8 @@ def fit(
     settings = Settings(
         size=size, stem="small" if small else "own", channels=channels, device=device, threads=threads,
         layout=layout, precision=precision, compiled=compiled, kernels=kernels, keep_heap=keep_heap,
-        val_share=val_share, max_broken=max_broken, log=tuple(log or ()),
-        checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, licence=licence,
+        val_share=val_share, max_unreadable=max_unreadable, log=tuple(log or ()),
+        checkpoint_seconds=checkpoint_seconds, checkpoint_steps=checkpoint_steps, download=download, license=license,
     )  # fmt: skip
     changed = chosen.replaced(changes)
     limits = {"latency": max_latency, "params": max_params, "macs": max_macs}
@@ -319,7 +319,7 @@ def fit(
     choice = None
     if model == "auto":
         with console.reading() as progress:
-            choice = choose_network(
+            choice = select_model(
                 data, Budget(**limited), weights=weights, recipe=changed, seed=seed, settings=settings, seconds=race,
                 progress=progress,
             )  # fmt: skip
@@ -344,7 +344,7 @@ def fit(
             data, model, weights=weights, recipe=changed, seed=seed, out=out, settings=settings, find_lr=find_lr,
             progress=progress,
         )  # fmt: skip
-    if choice and run.ranks.first:
+    if choice and run.distributed.is_main:
         choice.write(run.folder / "choice.csv")
     if find_lr:
         console.console.print(f"learning rate {run.config.recipe.lr:.2g}, found by a search")
@@ -373,7 +373,7 @@ def _changes(given: list[str]) -> dict[str, Any]:
     for pair in given:
         name, sign, text = pair.partition("=")
         if not sign:
-            raise ConvatlasError(f"--set {pair}: expected FIELD=VALUE, such as --set smoothing=0.1")
+            raise ConvatlasError(f"--set {pair}: expected FIELD=VALUE, such as --set label_smoothing=0.1")
         try:
             changes[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -404,7 +404,7 @@ def resume(
 def demo(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/digits-lenet5_modern if left out.")] = None,
 ) -> None:
-    """The whole way in a minute: train on embedded digits, predict from the model file, draw a picture."""
+    """The whole way in a minute: train on embedded digits, predict from the model file, draw an image."""
     from convatlas.cli.demo import demo as run_demo
 
     run_demo(out)
@@ -417,18 +417,18 @@ app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 @data_app.command("check")
 def data_check(
     data: Data,
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a contact sheet of picture files.")] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a contact sheet of image files.")] = None,
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Look at every picture: unreadable ones, sizes, few of a class, copies, the same in two splits."""
+    """Look at every image: unreadable ones, sizes, few of a class, copies, the same in two splits."""
     from convatlas.data.check import check
     from convatlas.data.open import find
 
     with console.reading() as progress:
         source = find(data, download=download, progress=progress)
         if sheet is not None and source.listings["train"].pixels is not None:
-            raise ConvatlasError(f"--sheet: {data} holds arrays; a sheet is of picture files")
+            raise ConvatlasError(f"--sheet: {data} holds arrays; a sheet is of image files")
         checked = check(source, progress=progress)
     if sheet is not None:
         from convatlas.draw.contact_sheet import draw_sheet
@@ -446,8 +446,8 @@ def data_check(
     console.console.print(f"stored as {', '.join(f'{mode} ({n:,})' for mode, n in checked.modes.items())}")
     for line in checked.findings() or ["nothing to complain about"]:
         console.console.print(f"- {line}")
-    for picture in checked.broken[:10]:
-        console.console.print(f"  {picture.name}: {picture.broken}")
+    for image in checked.unreadable[:10]:
+        console.console.print(f"  {image.name}: {image.unreadable}")
     for group in [*checked.leaks, *checked.contradictions][:10]:
         console.console.print("  " + " = ".join(f"{p.name} ({p.split}, {checked.named(p)})" for p in group[:4]))
     if sheet is not None:
@@ -455,17 +455,17 @@ def data_check(
 
 
 def _told(checked: Any) -> dict[str, Any]:
-    """Return the findings as plain data; pictures by name."""
+    """Return the findings as plain data; images by name."""
 
     def names(groups: Any) -> list[list[str]]:
-        return [[picture.name for picture in group] for group in groups]
+        return [[image.name for image in group] for group in groups]
 
     return {
         "name": checked.name, "classes": list(checked.classes), "counts": dict(checked.counts),
         "sizes": list(checked.sizes), "modes": checked.modes, "findings": checked.findings(),
-        "broken": {picture.name: picture.broken for picture in checked.broken}, "same": names(checked.same),
+        "unreadable": {image.name: image.unreadable for image in checked.unreadable}, "same": names(checked.same),
         "near": names(checked.near), "leaks": names(checked.leaks), "contradictions": names(checked.contradictions),
-        "rotated": [picture.name for picture in checked.pictures if picture.rotated],
+        "rotated": [image.name for image in checked.images if image.rotated],
     }  # fmt: skip
 
 
@@ -484,15 +484,19 @@ def weights_list(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only those of this network.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List published weights: what is claimed for them, their licence, and whether they are at hand."""
-    from convatlas.weights.pretrained import every, published
+    """List published weights: what is claimed for them, their license, and whether they are at hand."""
+    from convatlas.weights.pretrained import all_weights, list_weights
 
-    found = list(every()) if name is None else published(name)
+    found = list(all_weights()) if name is None else list_weights(name)
     if as_json:
-        keys = ("name", "url", "digest", "licence", "recipe")
+        keys = ("name", "url", "digest", "license", "recipe")
         rows = [
             {key: getattr(w, key) for key in keys}
-            | {"claimed": dict(w.claimed), "preprocessing": w.preprocessing.to_plain(), "classes": len(w.classes)}
+            | {
+                "reported_metrics": dict(w.reported_metrics),
+                "preprocessing": w.preprocessing.to_plain(),
+                "classes": len(w.classes),
+            }
             | {"file": str(w.file) if w.file else None}
             for w in found
         ]
@@ -502,11 +506,11 @@ def weights_list(
         console.console.print(f"{name}: no weights are published by the libraries that are installed here")
         return
     console.table(
-        ("weights", "px", "claimed", "licence", "at hand"),
+        ("weights", "px", "reported_metrics", "license", "at hand"),
         [
             (
-                w.name, w.preprocessing.size, ", ".join(f"{what} {value:g}" for what, value in w.claimed.items()),
-                w.licence or "not stated", "yes" if w.file else "",
+                w.name, w.preprocessing.size, ", ".join(f"{what} {value:g}" for what, value in w.reported_metrics.items()),
+                w.license or "not stated", "yes" if w.file else "",
             )
             for w in found
         ],
@@ -518,10 +522,10 @@ def weights_list(
 def weights_pull(name: Published) -> None:
     """Fetch weights into the cache and check their digest."""
     from convatlas.weights.fetch import pull
-    from convatlas.weights.pretrained import find
+    from convatlas.weights.pretrained import find_weights
 
     with console.reading() as progress:
-        path = pull(find(name), progress=progress)
+        path = pull(find_weights(name), progress=progress)
     console.console.print(str(path))
 
 
@@ -532,9 +536,9 @@ def weights_import(
 ) -> None:
     """Bring in a file where there is no network: check its digest and put it into the cache."""
     from convatlas.weights.fetch import import_file
-    from convatlas.weights.pretrained import find
+    from convatlas.weights.pretrained import find_weights
 
-    console.console.print(str(import_file(find(name), file)))
+    console.console.print(str(import_file(find_weights(name), file)))
 
 
 @weights_app.command("verify")
@@ -542,12 +546,12 @@ def weights_verify(
     name: Annotated[
         str, typer.Argument(metavar="WEIGHTS", help="Published weights, network@library:tag, or a network and --file.")
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Photographs with labels.csv, or a folder per class.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Images with labels.csv, or a folder per class.")],
     file: Annotated[Path | None, typer.Option(help="The weights, where they are not in the cache.")] = None,
     ledger: Annotated[Path | None, typer.Option(metavar="CSV", help="Add what was measured to it, as a row.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure weights on labelled photographs, beside their own library's class, image by image."""
+    """Measure weights on labeled images, beside their own library's class, image by image."""
     from convatlas.inference.verify import record, verify
 
     with console.reading() as progress:
@@ -570,11 +574,13 @@ def weights_verify(
     console.console.print(f"top-1 lies between {low:.1%} and {high:.1%} (95 %)")
     if row.peer:
         console.console.print(
-            f"the five most probable classes are the same, in the same order, for {row.peer[2]} of {n} photographs; "
+            f"the five most probable classes are the same, in the same order, for {row.peer[2]} of {n} images; "
             f"largest difference of a probability {row.difference:.1e}"
         )
-    if row.claimed:
-        console.console.print(f"claimed: {row.claimed}" + ("" if row.published else ", of the published file"))
+    if row.reported_metrics:
+        console.console.print(
+            f"reported: {row.reported_metrics}" + ("" if row.published else ", of the published file")
+        )
     console.console.print(f"sha256 {row.digest}" + ("" if row.published else ": not the published file"))
 
 
@@ -593,7 +599,7 @@ def main() -> None:
         if not out_of_memory(error):
             raise
         console.errors.print(
-            f"convatlas: memory does not suffice ({brief(error)}); use a smaller --batch or --size, or fewer pictures",
+            f"convatlas: memory does not suffice ({brief(error)}); use a smaller --batch or --size, or fewer images",
             style="red",
         )
         sys.exit(2)

@@ -19,7 +19,7 @@ from convatlas.errors import ConvatlasError
 
 if TYPE_CHECKING:
     from convatlas.inference.model import Model
-    from convatlas.inference.predict import Encoded, Prediction
+    from convatlas.inference.predict import EncodedImage, Prediction
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 File = Annotated[
@@ -30,7 +30,7 @@ File = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Argument(metavar="DATA", help="A data set by name, a folder, a table of pictures, or arrays (docs/data.md)."),
+    typer.Argument(metavar="DATA", help="A data set by name, a folder, a table of images, or arrays (docs/data.md)."),
 ]
 EngineName = Annotated[
     str, typer.Option(help="torch, compile, onnxruntime, openvino, or auto: the fastest that is installed.")
@@ -38,7 +38,7 @@ EngineName = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto: where torch computes.")]
 
 SHEET = 60
-"""Pictures on a contact sheet, at most."""
+"""Images on a contact sheet, at most."""
 
 
 def predict(
@@ -49,45 +49,43 @@ def predict(
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 3,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Below this probability a picture is none of the classes.")
+        float | None, typer.Option(min=0, max=1, help="Below this probability an image is none of the classes.")
     ] = None,
     views: Annotated[
-        str, typer.Option(help="one; flip: with its mirror image; ten: corners, centre and their mirror images.")
+        str, typer.Option(help="one; flip: with its mirror image; ten: corners, center and their mirror images.")
     ] = "one",
     others: Annotated[
         list[str] | None, typer.Option("--with", metavar="MODEL", help="Average with another model; repeatable.")
     ] = None,
     engine: EngineName = "auto",
     device: Device = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 16,
-    fetch: Annotated[bool, typer.Option("--fetch", help="Allow pictures from http:// and https:// addresses.")] = False,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw the first pictures with their answers.")
-    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 16,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Allow images from http:// and https:// addresses.")] = False,
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the first images with their answers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values.")] = False,
 ) -> None:
-    """Name what is in pictures. Unreadable ones are reported, the others answered; the exit code is then 2."""
+    """Name what is in images. Unreadable ones are reported, the others answered; the exit code is then 2."""
     from convatlas.inference.model import Ensemble
-    from convatlas.inference.predict import Asked
+    from convatlas.inference.predict import PredictOptions
 
     if as_json and as_csv:
         raise ConvatlasError("choose one of --json and --csv")
-    asked = Asked(batch=batch, views=views, threshold=threshold, fetch=fetch)  # type: ignore[arg-type]  # checked there
-    pictures, count = _pictures(images, fetch=fetch)
+    options = PredictOptions(batch=batch, views=views, threshold=threshold, fetch=fetch)  # type: ignore[arg-type]  # checked there
+    inputs, count = _expand_inputs(images, fetch=fetch)
     size = min(batch, count or batch)
-    models = [_model(name, engine, device, batch=size, pictures=count) for name in [model, *(others or [])]]
+    models = [_model(name, engine, device, batch=size, inputs=count) for name in [model, *(others or [])]]
     answering = Ensemble(tuple(models)) if others else models[0]
     printer = _Printer(answering.classes, top, as_json=as_json, as_csv=as_csv, several=_several(models[0]))
-    begun, done, broken = time.perf_counter(), 0, []
+    begun, done, unreadable = time.perf_counter(), 0, []
     shown: list[tuple[str, str, float]] = []
     with console.reading() as progress, printer as say:
-        for prediction in answering.stream(pictures, asked):
+        for prediction in answering.stream(inputs, options):
             done += 1
             if prediction.error:
-                broken.append(prediction)
+                unreadable.append(prediction)
             elif len(shown) < SHEET:
-                shown.append((prediction.source, prediction.answer, prediction.probability))
+                shown.append((prediction.source, prediction.text, prediction.probability))
             say(prediction)
             progress("predicting", done, count or done)
     taken = time.perf_counter() - begun
@@ -97,10 +95,10 @@ def predict(
         draw_answers(shown, sheet)
         console.errors.print(str(sheet))
     if done > 1 and taken > 2:
-        console.errors.print(f"{done:,} pictures in {taken:.1f} s, {done / taken:,.1f} images/s; {models[0].engine}")
-    for each in broken:
+        console.errors.print(f"{done:,} images in {taken:.1f} s, {done / taken:,.1f} images/s; {models[0].engine}")
+    for each in unreadable:
         console.errors.print(f"convatlas: {each.error}", style="red")
-    if broken:
+    if unreadable:
         raise typer.Exit(2)
 
 
@@ -108,17 +106,17 @@ def _several(model: Model) -> bool:
     return model.header.task == "tagging"
 
 
-def _model(name: str, engine: str, device: str, *, batch: int, pictures: int | None = None) -> Model:
+def _model(name: str, engine: str, device: str, *, batch: int, inputs: int | None = None) -> Model:
     """Open a model on an engine, and say which one was chosen where there was a choice."""
     from convatlas.inference.model import load
 
     runtime = engine in ("onnxruntime", "openvino")  # which run on the CPU, and have their graphs made there
     model = load(name, device="cpu" if runtime and device == "auto" else device)
     if model.network is None:
-        if engine not in ("auto", "torch" if pictures == 0 else "", model.engine.name):
+        if engine not in ("auto", "torch" if inputs == 0 else "", model.engine.name):
             raise ConvatlasError(f"--engine {engine}: {name} is exported for {model.engine.name}")
         return model
-    chosen = model.choose(engine, batch=batch, pictures=pictures)
+    chosen = model.choose(engine, batch=batch, count=inputs)
     if chosen.seconds:
         console.errors.print(f"engine for {batch} at once: {chosen}")
     for other, why in chosen.refused.items():
@@ -145,7 +143,7 @@ class _Printer:
         if self.rows:
             answers = ("is",) * self.said
             rows = [row if self.said else (row[0], *row[2:]) for row in self.rows]
-            console.table(("picture", *answers, "most probable", *("next",) * (self.top - 1)), rows)
+            console.table(("image", *answers, "most probable", *("next",) * (self.top - 1)), rows)
 
     def json(self, p: Prediction) -> None:
         line = {"source": p.source, "error": p.error} if p.error else {
@@ -163,12 +161,12 @@ class _Printer:
         if not p.error:
             self.said |= self.several or p.labels != (p.label,)
             likely = [f"{q:7.2%}  {name}" for name, q in list(p.probabilities.items())[: self.top]]
-            self.rows.append((p.source, p.answer, *likely))
+            self.rows.append((p.source, p.text, *likely))
 
 
-def _pictures(images: list[str], *, fetch: bool) -> tuple[Iterable[Path | str | Encoded], int | None]:
+def _expand_inputs(images: list[str], *, fetch: bool) -> tuple[Iterable[Path | str | EncodedImage], int | None]:
     """Return what is to be looked at, and how many that are; None where standard input says it as it goes."""
-    from convatlas.data.readers.folder import pictures_in
+    from convatlas.data.readers.folder import images_in
 
     if images == ["-"]:
         return _from_input(), None
@@ -177,12 +175,12 @@ def _pictures(images: list[str], *, fetch: bool) -> tuple[Iterable[Path | str | 
         path = Path(name)
         if name.startswith(("http://", "https://")):
             if not fetch:
-                raise ConvatlasError(f"{name}: pictures are fetched from the network only with --fetch")
+                raise ConvatlasError(f"{name}: images are fetched from the network only with --fetch")
             found.append(name)
         elif path.is_dir():
-            inside = pictures_in(path)
+            inside = images_in(path)
             if not inside:
-                raise ConvatlasError(f"{path}: there are no pictures in this folder")
+                raise ConvatlasError(f"{path}: there are no images in this folder")
             found += inside
         elif glob.has_magic(name) and not path.exists():
             matching = sorted(Path(each) for each in glob.glob(name, recursive=True))
@@ -192,14 +190,14 @@ def _pictures(images: list[str], *, fetch: bool) -> tuple[Iterable[Path | str | 
     return found, len(found)
 
 
-def _from_input() -> Iterator[Path | Encoded]:
-    """Yield the pictures that standard input names, one in a line, or the one that it is."""
-    from convatlas.inference.predict import Encoded
+def _from_input() -> Iterator[Path | EncodedImage]:
+    """Yield the images that standard input names, one in a line, or the one that it is."""
+    from convatlas.inference.predict import EncodedImage
 
     source = sys.stdin.buffer
     first = source.readline()
     if b"\0" in first or first.startswith((b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"P5", b"P6")):
-        yield Encoded("standard input", first + source.read())
+        yield EncodedImage("standard input", first + source.read())
         return
     while first:
         name = first.decode(errors="surrogateescape").strip()
@@ -214,9 +212,9 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="train, val, test or all; test if left out, or else val, or else all.")
     ] = None,
-    max_broken: Annotated[
+    max_unreadable: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of unreadable pictures to leave out; as in the training if not given."),
+        typer.Option(min=0, max=1, help="Share of unreadable images to leave out; as in the training if not given."),
     ] = None,
     engine: Annotated[
         str | None, typer.Option(help="As for predict; torch, or that of an exported file, if left out.")
@@ -225,16 +223,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on a data set, class by class."""
-    opened = _model(model, engine or "torch", device, batch=64, pictures=None if engine else 0)
+    opened = _model(model, engine or "torch", device, batch=64, inputs=None if engine else 0)
     with console.reading() as progress:
-        split, result, broken = opened.evaluate(data, split=split, max_broken=max_broken, progress=progress)
+        split, result, unreadable = opened.evaluate(data, split=split, max_unreadable=max_unreadable, progress=progress)
     columns, rows = console.by_class(result, opened.classes)
     if as_json:
         classes = {name: dict(zip(columns[1:], values, strict=True)) for name, *values in rows}
-        unread = [dataclasses.asdict(picture) for picture in broken]
+        unread = [dataclasses.asdict(image) for image in unreadable]
         summary = {
             "model": model, "data": data, "split": split, "engine": str(opened.engine), **result.summary(),
-            "classes": classes, "broken": unread,
+            "classes": classes, "unreadable": unread,
         }  # fmt: skip
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
@@ -242,9 +240,9 @@ def evaluate(
         tuple("" if v is None else f"{v:.2%}" if isinstance(v, float) else str(v) for v in values) for values in rows
     ]
     console.table(columns, shown, right=columns[1:])
-    whole = "; all pictures: a flattering number if the network was trained on some of them"
+    whole = "; all images: a flattering number if the network was trained on some of them"
     console.measured(split, result, whole if split == "all" else "")
-    console.left_out(broken)
+    console.left_out(unreadable)
 
 
 def export(
@@ -253,17 +251,17 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; beside the model if left out.")] = None,
     check: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Pictures to compare the answers on; the data of the training if left out."),
+        typer.Option(metavar="DATA", help="Images to compare the answers on; the data of the training if left out."),
     ] = None,
     int8: Annotated[
-        str | None, typer.Option(metavar="DATA", help="8-bit numbers, calibrated and measured on this labelled data.")
+        str | None, typer.Option(metavar="DATA", help="8-bit numbers, calibrated and measured on this labeled data.")
     ] = None,
-    most_lost: Annotated[
+    max_accuracy_drop: Annotated[
         float, typer.Option(metavar="POINTS", help="Of int8: percentage points of accuracy that may be lost.")
     ] = 0.5,
     as_json: Json = False,
 ) -> None:
-    """Write a model for other programs, with its preprocessing; only if it answers the same on real pictures."""
+    """Write a model for other programs, with its preprocessing; only if it answers the same on real images."""
     from convatlas.inference.export import SUFFIXES, export
     from convatlas.inference.model import load
 
@@ -274,7 +272,9 @@ def export(
         ending = "-int8" * (int8 is not None) + SUFFIXES.get(to, "")
         out = beside.with_name(beside.name.removesuffix(".safetensors") + ending)
     with console.reading() as progress:
-        made = export(opened, to, out, check=check, int8=int8, most_lost=most_lost / 100, progress=progress)
+        made = export(
+            opened, to, out, check=check, int8=int8, max_accuracy_drop=max_accuracy_drop / 100, progress=progress
+        )
     if as_json:
         print(json.dumps({**dataclasses.asdict(made), "path": str(made.path)}, indent=2, ensure_ascii=False))
         return
@@ -287,9 +287,9 @@ def export(
         console.console.print(
             f"signal to noise of the {len(rows)} worst of {len(made.layers)} layers; {kept} in float32"
         )
-    same, n = made.parity.same, made.parity.pictures
+    same, n = made.parity.same, made.parity.images
     console.console.print(
-        f"{same} of {n} pictures with the same answer, probabilities up to {made.parity.difference:.1e} apart"
+        f"{same} of {n} images with the same answer, probabilities up to {made.parity.difference:.1e} apart"
     )
     if made.parity.accuracy:
         before, after = made.parity.accuracy
@@ -304,13 +304,13 @@ def bench(
     engines: Annotated[
         str, typer.Option(metavar="NAMES", help="Separated by commas; all that are installed, if left out.")
     ] = "",
-    batches: Annotated[str, typer.Option(metavar="SIZES", help="Pictures at once, separated by commas.")] = "1,16",
+    batches: Annotated[str, typer.Option(metavar="SIZES", help="Images at once, separated by commas.")] = "1,16",
     seconds: Annotated[float, typer.Option(min=0.1, help="For each row.")] = 3.0,
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Measure accuracy, too, of models that know its classes.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the rows as .csv.")] = None,
-    picture: Annotated[
+    image: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw accuracy, or else parameters, against latency.")
     ] = None,
     as_json: Json = False,
@@ -326,8 +326,8 @@ def bench(
         )  # fmt: skip
     if out is not None:
         write(rows, out)
-    if picture is not None:
-        draw(rows, picture)
+    if image is not None:
+        draw(rows, image)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return
@@ -358,14 +358,14 @@ def serve(
     ] = None,
     engine: EngineName = "auto",
     device: Device = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once, of different requests.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once, of different requests.")] = 16,
     wait: Annotated[float, typer.Option(min=0, metavar="MS", help="To wait for others to fill a batch.")] = 2.0,
     max_bytes: Annotated[int, typer.Option(min=1, help="Of a request.")] = 32 * 2**20,
     max_images: Annotated[int, typer.Option(min=1, help="In a request.")] = 64,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50_000_000,
-    queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait; more are refused with 503.")] = 1024,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Of an image.")] = 50_000_000,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; more are refused with 503.")] = 1024,
 ) -> None:
-    """Answer about pictures over HTTP: POST /predict; /health, /metrics and /openapi.json beside it."""
+    """Answer about images over HTTP: POST /predict; /health, /metrics and /openapi.json beside it."""
     from convatlas.system.extras import needed
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):

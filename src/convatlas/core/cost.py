@@ -29,7 +29,7 @@ class Signal:
 
     shape: (channels, *space) without the batch; (features,) once flattened.
     field: receptive field in input pixels along each axis of space, leaving global gates aside.
-    stride: distance in input pixels between neighbouring elements.
+    stride: distance in input pixels between neighboring elements.
     whole: every element has seen the whole image (after global pooling, flattening, a global gate).
     depth: layers that multiply by weights on the longest way so far, gates aside: the "50" of ResNet-50.
     """

@@ -11,7 +11,7 @@ from convatlas.errors import SpecError
 
 
 @dataclass(frozen=True)
-class Place:
+class FeatureInfo:
     """An inner output of a network: its path, channels and size, and the distance of its pixels in the image."""
 
     path: str
@@ -20,19 +20,19 @@ class Place:
     stride: int
 
 
-def places(network: Network) -> list[Place]:
+def feature_info(network: Network) -> list[FeatureInfo]:
     """Return the outputs of the stem and of each stage, from the input to the output; all are taps."""
     signals = cost(network).signals
     paths = ["stem", *(f"stages.{name}" for name, _ in network.stages.named_children())]
-    return [Place(p, signals[p].channels, signals[p].space, signals[p].stride[-1]) for p in paths]
+    return [FeatureInfo(p, signals[p].channels, signals[p].space, signals[p].stride[-1]) for p in paths]
 
 
-def at_strides(network: Network, strides: Sequence[int]) -> list[str]:
+def taps_at_strides(network: Network, strides: Sequence[int]) -> list[str]:
     """Return the tap for each stride in pixels: the last stage whose output has it, or else the last layer that has.
 
-    For `taps(network, at_strides(network, [8, 16, 32]), images)`. Raises SpecError that lists the strides there are.
+    For `taps(network, taps_at_strides(network, [8, 16, 32]), images)`. Raises SpecError that lists the strides there are.
     """
-    stages = {place.stride: place.path for place in places(network)}
+    stages = {place.stride: place.path for place in feature_info(network)}
     layers = {
         signal.stride[-1]: path
         for path, signal in cost(network).signals.items()

@@ -1,4 +1,4 @@
-"""From a picture to a network's input: one record, used by training, evaluation and prediction alike."""
+"""From an image to a network's input: one record, used by training, evaluation and prediction alike."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from convatlas.errors import DataError, SpecError
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 Views = Literal["one", "flip", "ten"]
-"""How often a picture is looked at: once, with its mirror image, or in ten crops."""
+"""How often an image is looked at: once, with its mirror image, or in ten crops."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input.
+    """How an image becomes the network's input.
 
     In this order: the short side is resized to `resize` pixels (antialiased), the central `crop` x `crop` is cut out, a
     border of `pad` pixels of value `fill` is put around it, values are divided by 255, `mean` is subtracted and the
-    result divided by `std`, channel by channel. `len(mean)` is the number of channels: picture files are turned into
-    grey (1, by the luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
-    window: for pictures deeper than 8 bits, which values become 0 and 255, in shares of what their type can hold;
-        floats are shares themselves. None: pictures have 8 bits, or are rounded to them.
+    result divided by `std`, channel by channel. `len(mean)` is the number of channels: image files are turned into
+    gray (1, by the luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
+    window: for images deeper than 8 bits, which values become 0 and 255, in shares of what their type can hold;
+        floats are shares themselves. None: images have 8 bits, or are rounded to them.
     """
 
     resize: int
@@ -67,7 +67,7 @@ class Preprocessing:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of pixels before they are normalised."""
+        """The type of pixels before they are normalized."""
         return torch.uint8 if self.window is None else torch.float32
 
     def for_channels(self, channels: int) -> Preprocessing:
@@ -89,14 +89,14 @@ class Preprocessing:
         return dataclasses.replace(self, pad=pad, crop=crop, resize=max(crop, round(self.resize * crop / self.crop)))
 
     def geometry(self, pixels: Tensor) -> Tensor:
-        """Resize, crop and pad pictures of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out."""
+        """Resize, crop and pad images of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out."""
         pixels = self._resized(pixels)
         return self._cut(pixels, *(round((extent - self.crop) / 2) for extent in pixels.shape[-2:]))
 
     def views(self, pixels: Tensor, which: Views) -> Tensor:
-        """Return one picture (channels, h, w) as it is looked at: (views, channels, size, size).
+        """Return one image (channels, h, w) as it is looked at: (views, channels, size, size).
 
-        "one": as `geometry` does. "flip": with its mirror image. "ten": the four corners and the centre, each with its
+        "one": as `geometry` does. "flip": with its mirror image. "ten": the four corners and the center, each with its
         mirror image, as AlexNet was tested (Krizhevsky et al. 2012, section 4.1).
         """
         if which not in get_args(Views):
@@ -114,13 +114,13 @@ class Preprocessing:
         if pixels.dtype != self.dtype:
             raise DataError(f"pixels are {self.dtype} from 0 to 255, got {pixels.dtype}")
         if pixels.ndim not in (3, 4):
-            raise DataError(f"a picture is (channels, height, width), got shape {tuple(pixels.shape)}")
+            raise DataError(f"an image is (channels, height, width), got shape {tuple(pixels.shape)}")
         if pixels.shape[-3] != self.channels:
-            raise DataError(f"this network reads {self.channels} channel(s), the picture has {pixels.shape[-3]}")
+            raise DataError(f"this network reads {self.channels} channel(s), the image has {pixels.shape[-3]}")
         height, width = pixels.shape[-2:]
         short = min(height, width)
         if short == 0:
-            raise DataError(f"the picture is empty ({width} x {height} pixels)")
+            raise DataError(f"the image is empty ({width} x {height} pixels)")
         if short != self.resize:
             # as torchvision's Resize: the long side is cut down to a whole pixel
             size = [int(self.resize * height / short), int(self.resize * width / short)]
@@ -140,13 +140,13 @@ class Preprocessing:
         return F.pad(pixels, (self.pad,) * 4, value=self.fill) if self.pad else pixels.contiguous()
 
     def squeezed(self, pixels: Tensor) -> Tensor:
-        """Resize whole pictures (batch, channels, h, w) to squares of `resize` pixels, antialiased."""
+        """Resize whole images (batch, channels, h, w) to squares of `resize` pixels, antialiased."""
         side = (self.resize, self.resize)
         if pixels.shape[-2:] == side:
             return pixels
         return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Turn a batch (batch, channels, h, w) of values from 0 to 255 into float32 with `mean` and `std` taken out."""
         mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
         scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)

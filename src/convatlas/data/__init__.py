@@ -1,1 +1,1 @@
-"""Data: where pictures come from, how they are split, augmented and put into batches."""
+"""Data: where images come from, how they are split, augmented and put into batches."""

@@ -1,4 +1,4 @@
-"""Pictures in memory: one tensor of pixels and one of labels for each split."""
+"""Images in memory: one tensor of pixels and one of labels for each split."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from convatlas.errors import DataError
 
 @dataclass(frozen=True)
 class Images:
-    """One split, prepared: pixels, labels as in its listing, and a name for each picture.
+    """One split, prepared: pixels, labels as in its listing, and a name for each image.
 
-    pixels: (n, channels, size, size) from 0 to 255: uint8, or float32 where pictures are deeper than 8 bits. Held in
+    pixels: (n, channels, size, size) from 0 to 255: uint8, or float32 where images are deeper than 8 bits. Held in
         memory, mapped from the cache, or decoded when they are asked for.
-    digest: of the pictures as they were found, before they were prepared.
-    aspects: width over height of each picture, where `pixels` are whole pictures squeezed into squares, of which random
+    digest: of the images as they were found, before they were prepared.
+    aspects: width over height of each image, where `pixels` are whole images squeezed into squares, of which random
         crops are to be taken; None where they are as the network evaluates them.
     """
 
@@ -34,19 +34,19 @@ class Images:
         return len(self.labels)
 
     def subset(self, indices: Tensor) -> Images:
-        """Return the pictures with these numbers."""
+        """Return the images with these numbers."""
         names = [self.names[i] for i in indices.tolist()]
         aspects = None if self.aspects is None else self.aspects[indices]
         pixels = self.pixels[indices] if isinstance(self.pixels, Tensor) else self.pixels.subset(indices)
         return Images(pixels, self.labels[indices], names, self.digest, aspects)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of pictures and labels, so that a run can tell whether its data changed."""
+        """Return the sha256 of images and labels, so that a run can tell whether its data changed."""
         return hashlib.sha256(self.digest.encode() + self.labels.numpy().tobytes()).hexdigest()
 
 
 def joined(parts: Sequence[Images]) -> Images:
-    """Return the pictures of several splits as one."""
+    """Return the images of several splits as one."""
     names = [name for part in parts for name in part.names]
     digest = " ".join(part.digest for part in parts)
     held = [part.pixels for part in parts]
@@ -57,8 +57,8 @@ def joined(parts: Sequence[Images]) -> Images:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A picture that could not be read, and why."""
+class UnreadableImage:
+    """An image that could not be read, and why."""
 
     path: str
     reason: str
@@ -69,7 +69,7 @@ class Dataset:
     """The splits of one data set, prepared for one network.
 
     train is learned from; val chooses the best epoch; test is looked at once, at the end. Either may be None.
-    broken lists the pictures that were left out because they could not be read.
+    unreadable lists the images that were left out because they could not be read.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Dataset:
     train: Images
     val: Images | None
     test: Images | None
-    broken: tuple[Broken, ...] = ()
+    unreadable: tuple[UnreadableImage, ...] = ()
 
     @property
     def splits(self) -> dict[str, Images]:
@@ -87,7 +87,7 @@ class Dataset:
 
     @property
     def whole(self) -> Images:
-        """All pictures of all splits."""
+        """All images of all splits."""
         return joined(list(self.splits.values()))
 
     def without_val(self) -> Dataset:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.augment import Augment, Draw, changed, erased, mixed, partners
+from convatlas.data.augment import Augment, BatchRandom, changed, erased, mixed, partners
 from convatlas.data.dataset import Images
 from convatlas.data.rng import epoch_order
-from convatlas.data.stream import Pixels, gathered
+from convatlas.data.stream import Pixels, prefetch
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
@@ -25,8 +25,8 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 class Batch:
     """inputs (batch, channels, h, w) float32, labels as in their split, and the samples' numbers in it.
 
-    mixed: shares of the classes (batch, classes), where every picture is mixed with another one.
-    whole: pictures of the batch over all processes.
+    mixed: shares of the classes (batch, classes), where every image is mixed with another one.
+    whole: images of the batch over all processes.
     """
 
     inputs: Tensor
@@ -41,11 +41,11 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """What the loss compares with: the shares of the classes where pictures are mixed, or else the labels."""
+        """What the loss compares with: the shares of the classes where images are mixed, or else the labels."""
         return self.labels if self.mixed is None else self.mixed
 
 
-class Feed:
+class BatchLoader:
     """The training batches of every epoch, on `device`; everything random is a function of (seed, epoch, sample)."""
 
     def __init__(
@@ -79,26 +79,26 @@ class Feed:
         def wanted() -> Iterator[Tensor]:
             for batch in batches:
                 samples = self.share(batch)
-                others = [partners(Draw(samples, self.seed, epoch), count)] if mixes else []
+                others = [partners(BatchRandom(samples, self.seed, epoch), count)] if mixes else []
                 yield torch.cat([samples, *others])
 
-        for batch, (numbers, pixels) in zip(batches, gathered(self.pixels, wanted()), strict=True):
-            inputs = self._prepared(Draw(numbers, self.seed, epoch), pixels.to(self.device))
+        for batch, (numbers, pixels) in zip(batches, prefetch(self.pixels, wanted()), strict=True):
+            inputs = self._prepared(BatchRandom(numbers, self.seed, epoch), pixels.to(self.device))
             if not mixes:
                 yield Batch(inputs, self.labels[numbers], numbers, whole=len(batch))
                 continue
             samples, others = numbers.tensor_split(2)
             own_inputs, other_inputs = inputs.tensor_split(2)
-            inputs, own = mixed(own_inputs, other_inputs, Draw(samples, self.seed, epoch), self.augment)
+            inputs, own = mixed(own_inputs, other_inputs, BatchRandom(samples, self.seed, epoch), self.augment)
             first, second = (one_hot(self.labels[n], self.classes) for n in (samples, others))
             yield Batch(inputs, self.labels[samples], samples, torch.lerp(second, first, own[:, None]), len(batch))
 
-    def _prepared(self, draw: Draw, pixels: Tensor) -> Tensor:
-        """Return the network's inputs for the pictures of a draw, changed but not mixed."""
+    def _prepared(self, random: BatchRandom, pixels: Tensor) -> Tensor:
+        """Return the network's inputs for the images of a draw, changed but not mixed."""
         steps = self.preprocessing
-        aspects = None if self.aspects is None else self.aspects[draw.samples]
-        pixels = changed(pixels, draw, self.augment, size=steps.crop, fill=steps.fill, aspects=aspects)
+        aspects = None if self.aspects is None else self.aspects[random.samples]
+        pixels = changed(pixels, random, self.augment, size=steps.crop, fill=steps.fill, aspects=aspects)
         if self.aspects is not None and steps.pad:
             pixels = F.pad(pixels, (steps.pad,) * 4, value=steps.fill)
-        inputs = steps.normalise(pixels)
-        return erased(inputs, draw, self.augment.erase) if self.augment.erase else inputs
+        inputs = steps.normalize(pixels)
+        return erased(inputs, random, self.augment.random_erasing) if self.augment.random_erasing else inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convatlas.data.readers.digits import Digits
-from convatlas.data.readers.folder import PictureFolder
+from convatlas.data.readers.folder import ImageFolder
 from convatlas.data.readers.idx import IDX_PARTS, IdxFolder, _idx_file
 from convatlas.data.source import Source
 from convatlas.errors import DataError, nearest
@@ -16,7 +16,7 @@ from convatlas.system.progress import Progress
 def find(data: str | Path, *, download: bool = False, progress: Progress | None = None) -> Source:
     """Return the source that `data` names.
 
-    A data set by its name, a folder of pictures or of the files of a data set, a table that lists pictures (.csv, .tsv,
+    A data set by its name, a folder of images or of the files of a data set, a table that lists images (.csv, .tsv,
     .parquet), or a NumPy file (.npz).
 
     Data sets by name are taken from the cache; `download` allows to fetch them there.
@@ -24,7 +24,7 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
     """
     from convatlas.data.readers.arrays import npz
     from convatlas.data.readers.idx import IDX_SETS, fetch_idx
-    from convatlas.data.readers.table import PictureList
+    from convatlas.data.readers.table import ImageList
     from convatlas.data.readers.torchvision import FOLDERS, SETS, torchvision_set
 
     name = data if isinstance(data, str) else ""  # a Path is always a folder
@@ -47,7 +47,7 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
         raise DataError(f"{folder}: no such folder{nearest(name, known)}; data by name: {', '.join(known)}")
     if not folder.is_dir():
         if folder.suffix.lower() in (".csv", ".tsv", ".parquet"):
-            return PictureList(folder)
+            return ImageList(folder)
         if folder.suffix.lower() == ".npz":
             return npz(folder)
         raise DataError(f"{folder}: expected a folder, a table (.csv, .tsv, .parquet) or a NumPy file (.npz)")
@@ -56,4 +56,4 @@ def find(data: str | Path, *, download: bool = False, progress: Progress | None 
             return torchvision_set(held, folder)
     if any(_idx_file(folder, part) for part in IDX_PARTS.values()):
         return IdxFolder(folder)
-    return PictureFolder(folder)
+    return ImageFolder(folder)

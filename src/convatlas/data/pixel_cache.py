@@ -19,25 +19,25 @@ from convatlas.errors import RunError
 from convatlas.system.files import PART, write_text
 
 MEMORY_LIMIT = 8 * 2**30
-"""Bytes of pictures that may be held in memory, where the cache cannot hold them."""
+"""Bytes of images that may be held in memory, where the cache cannot hold them."""
 
 SPARE = 2**30
 """Bytes that are left free on the disk of the cache."""
 
 CACHE_LIMIT = 40 * 2**30
-"""Bytes that prepared pictures may take in the cache; what was not used for longest makes room."""
+"""Bytes that prepared images may take in the cache; what was not used for longest makes room."""
 
 
 class Notes(TypedDict):
-    """What is known of prepared pictures: {number in the listing: why it cannot be read}, and the others' aspects."""
+    """What is known of prepared images: {number in the listing: why it cannot be read}, and the others' aspects."""
 
-    broken: dict[str, str]
+    unreadable: dict[str, str]
     aspects: list[float]
 
 
 @dataclass(frozen=True)
-class Store:
-    """Prepared pictures in the cache: pixels in `path`.raw, and what is known of them in `path`.json, written last.
+class PixelCache:
+    """Prepared images in the cache: pixels in `path`.raw, and what is known of them in `path`.json, written last.
 
     Two runs may build the same one: each writes a file of its own, and the later one takes the name.
     """
@@ -56,12 +56,12 @@ class Store:
     def opened(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Notes | None]:
         """Return the pixels, mapped into memory, and the notes; None for what is not there, or not whole.
 
-        Notes without pixels are those of pictures that are streamed, where there is still no place for them.
+        Notes without pixels are those of images that are streamed, where there is still no place for them.
         """
         raw, told = self._files
         try:
             notes: Notes = json.loads(told.read_text(encoding="utf-8"))
-            if len(notes["aspects"]) + len(notes["broken"]) != shape[0]:
+            if len(notes["aspects"]) + len(notes["unreadable"]) != shape[0]:
                 return None, None
             if not raw.exists():
                 return None, None if self._holds(shape) else notes
@@ -102,7 +102,7 @@ class Store:
             self._part.unlink(missing_ok=True)
 
     def close(self, pixels: Tensor | None, notes: Notes) -> None:
-        """Give a finished file its name, and write the notes, of pictures that are streamed, too."""
+        """Give a finished file its name, and write the notes, of images that are streamed, too."""
         raw, told = self._files
         with suppress(OSError, RunError):
             if self._part.exists():

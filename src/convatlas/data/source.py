@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.dataset import Broken, Dataset, check_same_classes
+from convatlas.data.dataset import Dataset, UnreadableImage, check_same_classes
 from convatlas.data.decode.pixels import in_channels, read_shares, shares
 from convatlas.data.prepare import prepared
 from convatlas.data.samples import Listing
@@ -19,15 +19,15 @@ from convatlas.system.progress import Progress
 
 
 class Source:
-    """Data before a network is chosen: its name, classes and channels are known, no picture is prepared yet."""
+    """Data before a network is chosen: its name, classes and channels are known, no image is prepared yet."""
 
     name: str
     location: str
     """What `find` takes to find it again, from any working directory."""
     classes: tuple[str, ...]
     channels: int
-    deep: bool = False
-    """Whether most of the training pictures have more than 8 bits."""
+    high_bit_depth: bool = False
+    """Whether most of the training images have more than 8 bits."""
 
     @cached_property
     def listings(self) -> dict[str, Listing]:
@@ -36,7 +36,7 @@ class Source:
 
     @property
     def several(self) -> bool:
-        """Whether a picture may be of several classes, or of none."""
+        """Whether an image may be of several classes, or of none."""
         return self.listings["train"].labels.ndim == 2
 
     def split(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Listing]:
@@ -46,8 +46,8 @@ class Source:
     def statistics(
         self, channels: int, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None
     ) -> Statistics | None:
-        """Return what the training pictures hold; None for 8-bit pictures in grey or RGB, which every network knows."""
-        if not self.deep and channels in (1, 3):
+        """Return what the training images hold; None for 8-bit images in gray or RGB, which every network knows."""
+        if not self.high_bit_depth and channels in (1, 3):
             return None
         train = self.split(seed=seed, val_share=val_share, fold=fold)["train"]
         pixels = train.pixels
@@ -55,7 +55,7 @@ class Source:
             reads = [partial(_shares, pixels, i, channels, self.location) for i in range(len(pixels))]
         else:
             reads = [partial(read_shares, Path(name), channels) for name in train.names]
-        return statistics(reads, deep=self.deep, where=self.location)
+        return statistics(reads, high_bit_depth=self.high_bit_depth, where=self.location)
 
     def load(
         self,
@@ -64,30 +64,30 @@ class Source:
         seed: int = 0,
         val_share: float = 0.0,
         fold: Fold | None = None,
-        roomy: bool = False,
-        max_broken: float = 0.01,
+        for_random_crop: bool = False,
+        max_unreadable: float = 0.01,
         progress: Progress | None = None,
     ) -> Dataset:
         """Read and prepare all splits.
 
-        val_share: the share of the training pictures that becomes val, decided by `seed`, where the data has no val.
+        val_share: the share of the training images that becomes val, decided by `seed`, where the data has no val.
         fold: the one of so many that becomes val instead.
-        roomy: the training pictures are kept whole, as squares, for random crops.
-        max_broken: the share of unreadable pictures that is left out and listed; more is a DataError.
+        roomy: the training images are kept whole, as squares, for random crops.
+        max_unreadable: the share of unreadable images that is left out and listed; more is a DataError.
         """
         listings = self.split(seed=seed, val_share=val_share, fold=fold)
-        broken: list[Broken] = []
+        unreadable: list[UnreadableImage] = []
         images = {
-            split: prepared(listing, split, preprocessing, roomy and split == "train", broken, progress)
+            split: prepared(listing, split, preprocessing, for_random_crop and split == "train", unreadable, progress)
             for split, listing in listings.items()
         }
         total = sum(map(len, listings.values()))
-        if len(broken) > max_broken * total:
+        if len(unreadable) > max_unreadable * total:
             raise DataError(
-                f"{broken[0].reason}; {len(broken)} of {total} pictures cannot be read, "
-                f"more than the {max_broken:.1%} allowed; mend or remove them, or raise --max-broken"
+                f"{unreadable[0].reason}; {len(unreadable)} of {total} images cannot be read, "
+                f"more than the {max_unreadable:.1%} allowed; mend or remove them, or raise --max-unreadable"
             )
-        if broken:
+        if unreadable:
             for split, part in images.items():
                 if self.several and split != "train":
                     continue  # a rare class may be missing there
@@ -96,8 +96,10 @@ class Source:
                 check_same_classes(self.classes, found, split=split, where=self.location)
         bare = next((split for split, part in images.items() if self.several and not part.labels.any()), None)
         if bare:
-            raise DataError(f"{self.location}: no picture of the {bare} split is of any class; nothing can be measured")
-        return Dataset(self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(broken))
+            raise DataError(f"{self.location}: no image of the {bare} split is of any class; nothing can be measured")
+        return Dataset(
+            self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(unreadable)
+        )
 
 
 def _shares(pixels: Tensor, number: int, channels: int, name: str) -> Tensor:

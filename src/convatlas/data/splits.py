@@ -1,4 +1,4 @@
-"""Where pictures come from: the embedded digits, IDX files (MNIST and kin), folders of picture files."""
+"""Where images come from: the embedded digits, IDX files (MNIST and kin), folders of image files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from convatlas.errors import DataError
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 VAL_SHARE, VAL_LIMIT = 0.2, 5_000
-"""The share of the training pictures, and their largest number, set aside to choose the best epoch."""
+"""The share of the training images, and their largest number, set aside to choose the best epoch."""
 
 
 def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Return the indices (rest, part): a stratified random `share` of the pictures, sorted, decided by `seed`.
+    """Return the indices (rest, part): a stratified random `share` of the images, sorted, decided by `seed`.
 
-    labels: (n,), or (n, classes) where pictures may be of several classes. Raises DataError if a class has fewer than 2
-        pictures or there are too few to have every class on both sides.
+    labels: (n,), or (n, classes) where images may be of several classes. Raises DataError if a class has fewer than 2
+        images or there are too few to have every class on both sides.
     """
     from sklearn.model_selection import train_test_split
 
@@ -31,9 +31,7 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     present = counts[counts > 0]
     size = max(round(len(labels) * share), len(present))
     if int(present.min()) < 2 or len(labels) - size < len(present):
-        raise DataError(
-            f"{where}: every class needs at least 2 pictures to set some aside; add pictures or a val folder"
-        )
+        raise DataError(f"{where}: every class needs at least 2 images to set some aside; add images or a val folder")
     _, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels.numpy(), random_state=seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.from_numpy(part)] = True
@@ -47,7 +45,7 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
 
 
 def _split_tags(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Share out the pictures class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
+    """Share out the images class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
     count = len(labels)
     there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)  # no class is one of its own
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
@@ -61,13 +59,13 @@ def _split_tags(labels: Tensor, share: float, *, seed: int, where: object) -> tu
         waiting[open_] = False
         if label < labels.shape[1] and (chosen[members].all() or not chosen[members].any()):
             raise DataError(
-                f"{where}: every class needs at least 2 pictures that can be told apart; add pictures or a val split"
+                f"{where}: every class needs at least 2 images that can be told apart; add images or a val split"
             )
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Return the indices (rest, part) of whole groups: about a `share` of the pictures, class by class, by `seed`.
+    """Return the indices (rest, part) of whole groups: about a `share` of the images, class by class, by `seed`.
 
     Raises DataError if the groups cannot be shared out so that every class is on both sides.
     """
@@ -75,7 +73,7 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
 
     folds = max(2, round(1 / share))
     if labels.ndim == 2:
-        raise DataError(f"{where}: groups of pictures of several classes cannot be split; add a split column")
+        raise DataError(f"{where}: groups of images of several classes cannot be split; add a split column")
     try:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         pairs = [*splitter.split(np.zeros(len(labels)), labels.numpy(), groups.numpy())]
@@ -89,7 +87,7 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
 
 
 def fold_numbers(listing: Listing, count: int, *, seed: int, where: object) -> Tensor:
-    """Return the fold, from 1 to `count`, of each picture: class by class, groups kept together, decided by `seed`.
+    """Return the fold, from 1 to `count`, of each image: class by class, groups kept together, decided by `seed`.
 
     Raises DataError if a class does not reach every fold.
     """
@@ -98,12 +96,12 @@ def fold_numbers(listing: Listing, count: int, *, seed: int, where: object) -> T
     labels, groups = listing.labels, listing.groups
     if labels.ndim == 2:
         if groups is not None:
-            raise DataError(f"{where}: groups of pictures of several classes cannot be split into folds")
+            raise DataError(f"{where}: groups of images of several classes cannot be split into folds")
         return _tag_folds(labels, count, seed)
     folds = torch.zeros(len(labels), dtype=torch.int64)
     least = int(torch.bincount(labels).min())
     if least < count:
-        raise DataError(f"{where}: every class needs at least {count} pictures for {count} folds, one has {least}")
+        raise DataError(f"{where}: every class needs at least {count} images for {count} folds, one has {least}")
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     try:
         pairs = splitter(count, shuffle=True, random_state=seed).split(
@@ -120,16 +118,16 @@ def fold_numbers(listing: Listing, count: int, *, seed: int, where: object) -> T
 
 
 def _tag_folds(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Deal the pictures out to folds, those of the rarest class first, each to the fold that has fewest of it."""
+    """Deal the images out to folds, those of the rarest class first, each to the fold that has fewest of it."""
     there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)
     folds = torch.zeros(len(labels), dtype=torch.int64)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     for label in there.sum(0).argsort(stable=True).tolist():
-        for picture in order[there[order, label]].tolist():
-            if not folds[picture]:
+        for image in order[there[order, label]].tolist():
+            if not folds[image]:
                 had = torch.bincount(folds[there[:, label]], minlength=count + 1)[1:]
                 sizes = torch.bincount(folds, minlength=count + 1)[1:]
-                folds[picture] = 1 + min(range(count), key=lambda i: (int(had[i]), int(sizes[i])))
+                folds[image] = 1 + min(range(count), key=lambda i: (int(had[i]), int(sizes[i])))
     return folds
 
 
@@ -140,7 +138,7 @@ Fold = tuple[int, int]
 def with_val(
     listings: Mapping[str, Listing], *, seed: int, share: float, where: object, fold: Fold | None = None
 ) -> dict[str, Listing]:
-    """Return the splits with a val split: their own, or a `share` of the training pictures, at most 5,000, or a fold.
+    """Return the splits with a val split: their own, or a `share` of the training images, at most 5,000, or a fold.
 
     With a share of 0 nothing is set aside.
     """

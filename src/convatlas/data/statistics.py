@@ -17,8 +17,8 @@ from convatlas.data.decode.pixels import Window
 from convatlas.errors import DataError
 
 
-def kind_of(names: Sequence[str]) -> tuple[int, bool]:
-    """Return the channels of most picture files, but 3 where some have colour, and whether most are deeper than 8 bits.
+def channels_and_depth(names: Sequence[str]) -> tuple[int, bool]:
+    """Return the channels of most image files, but 3 where some have color, and whether most are deeper than 8 bits.
 
     Read from their headers; files that have none do not count. (3, False) where no file can be opened.
     """
@@ -28,8 +28,8 @@ def kind_of(names: Sequence[str]) -> tuple[int, bool]:
         return 3, False
     channels = Counter(header.channels for header in headers)
     most = channels.most_common(1)[0][0]
-    deep = sum(header.deep for header in headers) > len(headers) / 2
-    return (3 if most == 1 and channels[3] else most), deep
+    high_bit_depth = sum(header.high_bit_depth for header in headers) > len(headers) / 2
+    return (3 if most == 1 and channels[3] else most), high_bit_depth
 
 
 def _header_or_none(path: Path) -> Header | None:
@@ -41,9 +41,9 @@ def _header_or_none(path: Path) -> Header | None:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What pictures that are not 8-bit grey or RGB hold: the window of their values, and mean and deviation in it.
+    """What images that are not 8-bit gray or RGB hold: the window of their values, and mean and deviation in it.
 
-    window: None for 8-bit pictures. mean, std: of each channel, where the window is 0 to 1.
+    window: None for 8-bit images. mean, std: of each channel, where the window is 0 to 1.
     """
 
     window: Window | None
@@ -51,8 +51,8 @@ class Statistics:
     std: tuple[float, ...]
 
 
-def statistics(pictures: Sequence[Callable[[], Tensor]], *, deep: bool, where: object) -> Statistics:
-    """Measure pictures, each of which is read by its function as float shares (channels, h, w).
+def statistics(images: Sequence[Callable[[], Tensor]], *, high_bit_depth: bool, where: object) -> Statistics:
+    """Measure images, each of which is read by its function as float shares (channels, h, w).
 
     Those that raise DataError do not count. Raises DataError if all values are equal.
     """
@@ -66,19 +66,19 @@ def statistics(pictures: Sequence[Callable[[], Tensor]], *, deep: bool, where: o
         return torch.stack([share.amin(axes), share.amax(axes), share.mean(axes), share.var(axes, correction=0)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        told = list(pool.map(sums, pictures))
+        told = list(pool.map(sums, images))
     rows = [row for row in told if isinstance(row, Tensor)]
     if not rows:
-        raise DataError(f"{where}: no picture can be read; the first one: {told[0]}")
+        raise DataError(f"{where}: no image can be read; the first one: {told[0]}")
     low, high, mean, variance = torch.stack(rows).unbind(1)
-    window = (float(low.min()), float(high.max())) if deep else (0.0, 1.0)
+    window = (float(low.min()), float(high.max())) if high_bit_depth else (0.0, 1.0)
     if window[0] == window[1]:
-        raise DataError(f"{where}: all pixels of all pictures have the value {window[0]:g}")
+        raise DataError(f"{where}: all pixels of all images have the value {window[0]:g}")
     extent = window[1] - window[0]
-    centre = mean.mean(0)
-    # of each picture and between them: a difference of squares would be lost where a type holds far more than is used
-    deviation = (variance.mean(0) + (mean - centre).square().mean(0)).sqrt() / extent
-    centre = (centre - window[0]) / extent
+    center = mean.mean(0)
+    # of each image and between them: a difference of squares would be lost where a type holds far more than is used
+    deviation = (variance.mean(0) + (mean - center).square().mean(0)).sqrt() / extent
+    center = (center - window[0]) / extent
     return Statistics(
-        window if deep else None, tuple(centre.tolist()), tuple(deviation.clamp(min=1e-3).tolist())
+        window if high_bit_depth else None, tuple(center.tolist()), tuple(deviation.clamp(min=1e-3).tolist())
     )  # fmt: skip

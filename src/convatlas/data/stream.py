@@ -1,4 +1,4 @@
-"""Pictures that fit neither the cache nor the memory: decoded whenever they are asked for."""
+"""Images that fit neither the cache nor the memory: decoded whenever they are asked for."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ import torch
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.decode.pixels import read_picture
+from convatlas.data.decode.pixels import read_image
 
 
-def readied(path: Path, steps: Preprocessing, *, roomy: bool) -> tuple[Tensor, float]:
-    """Return a picture as the network reads it, or with `roomy` whole, in a square, and its width over its height.
+def load_image(path: Path, steps: Preprocessing, *, for_random_crop: bool) -> tuple[Tensor, float]:
+    """Return an image as the network reads it, or with `for_random_crop` whole, in a square, and its width over its height.
 
     Raises DataError if it cannot be read.
     """
-    picture = read_picture(path, steps.channels, steps.window)
-    aspect = picture.shape[-1] / picture.shape[-2]
-    return (steps.squeezed(picture[None])[0] if roomy else steps.geometry(picture)), aspect
+    image = read_image(path, steps.channels, steps.window)
+    aspect = image.shape[-1] / image.shape[-2]
+    return (steps.squeezed(image[None])[0] if for_random_crop else steps.geometry(image)), aspect
 
 
 class Streamed:
-    """Pixels (n, channels, side, side) of picture files, decoded when they are indexed; nothing is kept.
+    """Pixels (n, channels, side, side) of image files, decoded when they are indexed; nothing is kept.
 
     A file that cannot be read any more is a DataError.
     """
 
-    def __init__(self, names: Sequence[str], steps: Preprocessing, *, roomy: bool = False) -> None:
-        self.names, self.steps, self.roomy = names, steps, roomy
+    def __init__(self, names: Sequence[str], steps: Preprocessing, *, for_random_crop: bool = False) -> None:
+        self.names, self.steps, self.for_random_crop = names, steps, for_random_crop
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, which: int | Tensor) -> Tensor:
         if not isinstance(which, Tensor):
-            return readied(Path(self.names[which]), self.steps, roomy=self.roomy)[0]
+            return load_image(Path(self.names[which]), self.steps, for_random_crop=self.for_random_crop)[0]
         if not len(which):
-            side = self.steps.resize if self.roomy else self.steps.size
+            side = self.steps.resize if self.for_random_crop else self.steps.size
             return torch.empty(0, self.steps.channels, side, side, dtype=self.steps.dtype)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return torch.stack(list(pool.map(self.__getitem__, which.tolist())))
 
     def subset(self, indices: Tensor) -> Streamed:
-        """Return the pictures with these numbers, not decoded either."""
-        return Streamed([self.names[i] for i in indices.tolist()], self.steps, roomy=self.roomy)
+        """Return the images with these numbers, not decoded either."""
+        return Streamed([self.names[i] for i in indices.tolist()], self.steps, for_random_crop=self.for_random_crop)
 
 
 Pixels = Tensor | Streamed
-"""Pictures of one size (n, channels, h, w), by number: held, or decoded when they are asked for."""
+"""Images of one size (n, channels, h, w), by number: held, or decoded when they are asked for."""
 
 
-def gathered(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (numbers, their pixels) of each batch; of streamed pictures the next batch is decoded meanwhile."""
+def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (numbers, their pixels) of each batch; of streamed images the next batch is decoded meanwhile."""
     if isinstance(pixels, Tensor):
         for numbers in batches:
             yield numbers, pixels.index_select(0, numbers)

@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 def _curves(loss_axes: Any, error_axes: Any, history: Sequence[dict[str, float]]) -> None:
-    """Draw loss (log scale) and error against epochs, train and val, labelled at the lines.
+    """Draw loss (log scale) and error against epochs, train and val, labeled at the lines.
 
-    Of pictures of several classes, what is missing to a mean average precision of 1 stands for the error on val.
+    Of images of several classes, what is missing to a mean average precision of 1 stands for the error on val.
     """
     epochs = [row["epoch"] for row in history]
     tags = "val_map" in history[0]
     for axes, what in ((loss_axes, "loss"), (error_axes, "1 - mAP, %" if tags else "error, %")):
-        for split, colour in (("train", TRAIN), ("val", RIGHT)):
+        for split, color in (("train", TRAIN), ("val", RIGHT)):
             if f"{split}_loss" not in history[0] or (tags and what != "loss" and split == "train"):
                 continue
             if what == "loss":
                 values = [row[f"{split}_loss"] for row in history]
             else:
                 values = [100 * (1 - row["val_map" if tags else f"{split}_accuracy"]) for row in history]
-            axes.plot(epochs, values, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=split)
+            axes.plot(epochs, values, color=color, linewidth=1.8, marker="o", markersize=2.5, label=split)
         _plain_axes(axes)
         if what == "loss":
             axes.set_yscale("log")
@@ -64,7 +64,7 @@ def draw_curves(history: Sequence[dict[str, float]], path: Path) -> None:
     _save(curves(history), path)
 
 
-def draw_rates(rates: Sequence[float], losses: Sequence[float], chosen: float, path: Path) -> None:
+def draw_lr_finder(rates: Sequence[float], losses: Sequence[float], chosen: float, path: Path) -> None:
     """Save the loss against the learning rate of a search, and the rate that was chosen."""
     figure = _figure(4.6, 3)
     axes = figure.add_subplot()
@@ -80,7 +80,7 @@ def draw_rates(rates: Sequence[float], losses: Sequence[float], chosen: float, p
 
 
 def confusion(result: Result, classes: Sequence[str]) -> Figure:
-    """Return the confusion matrix: errors are coloured, and counted where there are few classes."""
+    """Return the confusion matrix: errors are colored, and counted where there are few classes."""
     side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= 20 else 7.0
     figure = _figure(side + 1, side)
     _confusion(figure.add_subplot(), result, classes)
@@ -89,7 +89,7 @@ def confusion(result: Result, classes: Sequence[str]) -> Figure:
 
 
 def precision_recall(result: Tags, classes: Sequence[str]) -> Figure:
-    """Return precision against recall, a line for each class; the ten with the lowest average precision in colour."""
+    """Return precision against recall, a line for each class; the ten with the lowest average precision in color."""
     figure = _figure(6.4, 4.2)
     axes = figure.add_subplot()
     precisions = result.precisions
@@ -134,7 +134,7 @@ def reliability(result: Result) -> Figure:
 
 
 def _confusion(axes: Any, result: Result, classes: Sequence[str]) -> None:
-    """Draw the confusion matrix; errors are coloured and counted, the diagonal is quiet."""
+    """Draw the confusion matrix; errors are colored and counted, the diagonal is quiet."""
     counts = result.confusion.double()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     wrong = share.clone().fill_diagonal_(0)
@@ -158,29 +158,29 @@ def _confusion(axes: Any, result: Result, classes: Sequence[str]) -> None:
 
 
 def _bars(axes: Any, probabilities: Tensor, truth: int, classes: Sequence[str]) -> None:
-    """Draw the most probable classes as bars: the true one in one colour, a wrong first one in another."""
+    """Draw the most probable classes as bars: the true one in one color, a wrong first one in another."""
     top = probabilities.topk(min(3, len(classes)))
     for place, (p, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
-        colour = RIGHT if label == truth else WRONG if place == 0 else QUIET
+        color = RIGHT if label == truth else WRONG if place == 0 else QUIET
         axes.text(0.0, -place - 0.02, f"{classes[label][:14]}  {p:.1%}", fontsize=7.5, color=INK, va="bottom")
-        axes.barh(-place - 0.18, max(p, 0.004), color=colour, height=0.22)
+        axes.barh(-place - 0.18, max(p, 0.004), color=color, height=0.22)
     axes.set_xlim(0, 1.05)
     axes.set_ylim(-3.0, 1.0)
     axes.set_axis_off()
 
 
 def _seen(path: Path) -> NDArray[Any]:
-    """Return a picture file for the eye (height, width, 3): deep ones stretched, of many channels the first ones."""
+    """Return an image file for the eye (height, width, 3): deep ones stretched, of many channels the first ones."""
     header = read_header(path)
     share = read_shares(path, 3 if header.channels in (1, 3) else header.channels)
     share = share[:3] if len(share) > 2 else share[:1].expand(3, -1, -1)
-    if header.deep:
+    if header.high_bit_depth:
         share = (share - share.min()) / (share.max() - share.min()).clamp(min=1e-12)
     return share.permute(1, 2, 0).numpy()
 
 
 def draw_latencies(points: Sequence[tuple[str, str, float, float]], what: str, batch: int, path: Path) -> None:
-    """Save points (name, engine, milliseconds, value): `what` against the latency of `batch` pictures."""
+    """Save points (name, engine, milliseconds, value): `what` against the latency of `batch` images."""
     figure = _figure(6.4, 4)
     axes = figure.add_subplot()
     axes.set_xscale("log")
@@ -197,7 +197,7 @@ def draw_latencies(points: Sequence[tuple[str, str, float, float]], what: str, b
         axes.tick_params(which="minor", colors=QUIET, labelsize=6)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     axes.set_title(what, loc="left", fontsize=9, color=INK)
-    axes.set_xlabel(f"milliseconds for {batch} at once" if batch > 1 else "milliseconds for one picture", fontsize=8,
+    axes.set_xlabel(f"milliseconds for {batch} at once" if batch > 1 else "milliseconds for one image", fontsize=8,
                     color=INK)  # fmt: skip
     figure.tight_layout()
     _save(figure, path)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24) -> None:
-    """Save a contact sheet: training pictures of every class, then groups that are the same or nearly so."""
+    """Save a contact sheet: training images of every class, then groups that are the same or nearly so."""
     lines: list[tuple[str, list[str]]] = []
     for label, name in enumerate(checked.classes[:rows]):
-        good = [p for p in checked.pictures if label in p.labels and p.split == "train" and not p.broken]
+        good = [p for p in checked.images if label in p.labels and p.split == "train" and not p.unreadable]
         step = max(1, len(good) // columns)
         lines.append((f"{name}\n{len(good):,}", [p.name for p in good[::step][:columns]]))
     for what, groups in (("copies", checked.same), ("nearly", checked.near)):
@@ -43,7 +43,7 @@ def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24)
 
 
 def draw_answers(answers: Sequence[tuple[str, str, float]], path: Path, *, columns: int = 6) -> None:
-    """Save a contact sheet of picture files with what was said about each: (file, answer, probability)."""
+    """Save a contact sheet of image files with what was said about each: (file, answer, probability)."""
     rows = -(-len(answers) // columns)
     width, height = 1.9 * columns, 2.25 * rows
     figure = _figure(width, height)
@@ -61,7 +61,7 @@ def draw_answers(answers: Sequence[tuple[str, str, float]], path: Path, *, colum
 
 
 def draw_overview(
-    pictures: Tensor,
+    images: Tensor,
     shown: Result,
     result: Result,
     history: Sequence[dict[str, float]],
@@ -70,19 +70,19 @@ def draw_overview(
     title: str,
     path: Path,
 ) -> None:
-    """Save one page: pictures with their predicted probabilities, learning curves, confusion matrix.
+    """Save one page: images with their predicted probabilities, learning curves, confusion matrix.
 
-    pictures: (n, channels, h, w) uint8, at most 16 are shown; `shown` is what the network says about them.
+    images: (n, channels, h, w) uint8, at most 16 are shown; `shown` is what the network says about them.
     result: the whole split that is summed up in the matrix.
     """
-    count, columns = min(16, len(pictures)), 4
+    count, columns = min(16, len(images)), 4
     figure = _figure(13, 7.4)
     figure.suptitle(title, x=0.03, y=0.975, ha="left", fontsize=14, weight="bold", color=INK)
     left = figure.add_gridspec(4, columns, left=0.03, right=0.61, top=0.9, bottom=0.04, wspace=0.12, hspace=0.12)
     for i in range(count):
         cell = left[divmod(i, columns)].subgridspec(1, 2, wspace=0.1)
         axes = figure.add_subplot(cell[0])
-        axes.imshow(pictures[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r" if pictures.shape[1] == 1 else None)
+        axes.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r" if images.shape[1] == 1 else None)
         axes.set_axis_off()
         _bars(figure.add_subplot(cell[1]), shown.probabilities[i], int(shown.labels[i]), classes)
     right = figure.add_gridspec(
@@ -91,6 +91,6 @@ def draw_overview(
     _curves(figure.add_subplot(right[0, 0]), figure.add_subplot(right[0, 1]), history)
     _confusion(figure.add_subplot(right[1, :]), result, classes)
     figure.text(0.03, 0.925, "the three most probable classes:", fontsize=8.5, color=INK)
-    for x, text, colour in ((0.187, "the true one", RIGHT), (0.262, "a wrong answer", WRONG), (0.35, "others", QUIET)):
-        figure.text(x, 0.925, text, fontsize=8.5, color=colour, weight="bold")
+    for x, text, color in ((0.187, "the true one", RIGHT), (0.262, "a wrong answer", WRONG), (0.35, "others", QUIET)):
+        figure.text(x, 0.925, text, fontsize=8.5, color=color, weight="bold")
     _save(figure, path)

@@ -1,4 +1,4 @@
-"""The history of the networks of the catalogue, from 1989 on, by what they are known for."""
+"""The history of the networks of the catalog, from 1989 on, by what they are known for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-COLOURS: dict[Taxonomy, str] = {
+COLORS: dict[Taxonomy, str] = {
     "spatial exploitation": "#1f7a8c", "depth": "#2f5d9b", "multi-path": "#6a4c93", "width": "#9b5094",
     "feature-map exploitation": "#c8553d", "attention": "#d1495b", "channel boosting": "#e09f3e",
     "efficiency": "#4f8a3d", "search": "#8a7a1f", "routing": "#5b6770", "time": "#20709e",
@@ -34,7 +34,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Return one entry for each family name of the catalogue's cards, by year."""
+    """Return one entry for each family name of the catalog's cards, by year."""
     families: dict[str, Entry] = {}
     for name, row in CATALOG.items():
         card = row.card
@@ -87,7 +87,7 @@ def timeline() -> Figure:
         if i % 2 == 0:
             axes.axhspan(tops[lane] - 0.12, bottom, color="#f5f7f9", zorder=0)
         middle = (tops[lane] + bottom - 0.1) / 2
-        axes.text(0.25, middle, lane, fontsize=9, weight="bold", color=COLOURS[lane], va="center")
+        axes.text(0.25, middle, lane, fontsize=9, weight="bold", color=COLORS[lane], va="center")
     for year in [1989, 1995, 2000, 2005, *range(2012, found[-1].year + 1)]:
         axes.plot([_x(year)] * 2, [tops[lanes[0]] - 0.12, y - 0.1], color="#dde3e8", linewidth=0.6, zorder=1)
         axes.text(_x(year), y + 0.1, str(year), fontsize=8, color="#616e7c", ha="center")
@@ -95,11 +95,11 @@ def timeline() -> Figure:
         lane = entry.taxonomy[0]
         at = tops[lane] + (place[entry.title] + 0.5) * step
         size = 8 + 9 * max(0.0, math.log10(entry.parameters) - 3)
-        axes.scatter(_x(entry.year), at, s=size, color=COLOURS[lane], zorder=3, linewidths=0)
+        axes.scatter(_x(entry.year), at, s=size, color=COLORS[lane], zorder=3, linewidths=0)
         axes.text(_x(entry.year) + 0.12, at, entry.title, fontsize=8, color=INK, va="center", zorder=4)
         for other in entry.taxonomy[1:]:
             low = tops[other] + depth[other] * step
-            ring: dict[str, Any] = {"facecolors": "white", "edgecolors": COLOURS[lane], "linewidths": 0.9, "zorder": 2}
+            ring: dict[str, Any] = {"facecolors": "white", "edgecolors": COLORS[lane], "linewidths": 0.9, "zorder": 2}
             axes.scatter(_x(entry.year), low, s=14, **ring)
     return figure
 

@@ -1,1 +1,1 @@
-"""What runs a network on pictures: torch itself, torch.compile, ONNX Runtime or OpenVINO, with the same answers."""
+"""What runs a network on images: torch itself, torch.compile, ONNX Runtime or OpenVINO, with the same answers."""

@@ -44,8 +44,8 @@ MOST_BYTES = 2**31 - 1
 """Of a graph in one file: protobuf's limit."""
 
 
-class Answers(nn.Module):
-    """Pictures as `Preprocessing.geometry` leaves them in, (n, channels, size, size), and their answers out.
+class DeployModule(nn.Module):
+    """Images as `Preprocessing.geometry` leaves them in, (n, channels, size, size), and their answers out.
 
     That are the probabilities, calibrated, and the network's outputs, both (n, classes).
     """
@@ -74,16 +74,16 @@ def example(header: Header, count: int = 2) -> Tensor:
 
 
 def onnx_of(network: Network, header: Header) -> ModelProto:
-    """Return the graph for any number of pictures; raises EngineError for a network that has none.
+    """Return the graph for any number of images; raises EngineError for a network that has none.
 
-    Its metadata hold the header, and in words of their own the classes, the size of the pictures, licence and origin.
+    Its metadata hold the header, and in words of their own the classes, the size of the images, license and origin.
     """
     onnx = needed("onnx", "onnx")
     needed("onnxscript", "onnx")
     device = next((parameter.device.type for parameter in network.parameters()), "cpu")
     if device != "cpu":
         raise EngineError(f"{header.name}: is on {device}, graphs are made on the CPU; load it with device='cpu'")
-    module = Answers(folded(network), header).eval()
+    module = DeployModule(folded(network), header).eval()
     try:
         with torch.no_grad(), _quietly():
             program: Any = torch.onnx.export(
@@ -113,10 +113,10 @@ def told(header: Header) -> dict[str, str]:
         "classes": json.dumps(header.classes, ensure_ascii=False),
         "preprocessing": json.dumps(steps.to_plain()),
         "input": f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} (batch, {steps.channels}, {steps.size}, "
-        f"{steps.size}), values 0 to 255, RGB or grey; the short side was resized to {steps.resize} px "
-        f"({steps.interpolation}, antialias {steps.antialias}) and the centre of {steps.crop} px cut out",
+        f"{steps.size}), values 0 to 255, RGB or gray; the short side was resized to {steps.resize} px "
+        f"({steps.interpolation}, antialias {steps.antialias}) and the center of {steps.crop} px cut out",
         "temperature": repr(header.temperature),
-        "licence": header.licence,
+        "license": header.license,
         "origin": str(header.training.get("source", "")) or header.name,
     }
 

@@ -15,7 +15,7 @@ from convatlas.system import extras
 
 
 class OpenVino:
-    """OpenVINO on the graph of a network, in float32, compiled for one picture and for `batch` at once."""
+    """OpenVINO on the graph of a network, in float32, compiled for one image and for `batch` at once."""
 
     name = "openvino"
 
@@ -36,7 +36,7 @@ class OpenVino:
         return self.answers(pixels)[onnx_graph.OUTPUTS]
 
     def answers(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return what the graph gives for pictures, by name."""
+        """Return what the graph gives for images, by name."""
         names = (onnx_graph.PROBABILITIES, onnx_graph.OUTPUTS)
         size = 1 if len(pixels) == 1 else self.batch
         request = self._request(size)
@@ -48,7 +48,7 @@ class OpenVino:
         return dict(zip(names, in_full(run, pixels, size).tensor_split(2, 1), strict=True))
 
     def _request(self, size: int) -> Any:
-        """Return what runs `size` pictures, compiled when it is first needed."""
+        """Return what runs `size` images, compiled when it is first needed."""
         if size not in self._requests:
             model = self._model.clone()
             (pixels,) = model.inputs

@@ -18,7 +18,7 @@ from convatlas.engines.onnxruntime import OnnxRuntime
 from convatlas.engines.openvino import OpenVino
 from convatlas.engines.torch import Torch
 from convatlas.errors import EngineError
-from convatlas.system.autotune import BUSY, Others, Remembered
+from convatlas.system.autotune import MAX_OTHER_CPU_SHARE, CpuContention, TuningCache
 from convatlas.weights.modelfile import Header
 
 Name = Literal["torch", "compile", "onnxruntime", "openvino"]
@@ -41,7 +41,7 @@ def start(
 ) -> Engine:  # fmt: skip
     """Start an engine for a network.
 
-    batch: the most pictures at once that will be common; threads: all that torch has, if 0.
+    batch: the most images at once that will be common; threads: all that torch has, if 0.
     Raises EngineError, in one line, where a library is missing or a network cannot be run by it.
     """
     if not installed(name):
@@ -60,7 +60,7 @@ ENOUGH = 1.5
 """Seconds for which ways are compared with each other, once all are warm."""
 
 PAYS = 5e11
-"""Multiply-adds of all pictures together from which on measuring is worth its seconds."""
+"""Multiply-adds of all images together from which on measuring is worth its seconds."""
 
 SLOW = 1.5
 """A way that took so many times the best one's time is not measured again."""
@@ -71,7 +71,7 @@ HICCUP = 0.05
 
 
 @dataclass(frozen=True)
-class Way:
+class EngineConfig:
     """An engine and its settings; threads: all that torch has, if 0."""
 
     engine: str = "torch"
@@ -87,13 +87,13 @@ class Way:
 class Chosen:
     """The engine, how it runs, and seconds for a batch in each way that was measured.
 
-    seconds: none where the way was known, or too few pictures are to come. refused: why an engine cannot run this
+    seconds: none where the way was known, or too few images are to come. refused: why an engine cannot run this
     network. known: whether the way was remembered.
     """
 
     engine: Engine
-    way: Way
-    seconds: dict[Way, float]
+    way: EngineConfig
+    seconds: dict[EngineConfig, float]
     refused: dict[str, str]
     known: bool = False
 
@@ -105,11 +105,11 @@ class Chosen:
         return f"{self.way}: the fastest of {told}"
 
 
-def _taken(item: tuple[Way, float]) -> float:
+def _taken(item: tuple[EngineConfig, float]) -> float:
     return item[1]
 
 
-def ways(name: str, *, tiny: bool) -> list[Way]:
+def ways(name: str, *, tiny: bool) -> list[EngineConfig]:
     """Return the ways to be compared for an engine's name, or for "auto"; the usual one first.
 
     tiny: for networks so small that several threads may only wait for each other.
@@ -119,16 +119,16 @@ def ways(name: str, *, tiny: bool) -> list[Way]:
     found = []
     for engine in engines:
         layouts = ["channels_last", "contiguous"] if engine == "torch" else ["channels_last"]
-        found += [Way(engine, layout, count) for count in counts for layout in layouts]
+        found += [EngineConfig(engine, layout, count) for count in counts for layout in layouts]
     return found
 
 
 def choose(
-    name: str, network: Network, header: Header, *, batch: int, macs: int, pictures: int | None = None
+    name: str, network: Network, header: Header, *, batch: int, macs: int, count: int | None = None
 ) -> Chosen:  # fmt: skip
-    """Return the fastest engine for `batch` pictures at once, by name or of all that are installed ("auto").
+    """Return the fastest engine for `batch` images at once, by name or of all that are installed ("auto").
 
-    macs: of one picture. pictures: how many there will be; for so few that measuring would take longer than it saves,
+    macs: of one image. count: how many there will be; for so few that measuring would take longer than it saves,
         what was found before is taken, or else torch. Many, where left out.
     Raises EngineError for an engine that is not there, or that cannot run the network.
     """
@@ -137,14 +137,14 @@ def choose(
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     options = ways(name if device.type == "cpu" or name != "auto" else "torch", tiny=macs * batch < 2e8)
     spec, classes = header.spec.to_plain(), len(header.classes)
-    remembered = Remembered(REMEMBERED, device, spec, classes, batch, [asdict(way) for way in options], _versions())
+    remembered = TuningCache(REMEMBERED, device, spec, classes, batch, [asdict(way) for way in options], _versions())
     known = remembered.choice()
     for way in options:
         if len(options) == 1 or known == asdict(way):
             return Chosen(_started(way, network, header, batch), way, {}, {}, known=known is not None)
-    if pictures is not None and macs * pictures < PAYS:
+    if count is not None and macs * count < PAYS:
         return Chosen(_started(options[0], network, header, batch), options[0], {}, {})
-    running: dict[Way, Engine] = {}
+    running: dict[EngineConfig, Engine] = {}
     refused: dict[str, str] = {}
     for way in options:
         try:
@@ -153,19 +153,19 @@ def choose(
             if name != "auto":
                 raise
             refused[way.engine] = str(error)
-    others = Others()
+    others = CpuContention()
     seconds = measured(running, header, batch)
     best = min(seconds, key=seconds.__getitem__)
-    if others.share() <= BUSY:
+    if others.share() <= MAX_OTHER_CPU_SHARE:
         remembered.keep(asdict(best))
     return Chosen(running[best], best, seconds, refused)
 
 
-def _started(way: Way, network: Network, header: Header, batch: int) -> Engine:
+def _started(way: EngineConfig, network: Network, header: Header, batch: int) -> Engine:
     return start(way.engine, network, header, batch=batch, layout=way.layout, threads=way.threads)
 
 
-def measured(running: dict[Way, Engine], header: Header, batch: int) -> dict[Way, float]:
+def measured(running: dict[EngineConfig, Engine], header: Header, batch: int) -> dict[EngineConfig, float]:
     """Return the shortest time of a batch in each way: in turns, the second of two; slow ones are left out early.
 
     The threads of the way before may still spin for some milliseconds.

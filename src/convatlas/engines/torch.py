@@ -16,7 +16,7 @@ from convatlas.weights.modelfile import Header
 
 
 class Torch:
-    """Torch itself: norms folded, in one memory format; or compiled by it, which takes minutes at the first picture."""
+    """Torch itself: norms folded, in one memory format; or compiled by it, which takes minutes at the first image."""
 
     def __init__(
         self, network: Network, header: Header, *, layout: str = "channels_last", threads: int = 0,
@@ -47,11 +47,11 @@ class Torch:
         with threads_of_torch(self.threads):
             if not self.batch:
                 return self._outputs(pixels)
-            with torch.no_grad():  # compiled for one number of pictures
+            with torch.no_grad():  # compiled for one number of images
                 return in_full(self._outputs, pixels, self.batch)
 
     def _outputs(self, pixels: Tensor) -> Tensor:
-        # as Preprocessing.normalise, to the bit, whose constants are made once
+        # as Preprocessing.normalize, to the bit, whose constants are made once
         inputs = pixels.to(self.device, torch.float32, copy=True).sub_(self.mean).mul_(self.scale)
         inputs = inputs.contiguous(memory_format=self.format)
         return cast(Tensor, self.network(inputs).float().cpu())
@@ -72,7 +72,7 @@ def threads_of_torch(count: int) -> Iterator[None]:
 
 
 def in_full(run: Any, pixels: Tensor, batch: int) -> Tensor:
-    """Run pixels in batches that are full: what is missing in the last one is filled up with its first picture."""
+    """Run pixels in batches that are full: what is missing in the last one is filled up with its first image."""
     found = []
     for part in pixels.split(batch):
         missing = batch - len(part)

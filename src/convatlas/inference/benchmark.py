@@ -22,7 +22,7 @@ from convatlas.engines.onnx_graph import example
 from convatlas.engines.select import ENGINES, installed
 from convatlas.errors import ConvatlasError, EngineError, SpecError
 from convatlas.inference.model import Model, load
-from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
 from convatlas.weights.modelfile import Header
@@ -30,7 +30,7 @@ from convatlas.weights.modelfile import Header
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one engine. p50, p95, least: milliseconds of a batch. rate: pictures in a second, at the median.
+    """One model on one engine. p50, p95, least: milliseconds of a batch. rate: images in a second, at the median.
 
     memory: MiB that loading and running took at most. load: seconds until it could answer.
     """
@@ -81,11 +81,11 @@ def _exported(model: str) -> bool:
 
 
 def untrained(name: str) -> Model:
-    """Return a network of the catalogue with random weights, to measure its speed."""
+    """Return a network of the catalog with random weights, to measure its speed."""
     row = CATALOG[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = grow(row.spec, classes=row.classes, channels=row.preprocessing.channels).eval()
+        network = build_fresh(row.spec, classes=row.classes, channels=row.preprocessing.channels).eval()
     classes = tuple(map(str, range(row.classes)))
     header = Header(name, row.spec, classes, row.preprocessing, criterion="cross_entropy")
     return Model(network, header)
@@ -111,7 +111,7 @@ def _measured(name: str, engine: str, batches: tuple[int, ...], seconds: float, 
             )
         )  # fmt: skip
         begun = time.perf_counter()
-    if data and trained:  # at the end, because pictures take memory, too
+    if data and trained:  # at the end, because images take memory, too
         accuracy = running.evaluate(data).result.score
         rows = [replace(row, accuracy=accuracy) for row in rows]
     return rows
@@ -162,7 +162,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Save accuracy, or parameters where it was not measured, against the latency of one picture."""
+    """Save accuracy, or parameters where it was not measured, against the latency of one image."""
     from convatlas.draw.charts import draw_latencies
 
     least = min(row.batch for row in rows)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from convatlas.data.dataset import Images
-from convatlas.data.decode.pixels import read_picture
+from convatlas.data.decode.pixels import read_image
 from convatlas.data.open import find
-from convatlas.data.readers.folder import pictures_in
+from convatlas.data.readers.folder import images_in
 from convatlas.engines import openvino_files
 from convatlas.engines.folding import folded
-from convatlas.engines.onnx_graph import OUTPUTS, PROBABILITIES, Answers, example, onnx_of, told
+from convatlas.engines.onnx_graph import OUTPUTS, PROBABILITIES, DeployModule, example, onnx_of, told
 from convatlas.engines.onnxruntime import OnnxRuntime
 from convatlas.engines.openvino import OpenVino
 from convatlas.errors import ConvatlasError, DataError, EngineError, brief
@@ -37,10 +37,10 @@ TOLERANCE = 1e-4
 """The largest difference of a probability between the network and what is exported in float32."""
 
 CHECKED = 64
-"""Pictures with which an export is checked, at most."""
+"""Images with which an export is checked, at most."""
 
 CALIBRATED = 256
-"""Pictures that say which values int8 has to cover, at most."""
+"""Images that say which values int8 has to cover, at most."""
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pixels to probabilities and outputs."""
@@ -50,11 +50,11 @@ Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Parity:
     """How an exported network compares with the one that it came from.
 
-    same: of so many pictures, those with the same most probable class. difference: the largest of any probability.
-    accuracy: of int8, on the pictures of the gate: before and after; None for float32.
+    same: of so many images, those with the same most probable class. difference: the largest of any probability.
+    accuracy: of int8, on the images of the gate: before and after; None for float32.
     """
 
-    pictures: int
+    images: int
     same: int
     difference: float
     accuracy: tuple[float, float] | None = None
@@ -72,15 +72,15 @@ class Exported:
 
 def export(
     model: Model, to: str, out: str | Path, *, check: str | Path | None = None, int8: str | Path | None = None,
-    most_lost: float = 0.005, progress: Progress | None = None,
+    max_accuracy_drop: float = 0.005, progress: Progress | None = None,
 ) -> Exported:  # fmt: skip
     """Write a model for other programs: "onnx", "openvino" or "torch-export".
 
-    The graph reads uint8 pictures of the network's size and gives calibrated probabilities; its metadata say all that
-    the model file says. It is written when it answers like the network on real pictures, and not otherwise.
-    check: those pictures: files, a folder, or data; data that came with the library where left out.
-    int8: labelled data; weights and activations become 8-bit numbers, calibrated on its train split. Layers stay in
-        float32, the worst first, until at most `most_lost` of the accuracy on its val or test split is lost.
+    The graph reads uint8 images of the network's size and gives calibrated probabilities; its metadata say all that
+    the model file says. It is written when it answers like the network on real images, and not otherwise.
+    check: those images: files, a folder, or data; data that came with the library where left out.
+    int8: labeled data; weights and activations become 8-bit numbers, calibrated on its train split. Layers stay in
+        float32, the worst first, until at most `max_accuracy_drop` of the accuracy on its val or test split is lost.
     Raises EngineError, and leaves no file, where a library is missing, a network cannot be exported, or it answers
     something else.
     """
@@ -94,7 +94,7 @@ def export(
     if int8 is not None and to == "torch-export":
         raise EngineError("--int8 goes with onnx and openvino; torch-export is float32")
     network, header = model.own, model.header
-    pixels = _pictures(model, check if check is not None else int8, progress)
+    pixels = _images(model, check if check is not None else int8, progress)
     if to == "torch-export":
         program = _traced(model)
         parity = compared(model, _of_program(program), pixels, to)
@@ -109,8 +109,8 @@ def export(
     accuracy = None
     if int8 is not None:
         train, gate = _calibration(model, int8, progress)
-        graph, layers, accuracy = quantize.quantised(
-            graph, train, gate, engine="openvino" if to == "openvino" else "onnxruntime", most_lost=most_lost,
+        graph, layers, accuracy = quantize.quantized(
+            graph, train, gate, engine="openvino" if to == "openvino" else "onnxruntime", max_accuracy_drop=max_accuracy_drop,
             progress=progress,
         )  # fmt: skip
     data = bytes(graph.SerializeToString())
@@ -125,7 +125,7 @@ def export(
 
 
 def compared(model: Model, run: Run, pixels: Tensor, to: str, *, exact: bool = True) -> Parity:
-    """Compare what is exported with the network on pictures; raises EngineError if `exact` and they differ."""
+    """Compare what is exported with the network on images; raises EngineError if `exact` and they differ."""
     header, same, difference = model.header, 0, 0.0
     criterion = CRITERIA[header.criterion]
     for part in pixels.split(8):
@@ -140,7 +140,7 @@ def compared(model: Model, run: Run, pixels: Tensor, to: str, *, exact: bool = T
         same += int((ours.argmax(1) == theirs.argmax(1)).logical_or(tied & (apart <= TOLERANCE)).sum())
     if exact and (same < len(pixels) or difference > TOLERANCE):
         raise EngineError(
-            f"{header.name}: exported to {to}, it does not answer like the network: {same} of {len(pixels)} pictures "
+            f"{header.name}: exported to {to}, it does not answer like the network: {same} of {len(pixels)} images "
             f"with the same answer, probabilities up to {difference:.1e} apart; nothing was written"
         )
     return Parity(len(pixels), same, difference)
@@ -167,8 +167,8 @@ def _of_openvino(data: bytes) -> Run:
 
 
 def _traced(model: Model) -> bytes:
-    """Return the file of torch.export, for any number of pictures."""
-    module = Answers(folded(model.own), model.header).eval()
+    """Return the file of torch.export, for any number of images."""
+    module = DeployModule(folded(model.own), model.header).eval()
     try:
         program = torch.export.export(
             module, (example(model.header),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},)
@@ -191,26 +191,26 @@ def _of_program(data: bytes) -> Run:
     return run
 
 
-def _pictures(model: Model, check: str | Path | None, progress: Progress | None) -> Tensor:
-    """Return pixels of the pictures with which an export is checked: (n, channels, size, size)."""
+def _images(model: Model, check: str | Path | None, progress: Progress | None) -> Tensor:
+    """Return pixels of the images with which an export is checked: (n, channels, size, size)."""
     header, steps = model.header, model.header.preprocessing
     if check is None:
         check = str(header.training.get("data", ""))
         if not check:
-            raise DataError(f"{header.name}: say with --check which pictures to compare the answers on")
+            raise DataError(f"{header.name}: say with --check which images to compare the answers on")
     path = Path(check)
     files = [path] if path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".npz") else []
     if not files and path.is_dir():
-        files = pictures_in(path)
+        files = images_in(path)
     if not files:
         try:
             data = find(check).load(steps, progress=progress)
         except DataError as error:
-            raise DataError(f"{error}; say with --check which pictures to compare the answers on") from error
+            raise DataError(f"{error}; say with --check which images to compare the answers on") from error
         return spread(data.whole, CHECKED)
     read = list(islice(_readable(model, files[:: max(1, len(files) // CHECKED)]), CHECKED))
     if not read:
-        raise DataError(f"{check}: none of the pictures can be read")
+        raise DataError(f"{check}: none of the images can be read")
     return torch.stack(read)
 
 
@@ -218,19 +218,19 @@ def _readable(model: Model, files: list[Path]) -> Iterator[Tensor]:
     steps = model.header.preprocessing
     for file in files:
         try:
-            yield steps.geometry(read_picture(file, steps.channels, steps.window))
+            yield steps.geometry(read_image(file, steps.channels, steps.window))
         except ConvatlasError:
             continue
 
 
 def spread(images: Images, count: int) -> Tensor:
-    """Return so many pictures of a split, from its beginning to its end."""
+    """Return so many images of a split, from its beginning to its end."""
     numbers = torch.arange(len(images))
     return images.pixels[numbers[:: max(1, len(numbers) // count)][:count]]
 
 
 def _calibration(model: Model, data: str | Path, progress: Progress | None) -> tuple[Tensor, quantize.Gate]:
-    """Return pictures to calibrate with, and the labelled ones on which accuracy is measured."""
+    """Return images to calibrate with, and the labeled ones on which accuracy is measured."""
     dataset, split, labels = model.split_of(data, progress=progress)
     images = dataset.splits[split]
     gate = quantize.Gate(images.pixels, labels, CRITERIA[model.header.criterion], model.engine.outputs)

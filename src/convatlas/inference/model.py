@@ -16,7 +16,7 @@ from torch import Tensor
 from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Views
-from convatlas.data.dataset import Broken, Dataset, check_same_classes
+from convatlas.data.dataset import Dataset, UnreadableImage, check_same_classes
 from convatlas.data.open import find
 from convatlas.engines import onnx_graph, openvino_files
 from convatlas.engines.engine import Engine
@@ -25,7 +25,7 @@ from convatlas.engines.openvino import OpenVino
 from convatlas.engines.select import Chosen, choose
 from convatlas.engines.torch import Torch
 from convatlas.errors import DataError, EngineError, ModelFileError, WeightsError
-from convatlas.inference.predict import Asked, Encoded, Picture, Prediction, stream
+from convatlas.inference.predict import EncodedImage, ImageLike, Prediction, PredictOptions, stream
 from convatlas.models.catalog import CATALOG, reads_clips, variant
 from convatlas.system.devices import device_named
 from convatlas.system.progress import Progress
@@ -35,45 +35,44 @@ from convatlas.tasks.classification.results import Result
 from convatlas.weights import modelfile
 from convatlas.weights.build import build
 from convatlas.weights.modelfile import Header
-from convatlas.weights.pretrained import Weights
-from convatlas.weights.pretrained import find as find_weights
+from convatlas.weights.pretrained import Weights, find_weights
 
 
 class Evaluation(NamedTuple):
-    """The result on one split, and the pictures of the data that could not be read."""
+    """The result on one split, and the images of the data that could not be read."""
 
     split: str
     result: Result
-    broken: tuple[Broken, ...]
+    unreadable: tuple[UnreadableImage, ...]
 
 
-class Answering:
-    """What models and ensembles have in common: they answer about pictures."""
+class Predictor:
+    """What models and ensembles have in common: they answer about images."""
 
     @property
     def members(self) -> tuple[Model, ...]:
         raise NotImplementedError
 
     def predict(
-        self, pictures: Picture | Iterable[Picture], *, batch: int = 16, views: Views = "one",
+        self, images: ImageLike | Iterable[ImageLike], *, batch: int = 16, views: Views = "one",
         threshold: float | None = None, fetch: bool = False,
     ) -> list[Prediction]:  # fmt: skip
-        """Return one prediction for each picture, in order; a picture that cannot be read gives one with an `error`.
+        """Return one prediction for each image, in order; an image that cannot be read gives one with an `error`.
 
         views: "flip" and "ten" look at mirror images and crops, too, and average. threshold: the probability below
-        which a picture is said to be of no class. fetch: whether http:// and https:// are fetched.
+        which an image is said to be of no class. fetch: whether http:// and https:// are fetched.
         """
-        if isinstance(pictures, str | Path | Encoded | Image.Image | np.ndarray | Tensor):
-            pictures = [pictures]
-        return list(self.stream(pictures, Asked(batch, views, threshold, fetch)))
+        if isinstance(images, str | Path | EncodedImage | Image.Image | np.ndarray | Tensor):
+            images = [images]
+        return list(self.stream(images, PredictOptions(batch, views, threshold, fetch)))
 
-    def stream(self, pictures: Iterable[Picture], asked: Asked | None = None) -> Iterator[Prediction]:
-        """Yield predictions in order while the next batch is read; the pictures may be without end."""
-        return stream(self.members, pictures, asked or Asked())
+    def stream(self, images: Iterable[ImageLike], options: PredictOptions | None = None) -> Iterator[Prediction]:
+        """Yield predictions in order while the next batch is read; the images may be without end."""
+        return stream(self.members, images, options or PredictOptions())
 
 
 @dataclass(frozen=True)
-class Model(Answering):
+class Model(Predictor):
     """A network that was loaded from its sealed file, ready to answer; that of an exported file is in its engine.
 
     given: the engine; torch with folded norms where left out.
@@ -103,14 +102,14 @@ class Model(Answering):
             raise EngineError(f"{self.header.name}: an exported file holds no network; use the model file it came from")
         return self.network
 
-    def choose(self, engine: str = "auto", *, batch: int = 16, pictures: int | None = None) -> Chosen:
-        """Return the fastest engine for `batch` pictures at once, measured on this machine or remembered.
+    def choose(self, engine: str = "auto", *, batch: int = 16, count: int | None = None) -> Chosen:
+        """Return the fastest engine for `batch` images at once, measured on this machine or remembered.
 
         engine: "auto" for the best of those that are installed, or one of torch, compile, onnxruntime, openvino.
-        pictures: how many there will be, if it is known: for a few, nothing is measured.
+        count: how many there will be, if it is known: for a few, nothing is measured.
         Raises EngineError, in one line, if it is not installed or cannot run the network.
         """
-        return choose(engine, self.own, self.header, batch=batch, macs=cost(self.own).macs, pictures=pictures)
+        return choose(engine, self.own, self.header, batch=batch, macs=cost(self.own).macs, count=count)
 
     def using(self, engine: str = "auto", *, batch: int = 16) -> Model:
         """Return the model on the engine that `choose` finds."""
@@ -121,31 +120,31 @@ class Model(Answering):
         data: str | Path,
         *,
         split: str | None = None,
-        max_broken: float | None = None,
+        max_unreadable: float | None = None,
         progress: Progress | None = None,
     ) -> Evaluation:
         """Measure the network on a data set.
 
         split: "train", "val", "test" or "all". Where left out, the test split, or else val. Data without splits is
-        measured whole, unless it is the data of the training: then on the pictures that were set aside for val.
-        max_broken: share of unreadable pictures that is left out and listed; as in the training where left out.
+        measured whole, unless it is the data of the training: then on the images that were set aside for val.
+        max_unreadable: share of unreadable images that is left out and listed; as in the training where left out.
         Raises DataError if the classes are not the ones the network knows; they are matched by name.
         """
-        dataset, split, labels = self.split_of(data, split=split, max_broken=max_broken, progress=progress)
+        dataset, split, labels = self.split_of(data, split=split, max_unreadable=max_unreadable, progress=progress)
         images = dataset.whole if split == "all" else dataset.splits[split]
         result = run_through(
             self.engine.outputs, replace(images, labels=labels), CRITERIA[self.header.criterion],
             temperature=self.header.temperature, thresholds=self.header.thresholds, progress=progress,
         )  # fmt: skip
-        return Evaluation(split, result, dataset.broken)
+        return Evaluation(split, result, dataset.unreadable)
 
     def split_of(
-        self, data: str | Path, *, split: str | None = None, max_broken: float | None = None,
+        self, data: str | Path, *, split: str | None = None, max_unreadable: float | None = None,
         progress: Progress | None = None,
     ) -> tuple[Dataset, str, Tensor]:  # fmt: skip
         """Return data as this network reads it, the split that `evaluate` means, and its labels among the classes."""
-        if max_broken is None:
-            max_broken = self.header.training.get("max_broken", 0.01)
+        if max_unreadable is None:
+            max_unreadable = self.header.training.get("max_unreadable", 0.01)
         source = find(data, progress=progress)
         check_same_classes(self.classes, source.classes, split="data", where=data)
         training = self.header.training
@@ -153,10 +152,10 @@ class Model(Answering):
         try:
             dataset = source.load(
                 steps, seed=training.get("seed", 0), val_share=training.get("val_share", 0.0),
-                fold=tuple(fold) if fold else None, max_broken=max_broken, progress=progress,
+                fold=tuple(fold) if fold else None, max_unreadable=max_unreadable, progress=progress,
             )  # fmt: skip
-        except DataError:  # other pictures than those of the training may be too few to be split
-            dataset = source.load(steps, max_broken=max_broken, progress=progress)
+        except DataError:  # other images than those of the training may be too few to be split
+            dataset = source.load(steps, max_unreadable=max_unreadable, progress=progress)
         if "val" not in source.listings and dataset.fingerprint() != training.get("fingerprint"):
             dataset = dataset.without_val()  # not the data of the training
         names = (*dataset.splits, "all")
@@ -168,7 +167,7 @@ class Model(Answering):
         several = CRITERIA[self.header.criterion].several
         if source.several != several:
             held = "any number of classes" if source.several else "one class"
-            raise DataError(f"{data}: its pictures are of {held}, the network was not trained for that")
+            raise DataError(f"{data}: its images are of {held}, the network was not trained for that")
         if several:
             labels = of_split.labels[:, [source.classes.index(name) for name in self.classes]]
         else:
@@ -177,7 +176,7 @@ class Model(Answering):
 
 
 @dataclass(frozen=True)
-class Ensemble(Answering):
+class Ensemble(Predictor):
     """Several models of the same classes, whose probabilities are averaged."""
 
     models: tuple[Model, ...]
@@ -209,7 +208,7 @@ def load(path: str | Path, *, device: str = "cpu") -> Model:
 
 
 BATCH = 16
-"""Pictures at once for which an exported file is prepared."""
+"""Images at once for which an exported file is prepared."""
 
 EXPORTED = (".onnx", ".xml", ".pt2")
 """How exported files end."""
@@ -243,20 +242,20 @@ def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
     row = variant(weights.network)
     spec = row.spec.scaled(resolution=weights.preprocessing.size)
     if reads_clips(spec):
-        raise WeightsError(f"{weights.name}: reads clips; pictures cannot be given to it")
+        raise WeightsError(f"{weights.name}: reads clips; images cannot be given to it")
     source = f"{weights.library}:{weights.tag}" if file is None else file
     network = build(spec, classes=len(weights.classes), channels=weights.preprocessing.channels, weights=source)
     header = Header(
         name=weights.name, spec=spec, classes=weights.classes, preprocessing=weights.preprocessing,
-        criterion="cross_entropy", licence=weights.licence,
-        training={"source": weights.url, "recipe": weights.recipe, "claimed": dict(weights.claimed)},
+        criterion="cross_entropy", license=weights.license,
+        training={"source": weights.url, "recipe": weights.recipe, "reported_metrics": dict(weights.reported_metrics)},
     )  # fmt: skip
     return Model(network.eval(), header)
 
 
-def predict(file: str | Path, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
-    """Name what is in pictures with a sealed model file; see Model.predict."""
-    return load(file).predict(pictures)
+def predict(file: str | Path, images: ImageLike | Iterable[ImageLike]) -> list[Prediction]:
+    """Name what is in images with a sealed model file; see Model.predict."""
+    return load(file).predict(images)
 
 
 def evaluate(file: str | Path, data: str | Path, *, split: str | None = None) -> Evaluation:

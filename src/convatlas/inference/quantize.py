@@ -1,4 +1,4 @@
-"""8-bit networks: static quantisation by ONNX Runtime, the error of each layer, and as much float32 as they need."""
+"""8-bit networks: static quantization by ONNX Runtime, the error of each layer, and as much float32 as they need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.stream import Pixels, gathered
+from convatlas.data.stream import Pixels, prefetch
 from convatlas.engines.onnx_graph import OUTPUTS, PIXELS, seal
 from convatlas.engines.onnxruntime import OnnxRuntime
 from convatlas.engines.openvino import OpenVino
@@ -48,7 +48,7 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Gate:
-    """Labelled pictures on which an 8-bit network must be as good as the network that it came from."""
+    """Labelled images on which an 8-bit network must be as good as the network that it came from."""
 
     pixels: Pixels
     labels: Tensor
@@ -56,18 +56,24 @@ class Gate:
     run: Callable[[Tensor], Tensor]
 
     def score(self, run: Callable[[Tensor], Tensor]) -> float:
-        """Return the accuracy, or the mean average precision, of what runs pictures (n, channels, size, size)."""
+        """Return the accuracy, or the mean average precision, of what runs images (n, channels, size, size)."""
         batches = torch.arange(len(self.labels)).split(16)
-        outputs = torch.cat([run(pixels) for _, pixels in gathered(self.pixels, batches)])
+        outputs = torch.cat([run(pixels) for _, pixels in prefetch(self.pixels, batches)])
         return judged(outputs, self.labels, self.criterion).score
 
 
-def quantised(
-    graph: ModelProto, pictures: Tensor, gate: Gate, *, engine: str, most_lost: float, progress: Progress | None = None
+def quantized(
+    graph: ModelProto,
+    images: Tensor,
+    gate: Gate,
+    *,
+    engine: str,
+    max_accuracy_drop: float,
+    progress: Progress | None = None,
 ) -> tuple[ModelProto, tuple[LayerError, ...], tuple[float, float]]:
     """Return the 8-bit graph, the error of each layer with the worst first, and the scores before and after.
 
-    pictures: (n, channels, size, size), from which the ranges of activations are taken.
+    images: (n, channels, size, size), from which the ranges of activations are taken.
     engine: on which the score is measured. Raises EngineError if it stays below with half of the layers in float32.
     """
     before = gate.score(gate.run)
@@ -77,19 +83,19 @@ def quantised(
     count = 1
     while True:
         if progress:
-            progress("quantising", len(kept), len(layers))
-        made = _static(graph, pictures, kept)
+            progress("quantizing", len(kept), len(layers))
+        made = _static(graph, images, kept)
         after = gate.score(_running(made, engine))
         if not errors:
-            errors = layer_errors(graph, made, pictures[:4])
-        if before - after <= most_lost + 1e-9:
+            errors = layer_errors(graph, made, images[:4])
+        if before - after <= max_accuracy_drop + 1e-9:
             told = tuple(LayerError(each.name, each.decibels, each.name in kept) for each in errors)
             _noted(made, graph, kept)
             return made, told, (before, after)
         if 2 * len(kept) >= len(layers):
             raise EngineError(
-                f"int8: {before:.2%} becomes {after:.2%} on the validation pictures, with {len(kept)} of {len(layers)} "
-                "layers in float32; allow more with --most-lost, or calibrate with more pictures; nothing was written"
+                f"int8: {before:.2%} becomes {after:.2%} on the validation images, with {len(kept)} of {len(layers)} "
+                "layers in float32; allow more with --most-lost, or calibrate with more images; nothing was written"
             )
         kept = [each.name for each in errors[:count]]
         count *= 2
@@ -100,14 +106,14 @@ def _running(graph: ModelProto, engine: str) -> Callable[[Tensor], Tensor]:
     return (OpenVino(data, batch=16) if engine == "openvino" else OnnxRuntime(data)).outputs
 
 
-def _static(graph: ModelProto, pictures: Tensor, kept: list[str]) -> ModelProto:
+def _static(graph: ModelProto, images: Tensor, kept: list[str]) -> ModelProto:
     """Return the graph with 8-bit weights, a scale for each channel, and 8-bit activations; `kept` stay float32."""
     onnx = needed("onnx", "onnx")
     quantization: Any = needed("onnxruntime.quantization", "onnx")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(pictures.split(8))
+            self.batches: Iterator[Tensor] = iter(images.split(8))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
@@ -125,7 +131,7 @@ def _static(graph: ModelProto, pictures: Tensor, kept: list[str]) -> ModelProto:
                 nodes_to_exclude=[*kept, *_outside(graph)], calibrate_method=quantization.CalibrationMethod.MinMax,
             )  # fmt: skip
         except Exception as error:  # its errors have no common class
-            raise EngineError(f"int8: ONNX Runtime cannot quantise this graph: {brief(error)}") from error
+            raise EngineError(f"int8: ONNX Runtime cannot quantize this graph: {brief(error)}") from error
         finally:
             logging.disable(logging.NOTSET)
         made: ModelProto = onnx.load(target)
@@ -149,11 +155,11 @@ def _outside(graph: ModelProto) -> list[str]:
     return [node.name for node in [*nodes[:first], *nodes[last + 1 :]]]
 
 
-def layer_errors(graph: ModelProto, made: ModelProto, pictures: Tensor) -> list[LayerError]:
-    """Return the noise that each layer of an 8-bit graph adds to what it reads, on some pictures, the loudest first."""
+def layer_errors(graph: ModelProto, made: ModelProto, images: Tensor) -> list[LayerError]:
+    """Return the noise that each layer of an 8-bit graph adds to what it reads, on some images, the loudest first."""
     there = {output for node in made.graph.node for output in node.output} | {PIXELS}
     readers = {name: node for node in reversed(graph.graph.node) for name in node.input}
-    ends = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # how the quantiser may call a value
+    ends = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # how the quantizer may call a value
 
     def places(name: str) -> tuple[str, str]:
         """Return where a value is in both graphs; behind the activation that became a part of its layer, if one did."""
@@ -164,7 +170,7 @@ def layer_errors(graph: ModelProto, made: ModelProto, pictures: Tensor) -> list[
     layers = [node for node in graph.graph.node if node.op_type in WEIGHED]
     taps = dict(places(name) for node in layers for name in (node.input[0], node.output[0]))
     taps.pop(PIXELS, None)
-    pairs = zip(taps, _tapped(graph, list(taps), pictures), _tapped(made, list(taps.values()), pictures), strict=True)
+    pairs = zip(taps, _tapped(graph, list(taps), images), _tapped(made, list(taps.values()), images), strict=True)
     noise = {name: _power(rough - exact) / max(_power(exact), 1e-30) for name, exact, rough in pairs}
     found = []
     for node in layers:
@@ -177,7 +183,7 @@ def _power(values: Any) -> float:
     return float(np.square(values, dtype=np.float64).mean())
 
 
-def _tapped(graph: ModelProto, names: list[str], pictures: Tensor) -> list[Any]:
+def _tapped(graph: ModelProto, names: list[str], images: Tensor) -> list[Any]:
     """Return what a graph computes under these names."""
     onnx = needed("onnx", "onnx")
     tapped = type(graph)()
@@ -186,7 +192,7 @@ def _tapped(graph: ModelProto, names: list[str], pictures: Tensor) -> list[Any]:
     for name in names:
         if name not in there:
             tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return OnnxRuntime(tapped.SerializeToString()).answers(pictures, *names)
+    return OnnxRuntime(tapped.SerializeToString()).answers(images, *names)
 
 
 def _noted(made: ModelProto, graph: ModelProto, kept: list[str]) -> None:

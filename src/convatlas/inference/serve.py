@@ -1,4 +1,4 @@
-"""A model over HTTP: pictures in, JSON out, in batches across requests, within limits."""
+"""A model over HTTP: images in, JSON out, in batches across requests, within limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from convatlas.data.decode.headers import read_header
 from convatlas.errors import DataError, RunError
 from convatlas.inference.model import Model
-from convatlas.inference.predict import Asked, Encoded, answer_of, looked_at, probabilities
+from convatlas.inference.predict import EncodedImage, PredictOptions, load_views, probabilities, to_prediction
 
 SLOWEST = 30.0
 """Seconds in which a client must send its next bytes."""
@@ -33,8 +33,8 @@ SLOWEST = 30.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes: pictures at once, seconds to wait for a batch to fill; bytes and pictures of a request,
-    pixels of a picture, and pictures that may wait.
+    """What a server takes: images at once, seconds to wait for a batch to fill; bytes and images of a request,
+    pixels of an image, and images that may wait.
     """  # fmt: skip
 
     batch: int = 16
@@ -46,11 +46,11 @@ class Limits:
 
 
 class FullError(Exception):
-    """More pictures wait than may."""
+    """More images wait than may."""
 
 
 class Batcher:
-    """Pictures of all requests, read side by side and answered in batches; one thread runs the network."""
+    """Images of all requests, read side by side and answered in batches; one thread runs the network."""
 
     def __init__(self, model: Model, limits: Limits, *, seen: Callable[[int], None] = lambda count: None) -> None:
         self.model, self.limits, self.seen = model, limits, seen
@@ -69,31 +69,31 @@ class Batcher:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._runner.shutdown(wait=False, cancel_futures=True)
 
-    async def answers(self, pictures: list[Encoded]) -> list[Tensor | DataError]:
-        """Return the probabilities (classes,) of each picture, or why it cannot be read; raises FullError."""
-        if self.waiting + len(pictures) > self.limits.queue:
+    async def answers(self, images: list[EncodedImage]) -> list[Tensor | DataError]:
+        """Return the probabilities (classes,) of each image, or why it cannot be read; raises FullError."""
+        if self.waiting + len(images) > self.limits.queue:
             raise FullError
-        self.waiting += len(pictures)
+        self.waiting += len(images)
         try:
-            return list(await asyncio.gather(*map(self._answer, pictures)))
+            return list(await asyncio.gather(*map(self._answer, images)))
         finally:
-            self.waiting -= len(pictures)
+            self.waiting -= len(images)
 
-    async def _answer(self, picture: Encoded) -> Tensor | DataError:
+    async def _answer(self, image: EncodedImage) -> Tensor | DataError:
         loop = asyncio.get_running_loop()
         try:
-            views = await loop.run_in_executor(self._readers, self._read, picture)
+            views = await loop.run_in_executor(self._readers, self._read, image)
         except DataError as error:
             return error
         future: asyncio.Future[Tensor] = loop.create_future()
         self._queue.put_nowait((views, future))
         return await future
 
-    def _read(self, picture: Encoded) -> Tensor:
-        width, height = read_header(Path(picture.name), data=picture.data).size
+    def _read(self, image: EncodedImage) -> Tensor:
+        width, height = read_header(Path(image.name), data=image.data).size
         if width * height > self.limits.pixels:
-            raise DataError(f"{picture.name}: {width} x {height} pixels are more than {self.limits.pixels:,}")
-        return looked_at(picture, picture.name, [self.model.header.preprocessing], Asked())[0]
+            raise DataError(f"{image.name}: {width} x {height} pixels are more than {self.limits.pixels:,}")
+        return load_views(image, image.name, [self.model.header.preprocessing], PredictOptions())[0]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,13 +130,13 @@ def application(model: Model, limits: Limits, *, token: str | None = None) -> An
     """Return the ASGI application: POST /predict, GET / (the model), /health, /metrics and /openapi.json."""
     registry = metrics.CollectorRegistry()
     requests = metrics.Counter("convatlas_requests", "Requests by status.", ["status"], registry=registry)
-    pictures = metrics.Counter("convatlas_pictures", "Pictures answered.", registry=registry)
+    images = metrics.Counter("convatlas_images", "Images answered.", registry=registry)
     latency = metrics.Histogram("convatlas_seconds", "Seconds from request to answer.", registry=registry)
     sizes = metrics.Histogram(
-        "convatlas_batch", "Pictures in a batch.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry
+        "convatlas_batch", "Images in a batch.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry
     )
     batcher = Batcher(model, limits, seen=sizes.observe)
-    metrics.Gauge("convatlas_waiting", "Pictures that wait.", registry=registry).set_function(lambda: batcher.waiting)
+    metrics.Gauge("convatlas_waiting", "Images that wait.", registry=registry).set_function(lambda: batcher.waiting)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -147,7 +147,7 @@ def application(model: Model, limits: Limits, *, token: str | None = None) -> An
     header = model.header
     app = FastAPI(
         title=f"convatlas: {header.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
-        description="Names what is in pictures.",
+        description="Names what is in images.",
     )  # fmt: skip
 
     def allowed(request: Request) -> None:
@@ -166,7 +166,7 @@ def application(model: Model, limits: Limits, *, token: str | None = None) -> An
         allowed(request)
         return {
             "name": header.name, "task": header.task, "classes": list(header.classes), "engine": str(model.engine),
-            "licence": header.licence, "preprocessing": header.preprocessing.to_plain(),
+            "license": header.license, "preprocessing": header.preprocessing.to_plain(),
         }  # fmt: skip
 
     @app.get("/metrics")
@@ -177,50 +177,50 @@ def application(model: Model, limits: Limits, *, token: str | None = None) -> An
 
     @app.post("/predict", openapi_extra=_ASKED, responses=_ANSWERED)
     async def predict(request: Request, top: int = 5, threshold: float | None = None) -> JSONResponse:
-        """Name what is in the picture that is the body, or in the pictures of a form."""
+        """Name what is in the image that is the body, or in the images of a form."""
         allowed(request)
         if top < 1 or (threshold is not None and not 0 <= threshold <= 1):
             raise HTTPException(422, "top is a number from 1 on, threshold a probability from 0 to 1")
         begun = time.perf_counter()
         try:
-            found = await batcher.answers(await _pictures_in(request, limits))
+            found = await batcher.answers(await _images_in(request, limits))
         except FullError:
-            message = f"more than {limits.queue} pictures wait already; come back"
+            message = f"more than {limits.queue} images wait already; come back"
             raise HTTPException(503, message, headers={"Retry-After": "1"}) from None
         told: list[dict[str, Any]] = []
-        for (name, _), row in zip(request.state.pictures, found, strict=True):
+        for (name, _), row in zip(request.state.images, found, strict=True):
             if isinstance(row, DataError):
                 told.append({"source": name, "error": str(row)})
                 continue
-            answer = answer_of(name, row, header, threshold)
+            answer = to_prediction(name, row, header, threshold)
             likely = dict(list(answer.probabilities.items())[:top])
             told.append({
-                "source": name, "answer": answer.answer, "label": answer.label, "probability": answer.probability,
+                "source": name, "answer": answer.text, "label": answer.label, "probability": answer.probability,
                 "labels": list(answer.labels), "probabilities": likely,
             })  # fmt: skip
         good = sum("error" not in each for each in told)
-        pictures.inc(good)
+        images.inc(good)
         latency.observe(time.perf_counter() - begun)
         return JSONResponse({"predictions": told}, 200 if good else 422)
 
     return _Bounded(app, limits, requests)
 
 
-async def _pictures_in(request: Request, limits: Limits) -> list[Encoded]:
-    """Return the pictures of a request; raises HTTPException, a 4xx with its reason, where there are none."""
+async def _images_in(request: Request, limits: Limits) -> list[EncodedImage]:
+    """Return the images of a request; raises HTTPException, a 4xx with its reason, where there are none."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         async with request.form(max_files=limits.images, max_fields=limits.images) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            found = [Encoded(file.filename or f"picture {i}", await file.read()) for i, file in enumerate(files)]
+            found = [EncodedImage(file.filename or f"image {i}", await file.read()) for i, file in enumerate(files)]
     elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
-        found = [Encoded("picture 0", await request.body())]
+        found = [EncodedImage("image 0", await request.body())]
     else:
-        raise HTTPException(415, f"{kind}: send a picture as image/..., or pictures as multipart/form-data")
-    found = [Encoded(name.replace("\0", " ").replace("\n", " ")[:200], data) for name, data in found]
+        raise HTTPException(415, f"{kind}: send an image as image/..., or images as multipart/form-data")
+    found = [EncodedImage(name.replace("\0", " ").replace("\n", " ")[:200], data) for name, data in found]
     if not found or not any(data for _, data in found):
-        raise HTTPException(422, "the request holds no picture")
-    request.state.pictures = found
+        raise HTTPException(422, "the request holds no image")
+    request.state.images = found
     return found
 
 
@@ -274,13 +274,13 @@ _ASKED: dict[str, Any] = {
     }
 }
 _ANSWERED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "One prediction for each picture, in order; those that cannot be read carry an error."},
+    200: {"description": "One prediction for each image, in order; those that cannot be read carry an error."},
     401: {"description": "No token, or a wrong one."},
     408: {"description": "The request came too slowly."},
     413: {"description": "The request is too large."},
     415: {"description": "The request is of another type."},
-    422: {"description": "No picture of the request can be read."},
-    503: {"description": "Too many pictures wait."},
+    422: {"description": "No image of the request can be read."},
+    503: {"description": "Too many images wait."},
 }
 
 

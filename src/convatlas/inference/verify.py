@@ -1,4 +1,4 @@
-"""What published weights claim, and what they do here: measured on labelled photographs, beside their own library."""
+"""What published weights claim, and what they do here: measured on labeled images, beside their own library."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.decode.pixels import read_picture
-from convatlas.data.readers.folder import pictures_in
+from convatlas.data.decode.pixels import read_image
+from convatlas.data.readers.folder import images_in
 from convatlas.errors import DataError, WeightsError, brief, nearest
 from convatlas.inference.model import Model, from_weights
 from convatlas.models.catalog import variant
@@ -26,17 +26,17 @@ from convatlas.system.progress import Progress
 from convatlas.weights.build import build
 from convatlas.weights.fetch import pull
 from convatlas.weights.modelfile import Header
-from convatlas.weights.open import opened
-from convatlas.weights.pretrained import Weights, find
+from convatlas.weights.open import open_weights
+from convatlas.weights.pretrained import Weights, find_weights
 from convatlas.weights.read import load_tensors
 
 LABELS = "labels.csv"
-"""The table that says which class a photograph shows: columns `file` and `index`."""
+"""The table that says which class an image shows: columns `file` and `index`."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Labelled photographs: their files and classes, and the names of the classes where folders give them."""
+    """Labelled images: their files and classes, and the names of the classes where folders give them."""
 
     files: tuple[Path, ...]
     labels: tuple[int, ...]
@@ -47,11 +47,11 @@ class Photos:
 class Verification:
     """One row of the ledger.
 
-    right1, right5: photographs whose class is the most probable one, or among the five most probable.
+    right1, right5: images whose class is the most probable one, or among the five most probable.
     published: whether the file is the one that was published, as far as its digest is known.
-    peer: the same of the library's own class and transforms, and on how many photographs the five most probable
+    peer: the same of the library's own class and transforms, and on how many images the five most probable
     classes are the same, in the same order; None where there is no such library.
-    difference: the largest difference between the two of any probability. protocol: how photographs were prepared.
+    difference: the largest difference between the two of any probability. protocol: how images were prepared.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Verification:
     count: int
     right1: int
     right5: int
-    claimed: str
+    reported_metrics: str
     published: bool = True
     library: str = ""
     peer: tuple[int, int, int] | None = None
@@ -84,9 +84,9 @@ class Verification:
 
 
 def protocol(steps: Preprocessing) -> str:
-    """Say in one line how photographs are prepared."""
+    """Say in one line how images are prepared."""
     smooth = "" if steps.antialias else ", not antialiased"
-    return f"short side to {steps.resize} px ({steps.interpolation}{smooth}), centre {steps.crop} px, one view"
+    return f"short side to {steps.resize} px ({steps.interpolation}{smooth}), center {steps.crop} px, one view"
 
 
 def record(row: Verification, command: str, path: Path) -> None:
@@ -96,7 +96,7 @@ def record(row: Verification, command: str, path: Path) -> None:
     """
     low, high = row.interval
     told = {
-        "weights": row.name, "claimed": row.claimed, "measured_top1": f"{row.top1:.4f}",
+        "weights": row.name, "reported_metrics": row.reported_metrics, "measured_top1": f"{row.top1:.4f}",
         "measured_top5": f"{row.top5:.4f}", "n": row.count, "top1_low": f"{low:.4f}", "top1_high": f"{high:.4f}",
         "protocol": row.protocol, "command": command, "sha256": row.digest,
     }  # fmt: skip
@@ -110,8 +110,8 @@ def record(row: Verification, command: str, path: Path) -> None:
     write_text(path, text + line.getvalue())
 
 
-def find_photos(folder: str | Path) -> Photos:
-    """Return the labelled photographs of a folder: by its labels.csv, or by its folders, one for each class.
+def find_images(folder: str | Path) -> Photos:
+    """Return the labeled images of a folder: by its labels.csv, or by its folders, one for each class.
 
     With labels.csv, the files lie beside it or in `images/`. Raises DataError for files and labels that are not there.
     """
@@ -133,36 +133,36 @@ def find_photos(folder: str | Path) -> Photos:
         if bad:
             raise DataError(f"{table}: line {bad[0]}: {bad[1]!r} is no class index")
         if not rows:
-            raise DataError(f"{table}: holds no photographs")
+            raise DataError(f"{table}: holds no images")
         paths = [next((p for p in (folder / f, folder / "images" / f) if p.is_file()), folder / f) for f, _ in rows]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise DataError(f"{missing[0]}: named in {table}, but not there")
         return Photos(tuple(paths), tuple(int(index) for _, index in rows))
     inside = {
-        entry.name: pictures_in(entry)
+        entry.name: images_in(entry)
         for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")
     }  # fmt: skip
     classes = [name for name, paths in inside.items() if paths]
     found = [(path, label) for label, name in enumerate(classes) for path in inside[name]]
     if not found:
-        raise DataError(f"{folder}: holds neither {LABELS} nor folders of photographs, one for each class")
+        raise DataError(f"{folder}: holds neither {LABELS} nor folders of images, one for each class")
     return Photos(tuple(path for path, _ in found), tuple(label for _, label in found), tuple(classes))
 
 
 def verify(
     name: str, folder: str | Path, *, file: str | Path | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Measure weights on the labelled photographs of a folder, and their own library's class beside them.
+    """Measure weights on the labeled images of a folder, and their own library's class beside them.
 
     name: published weights, "network@library:tag", whose class names the folders of the data have; or a network, with a
         `file` for it, where the folders are its classes in order of their names, or the table counts them.
     file: the weights where they are not in the cache; its tensors are those of the library.
     """
-    photos = find_photos(folder)
+    photos = find_images(folder)
     weights: Weights | None = None
     if "@" in name:
-        weights = find(name)
+        weights = find_weights(name)
         path = pull(weights, progress=progress) if file is None else Path(file)
         model = from_weights(weights, file=path)
     elif file is None:
@@ -175,19 +175,19 @@ def verify(
     right1, right5 = _right(ours, labels)
     digest, how = sha256(path), protocol(model.header.preprocessing)
     if weights is None:
-        return Verification(name, digest, len(labels), right1, right5, claimed="", protocol=how)
-    claimed = ", ".join(f"{what} {value:g}" for what, value in weights.claimed.items())
+        return Verification(name, digest, len(labels), right1, right5, reported_metrics="", protocol=how)
+    reported_metrics = ", ".join(f"{what} {value:g}" for what, value in weights.reported_metrics.items())
     theirs = _peer(weights, path, photos, progress)
     top = min(5, ours.shape[1])
     same = int((ours.topk(top).indices == theirs.topk(top).indices).all(1).sum())
     return Verification(
-        name, digest, len(labels), right1, right5, claimed, digest.startswith(weights.digest), weights.library,
+        name, digest, len(labels), right1, right5, reported_metrics, digest.startswith(weights.digest), weights.library,
         (*_right(theirs, labels), same), float((ours - theirs).abs().max()), how,
     )  # fmt: skip
 
 
 def _labels(photos: Photos, classes: Sequence[str], folder: str | Path) -> list[int]:
-    """Return the number of each photograph's class among those of the network, by the name of its folder."""
+    """Return the number of each image's class among those of the network, by the name of its folder."""
     for name in photos.classes:
         if name not in classes:
             raise DataError(f"{Path(folder) / name}: {name} is no class of these weights{nearest(name, classes)}")
@@ -200,7 +200,7 @@ def _labels(photos: Photos, classes: Sequence[str], folder: str | Path) -> list[
 def _of_file(name: str, path: Path, photos: Photos) -> Model:
     """Return the model of a file whose classes are the folders, unless it is sealed and knows their names."""
     row = variant(name)
-    given = opened(path, row.spec, name=name, row=row)
+    given = open_weights(path, row.spec, name=name, row=row)
     classes = given.names or photos.classes or tuple(map(str, range(given.classes)))
     if len(classes) != given.classes:
         raise DataError(f"{path}: holds {given.classes} classes, the data has {len(classes)} folders")
@@ -222,7 +222,7 @@ def _probabilities(model: Model, photos: Photos, progress: Progress | None) -> T
     steps = model.header.preprocessing
 
     def prepared(path: Path) -> Tensor:
-        return steps.normalise(steps.geometry(read_picture(path, steps.channels))[None])[0]
+        return steps.normalize(steps.geometry(read_image(path, steps.channels))[None])[0]
 
     return _run(model.own, prepared, photos, progress, f"reading with {model.header.name}")
 
@@ -251,8 +251,8 @@ def _peer(weights: Weights, path: Path, photos: Photos, progress: Progress | Non
         raise WeightsError(f"{path}: {weights.library} cannot fill its own {peer} with it ({brief(error)})") from error
 
     def prepared(path: Path) -> Tensor:
-        picture: Tensor = transform(Image.open(path).convert("RGB"))
-        return picture
+        image: Tensor = transform(Image.open(path).convert("RGB"))
+        return image
 
     with torch.inference_mode():
         return _run(network.eval(), prepared, photos, progress, f"reading with {weights.library}")
@@ -261,7 +261,7 @@ def _peer(weights: Weights, path: Path, photos: Photos, progress: Progress | Non
 def _run(
     network: torch.nn.Module, prepared: Callable[[Path], Tensor], photos: Photos, progress: Progress | None, what: str
 ) -> Tensor:
-    """Return the softmax of the outputs, (photographs, classes), 16 photographs at a time."""
+    """Return the softmax of the outputs, (images, classes), 16 images at a time."""
     rows = []
     files: Sequence[Path] = photos.files
     for start in range(0, len(files), 16):

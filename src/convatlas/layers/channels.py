@@ -114,7 +114,7 @@ class SamePad(nn.Module):
         return f"{self.kernel}, stride={self.stride}, value={self.value}"
 
 
-class ThinShortcut(nn.Module):
+class PadShortcut(nn.Module):
     """Every second pixel, and zeros for the channels that are new, half of them on each side.
 
     The shortcut without parameters of He et al. 2015, option A.
@@ -132,7 +132,7 @@ class ThinShortcut(nn.Module):
         return f"{self.inputs}, {self.outputs}, stride={self.stride}"
 
 
-class Latest(nn.Module):
+class TakeCurrent(nn.Module):
     """The last of the two outputs that flow through NASNet's cells."""
 
     def forward(self, x: Pair) -> Tensor:
@@ -141,7 +141,13 @@ class Latest(nn.Module):
 
 for _shape_kept in (Scale, LayerScale, DropPath):
     rule.register(_shape_kept, same)
-for _kind, _text in {LayerScale: "scale", DropPath: "drop path", SamePad: "", Latest: "", ThinShortcut: "pad"}.items():
+for _kind, _text in {
+    LayerScale: "scale",
+    DropPath: "drop path",
+    SamePad: "",
+    TakeCurrent: "",
+    PadShortcut: "pad",
+}.items():
     always(_kind, _text)
 
 
@@ -197,7 +203,7 @@ def _(layer: SamePad, x: Signal, tally: Tally) -> Signal:
 
 
 @rule.register
-def _(layer: ThinShortcut, x: Signal, tally: Tally) -> Signal:
+def _(layer: PadShortcut, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.inputs:
         raise tally.refuse(layer, f"expects {layer.inputs} channels, got {x.channels}")
     space = tuple(-(-size // layer.stride) for size in x.space)
@@ -206,5 +212,5 @@ def _(layer: ThinShortcut, x: Signal, tally: Tally) -> Signal:
 
 
 @rule.register
-def _(layer: Latest, x: PairSignal, tally: Tally) -> Signal:
+def _(layer: TakeCurrent, x: PairSignal, tally: Tally) -> Signal:
     return tally.add(layer, x.now, x.now)

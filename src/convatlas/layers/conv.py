@@ -21,7 +21,7 @@ def activation(kind: Activation) -> nn.Module:
     return kind(inplace=True) if kind in _IN_PLACE else kind()
 
 
-def centred(kernel: Size) -> Size:
+def centerd(kernel: Size) -> Size:
     """Return the padding that keeps the size of the map for odd kernels and stride 1."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
 
@@ -46,7 +46,7 @@ class ConvNorm(Chain):
         norm: Norm | None = nn.BatchNorm2d,
         act: Activation | None = nn.ReLU,
     ) -> None:
-        padding = centred(kernel) if padding is None else padding
+        padding = centerd(kernel) if padding is None else padding
         layers: dict[str, nn.Module] = {
             "conv": nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=norm is None)
         }
@@ -82,7 +82,7 @@ class NormConv(Chain):
         )
 
 
-class Squeeze(Product):
+class SqueezeExcitation(Product):
     """Every channel times a gate computed from the means of all (Hu et al. 2017, figure 2)."""
 
     def __init__(self, width: int, middle: int, *, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid) -> None:

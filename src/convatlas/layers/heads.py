@@ -15,7 +15,7 @@ def pooled(inputs: int, classes: int, *, dropout: float = 0.0, axes: int = 2) ->
     return Chain(pool=pool, flat=nn.Flatten(), **drop, out=nn.Linear(inputs, classes))
 
 
-class SideClassifier(Auxiliary):
+class AuxiliaryClassifier(Auxiliary):
     """A second classifier at an inner layer; its loss is added `weight` times (Szegedy et al. 2014, section 5)."""
 
     weight = 0.3

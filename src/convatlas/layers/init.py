@@ -36,7 +36,7 @@ def is_empty(layer: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in layer.parameters(recurse=False))
 
 
-def initialise(tree: Tree, *, conv: Draw | None = None, linear: Draw | None = None) -> Tree:
+def initialize(tree: Tree, *, conv: Draw | None = None, linear: Draw | None = None) -> Tree:
     """Draw the weights of all convolutions and linear layers, set their biases to zero, and return the tree.
 
     A kind that is left out keeps torch's own weights.

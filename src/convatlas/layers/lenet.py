@@ -56,7 +56,7 @@ class Subsample(nn.Module):
         return mean * (4 * self.gain).view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
 
-class LinkedConv2d(nn.Module):
+class SparseConnectionConv2d(nn.Module):
     """A convolution in which each output map reads only the input maps that `links` names (LeNet-5, table I).
 
     Holds one kernel for each link: `weight` is (links, kernel, kernel), in the order of the table.
@@ -123,7 +123,7 @@ def reset_uniform(module: nn.Module) -> None:
             continue
         if isinstance(layer, Subsample):
             bounds = {layer.gain: 2.4 / 4, layer.bias: 2.4 / 4}
-        elif isinstance(layer, LinkedConv2d):
+        elif isinstance(layer, SparseConnectionConv2d):
             fan_in = layer.weight.new_tensor([len(sources) for sources in layer.links]) * layer.kernel**2
             of_link = (
                 layer.weight.new_tensor([len(sources) for sources in layer.links for _ in sources]) * layer.kernel**2
@@ -151,7 +151,7 @@ always(Subsample, "sum 2×2, /2", "pool")
 
 
 @outline.register
-def _(layer: LinkedConv2d) -> Box:
+def _(layer: SparseConnectionConv2d) -> Box:
     step = f", /{layer.stride}" if layer.stride > 1 else ""
     sparse = " linked" if any(len(sources) < layer.maps for sources in layer.links) else ""
     return Box((f"{layer.kernel}×{layer.kernel}{sparse}, {len(layer.links)}{step}",), "conv")
@@ -171,7 +171,7 @@ def _(layer: Subsample, x: Signal, tally: Tally) -> Signal:
 
 
 @rule.register
-def _(layer: LinkedConv2d, x: Signal, tally: Tally) -> Signal:
+def _(layer: SparseConnectionConv2d, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.maps:
         raise tally.refuse(layer, f"expects {layer.maps} maps, got {x.channels}")
     y = slide(layer, x, tally, channels=len(layer.links), kernel=layer.kernel, stride=layer.stride)

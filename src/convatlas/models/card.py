@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
 from convatlas.errors import SpecError
-from convatlas.models.keys import Dialect
+from convatlas.models.keys import KeyMapping
 
 Taxonomy = Literal[
     "spatial exploitation", "depth", "multi-path", "width", "feature-map exploitation", "attention",
@@ -57,7 +57,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the catalogue: a spec, its card, and the defaults it is used with.
+    """One row of the catalog: a spec, its card, and the defaults it is used with.
 
     peers: what other libraries call this very network, by library; empty where they call it as we do.
     """
@@ -75,7 +75,7 @@ class Family:
     """The variants of one file by name, and how other libraries call their tensors."""
 
     variants: Mapping[str, Variant]
-    dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    key_mappings: Mapping[str, KeyMapping] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, row in self.variants.items():

@@ -82,24 +82,24 @@ SPEC_TYPES: dict[str, type[Record]] = {type(row.spec).__name__: type(row.spec) f
 
 
 def variant(name: str) -> Variant:
-    """Return the catalogue's row for `name`; raises SpecError that suggests the nearest name."""
+    """Return the catalog's row for `name`; raises SpecError that suggests the nearest name."""
     if name not in CATALOG:
         raise SpecError(f"unknown network {name!r}{nearest(name, CATALOG)}; `convatlas list` shows all")
     return CATALOG[name]
 
 
 def resolve(network: str | Spec) -> tuple[str, Variant]:
-    """Return a name and the defaults for a network: the catalogue's row, or for a spec the row that is most like it."""
+    """Return a name and the defaults for a network: the catalog's row, or for a spec the row that is most like it."""
     if isinstance(network, str):
         return network, variant(network)
     alike = [name for name, row in CATALOG.items() if type(row.spec) is type(network)]
     if not alike:
-        raise SpecError(f"a network is a name of the catalogue or a spec of its families, not {type(network).__name__}")
+        raise SpecError(f"a network is a name of the catalog or a spec of its families, not {type(network).__name__}")
     name = min(alike, key=lambda name: len(diff(CATALOG[name].spec, network)))
     row = CATALOG[name]
     if row.spec == network:
         return name, row
-    if isinstance(network, boosted.Boosted):  # its pictures and classes are those of the network inside
+    if isinstance(network, boosted.Boosted):  # its images and classes are those of the network inside
         inner, own = resolve(network.backbone)
         return f"boosted-{inner}", boosted.row(own, network)
     return f"{name}-custom", dataclasses.replace(row, spec=network)
@@ -117,7 +117,7 @@ def reads_clips(spec: Spec) -> bool:
 
 @dataclass(frozen=True)
 class Facts:
-    """The exact numbers of a network of the catalogue, for one image of its own size."""
+    """The exact numbers of a network of the catalog, for one image of its own size."""
 
     parameters: int
     macs: int
@@ -148,12 +148,12 @@ def count(name: str) -> Facts:
 
 
 def measure(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> Cost:
-    """Return the exact cost of a network of the catalogue, at its own size or another one in pixels."""
-    return cost(grow(variant(name).spec, classes=classes, channels=channels, resolution=size, device="meta"))
+    """Return the exact cost of a network of the catalog, at its own size or another one in pixels."""
+    return cost(build_fresh(variant(name).spec, classes=classes, channels=channels, resolution=size, device="meta"))
 
 
-def names(pattern: str = "*", *, family: str | None = None, max_params: float | None = None) -> list[str]:
-    """Return the catalogue's names, by year: those that match `pattern` (as files do: "resnet*"), of one family, or
+def list_models(pattern: str = "*", *, family: str | None = None, max_params: float | None = None) -> list[str]:
+    """Return the catalog's names, by year: those that match `pattern` (as files do: "resnet*"), of one family, or
     with at most `max_params` parameters.
     """
     if family is not None and family not in FAMILIES:
@@ -164,7 +164,7 @@ def names(pattern: str = "*", *, family: str | None = None, max_params: float | 
     return sorted(chosen, key=lambda name: CATALOG[name].card.year)
 
 
-def grow(
+def build_fresh(
     network: str | Spec,
     *,
     classes: int | None = None,

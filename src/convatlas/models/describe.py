@@ -9,7 +9,7 @@ from typing import Any
 from convatlas.core.cost import cost
 from convatlas.core.spec import Spec, cells
 from convatlas.core.summary import fields, layer_table, totals
-from convatlas.models.catalog import grow, measure, resolve, variant
+from convatlas.models.catalog import build_fresh, measure, resolve, variant
 
 
 def show(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> str:
@@ -54,12 +54,12 @@ class Comparison:
 
 
 def compare(*networks: str | Spec, size: int | None = None) -> Comparison:
-    """Compare networks of the catalogue, or specs; all at `size` pixels, or each at its own size."""
+    """Compare networks of the catalog, or specs; all at `size` pixels, or each at its own size."""
     found = [resolve(network) for network in networks]
     specs = [row.spec.scaled(resolution=size) if size is not None else row.spec for _, row in found]
     rows = []
     for (name, row), spec in zip(found, specs, strict=True):
-        network = grow(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta")
+        network = build_fresh(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta")
         measured = cost(network)
         rows.append(Row(
             name, row.card.title, row.card.year, ", ".join(row.card.taxonomy), row.card.innovation, row.card.reported,

@@ -17,7 +17,7 @@ A template may hold the groups of its pattern, with a number moved: "{1}", "{1-1
 is a tensor that has no place in our tree and is left out on purpose.
 """
 
-Dialect = Callable[[Any], Rules]
+KeyMapping = Callable[[Any], Rules]
 """The rules of one library for a spec of the family."""
 
 _GROUP = re.compile(r"\{(\d)([+-]\d+)?\}")
@@ -38,7 +38,7 @@ def _fill(template: str, found: re.Match[str]) -> str:
     return _GROUP.sub(group, template)
 
 
-def translate(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def remap_keys(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under our names, in the shapes of `expected`.
 
     The names and shapes must be exactly those of `expected`: nothing may be missing, left over or of another shape. Two

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, get_args
 from convatlas.core.cost import cost
 from convatlas.core.spec import Spec, cells, changed
 from convatlas.errors import SpecError
-from convatlas.models.catalog import grow, resolve
+from convatlas.models.catalog import build_fresh, resolve
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
@@ -25,11 +25,11 @@ LIMIT = 32
 """The largest compound coefficient, and the power of two of the largest factor on the MACs: no network is so large."""
 
 
-def compound(spec: AnySpec, phi: float, *, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15) -> AnySpec:
+def scale_compound(spec: AnySpec, phi: float, *, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15) -> AnySpec:
     """Return the network scaled in depth by alpha^phi, width by beta^phi, resolution by gamma^phi.
 
     Tan and Le 2019, equation 3. MACs grow about as (alpha beta² gamma²)^phi; the published constants give 1.92^phi. The
-    published B1 to B7 were trimmed by hand and are rows of the catalogue.
+    published B1 to B7 were trimmed by hand and are rows of the catalog.
     """
     if not all(isinstance(base, int | float) and base >= 1 for base in (alpha, beta, gamma)):
         raise SpecError(f"compound: alpha, beta and gamma are numbers from 1 on, not {alpha}, {beta}, {gamma}")
@@ -38,7 +38,7 @@ def compound(spec: AnySpec, phi: float, *, alpha: float = 1.2, beta: float = 1.1
     return _scaled(spec, depth=alpha**phi, width=beta**phi, resolution=gamma**phi)
 
 
-def fast(spec: AnySpec, scale: float, *, alpha: float = 0.8) -> AnySpec:
+def scale_fast(spec: AnySpec, scale: float, *, alpha: float = 0.8) -> AnySpec:
     """Return the network with about `scale` times the MACs, grown in a way that keeps activations, and so time, low.
 
     The rule dWr of Dollár et al. 2021 (arXiv 2103.06877, section 3.2): depth by s^((1 - alpha) / 2), width by
@@ -81,7 +81,7 @@ def fit_budget(
     @cache
     def share(candidate: Spec) -> float:
         """Return the largest share of a budget that the candidate takes; above 1 it does not fit."""
-        measured = cost(grow(candidate, classes=classes, channels=channels, device="meta"))
+        measured = cost(build_fresh(candidate, classes=classes, channels=channels, device="meta"))
         taken = {"macs": measured.macs, "parameters": measured.parameters}
         return max(taken[what] / limit for what, limit in budget.items() if limit is not None)
 
@@ -128,9 +128,9 @@ def _grower(spec: AnySpec, rule: Rule, *, fixed: bool) -> Callable[[float], AnyS
         if rule == "width":
             scaled = spec.scaled(width=math.sqrt(factor))
         elif rule == "fast":
-            scaled = fast(spec, factor)
+            scaled = scale_fast(spec, factor)
         else:
-            scaled = compound(spec, math.log(factor) / math.log(1.2 * 1.1**2 * 1.15**2))
+            scaled = scale_compound(spec, math.log(factor) / math.log(1.2 * 1.1**2 * 1.15**2))
         return scaled.scaled(resolution=spec.resolution) if fixed else scaled
 
     return scale

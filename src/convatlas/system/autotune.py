@@ -18,11 +18,11 @@ from convatlas.errors import ConvatlasError
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import write_text
 
-BUSY = 0.1
+MAX_OTHER_CPU_SHARE = 0.1
 """Share of the cores that other work may take while ways are compared; what is found beside more is not remembered."""
 
 
-class Remembered:
+class TuningCache:
     """A table of choices in the cache folder, by a key of everything that they depend on."""
 
     def __init__(self, name: str, device: torch.device, *depends: object) -> None:
@@ -54,7 +54,7 @@ def _machine(device: torch.device) -> list[str]:
     return [device.type, name, str(torch.get_num_threads()), torch.__version__, __version__]
 
 
-class Others:
+class CpuContention:
     """How much of the machine's cores other processes take, from the making of this on; 0 where nobody can tell."""
 
     def __init__(self, read: Callable[[], tuple[float, float]] | None = None) -> None:

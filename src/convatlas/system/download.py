@@ -76,8 +76,8 @@ def _resume(url: str, part: Path, progress: Progress | None) -> None:
         raise EOFError(f"the connection closed after {done:,} of {total:,} bytes")
 
 
-PICTURE_BYTES = 2**26
-"""The most that is fetched for one picture."""
+IMAGE_BYTES = 2**26
+"""The most that is fetched for one image."""
 
 
 def fetch_bytes(url: str) -> bytes:
@@ -86,9 +86,9 @@ def fetch_bytes(url: str) -> bytes:
         raise DataError(f"{url}: not fetched; {OFFLINE}")
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
-            data: bytes = answer.read(PICTURE_BYTES + 1)
+            data: bytes = answer.read(IMAGE_BYTES + 1)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DataError(f"{url}: could not be fetched: {getattr(error, 'reason', None) or error}") from error
-    if len(data) > PICTURE_BYTES:
-        raise DataError(f"{url}: has more than {PICTURE_BYTES / 2**20:.0f} MiB")
+    if len(data) > IMAGE_BYTES:
+        raise DataError(f"{url}: has more than {IMAGE_BYTES / 2**20:.0f} MiB")
     return data

@@ -1,1 +1,1 @@
-"""What differs between tasks: losses, metrics, pictures of results."""
+"""What differs between tasks: losses, metrics, images of results."""

@@ -14,12 +14,12 @@ from torch import nn, optim
 
 from convatlas.errors import RunError, brief
 from convatlas.system.files import atomic
-from convatlas.train.loop import Average
+from convatlas.train.loop import EMA
 
 
 @dataclass
 class State:
-    """What changes while training, besides weights and optimiser.
+    """What changes while training, besides weights and optimizer.
 
     step: the next step to take. loss_sum, correct, seen: sums over the epoch so far, without the `skipped` steps.
     failing: so many steps, up to the last one, were not finite.
@@ -42,7 +42,7 @@ class State:
 
 
 def save_checkpoint(
-    path: Path, network: nn.Module, optimizer: optim.Optimizer, state: State, average: Average | None = None
+    path: Path, network: nn.Module, optimizer: optim.Optimizer, state: State, average: EMA | None = None
 ) -> None:
     """Write everything needed to go on from `state.step`, atomically."""
     whole = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state)}
@@ -54,10 +54,8 @@ def save_checkpoint(
         file.write(buffer.getbuffer())
 
 
-def load_checkpoint(
-    path: Path, network: nn.Module, optimizer: optim.Optimizer, average: Average | None = None
-) -> State:
-    """Put the saved weights and optimiser state back and return the rest; raises RunError if the file is damaged."""
+def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer, average: EMA | None = None) -> State:
+    """Put the saved weights and optimizer state back and return the rest; raises RunError if the file is damaged."""
     try:
         whole: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         network.load_state_dict(whole["network"])

@@ -1,4 +1,4 @@
-"""Cross-validation: as many runs as there are folds, each measured on the pictures that it did not see."""
+"""Cross-validation: as many runs as there are folds, each measured on the images that it did not see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convatlas.errors import DataError, RunError
 from convatlas.models.catalog import resolve
 from convatlas.system.devices import device_named
 from convatlas.system.progress import Progress
-from convatlas.train.distributed import joined
+from convatlas.train.distributed import init_distributed
 from convatlas.train.fit import fitted, reopen, start
 from convatlas.train.recipe import Recipe
 from convatlas.train.run import Run, Watch
@@ -25,8 +25,8 @@ from convatlas.train.settings import Settings
 
 
 @dataclass(frozen=True)
-class Folds:
-    """The runs of a cross-validation, and what each reached on the pictures that it did not see."""
+class CrossValidation:
+    """The runs of a cross-validation, and what each reached on the images that it did not see."""
 
     folder: Path
     runs: tuple[Run, ...]
@@ -49,11 +49,11 @@ def _check_same(
 ) -> None:  # fmt: skip
     """Raise RunError that names what differs, if a run in the folder was asked for otherwise."""
     had = run.config
-    asked = {"data": source.location, "model": name, "weights": str(weights or ""), "seed": seed, "fold": fold}
+    options = {"data": source.location, "model": name, "weights": str(weights or ""), "seed": seed, "fold": fold}
     there = {"data": had.data, "model": had.model, "weights": had.weights, "seed": had.seed, "fold": had.settings.fold}
     if isinstance(recipe, Recipe):
-        asked["recipe"], there["recipe"] = fitted(recipe, source), had.recipe
-    different = [what for what, value in asked.items() if there[what] != value]
+        options["recipe"], there["recipe"] = fitted(recipe, source), had.recipe
+    different = [what for what, value in options.items() if there[what] != value]
     if different:
         raise RunError(f"{part}: is a run of another cross-validation ({', '.join(different)}); choose another folder")
 
@@ -71,7 +71,7 @@ def cross_validate(
     watch: Watch | None = None,
     drive: Callable[[Run], Any] | None = None,
     progress: Progress | None = None,
-) -> Folds:
+) -> CrossValidation:
     """Train once for each fold, class by class and group by group, into `<out>/fold-1` and so on; see `fit`.
 
     What was done of it before is kept: runs that are there are resumed, finished ones are measured.
@@ -82,16 +82,18 @@ def cross_validate(
     if "val" in source.listings:
         raise DataError(f"{source.name}: has a val split of its own; folds are for data without one")
     if not 2 <= folds <= len(source.listings["train"]):
-        raise RunError(f"folds: a number from 2 to that of the training pictures, not {folds}")
-    ranks = joined(device_named(settings.device))
+        raise RunError(f"folds: a number from 2 to that of the training images, not {folds}")
+    distributed = init_distributed(device_named(settings.device))
     folder = Path(out) if out is not None else None
     if folder is None:
-        folder = ranks.told(new_folder(None, source.name, f"{resolve(model)[0]}-folds") if ranks.first else None)
+        folder = distributed.broadcast(
+            new_folder(None, source.name, f"{resolve(model)[0]}-folds") if distributed.is_main else None
+        )
     runs, scores = [], []
     headline = "accuracy"
     for number in range(1, folds + 1):
         part = folder / f"fold-{number}"
-        if ranks.told((part / CONFIG).exists() if ranks.first else None):
+        if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
             run = reopen(part, progress=progress)
             _check_same(run, part, source, resolve(model)[0], weights, recipe, seed, (number, folds))
         else:
@@ -110,10 +112,10 @@ def cross_validate(
         runs.append(run)
         headline = run.results["val"].headline
         scores.append(run.results["val"].score)
-    if ranks.first:
+    if distributed.is_main:
         rows = [
-            {"fold": number, "pictures": len(run.results["val"].labels), headline: score}
+            {"fold": number, "images": len(run.results["val"].labels), headline: score}
             for number, (run, score) in enumerate(zip(runs, scores, strict=True), 1)
         ]
         write_table(folder / "folds.csv", rows)
-    return Folds(folder, tuple(runs), headline, tuple(scores))
+    return CrossValidation(folder, tuple(runs), headline, tuple(scores))

@@ -13,23 +13,31 @@ from convatlas.core.spec import Spec
 from convatlas.data.dataset import Dataset
 from convatlas.data.open import find
 from convatlas.data.source import Source
-from convatlas.draw.charts import draw_rates
+from convatlas.draw.charts import draw_lr_finder
 from convatlas.errors import DataError, RunError, SpecError
-from convatlas.models.catalog import adapted, grow, reads_clips, resolve
+from convatlas.models.catalog import adapted, build_fresh, reads_clips, resolve
 from convatlas.system.devices import device_named
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
 from convatlas.tasks.classification.losses import loss_for
 from convatlas.train.checkpoint import load_checkpoint
-from convatlas.train.cpu import execution as computing
+from convatlas.train.cpu import execution as execution_module
 from convatlas.train.cpu import fused_norm
-from convatlas.train.distributed import joined
+from convatlas.train.distributed import init_distributed
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
 from convatlas.train.run import Run, Watch, _versions
-from convatlas.train.run_folder import BROKEN, CHECKPOINT, CONFIG, RATES, _cleared_if_refused, new_folder, write_table
+from convatlas.train.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    RATES,
+    UNREADABLE,
+    _cleared_if_refused,
+    new_folder,
+    write_table,
+)
 from convatlas.train.settings import Config, Settings
-from convatlas.weights.open import opened
+from convatlas.weights.open import open_weights
 
 
 def load(
@@ -38,8 +46,8 @@ def load(
 ) -> Dataset:  # fmt: skip
     """Return the data set, prepared; raises DataError if there is nothing to measure on."""
     dataset = source.load(
-        preprocessing, seed=seed, val_share=settings.val_share, fold=settings.fold, roomy=recipe.augment.crop > 0,
-        max_broken=settings.max_broken, progress=progress,
+        preprocessing, seed=seed, val_share=settings.val_share, fold=settings.fold, for_random_crop=recipe.augment.min_crop_area > 0,
+        max_unreadable=settings.max_unreadable, progress=progress,
     )  # fmt: skip
     if dataset.val is None and dataset.test is None:
         raise DataError(f"{source.name}: without val and test there is nothing to measure on; set a val share above 0")
@@ -54,7 +62,7 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
 def preprocessing_for(
     source: Source, usual: Preprocessing, size: int, channels: int, seed: int, settings: Settings
 ) -> Preprocessing:
-    """Return a network's usual preprocessing for an input of `size` pixels, and for what the training pictures hold."""
+    """Return a network's usual preprocessing for an input of `size` pixels, and for what the training images hold."""
     steps = usual.for_size(size).for_channels(channels)
     held = source.statistics(channels, seed=seed, val_share=settings.val_share, fold=settings.fold)
     return dataclasses.replace(steps, window=held.window, mean=held.mean, std=held.std) if held else steps
@@ -87,26 +95,26 @@ def start(
     if reads_clips(spec):
         raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
     device = device_named(settings.device)
-    ranks = joined(device)
+    distributed = init_distributed(device)
     threads = settings.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    given = opened(weights, spec, name=name, row=row) if weights is not None else None
+    given = open_weights(weights, spec, name=name, row=row) if weights is not None else None
     source = find(data, download=settings.download, progress=progress)
     recipe = fitted(recipe, source)
     channels = source.channels if settings.channels is None else settings.channels
-    counted = grow(spec, classes=len(source.classes), channels=channels, device="meta")
-    kernels = settings.kernels and ranks.count == 1
+    counted = build_fresh(spec, classes=len(source.classes), channels=channels, device="meta")
+    kernels = settings.kernels and distributed.world_size == 1
     if device.type == "cpu" and kernels:
         fused_norm.prepare(counted)
     usually = given.preprocessing if given else row.preprocessing
     preprocessing = preprocessing_for(source, usually, spec.resolution, channels, seed, settings)
-    dataset = ranks.in_turn(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
-    way = None if not ranks.first else computing.choose(
-        spec, classes=len(source.classes), channels=channels, batch=recipe.micro or recipe.batch, device=device,
+    dataset = distributed.rank0_first(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
+    way = None if not distributed.is_main else execution_module.choose(
+        spec, classes=len(source.classes), channels=channels, batch=recipe.micro_batch or recipe.batch, device=device,
         layout=settings.layout, precision=settings.precision, compiled=settings.compiled, kernels=kernels,
-    ).compute  # fmt: skip
-    way = ranks.told(way)
-    folder = ranks.told(new_folder(out, source.name, name) if ranks.first else None)
+    ).execution  # fmt: skip
+    way = distributed.broadcast(way)
+    folder = distributed.broadcast(new_folder(out, source.name, name) if distributed.is_main else None)
     config = Config(
         data=source.location,
         model=name,
@@ -123,17 +131,17 @@ def start(
         fingerprint=dataset.fingerprint(),
         versions=_versions(device, way, counted),
     )  # fmt: skip
-    with _cleared_if_refused(folder, ranks):
-        run = Run(folder, config, dataset, given, ranks)
+    with _cleared_if_refused(folder, distributed):
+        run = Run(folder, config, dataset, given, distributed)
         if find_lr:
-            rates = run.find_rate(progress)
+            rates = run.find_lr(progress)
             config = dataclasses.replace(config, recipe=dataclasses.replace(recipe, lr=rates.chosen))
-            run = Run(folder, config, dataset, given, ranks)
-            draw_rates(rates.rates, rates.losses, rates.chosen, folder / RATES)
-        if ranks.first:
+            run = Run(folder, config, dataset, given, distributed)
+            draw_lr_finder(rates.rates, rates.losses, rates.chosen, folder / RATES)
+        if distributed.is_main:
             write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
-    if ranks.first and dataset.broken:
-        write_table(folder / BROKEN, [dataclasses.asdict(broken) for broken in dataset.broken])
+    if distributed.is_main and dataset.unreadable:
+        write_table(folder / UNREADABLE, [dataclasses.asdict(unreadable) for unreadable in dataset.unreadable])
     if given:  # so that going on does not need the file of the weights
         run._save()
     return run
@@ -153,13 +161,13 @@ def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
     except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
         raise RunError(f"{path}: damaged: {error}") from error
     source = find(config.data, progress=progress)
-    ranks = joined(device_named(config.settings.device))
-    dataset = ranks.in_turn(
+    distributed = init_distributed(device_named(config.settings.device))
+    dataset = distributed.rank0_first(
         lambda told: load(source, config.preprocessing, config.recipe, config.seed, config.settings, told), progress
     )
     if dataset.fingerprint() != config.fingerprint:
         raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
-    run = Run(folder, config, dataset, ranks=ranks)
+    run = Run(folder, config, dataset, distributed=distributed)
     if (folder / CHECKPOINT).exists():
         run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer, run.average)
     elif config.weights:
@@ -187,8 +195,8 @@ def fit(
 ) -> Run:
     """Train a network on a data set and seal the best weights into `<run>/model.safetensors`.
 
-    data: a data set by name, a folder, a table of pictures, or arrays (see docs/data.md).
-    model: a name of the catalogue, or a spec of one of its families.
+    data: a data set by name, a folder, a table of images, or arrays (see docs/data.md).
+    model: a name of the catalog, or a spec of one of its families.
     weights: where to begin, as for `convatlas.build`; fresh ones where left out. Other classes get a fresh head.
     recipe: a Recipe or the name of one; the network's own, or "finetune" with weights, where left out.
     seed: decides initial weights, order, augmentation and missing splits.

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
-from convatlas.data.loader import Batch, Feed
+from convatlas.data.loader import Batch, BatchLoader
 from convatlas.errors import RunError
 from convatlas.system.progress import Progress
-from convatlas.train.cpu.execution import Compute
-from convatlas.train.loop import Learner, seed_step
+from convatlas.train.cpu.execution import ExecutionPlan
+from convatlas.train.loop import StepRunner, seed_step
 from convatlas.train.recipe import Recipe
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 10.0
@@ -28,7 +28,7 @@ SMOOTH = 0.9
 
 
 @dataclass(frozen=True)
-class Rates:
+class LRFinderResult:
     """Learning rates that were tried, in rising order, the running mean of the loss at each, and the one to take."""
 
     rates: tuple[float, ...]
@@ -36,10 +36,10 @@ class Rates:
     chosen: float
 
 
-def find_rate(
-    network: Network, feed: Feed, recipe: Recipe, *, seed: int, compute: Compute | None = None,
-    importance: Tensor | None = None, progress: Progress | None = None,
-) -> Rates:  # fmt: skip
+def find_lr(
+    network: Network, loader: BatchLoader, recipe: Recipe, *, seed: int, execution: ExecutionPlan | None = None,
+    class_weights: Tensor | None = None, progress: Progress | None = None,
+) -> LRFinderResult:  # fmt: skip
     """Train a copy of a network for up to 100 steps with a rising learning rate; the network stays as it is.
 
     The one to take is where the loss falls most steeply, against the logarithm of the rate, before it is lowest.
@@ -47,16 +47,19 @@ def find_rate(
     """
     copied = copy.deepcopy(network)
     copied.freeze(None)
-    learner, optimizer = Learner(copied, recipe, compute or Compute(), importance), recipe.build_optimizer(copied)
+    runner, optimizer = (
+        StepRunner(copied, recipe, execution or ExecutionPlan(), class_weights),
+        recipe.build_optimizer(copied),
+    )
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0
-    for number, batch in enumerate(_batches(feed)):
+    for number, batch in enumerate(_batches(loader)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (number / (STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         seed_step(seed, number, batch.inputs.device)
-        _, loss = learner.fitting(batch, [buffer.clone() for buffer in copied.buffers()])
+        _, loss = runner.backward_with_oom_retry(batch, [buffer.clone() for buffer in copied.buffers()])
         value = loss.item()
         mean = SMOOTH * mean + (1 - SMOOTH) * value
         smooth = mean / (1 - SMOOTH ** (number + 1))
@@ -64,17 +67,17 @@ def find_rate(
             break
         rates.append(rate)
         losses.append(smooth)
-        nn.utils.clip_grad_norm_(copied.parameters(), recipe.clip or math.inf)
+        nn.utils.clip_grad_norm_(copied.parameters(), recipe.grad_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if progress:
             progress("finding the learning rate", number + 1, STEPS)
-    return Rates(tuple(rates), tuple(losses), _steepest(rates, losses))
+    return LRFinderResult(tuple(rates), tuple(losses), _steepest(rates, losses))
 
 
-def _batches(feed: Feed) -> Iterator[Batch]:
+def _batches(loader: BatchLoader) -> Iterator[Batch]:
     for step in range(STEPS):
-        yield next(feed.epoch(step // feed.steps, start=step % feed.steps))
+        yield next(loader.epoch(step // loader.steps, start=step % loader.steps))
 
 
 def _steepest(rates: list[float], losses: list[float]) -> float:

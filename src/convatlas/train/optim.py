@@ -7,7 +7,7 @@ from torch import nn
 from convatlas.core.network import Network
 
 
-def depth_groups(network: Network) -> list[tuple[str, list[nn.Parameter]]]:
+def param_groups_by_depth(network: Network) -> list[tuple[str, list[nn.Parameter]]]:
     """Return (path, parameters) from the input to the output: the stem, each stage, the head; empty ones left out.
 
     What only training uses comes with the head. For learning rates that fall with the distance from the output.

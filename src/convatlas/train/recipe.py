@@ -15,34 +15,33 @@ from convatlas.core.network import Network
 from convatlas.data.augment import Augment
 from convatlas.errors import SpecError, brief, nearest
 from convatlas.tasks.classification.losses import CRITERIA, SMOOTHED
-from convatlas.train.optim import depth_groups
+from convatlas.train.optim import param_groups_by_depth
 
 Optimizer = Literal["sgd", "adamw", "rmsprop"]
 Schedule = Literal["constant", "cosine", "onecycle"]
-Norms = Literal["learn", "keep"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All decisions of a training, apart from data, network and seed.
 
-    epochs: passes over the training pictures.
-    batch: pictures per step.
+    epochs: passes over the training images.
+    batch: images per step.
     lr: highest learning rate. It grows from zero over `warmup` epochs ("onecycle": over a quarter of the training if
         that is longer), then stays ("constant") or falls along half a cosine ("cosine", "onecycle").
-    micro: pictures in memory at once, fewer than `batch` where memory is short; their gradients are added up, so the
+    micro: images in memory at once, fewer than `batch` where memory is short; their gradients are added up, so the
         update stays that of the whole batch (norms see the smaller number). 0: the whole batch.
     momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
     weight_decay: on weights only, never on biases, gains and norms.
     clip: largest norm of the gradient of all weights; a longer one is shortened. 0: as it is.
     loss: one of tasks.classification.losses; for multi-label data, cross entropy becomes binary cross entropy.
     smoothing: share of the target that is spread over all classes (cross entropies only).
-    balance: weight of a class in the loss: its share of the pictures to the power of -balance. 0: all alike; 1: as if
-        all classes had equally many pictures.
+    balance: weight of a class in the loss: its share of the images to the power of -balance. 0: all alike; 1: as if
+        all classes had equally many images.
     average: decay per step of a moving average of the weights, which is measured and sealed in their place. 0: none.
     head_epochs: epochs at the start in which the head learns alone.
     layer_decay: factor on the learning rate from each stage to the one before it, from the head down to the stem.
-    norms: "keep" holds the statistics of batch norms as they are, "learn" updates them.
+    freeze_bn_stats: keep the running statistics of batch norms as they are.
     patience: the training ends after so many epochs without a better val split. 0: never before the last epoch.
     dropout: rate of the dropout layers, before the classifier where there is none. None: as in the network's paper.
     drop_path: share of the images for which the last residual branch is left out (stochastic depth), earlier ones less.
@@ -52,21 +51,21 @@ class Recipe:
 
     epochs: int = 20
     batch: int = 64
-    micro: int = 0
+    micro_batch: int = 0
     optimizer: Optimizer = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "onecycle"
     warmup: float = 0.0
-    clip: float = 0.0
+    grad_clip: float = 0.0
     loss: str = "cross_entropy"
-    smoothing: float = 0.0
-    balance: float = 0.0
-    average: float = 0.0
+    label_smoothing: float = 0.0
+    class_weight_power: float = 0.0
+    ema_decay: float = 0.0
     head_epochs: int = 0
     layer_decay: float = 1.0
-    norms: Norms = "learn"
+    freeze_bn_stats: bool = False
     patience: int = 0
     dropout: float | None = None
     drop_path: float | None = None
@@ -74,13 +73,13 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch": 1, "micro": 0, "head_epochs": 0, "patience": 0}.items():
+        for name, least in {"epochs": 1, "batch": 1, "micro_batch": 0, "head_epochs": 0, "patience": 0}.items():
             if type(getattr(self, name)) is not int or getattr(self, name) < least:
                 raise SpecError(f"recipe.{name}: a whole number from {least} on, not {getattr(self, name)}")
         for name, low, high in (
             ("lr", 0, math.inf), ("momentum", 0, 0.9999), ("weight_decay", 0, math.inf), ("warmup", 0, self.epochs),
-            ("smoothing", 0, 1), ("clip", 0, math.inf), ("balance", 0, 1), ("average", 0, 0.99999),
-            ("layer_decay", 0, 1), ("micro", 0, self.batch), ("head_epochs", 0, self.epochs),
+            ("label_smoothing", 0, 1), ("grad_clip", 0, math.inf), ("class_weight_power", 0, 1), ("ema_decay", 0, 0.99999),
+            ("layer_decay", 0, 1), ("micro_batch", 0, self.batch), ("head_epochs", 0, self.epochs),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
                 raise SpecError(f"recipe.{name}: {getattr(self, name)} is not between {low} and {high}")
@@ -91,13 +90,12 @@ class Recipe:
         for name, known in (
             ("optimizer", get_args(Optimizer)),
             ("schedule", get_args(Schedule)),
-            ("norms", get_args(Norms)),
             ("loss", tuple(CRITERIA)),
         ):
             if getattr(self, name) not in known:
                 raise SpecError(f"recipe.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.smoothing and self.loss not in SMOOTHED:
-            raise SpecError(f"recipe.smoothing: only {' and '.join(SMOOTHED)} can be smoothed, not {self.loss}")
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise SpecError(f"recipe.label_smoothing: only {' and '.join(SMOOTHED)} can be smoothed, not {self.loss}")
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of `step`, counted from 0 over the whole training."""
@@ -113,14 +111,14 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (done - rising) / (total - rising + 1)))
 
     def build_optimizer(self, network: Network) -> optim.Optimizer:
-        """Return the optimiser: a group of weights, which decay, and one of the rest for each learning rate.
+        """Return the optimizer: a group of weights, which decay, and one of the rest for each learning rate.
 
         A group's `share` is its factor on the learning rate of a step.
         """
         groups: list[dict[str, Any]] = []
-        # what waits for the head has groups of its own: the fused optimisers want all of a group to have begun
+        # what waits for the head has groups of its own: the fused optimizers want all of a group to have begun
         apart = self.layer_decay < 1 or self.head_epochs
-        by_depth = depth_groups(network) if apart else [("all", list(network.parameters()))]
+        by_depth = param_groups_by_depth(network) if apart else [("all", list(network.parameters()))]
         matrices = {id(p) for name, p in network.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
         for distance, (_, parameters) in enumerate(reversed(by_depth)):
             share = self.layer_decay**distance
@@ -167,36 +165,36 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 RECIPES: dict[str, Recipe] = {
-    # small pictures, small networks: shifts of up to 2 px stand for distortions
-    "default": Recipe(augment=Augment(shift=2)),
+    # small images, small networks: shifts of up to 2 px stand for distortions
+    "default": Recipe(augment=Augment(max_shift=2)),
     # pretrained weights: the head alone for an epoch, then all, the stem slowest. Batch norms learn along: with their
-    # statistics kept, a learning rate of 0.01 diverges (norms="keep" wants 0.002, and is right for batches below 8)
+    # statistics kept, a learning rate of 0.01 diverges (freeze_bn_stats wants 0.002, and is right for batches below 8)
     "finetune": Recipe(
-        epochs=5, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8, smoothing=0.1,
-        augment=Augment(crop=0.35, flip=True),
+        epochs=5, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8, label_smoothing=0.1,
+        augment=Augment(min_crop_area=0.35, flip=True),
     ),
-    # small networks on small pictures from nothing: crops, flips, erased rectangles, an average of the weights
+    # small networks on small images from nothing: crops, flips, erased rectangles, an average of the weights
     "scratch-small": Recipe(
-        epochs=30, batch=128, lr=0.1, smoothing=0.05, average=0.999, augment=Augment(shift=4, flip=True, erase=0.25),
+        epochs=30, batch=128, lr=0.1, label_smoothing=0.05, ema_decay=0.999, augment=Augment(max_shift=4, flip=True, random_erasing=0.25),
     ),
-    # large pictures from nothing (Wightman et al. 2021 and torchvision's new recipe, without their most costly parts)
+    # large images from nothing (Wightman et al. 2021 and torchvision's new recipe, without their most costly parts)
     "imagenet": Recipe(
-        epochs=100, batch=256, lr=0.5, weight_decay=5e-5, warmup=5, schedule="cosine", smoothing=0.1, average=0.9999,
-        augment=Augment(crop=0.08, flip=True, policy="trivial", erase=0.1, mixup=0.2, cutmix=1.0),
+        epochs=100, batch=256, lr=0.5, weight_decay=5e-5, warmup=5, schedule="cosine", label_smoothing=0.1, ema_decay=0.9999,
+        augment=Augment(min_crop_area=0.08, flip=True, policy="trivial", random_erasing=0.1, mixup=0.2, cutmix=1.0),
     ),
-    # LeCun et al. 1989: one picture at a time in a fixed order, squared error, 23 passes. Their diagonal quasi-Newton
+    # LeCun et al. 1989: one image at a time in a fixed order, squared error, 23 passes. Their diagonal quasi-Newton
     # step is replaced by plain SGD.
     "lecun1989": Recipe(
         epochs=23, batch=1, lr=0.01, momentum=0.0, weight_decay=0.0, schedule="constant", loss="squared_error",
         shuffle=False,
     ),
-    # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted pictures. Their stochastic
+    # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted images. Their stochastic
     # Levenberg-Marquardt, a step size for each weight, is replaced by AdamW; their distortions by shifts.
-    "lecun1998": Recipe(optimizer="adamw", lr=0.002, weight_decay=0.0, loss="map", augment=Augment(shift=1)),
+    "lecun1998": Recipe(optimizer="adamw", lr=0.002, weight_decay=0.0, loss="map", augment=Augment(max_shift=1)),
     # Sabour et al. 2017: Adam, margin loss, shifts of up to 2 px. One cycle stands for their slow decay, which needs
     # hundreds of passes.
     "sabour2017": Recipe(
-        epochs=5, batch=128, optimizer="adamw", lr=0.003, weight_decay=0.0, loss="margin", augment=Augment(shift=2),
+        epochs=5, batch=128, optimizer="adamw", lr=0.003, weight_decay=0.0, loss="margin", augment=Augment(max_shift=2),
     ),
 }  # fmt: skip
 

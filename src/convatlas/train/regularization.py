@@ -12,7 +12,7 @@ from convatlas.errors import SpecError
 from convatlas.layers.channels import DropPath
 
 
-def regularise(network: Network, *, dropout: float | None, drop_path: float | None) -> Network:
+def regularize(network: Network, *, dropout: float | None, drop_path: float | None) -> Network:
     """Set dropout and stochastic depth of a network while it trains; None leaves what its paper has.
 
     dropout: the rate of all dropout layers; a head without one gets one before its last linear layer.

@@ -21,8 +21,8 @@ from convatlas.tasks.classification.results import Result, Tags
 if TYPE_CHECKING:
     from convatlas.train.run import Run
 
-MISTAKES, BROKEN = 24, 50
-"""So many pictures, and files that could not be read, are shown at most."""
+MISTAKES, UNREADABLE = 24, 50
+"""So many images, and files that could not be read, are shown at most."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62em; margin: 2em auto; padding: 0 1em; }
@@ -41,11 +41,11 @@ def report(run: Run) -> str:
     config, split = run.config, "test" if "test" in run.results else "val"
     result, images = run.results[split], run.dataset.splits[split]
     numbers = result.summary()
-    chosen = " The best epoch was chosen on these pictures, so the number flatters." if split == "val" else ""
+    chosen = " The best epoch was chosen on these images, so the number flatters." if split == "val" else ""
     parts = [
         f"<h1>{_text(config.model)} on {_text(run.dataset.name)}</h1>",
         f"<p class=quiet>{len(config.classes)} classes; {_counts(run)}; seed {config.seed}; "
-        f"{_text(config.settings.device)}, {_text(run.compute)}; {run.state.seconds:,.0f} s of training</p>",
+        f"{_text(config.settings.device)}, {_text(run.execution)}; {run.state.seconds:,.0f} s of training</p>",
         f"<p>{_headline(split, numbers)}{chosen}</p>",
         _splits(run),
         "<h2>Learning</h2>", _figure(charts.curves(run.state.history)),
@@ -58,7 +58,7 @@ def report(run: Run) -> str:
         "<h2>How it was trained</h2>",
         _pairs(config.recipe.to_plain() | ({"weights": config.weights} if config.weights else {})),
         "<h2>Data</h2>", _pairs({"fingerprint": config.fingerprint, **config.preprocessing.to_plain()}),
-        *_broken(run),
+        *_unreadable(run),
         "<h2>Made with</h2>", _pairs(config.versions),
     ]  # fmt: skip
     title = _text(f"{config.model} on {run.dataset.name}")
@@ -79,11 +79,11 @@ def _headline(split: str, numbers: Mapping[str, float | int]) -> str:
         return (
             f"<span class=big>{numbers['map']:.2%}</span> is the mean average precision on {split}. 95 % interval "
             f"{numbers['map_low']:.2%} to {numbers['map_high']:.2%}. Every class is right for "
-            f"{numbers['pictures'] - numbers['errors']:,} of {numbers['pictures']:,} pictures."
+            f"{numbers['images'] - numbers['errors']:,} of {numbers['images']:,} images."
         )
     return (
-        f"<span class=big>{numbers['accuracy']:.2%}</span> of the {split} pictures are right: {numbers['errors']:,} "
-        f"of {numbers['pictures']:,} are wrong. 95 % interval {numbers['accuracy_low']:.2%} to "
+        f"<span class=big>{numbers['accuracy']:.2%}</span> of the {split} images are right: {numbers['errors']:,} "
+        f"of {numbers['images']:,} are wrong. 95 % interval {numbers['accuracy_low']:.2%} to "
         f"{numbers['accuracy_high']:.2%}."
     )
 
@@ -100,13 +100,13 @@ def _splits(run: Run) -> str:
     shares = [key for key in SHARES if all(key in numbers for numbers in summaries.values())]
     rows = [
         (
-            name, f"{numbers['pictures']:,}", f"{numbers['errors']:,}", *(f"{numbers[key]:.2%}" for key in shares),
+            name, f"{numbers['images']:,}", f"{numbers['errors']:,}", *(f"{numbers[key]:.2%}" for key in shares),
             f"{numbers['loss']:.4f}", f"{numbers['ece']:.2%}",
         )
         for name, numbers in summaries.items()
     ]  # fmt: skip
     told = (SHARES[key] for key in shares)
-    return _table(("split", "pictures", "wrong", *told, "loss", "calibration error"), rows)
+    return _table(("split", "images", "wrong", *told, "loss", "calibration error"), rows)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -145,7 +145,7 @@ def _where(result: Result, classes: Sequence[str]) -> list[str]:
         )
         for i, (name, precision) in enumerate(zip(classes, result.precisions.tolist(), strict=True))
     ]  # fmt: skip
-    columns = ("class", "pictures", "found", "seen where it is not", "average precision", "F1", "said from")
+    columns = ("class", "images", "found", "seen where it is not", "average precision", "F1", "said from")
     return [_figure(charts.precision_recall(result, classes)), _table(columns, rows)]
 
 
@@ -159,19 +159,19 @@ def _classes(result: Result, classes: Sequence[str]) -> str:
         classes, counts.sum(1).tolist(), metrics.recall(counts).tolist(), metrics.f1(counts).tolist(), strict=True
     )
     told = [(name, f"{count:,}", *map(_share, values)) for name, count, *values in rows]
-    return _table(("class", "pictures", "right", "F1"), told)
+    return _table(("class", "images", "right", "F1"), told)
 
 
 def _mistakes(result: Result, images: Images, classes: Sequence[str]) -> list[str]:
-    """Return the wrong answers that were given with the most confidence, as pictures."""
+    """Return the wrong answers that were given with the most confidence, as images."""
     wrong = result.wrong.nonzero().flatten()
     if not len(wrong):
-        return ["<p>No picture is wrong.</p>"]
+        return ["<p>No image is wrong.</p>"]
     worst = wrong[result.confidence[wrong].argsort(descending=True)][:MISTAKES].tolist()
     shown = []
     for i in worst:
         shown.append(
-            f'<figure><img alt="" src="{_data(_picture(images.pixels[i]), "png")}"><figcaption>'
+            f'<figure><img alt="" src="{_data(_image(images.pixels[i]), "png")}"><figcaption>'
             f"{_mistake(result, i, classes)}<br>"
             f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
         )
@@ -190,8 +190,8 @@ def _mistake(result: Result, i: int, classes: Sequence[str]) -> str:
     return f"<b class=wrong>{_text(said)}</b> {float(result.confidence[i]):.1%}<br>is {_text(true)}"
 
 
-def _picture(pixels: Tensor) -> bytes:
-    """Return pixels (channels, h, w) as PNG: grey, RGB, or the first three of other channels."""
+def _image(pixels: Tensor) -> bytes:
+    """Return pixels (channels, h, w) as PNG: gray, RGB, or the first three of other channels."""
     array = (pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]).byte()
     image = Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy())
     buffer = io.BytesIO()
@@ -199,14 +199,16 @@ def _picture(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _broken(run: Run) -> list[str]:
-    broken = run.dataset.broken
-    if not broken:
+def _unreadable(run: Run) -> list[str]:
+    unreadable = run.dataset.unreadable
+    if not unreadable:
         return []
-    rows = [(picture.path, picture.reason.removeprefix(f"{picture.path}: ")) for picture in broken[:BROKEN]]
-    more = f"<p>and {len(broken) - BROKEN:,} more, in broken.csv</p>" if len(broken) > BROKEN else ""
+    rows = [(image.path, image.reason.removeprefix(f"{image.path}: ")) for image in unreadable[:UNREADABLE]]
+    more = (
+        f"<p>and {len(unreadable) - UNREADABLE:,} more, in unreadable.csv</p>" if len(unreadable) > UNREADABLE else ""
+    )
     return [
-        f"<p>{len(broken):,} pictures could not be read and were left out:</p>",
+        f"<p>{len(unreadable):,} images could not be read and were left out:</p>",
         _table(("file", "why"), rows),
         more,
     ]

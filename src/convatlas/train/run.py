@@ -17,32 +17,32 @@ from torch import Tensor
 from convatlas._version import __version__
 from convatlas.core.network import Network
 from convatlas.data.dataset import Dataset, Images
-from convatlas.data.loader import Feed
+from convatlas.data.loader import BatchLoader
 from convatlas.data.rng import derive_key
 from convatlas.draw.charts import draw_curves
 from convatlas.errors import RunError
-from convatlas.models.catalog import grow
+from convatlas.models.catalog import build_fresh
 from convatlas.system.devices import device_named
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
 from convatlas.tasks.classification import metrics
 from convatlas.tasks.classification.evaluate import judged, outputs_of, plainly
-from convatlas.tasks.classification.losses import CRITERIA, importance
+from convatlas.tasks.classification.losses import CRITERIA, class_weights
 from convatlas.tasks.classification.results import Result
 from convatlas.train.checkpoint import State, save_checkpoint
-from convatlas.train.cpu import execution as computing
+from convatlas.train.cpu import execution as execution_module
 from convatlas.train.cpu import fused_norm
-from convatlas.train.cpu.execution import Compute
-from convatlas.train.distributed import Ranks, synchronise_norms
+from convatlas.train.cpu.execution import ExecutionPlan
+from convatlas.train.distributed import Distributed, sync_batch_norms
 from convatlas.train.loggers import Log
-from convatlas.train.loop import Average, Step, train
-from convatlas.train.lr_finder import Rates, find_rate
-from convatlas.train.regularization import regularise
+from convatlas.train.loop import EMA, Step, train
+from convatlas.train.lr_finder import LRFinderResult, find_lr
+from convatlas.train.regularization import regularize
 from convatlas.train.report import report
 from convatlas.train.run_folder import CHECKPOINT, CURVES, LAST, METRICS, MODEL, REPORT, _alone, write_table
 from convatlas.train.settings import Config
 from convatlas.weights import modelfile
-from convatlas.weights.adapt import fill
+from convatlas.weights.adapt import load_into
 from convatlas.weights.modelfile import Header
 from convatlas.weights.read import Checkpoint
 
@@ -59,28 +59,28 @@ class Run:
         config: Config,
         dataset: Dataset,
         given: Checkpoint | None = None,
-        ranks: Ranks | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
-        self.folder, self.config, self.dataset, self.ranks = folder, config, dataset, ranks or Ranks()
+        self.folder, self.config, self.dataset, self.distributed = folder, config, dataset, distributed or Distributed()
         settings = config.settings
         self.device = device_named(settings.device)
         torch.set_num_threads(settings.threads or torch.get_num_threads())
         if settings.keep_heap and self.device.type == "cpu":
-            computing.keep_heap()
+            execution_module.keep_heap()
         torch.manual_seed(derive_key(config.seed, 0, 8))
-        network = grow(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
+        network = build_fresh(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
         if given:
-            fill(network, config.spec, given, fresh_head=given.names != config.classes)
-        regularise(network, dropout=config.recipe.dropout, drop_path=config.recipe.drop_path)
-        alone = self.ranks.count == 1  # norms of several processes meet
-        self.compute = Compute(
+            load_into(network, config.spec, given, fresh_head=given.names != config.classes)
+        regularize(network, dropout=config.recipe.dropout, drop_path=config.recipe.drop_path)
+        alone = self.distributed.world_size == 1  # norms of several processes meet
+        self.execution = ExecutionPlan(
             settings.layout, settings.precision, settings.compiled, settings.kernels and alone,  # type: ignore[arg-type]
         )  # fmt: skip
-        self.network: Network = self.compute.place(network.to(self.device))
-        if self.ranks.count > 1:
-            synchronise_norms(self.network, self.ranks)
+        self.network: Network = self.execution.place(network.to(self.device))
+        if self.distributed.world_size > 1:
+            sync_batch_norms(self.network, self.distributed)
         self.optimizer = config.recipe.build_optimizer(self.network)
-        self.average = Average(self.network, config.recipe.average) if config.recipe.average else None
+        self.average = EMA(self.network, config.recipe.ema_decay) if config.recipe.ema_decay else None
         self.state = State()
         self.results: dict[str, Result] = {}
         self.temperature = 1.0
@@ -99,13 +99,13 @@ class Run:
 
     @property
     def several(self) -> bool:
-        """Whether a picture may be of several classes, or of none."""
+        """Whether an image may be of several classes, or of none."""
         return CRITERIA[self.config.recipe.loss].several
 
     @property
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """What the run began with and what runs it now, where they differ; the last bits may then differ, too."""
-        now = _versions(self.device, self.compute, self.network)
+        now = _versions(self.device, self.execution, self.network)
         return {name: (begun, now[name]) for name, begun in self.config.versions.items() if now[name] != begun}
 
     def steps(self) -> Iterator[Step | dict[str, float]]:
@@ -115,8 +115,8 @@ class Run:
         """
         if self.state.finished:
             return
-        with _alone(self.folder) if self.ranks.first else nullcontext():
-            log = Log(self, self.config.settings.log if self.ranks.first else ())
+        with _alone(self.folder) if self.distributed.is_main else nullcontext():
+            log = Log(self, self.config.settings.log if self.distributed.is_main else ())
             try:
                 for event in self._train():
                     log.tell(event)
@@ -127,15 +127,15 @@ class Run:
 
     def _train(self) -> Iterator[Step | dict[str, float]]:
         config, state, settings = self.config, self.state, self.config.settings
-        feed = self._feed()
-        if state.seen and state.step % feed.steps == 0:  # stopped between the last step of an epoch and its end
-            yield self._end_epoch(feed.steps)
+        loader = self._feed()
+        if state.seen and state.step % loader.steps == 0:  # stopped between the last step of an epoch and its end
+            yield self._end_epoch(loader.steps)
         last = saved = time.perf_counter()
         saved_step = state.step
         taken = train(
-            self.network, self.optimizer, feed, config.recipe, seed=config.seed, start=state.step,
+            self.network, self.optimizer, loader, config.recipe, seed=config.seed, start=state.step,
             failing=state.failing,
-            compute=self.compute, average=self.average, importance=self._importance(), ranks=self.ranks,
+            execution=self.execution, average=self.average, class_weights=self._importance(), distributed=self.distributed,
         )  # fmt: skip
         while not self._out_of_patience():
             step = next(taken, None)
@@ -153,8 +153,8 @@ class Run:
             state.seconds += max(0.0, now - last)  # whatever clocks do
             last = now
             yield step
-            if state.step % feed.steps == 0:
-                row = self._end_epoch(feed.steps)
+            if state.step % loader.steps == 0:
+                row = self._end_epoch(loader.steps)
                 saved, saved_step = time.perf_counter(), state.step
                 yield row
             elif (
@@ -164,21 +164,21 @@ class Run:
                 self._save()
                 saved, saved_step = time.perf_counter(), state.step
 
-    def find_rate(self, progress: Progress | None = None) -> Rates:
+    def find_lr(self, progress: Progress | None = None) -> LRFinderResult:
         """Search for a learning rate; the network stays as it is. Raises RunError if there are other processes."""
-        if self.ranks.count > 1:
+        if self.distributed.world_size > 1:
             raise RunError("lr: the search is for one process; find the rate first, then give it to torchrun")
-        return find_rate(
-            self.network, self._feed(), self.config.recipe, seed=self.config.seed, compute=self.compute,
-            importance=self._importance(), progress=progress,
+        return find_lr(
+            self.network, self._feed(), self.config.recipe, seed=self.config.seed, execution=self.execution,
+            class_weights=self._importance(), progress=progress,
         )  # fmt: skip
 
-    def _feed(self) -> Feed:
+    def _feed(self) -> BatchLoader:
         config = self.config
-        return Feed(
+        return BatchLoader(
             self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
             shuffle=config.recipe.shuffle, augment=config.recipe.augment,
-            classes=len(config.classes), share=self.ranks.share, device=self.device,
+            classes=len(config.classes), share=self.distributed.shard, device=self.device,
         )  # fmt: skip
 
     def _out_of_patience(self) -> bool:
@@ -190,10 +190,10 @@ class Run:
 
     def _importance(self) -> Tensor | None:
         labels = self.dataset.train.labels.to(self.device)
-        return importance(labels, len(self.config.classes), self.config.recipe.balance)
+        return class_weights(labels, len(self.config.classes), self.config.recipe.class_weight_power)
 
     def _save(self) -> None:
-        if self.ranks.first:
+        if self.distributed.is_main:
             save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state, self.average)
 
     @property
@@ -226,7 +226,7 @@ class Run:
             for reached, loss in score:
                 state.best_score, state.best_loss = reached, -loss
             self._seal(MODEL, self.learned, results, epoch=epoch)
-        if self.ranks.first:
+        if self.distributed.is_main:
             write_table(self.folder / METRICS, state.history)
         self._save()
         return row
@@ -243,12 +243,16 @@ class Run:
         return results
 
     def _outputs(self, network: Network, images: Images) -> Tensor:
-        """Return the outputs for all pictures of a split; each process runs its share of them."""
-        mine = images.subset(self.ranks.share(torch.arange(len(images)))) if self.ranks.count > 1 else images
+        """Return the outputs for all images of a split; each process runs its share of them."""
+        mine = (
+            images.subset(self.distributed.shard(torch.arange(len(images))))
+            if self.distributed.world_size > 1
+            else images
+        )
         if not len(mine):
-            return self.ranks.gathered(torch.empty(0, len(self.config.classes)), len(images))
+            return self.distributed.all_gather(torch.empty(0, len(self.config.classes)), len(images))
         outputs = outputs_of(plainly(network, self.config.preprocessing, self.device), mine)
-        return self.ranks.gathered(outputs, len(images))
+        return self.distributed.all_gather(outputs, len(images))
 
     def _finite(self, results: dict[str, Result]) -> None:
         for split, measured in results.items():
@@ -267,13 +271,13 @@ class Run:
             raise RunError(f"{self.folder}: there is nothing to seal before the end of the first epoch")
         if not self.state.finished:
             self._seal(LAST, self.learned, self._calibrated(self.learned), epoch=len(self.state.history))
-        self.ranks.wait()  # until the file is there
-        computing.release(self.network)
+        self.distributed.barrier()  # until the file is there
+        execution_module.release(self.network)
         best, header = modelfile.load(self.model_file)
         self.network.load_state_dict(best.state_dict())
         self.results = self._calibrated(self.network)
         self._seal(MODEL, self.network, self.results, epoch=header.training["epoch"])
-        if self.ranks.first:
+        if self.distributed.is_main:
             draw_curves(self.state.history, self.folder / CURVES)
             write_text(self.folder / REPORT, report(self))
         self.state.finished = True
@@ -304,21 +308,21 @@ class Run:
         training = {
             "data": self.dataset.name, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(),
             "seed": config.seed, "val_share": config.settings.val_share, "fold": config.settings.fold,
-            "max_broken": config.settings.max_broken,
-            "weights": config.weights, "compute": str(self.compute), "versions": config.versions,
+            "max_unreadable": config.settings.max_unreadable,
+            "weights": config.weights, "compute": str(self.execution), "versions": config.versions,
             "epoch": epoch, "seconds": round(self.state.seconds, 2),
         }  # fmt: skip
         header = Header(
             name=config.model, spec=config.spec, classes=config.classes, preprocessing=config.preprocessing,
             task="tagging" if self.several else "classification", criterion=config.recipe.loss,
             temperature=self.temperature, thresholds=self.thresholds, training=training,
-            licence=config.settings.licence,
+            license=config.settings.license,
             metrics={split: result.summary() for split, result in results.items()},
         )  # fmt: skip
-        if self.ranks.first:
+        if self.distributed.is_main:
             modelfile.save(self.folder / file, network, header)
 
 
-def _versions(device: torch.device, way: Compute, network: Network) -> dict[str, str]:
+def _versions(device: torch.device, way: ExecutionPlan, network: Network) -> dict[str, str]:
     versions = {"convatlas": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return versions | {"kernels": fused_norm.compiler(network) if way.own_norms(device) else "none"}

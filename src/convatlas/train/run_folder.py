@@ -12,10 +12,10 @@ from typing import Any
 
 from convatlas.errors import ConvatlasError, RunError
 from convatlas.system.files import PART, write_text
-from convatlas.train.distributed import Ranks
+from convatlas.train.distributed import Distributed
 
-MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, BROKEN, REPORT, RATES = (
-    "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "broken.csv",
+MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, UNREADABLE, REPORT, RATES = (
+    "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "unreadable.csv",
     "report.html", "rates.png",
 )  # fmt: skip
 
@@ -55,12 +55,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _cleared_if_refused(folder: Path, ranks: Ranks) -> Iterator[None]:
+def _cleared_if_refused(folder: Path, distributed: Distributed) -> Iterator[None]:
     """Leave no folder behind that is no run."""
     try:
         yield
     except ConvatlasError:
-        if ranks.first:
+        if distributed.is_main:
             (folder / RATES).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""Which network? Those of the catalogue that keep a budget, measured on this machine, and a race between them."""
+"""Which network? Those of the catalog that keep a budget, measured on this machine, and a race between them."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import SMALL, Spec
 from convatlas.data.dataset import Dataset, Images
 from convatlas.data.decode.headers import read_header
-from convatlas.data.loader import Feed
+from convatlas.data.loader import BatchLoader
 from convatlas.data.open import find
 from convatlas.data.rng import derive_key
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError, SpecError, WeightsError, brief
-from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, grow, reads_clips
+from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, build_fresh, reads_clips
 from convatlas.system.devices import device_named
 from convatlas.system.progress import Progress
 from convatlas.tasks.classification.evaluate import evaluate, plainly
-from convatlas.tasks.classification.losses import CRITERIA, importance
-from convatlas.train.cpu import execution as computing
-from convatlas.train.distributed import joined
+from convatlas.tasks.classification.losses import CRITERIA, class_weights
+from convatlas.train.cpu import execution as execution_module
+from convatlas.train.distributed import init_distributed
 from convatlas.train.fit import fitted, load, preprocessing_for
-from convatlas.train.loop import Average, Step, train
+from convatlas.train.loop import EMA, Step, train
 from convatlas.train.recipe import Recipe, usual
 from convatlas.train.recipe import recipe as recipe_named
-from convatlas.train.regularization import regularise
+from convatlas.train.regularization import regularize
 from convatlas.train.run_folder import write_table
 from convatlas.train.settings import Settings
-from convatlas.weights.adapt import fill
-from convatlas.weights.open import opened
-from convatlas.weights.pretrained import LIBRARIES, Weights, published
+from convatlas.weights.adapt import load_into
+from convatlas.weights.open import open_weights
+from convatlas.weights.pretrained import LIBRARIES, Weights, list_weights
 
 LARGE = 64
-"""Pictures with a longer short side are large: the networks for images of up to 64 px are not for them."""
+"""Images with a longer short side are large: the networks for images of up to 64 px are not for them."""
 
 RUNNERS = 8
 """So many networks race at most, each of another family."""
 
 JUDGED = 1000
-"""So many pictures of the val split judge a round of the race at most."""
+"""So many images of the val split judge a round of the race at most."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may take: seconds for one picture, parameters, multiply-adds."""
+    """What a network may take: seconds for one image, parameters, multiply-adds."""
 
     latency: float = math.inf
     params: float = math.inf
@@ -70,7 +70,7 @@ class Budget:
 class Entry:
     """A network that keeps the budget, as it would be trained.
 
-    latency: seconds for one picture, the lower quartile of some runs. scores: what it reached on val after each round
+    latency: seconds for one image, the lower quartile of some runs. scores: what it reached on val after each round
         of the race that it took part in. told: why it left, if it broke down.
     """
 
@@ -90,15 +90,15 @@ class Entry:
         return adapted(CATALOG[self.name].spec, stem=self.stem, resolution=self.size)
 
     @property
-    def claimed(self) -> float:
+    def reported_metrics(self) -> float:
         """The accuracy on ImageNet that is claimed for its best published weights; 0 where none is."""
-        claims = [published_claim(weights) for weights in published(self.name)]
+        claims = [published_claim(weights) for weights in list_weights(self.name)]
         return max(claims, default=0.0)
 
 
 def published_claim(weights: Weights) -> float:
-    """Return the share of ImageNet's pictures that weights are said to answer right, in percent; 0 where unknown."""
-    return max((value for what, value in weights.claimed.items() if what.endswith("acc@1")), default=0.0)
+    """Return the share of ImageNet's images that weights are said to answer right, in percent; 0 where unknown."""
+    return max((value for what, value in weights.reported_metrics.items() if what.endswith("acc@1")), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Choice:
     """All networks that keep the budget, the best of the race first, then by latency.
 
     score: what the race was judged by. seconds: of training that each network had had after each round. guessed: what
-        is reached, with two standard deviations of so few pictures, by who does not look at them.
+        is reached, with two standard deviations of so few images, by who does not look at them.
     """
 
     entries: tuple[Entry, ...]
@@ -133,7 +133,7 @@ class Choice:
         return dataclasses.replace(settings, stem=self.best.stem, size=self.best.size)
 
 
-def choose_network(
+def select_model(
     data: str | Path,
     budget: Budget,
     *,
@@ -144,7 +144,7 @@ def choose_network(
     seconds: float = 300.0,
     progress: Progress | None = None,
 ) -> Choice:
-    """Measure which networks of the catalogue keep a budget on this machine, and let them race on the data.
+    """Measure which networks of the catalog keep a budget on this machine, and let them race on the data.
 
     weights: a library, "torchvision" or "timm": only networks whose published weights are at hand, which they begin
         from.
@@ -157,7 +157,7 @@ def choose_network(
     settings = settings or Settings()
     if weights not in (None, *LIBRARIES):
         raise RunError(f"weights: with auto the name of a library, {' or '.join(LIBRARIES)}, not {weights}")
-    if joined(device_named(settings.device)).count > 1:
+    if init_distributed(device_named(settings.device)).world_size > 1:
         raise RunError("a network is chosen in one process; then give its name to torchrun")
     source = find(data, download=settings.download, progress=progress)
     channels = source.channels if settings.channels is None else settings.channels
@@ -166,7 +166,7 @@ def choose_network(
     )  # fmt: skip
     if not fits:
         held, mend = (f" with weights of {weights} at hand", ", or fetch some (weights pull)") if weights else ("", "")
-        raise RunError(f"budget: no network of the catalogue{held} keeps it on this machine; allow more{mend}")
+        raise RunError(f"budget: no network of the catalog{held} keeps it on this machine; allow more{mend}")
     chosen = recipe if isinstance(recipe, Recipe) else recipe_named(
         recipe or usual("default", pretrained=weights is not None)
     )  # fmt: skip
@@ -178,7 +178,7 @@ def choose_network(
 
 
 def _short_side(source: Source) -> int:
-    """Return the middle one of the short sides of some training pictures."""
+    """Return the middle one of the short sides of some training images."""
     train = source.listings["train"]
     if train.pixels is not None:
         return min(train.pixels.shape[-2:])
@@ -189,14 +189,14 @@ def _short_side(source: Source) -> int:
         except DataError:
             continue
     if not sides:
-        raise DataError(f"{source.location}: no picture can be read")
+        raise DataError(f"{source.location}: no image can be read")
     return int(statistics.median(sides))
 
 
 def _candidates(
     source: Source, channels: int, budget: Budget, settings: Settings, weights: str | None
 ) -> Iterator[Entry]:
-    """Yield the networks for pictures of this size that keep the budget, as far as it can be counted."""
+    """Yield the networks for images of this size that keep the budget, as far as it can be counted."""
     small = _short_side(source) <= LARGE if settings.size is None else settings.size <= LARGE
     for family, rows in FAMILIES.items():
         for name, row in rows.variants.items():
@@ -212,7 +212,7 @@ def _candidates(
                 continue
             try:
                 spec = adapted(row.spec, stem=stem, resolution=size)
-                counted = cost(grow(spec, classes=len(source.classes), channels=channels, device="meta"))
+                counted = cost(build_fresh(spec, classes=len(source.classes), channels=channels, device="meta"))
             except SpecError:
                 continue  # no small stem, or not at this size
             if counted.parameters <= budget.params and counted.macs <= budget.macs:
@@ -224,7 +224,7 @@ def _at_hand(name: str, library: str | None) -> str | None:
     if library is None:
         return ""
     try:
-        return next((f"{w.library}:{w.tag}" for w in published(name, library) if w.file), None)
+        return next((f"{w.library}:{w.tag}" for w in list_weights(name, library) if w.file), None)
     except WeightsError:
         return None
 
@@ -234,19 +234,19 @@ def measured(
     entries: Iterator[Entry], source: Source, channels: int, budget: Budget, settings: Settings,
     progress: Progress | None,
 ) -> list[Entry]:  # fmt: skip
-    """Return those networks that answer one picture within the budget on this machine, and how long they take."""
+    """Return those networks that answer one image within the budget on this machine, and how long they take."""
     device = device_named(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fits, waiting = [], sorted(entries, key=lambda entry: entry.macs)
     for done, entry in enumerate(waiting, 1):
-        network = grow(entry.spec, classes=len(source.classes), channels=channels).to(device).eval()
-        picture = torch.zeros(1, *network.input_shape, device=device)
+        network = build_fresh(entry.spec, classes=len(source.classes), channels=channels).to(device).eval()
+        image = torch.zeros(1, *network.input_shape, device=device)
         took: list[float] = []
         begun = time.perf_counter()
         while len(took) < 8 or (time.perf_counter() - begun < 0.3 and len(took) < 50):
             start = time.perf_counter()
-            network(picture).sum().item()  # waits for the device
+            network(image).sum().item()  # waits for the device
             took.append(time.perf_counter() - start)
             if len(took) > 3 and min(took) > 2 * budget.latency:
                 break
@@ -260,7 +260,7 @@ def measured(
 
 def _runners(fits: Sequence[Entry]) -> list[Entry]:
     largest = {entry.family: entry for entry in sorted(fits, key=lambda entry: entry.macs)}
-    return sorted(largest.values(), key=lambda entry: (-entry.claimed, -entry.macs))[:RUNNERS]
+    return sorted(largest.values(), key=lambda entry: (-entry.reported_metrics, -entry.macs))[:RUNNERS]
 
 
 # --- the race
@@ -276,28 +276,28 @@ class _Runner:
         row, device = CATALOG[entry.name], device_named(settings.device)
         classes = len(dataset.classes)
         torch.manual_seed(derive_key(seed, 0, 8))
-        network = grow(entry.spec, classes=classes, channels=steps.channels)
+        network = build_fresh(entry.spec, classes=classes, channels=steps.channels)
         if entry.weights:
-            given = opened(entry.weights, entry.spec, name=entry.name, row=row)
-            fill(network, entry.spec, given, fresh_head=given.names != dataset.classes)
-        regularise(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
-        way = computing.choose(
-            entry.spec, classes=classes, channels=steps.channels, batch=recipe.micro or recipe.batch, device=device,
+            given = open_weights(entry.weights, entry.spec, name=entry.name, row=row)
+            load_into(network, entry.spec, given, fresh_head=given.names != dataset.classes)
+        regularize(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
+        way = execution_module.choose(
+            entry.spec, classes=classes, channels=steps.channels, batch=recipe.micro_batch or recipe.batch, device=device,
             layout=settings.layout, precision=settings.precision, kernels=settings.kernels,
-        ).compute  # fmt: skip
+        ).execution  # fmt: skip
         network = way.place(network.to(device))
-        feed = Feed(
+        loader = BatchLoader(
             dataset.train, steps, batch=recipe.batch, seed=seed, augment=recipe.augment, classes=classes, device=device
         )
-        weighed = importance(feed.labels, classes, recipe.balance)
+        weighed = class_weights(loader.labels, classes, recipe.class_weight_power)
         # nobody knows how long it lasts: a rate that rises for some steps and then stays, and an average of the weights
         recipe = dataclasses.replace(
-            recipe, epochs=10**6, schedule="constant", warmup=20 / feed.steps, head_epochs=0, patience=0
+            recipe, epochs=10**6, schedule="constant", warmup=20 / loader.steps, head_epochs=0, patience=0
         )
-        self.average, self.criterion, self.device = Average(network, 0.98), CRITERIA[recipe.loss], device
+        self.average, self.criterion, self.device = EMA(network, 0.98), CRITERIA[recipe.loss], device
         self.taken: Iterator[Step] = train(
-            network, recipe.build_optimizer(network), feed, recipe, seed=seed, compute=way, average=self.average,
-            importance=weighed,
+            network, recipe.build_optimizer(network), loader, recipe, seed=seed, execution=way, average=self.average,
+            class_weights=weighed,
         )  # fmt: skip
 
     def run(self, seconds: float) -> None:
@@ -309,7 +309,7 @@ class _Runner:
 
     @property
     def judged(self) -> Images:
-        """Some pictures of the val split."""
+        """Some images of the val split."""
         val = self.dataset.val
         assert val is not None
         return val.subset(torch.arange(0, len(val), -(-len(val) // JUDGED)))
@@ -320,8 +320,8 @@ class _Runner:
 
 
 def guessed(labels: Tensor) -> float:
-    """Return the score of always saying the same, and two standard deviations of it, on so many pictures."""
-    if labels.ndim == 2:  # the average precision of a random order is the share of the pictures
+    """Return the score of always saying the same, and two standard deviations of it, on so many images."""
+    if labels.ndim == 2:  # the average precision of a random order is the share of the images
         share = float(labels[:, labels.sum(0) > 0].mean())
     else:
         share = float(torch.bincount(labels).max()) / len(labels)
@@ -337,13 +337,15 @@ def _race(
         return list(entries), (), 0.0
     recipe = fitted(recipe, source)
     if settings.keep_heap and device_named(settings.device).type == "cpu":
-        computing.keep_heap()
+        execution_module.keep_heap()
     prepared: dict[Preprocessing, Dataset] = {}
     running: list[_Runner] = []
     refused: list[Entry] = []
     for entry in entries:
         row = CATALOG[entry.name]
-        given = opened(entry.weights, entry.spec, name=entry.name, row=row).preprocessing if entry.weights else None
+        given = (
+            open_weights(entry.weights, entry.spec, name=entry.name, row=row).preprocessing if entry.weights else None
+        )
         steps = preprocessing_for(source, given or row.preprocessing, entry.size, channels, seed, settings)
         if steps not in prepared:
             prepared[steps] = load(source, steps, recipe, seed, settings, progress)

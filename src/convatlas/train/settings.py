@@ -22,20 +22,20 @@ class Settings:
 
     size: resolution in pixels instead of the network's own.
     stem: "small" for the first layers for images of up to 64 pixels (at 32 px, where no size is given).
-    channels: 1 reads pictures as grey, 3 as RGB; as the data has it where left out.
+    channels: 1 reads images as gray, 3 as RGB; as the data has it where left out.
     device: "cpu", "cuda", "mps" or "auto".
     threads: CPU threads; torch's own number where left out. The order of sums, and so the last bits, depend on it.
     layout, precision, compiled: how steps are carried out (see `train.compute`); "auto" measures what is fastest here.
     kernels: norms and activations by kernels of our own on CPUs with a C compiler; the last bits depend on it.
     keep_heap: let the C library keep its memory between the steps, which is faster and takes a little more of it.
-    val_share: share of the training pictures set aside to choose the best epoch, where the data has no val split;
+    val_share: share of the training images set aside to choose the best epoch, where the data has no val split;
         with 0 all are trained on and the last epoch is taken.
-    fold: (number, count): the pictures of this one of so many folds are the val split instead.
-    max_broken: share of unreadable pictures that is left out and listed before the run refuses to start.
+    fold: (number, count): the images of this one of so many folds are the val split instead.
+    max_unreadable: share of unreadable images that is left out and listed before the run refuses to start.
     checkpoint_seconds, checkpoint_steps: a checkpoint is written when either has passed (0 steps: by time only).
     log: where else numbers go: "tensorboard", "wandb", "mlflow".
     download: allow to fetch a data set given by name.
-    licence: what is sealed into the model file.
+    license: what is sealed into the model file.
     """
 
     size: int | None = None
@@ -50,20 +50,20 @@ class Settings:
     keep_heap: bool = True
     val_share: float = VAL_SHARE
     fold: Fold | None = None
-    max_broken: float = 0.01
+    max_unreadable: float = 0.01
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int = 0
     log: tuple[str, ...] = ()
     download: bool = False
-    licence: str = ""
+    license: str = ""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise RunError(f"threads: a whole number from 1 on, not {self.threads}")
         if not 0 <= self.checkpoint_seconds < math.inf or self.checkpoint_steps < 0:
             raise RunError("checkpoint_seconds and checkpoint_steps are numbers from 0 on")
-        if not (0 <= self.val_share < 1 and 0 <= self.max_broken <= 1):
-            raise RunError("val_share and max_broken are shares between 0 and 1")
+        if not (0 <= self.val_share < 1 and 0 <= self.max_unreadable <= 1):
+            raise RunError("val_share and max_unreadable are shares between 0 and 1")
         for name in self.log:
             if name not in LOGGERS:
                 raise RunError(f"log: {name!r} is not one of {', '.join(LOGGERS)}")

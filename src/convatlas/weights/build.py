@@ -10,9 +10,9 @@ import torch
 from convatlas.core.network import Network
 from convatlas.core.spec import Spec
 from convatlas.errors import WeightsError
-from convatlas.models.catalog import Stem, adapted, grow, resolve
-from convatlas.weights.adapt import First, fill
-from convatlas.weights.open import opened
+from convatlas.models.catalog import Stem, adapted, build_fresh, resolve
+from convatlas.weights.adapt import First, load_into
+from convatlas.weights.open import open_weights
 
 
 def build(
@@ -39,15 +39,15 @@ def build(
     Returns a Network: (batch, channels, resolution, resolution) in, (batch, classes) out.
     """
     if weights is None:
-        return grow(network, classes=classes, channels=channels, stem=stem, resolution=resolution, device=device)
+        return build_fresh(network, classes=classes, channels=channels, stem=stem, resolution=resolution, device=device)
     if first not in get_args(First):
         raise WeightsError(f"build: first is one of {', '.join(get_args(First))}, not {first!r}")
     name, row = resolve(network)
     spec = adapted(row.spec, stem=stem, resolution=resolution)
-    given = opened(weights, spec, name=name, row=row)
-    grown = grow(
+    given = open_weights(weights, spec, name=name, row=row)
+    grown = build_fresh(
         spec, classes=given.classes if classes is None else classes,
         channels=given.channels if channels is None else channels, device=device,
     )  # fmt: skip
-    fill(grown, spec, given, first=first)
+    load_into(grown, spec, given, first=first)
     return grown

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 from convatlas.errors import DataError, WeightsError
-from convatlas.models.catalog import grow, variant
+from convatlas.models.catalog import build_fresh, variant
 from convatlas.system.download import fetch
 from convatlas.system.files import atomic, sha256
 from convatlas.system.progress import Progress
 from convatlas.weights.pretrained import Weights
-from convatlas.weights.read import Checkpoint, fitting, load_tensors
+from convatlas.weights.read import Checkpoint, load_tensors, match_checkpoint
 
 
 def pull(weights: Weights, *, progress: Progress | None = None) -> Path:
@@ -36,7 +36,9 @@ def _check_fit(weights: Weights, path: Path) -> None:
     """Raise WeightsError unless the tensors of a file are those of the network, under the library's names."""
     spec, channels = variant(weights.network).spec.scaled(resolution=weights.preprocessing.size), weights.channels
     given = Checkpoint(load_tensors(path), len(weights.classes), channels, path, weights.preprocessing, weights.library)
-    fitting(spec, given, grow(spec, classes=given.classes, channels=channels, device="meta").state_dict())
+    match_checkpoint(
+        spec, given, build_fresh(spec, classes=given.classes, channels=channels, device="meta").state_dict()
+    )
 
 
 def import_file(weights: Weights, file: str | Path) -> Path:

@@ -22,7 +22,7 @@ from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec, from_plain
 from convatlas.errors import ModelFileError, SpecError
-from convatlas.models.catalog import SPEC_TYPES, grow
+from convatlas.models.catalog import SPEC_TYPES, build_fresh
 from convatlas.system.files import atomic
 
 FORMAT = 1
@@ -30,7 +30,7 @@ FORMAT = 1
 
 _FIELDS = {
     "format": int, "name": str, "task": str, "spec": dict, "classes": list, "preprocessing": dict, "criterion": str,
-    "temperature": float, "thresholds": list, "training": dict, "metrics": dict, "licence": str,
+    "temperature": float, "thresholds": list, "training": dict, "metrics": dict, "license": str,
 }  # fmt: skip
 
 
@@ -39,12 +39,12 @@ class Header:
     """Everything about the weights that the weights do not say themselves.
 
     criterion: the loss they were trained with, which decides how outputs become probabilities.
-    task: "classification", one class for each picture, or "tagging", any number of them.
+    task: "classification", one class for each image, or "tagging", any number of them.
     temperature: what logits are divided by before they become probabilities, fitted on the val split.
     thresholds: of tagging, from which probability on each class is said to be there, fitted on the val split.
     training: recipe, seed, data, fingerprint, versions: how the weights came about.
     metrics: split -> measured numbers.
-    licence: what the owner of the weights allows; empty where nothing was stated.
+    license: what the owner of the weights allows; empty where nothing was stated.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Header:
     thresholds: tuple[float, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float | int]] = field(default_factory=dict)
-    licence: str = ""
+    license: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         return {
@@ -72,7 +72,7 @@ class Header:
             "thresholds": list(self.thresholds),
             "training": dict(self.training),
             "metrics": {split: dict(numbers) for split, numbers in self.metrics.items()},
-            "licence": self.licence,
+            "license": self.license,
         }
 
 
@@ -98,13 +98,13 @@ def load(path: str | Path) -> tuple[Network, Header]:
     path = Path(path)
     header, tensors = _read(path)
     try:
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in _grow(header, "meta").state_dict().items()}
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in _build(header, "meta").state_dict().items()}
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
         if found != shapes:
             wrong = sorted(name for name in {**shapes, **found} if shapes.get(name) != found.get(name))
             raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {', '.join(wrong[:5])}")
         with torch.random.fork_rng(devices=[]):
-            network = _grow(header, "cpu")
+            network = _build(header, "cpu")
     except SpecError as error:
         raise ModelFileError(f"{path}: {error}") from error
     network.load_state_dict(tensors)
@@ -120,8 +120,8 @@ def is_model_file(path: str | Path) -> bool:
         return False
 
 
-def _grow(header: Header, device: str) -> Network:
-    return grow(header.spec, classes=len(header.classes), channels=header.preprocessing.channels, device=device)
+def _build(header: Header, device: str) -> Network:
+    return build_fresh(header.spec, classes=len(header.classes), channels=header.preprocessing.channels, device=device)
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -196,7 +196,7 @@ def _header(path: Path, plain: dict[str, Any]) -> Header:
             f"{path}: preprocessing gives {preprocessing.size} px, the network reads {spec.resolution}"
         )
     kept = {
-        name: plain[name] for name in ("name", "task", "criterion", "temperature", "training", "metrics", "licence")
+        name: plain[name] for name in ("name", "task", "criterion", "temperature", "training", "metrics", "license")
     }
     return Header(
         spec=spec, classes=tuple(classes), preprocessing=preprocessing, thresholds=tuple(thresholds), **kept

@@ -10,20 +10,20 @@ from torch import Tensor
 from convatlas.core.spec import Spec, diff
 from convatlas.errors import WeightsError, nearest
 from convatlas.models.card import Variant
-from convatlas.models.catalog import grow
+from convatlas.models.catalog import build_fresh
 from convatlas.models.keys import rename
 from convatlas.weights import modelfile
 from convatlas.weights.fetch import pull
-from convatlas.weights.pretrained import LIBRARIES, find
-from convatlas.weights.read import Checkpoint, _dialects, load_tensors
+from convatlas.weights.pretrained import LIBRARIES, find_weights
+from convatlas.weights.read import Checkpoint, _key_mappings, load_tensors
 
 
-def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Checkpoint:
+def open_weights(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Checkpoint:
     """Return what `weights` names: "library:tag", a sealed model file, or a checkpoint file."""
     source, path = str(weights), Path(weights)
     library, colon, _ = source.partition(":")
     if colon and library in LIBRARIES:
-        record = find(f"{name.removesuffix('-custom')}@{source}")
+        record = find_weights(f"{name.removesuffix('-custom')}@{source}")
         tensors = load_tensors(pull(record))
         steps, names = record.preprocessing, record.classes
         return Checkpoint(tensors, len(names), record.channels, record.name, steps, library, names)
@@ -38,7 +38,7 @@ def opened(weights: str | Path, spec: Spec, *, name: str, row: Variant) -> Check
         steps, names = header.preprocessing, header.classes
         return Checkpoint(sealed.state_dict(), len(names), steps.channels, path, steps, "convatlas", names)
     tensors = load_tensors(path)
-    for dialect, rules in _dialects(spec).items():
+    for dialect, rules in _key_mappings(spec).items():
         named = {name: tensor for key, tensor in tensors.items() if (name := rename(key, rules(spec)))}
         if sizes := _sizes(spec, named):
             return Checkpoint(tensors, *sizes, path, row.preprocessing, dialect)
@@ -52,7 +52,7 @@ def _sizes(spec: Spec, named: Mapping[str, Tensor]) -> tuple[int, int] | None:
     They are read off the first tensor whose shape depends on them.
     """
     base, more_classes, more_channels = (
-        grow(spec, classes=classes, channels=channels, device="meta").state_dict()
+        build_fresh(spec, classes=classes, channels=channels, device="meta").state_dict()
         for classes, channels in ((2, 1), (3, 1), (2, 2))
     )
     counted = {key for key in base if key.endswith(".num_batches_tracked")}

@@ -24,8 +24,8 @@ class Weights:
     """One published set of weights.
 
     network: our name. library, tag: who publishes it, and under which name. url: where it is. digest: the sha256, or
-    as much of its beginning as was published; empty where nothing was. licence: empty where none is stated.
-    claimed: what its publisher measured, such as {"ImageNet-1K acc@1": 80.858}. recipe: where its training is told.
+    as much of its beginning as was published; empty where nothing was. license: empty where none is stated.
+    reported: what its publisher measured, such as {"ImageNet-1K acc@1": 80.858}. recipe: where its training is told.
     """
 
     network: str
@@ -36,8 +36,8 @@ class Weights:
     filename: str
     preprocessing: Preprocessing
     classes: tuple[str, ...]
-    licence: str = ""
-    claimed: Mapping[str, float] = field(default_factory=dict)
+    license: str = ""
+    reported_metrics: Mapping[str, float] = field(default_factory=dict)
     recipe: str = ""
 
     @property
@@ -64,8 +64,8 @@ class Weights:
 LIBRARIES = ("torchvision", "timm")
 
 
-def published(network: str, library: str | None = None) -> list[Weights]:
-    """Return what is published for a network of the catalogue, by all libraries installed here; their best first."""
+def list_weights(network: str, library: str | None = None) -> list[Weights]:
+    """Return what is published for a network of the catalog, by all libraries installed here; their best first."""
     peers = variant(network).peers
     if library is not None and library not in peers:
         raise WeightsError(f"{network}: {library} has no such network; {_offer(peers)}")
@@ -80,7 +80,7 @@ def _offer(peers: Mapping[str, str]) -> str:
     return f"published by {', '.join(peers)}" if peers else "no library publishes weights for it"
 
 
-def find(name: str) -> Weights:
+def find_weights(name: str) -> Weights:
     """Return published weights by name, "network@library:tag"; the tag DEFAULT is the library's best."""
     network, at, source = name.partition("@")
     library, colon, tag = source.partition(":")
@@ -88,7 +88,7 @@ def find(name: str) -> Weights:
         raise WeightsError(f"{name!r} is no name of published weights: those are network@library:tag")
     if library not in LIBRARIES:
         raise WeightsError(f"unknown library {library!r}{nearest(library, LIBRARIES)}; known: {', '.join(LIBRARIES)}")
-    known = {weights.tag: weights for weights in published(network, library)}
+    known = {weights.tag: weights for weights in list_weights(network, library)}
     if tag == "DEFAULT" and known:
         return next(iter(known.values()))
     if not known and library == "timm" and find_spec("timm") is None:
@@ -113,7 +113,7 @@ def _torchvision(network: str, peer: str) -> list[Weights]:
             continue  # without class names there is nothing to say
         resize, crop = transforms.resize_size, transforms.crop_size
         interpolation = cast(Interpolation, transforms.interpolation.value)
-        # these classes normalise once more, inside: to mean and deviation 0.5
+        # these classes normalize once more, inside: to mean and deviation 0.5
         mean, std = ((0.5,) * 3, (0.5,) * 3) if rescaled else (tuple(transforms.mean), tuple(transforms.std))
         preprocessing = Preprocessing(
             resize=resize[0], crop=crop[0], interpolation=interpolation, mean=mean, std=std,
@@ -121,16 +121,18 @@ def _torchvision(network: str, peer: str) -> list[Weights]:
         )  # fmt: skip
         url = str(record.url)
         digest = re.search(r"-([0-9a-f]{8,})\.", url)
-        claimed = {f"{data} {what}": value for data, all_ in meta["_metrics"].items() for what, value in all_.items()}
+        reported_metrics = {
+            f"{data} {what}": value for data, all_ in meta["_metrics"].items() for what, value in all_.items()
+        }
         found.append(Weights(
             network, "torchvision", record.name, url, digest[1] if digest else "", url.rsplit("/", 1)[-1],
-            preprocessing, _different(meta["categories"]), meta.get("license", ""), claimed, meta.get("recipe", ""),
+            preprocessing, _different(meta["categories"]), meta.get("license", ""), reported_metrics, meta.get("recipe", ""),
         ))  # fmt: skip
     return found
 
 
 def rescales(peer: str) -> bool:
-    """Return whether torchvision's class of this builder normalises its input once more (`transform_input`)."""
+    """Return whether torchvision's class of this builder normalizes its input once more (`transform_input`)."""
     import torchvision
 
     module = inspect.getmodule(torchvision.models.get_model_builder(peer))
@@ -188,9 +190,9 @@ def _timm(network: str, peer: str) -> list[Weights]:
 _RECORDS = {"torchvision": _torchvision, "timm": _timm}
 
 
-def every() -> Iterator[Weights]:
-    """Yield all published weights of the whole catalogue."""
+def all_weights() -> Iterator[Weights]:
+    """Yield all published weights of the whole catalog."""
     for family in FAMILIES.values():
         for name, row in family.variants.items():
             if row.peers:
-                yield from published(name)
+                yield from list_weights(name)

@@ -16,7 +16,7 @@ from convatlas.core.spec import Spec
 from convatlas.errors import WeightsError, brief
 from convatlas.models.card import Family
 from convatlas.models.catalog import FAMILIES
-from convatlas.models.keys import Dialect, translate
+from convatlas.models.keys import KeyMapping, remap_keys
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -52,16 +52,16 @@ def family_of(spec: Spec) -> Family:
     raise WeightsError(f"{type(spec).__name__} belongs to no family")
 
 
-def fitting(spec: Spec, given: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def match_checkpoint(spec: Spec, given: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under our names: by its library's rules, or by the first that fit exactly.
 
     Raises WeightsError that tells for each of them what does not fit.
     """
     failures: dict[str, list[str]] = {}
-    for library, rules in _dialects(spec).items():
+    for library, rules in _key_mappings(spec).items():
         if given.library in (None, library):
             try:
-                return translate(given.tensors, rules(spec), expected)
+                return remap_keys(given.tensors, rules(spec), expected)
             except WeightsError as error:
                 failures.setdefault(str(error), []).append(library)
     told = "; of ".join(f"{', '.join(libraries)}: {error}" for error, libraries in failures.items())
@@ -72,7 +72,7 @@ def fitting(spec: Spec, given: Checkpoint, expected: Mapping[str, Tensor]) -> di
 class Checkpoint:
     """The tensors of a network of so many classes and channels; `library` is whose names they carry, if that is known.
 
-    where: what to call it in an error. preprocessing: what its pictures went through. names: of its classes, if known.
+    where: what to call it in an error. preprocessing: what its images went through. names: of its classes, if known.
     """
 
     tensors: Mapping[str, Tensor]
@@ -84,6 +84,6 @@ class Checkpoint:
     names: tuple[str, ...] = ()
 
 
-def _dialects(spec: Spec) -> dict[str, Dialect]:
+def _key_mappings(spec: Spec) -> dict[str, KeyMapping]:
     """Return the key rules that a checkpoint may need: none, if it is ours, or those of a library."""
-    return {"convatlas": lambda _: (), **family_of(spec).dialects}
+    return {"convatlas": lambda _: (), **family_of(spec).key_mappings}

@@ -1,4 +1,4 @@
-"""Pictures deeper than 8 bits, floats, and other channels than grey and RGB: from file to answer, nothing cut off."""
+"""Images deeper than 8 bits, floats, and other channels than gray and RGB: from file to answer, nothing cut off."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 import convatlas as ca
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.headers import read_header
-from convatlas.data.decode.pixels import pixels_of, read_picture, read_shares
+from convatlas.data.decode.pixels import pixels_of, read_image, read_shares
 from convatlas.data.open import find
-from convatlas.data.statistics import kind_of
+from convatlas.data.statistics import channels_and_depth
 from convatlas.errors import DataError, SpecError
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import Settings
@@ -26,7 +26,7 @@ from convatlas.train.settings import Settings
 RANDOM = np.random.default_rng(0)
 
 
-def colour_png(path: Path, values: NDArray[np.uint16]) -> None:
+def color_png(path: Path, values: NDArray[np.uint16]) -> None:
     """Write a PNG of 16 bits and 2 to 4 channels, which Pillow cannot."""
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -46,18 +46,18 @@ def write(path: Path, values: NDArray[Any]) -> None:
     elif path.suffix == ".tif" and values.ndim == 3:
         pytest.importorskip("tifffile").imwrite(path, values, planarconfig="contig")
     elif values.ndim == 3:
-        colour_png(path, values)
+        color_png(path, values)
     else:
         Image.fromarray(values).save(path)
 
 
 GREY16 = RANDOM.integers(0, 65536, (7, 9)).astype(np.uint16)
-COLOUR16 = RANDOM.integers(0, 65536, (7, 9, 3)).astype(np.uint16)
+COLOR16 = RANDOM.integers(0, 65536, (7, 9, 3)).astype(np.uint16)
 BANDS16 = RANDOM.integers(0, 65536, (7, 9, 13)).astype(np.uint16)
 FLOATS = RANDOM.normal(0, 500, (7, 9)).astype(np.float32)
 DEEP = [
-    ("grey.png", GREY16), ("grey.tif", GREY16), ("grey.npy", GREY16), ("colour.png", COLOUR16),
-    ("colour.tif", COLOUR16), ("colour.npy", COLOUR16), ("bands.tif", BANDS16), ("bands.npy", BANDS16),
+    ("gray.png", GREY16), ("gray.tif", GREY16), ("gray.npy", GREY16), ("color.png", COLOR16),
+    ("color.tif", COLOR16), ("color.npy", COLOR16), ("bands.tif", BANDS16), ("bands.npy", BANDS16),
     ("floats.tif", FLOATS), ("floats.npy", FLOATS), ("bytes.npy", (BANDS16 >> 8).astype(np.uint8)),
 ]  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_every_bit_and_every_channel_of_a_file_is_read(tmp_path: Path, name: str
     expected = values.reshape(*values.shape[:2], channels).astype(np.float32) / full
     assert torch.equal(shares, torch.from_numpy(expected.transpose(2, 0, 1).copy()))
     header = read_header(tmp_path / name)
-    assert (header.size, header.channels, header.deep) == ((9, 7), channels, values.dtype != np.uint8)
+    assert (header.size, header.channels, header.high_bit_depth) == ((9, 7), channels, values.dtype != np.uint8)
 
 
 @pytest.mark.parametrize(("name", "values"), DEEP[:6])
@@ -79,13 +79,13 @@ def test_where_8_bits_are_read_16_are_rounded(tmp_path: Path, name: str, values:
     write(tmp_path / name, values)
     channels = 1 if values.ndim == 2 else 3
     expected = (values.reshape(7, 9, channels) / 257).round().astype(np.uint8).transpose(2, 0, 1)
-    assert np.array_equal(read_picture(tmp_path / name, channels).numpy(), expected)
+    assert np.array_equal(read_image(tmp_path / name, channels).numpy(), expected)
 
 
 def test_transparent_pixels_of_16_bits_become_white(tmp_path: Path) -> None:
     values = np.zeros((2, 2, 4), np.uint16)
     values[0, 0] = (1000, 2000, 3000, 65535)
-    colour_png(tmp_path / "x.png", values)
+    color_png(tmp_path / "x.png", values)
     shares = read_shares(tmp_path / "x.png", 3)
     assert torch.allclose(shares[:, 0, 0] * 65535, torch.tensor([1000.0, 2000.0, 3000.0]), atol=1)
     assert shares[:, 1].eq(1).all()
@@ -105,12 +105,12 @@ def test_a_tiff_is_turned_upright(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
-    [("x.npy", b"no array", "cannot be read"), ("x.tif", b"II*\0nothing", "not a picture|cannot be read|holds no page"),
-     ("x.png", b"", "not a picture")],
+    [("x.npy", b"no array", "cannot be read"), ("x.tif", b"II*\0nothing", "not an image|cannot be read|holds no page"),
+     ("x.png", b"", "not an image")],
 )  # fmt: skip
-def test_what_is_no_picture_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_what_is_no_image_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
-    for read in (lambda p: read_picture(p, 3), read_header):
+    for read in (lambda p: read_image(p, 3), read_header):
         with pytest.raises(DataError, match=rf"x\.\w+: ({told})"):
             read(tmp_path / name)
 
@@ -118,7 +118,7 @@ def test_what_is_no_picture_is_told(tmp_path: Path, name: str, content: bytes, t
 def test_pickled_arrays_are_not_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.full((3, 3), None), allow_pickle=True)
     with pytest.raises(DataError, match="cannot be read"):
-        read_picture(tmp_path / "x.npy", 1)
+        read_image(tmp_path / "x.npy", 1)
 
 
 def test_a_tiff_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_tiff_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
             raw[held.valueoffset : held.valueoffset + held.valuebytecount] = struct.pack("<I", 60_000)
     (tmp_path / "x.tif").write_bytes(raw)
     with pytest.raises(DataError, match="cannot be read"):
-        read_picture(tmp_path / "x.tif", 13)
+        read_image(tmp_path / "x.tif", 13)
 
 
 @pytest.mark.parametrize(
@@ -140,21 +140,21 @@ def test_a_tiff_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
      (np.full((3, 3), 80.0), 1, None, "floats of 80"), (np.zeros(3), 1, None, "an array"),
      (np.zeros((0, 3)), 1, None, "an array"), (np.full((3, 3), "a"), 1, None, "an array")],
 )  # fmt: skip
-def test_arrays_that_are_no_pictures_are_told(values: NDArray[Any], channels: int, window: Any, told: str) -> None:
+def test_arrays_that_are_no_images_are_told(values: NDArray[Any], channels: int, window: Any, told: str) -> None:
     with pytest.raises(DataError, match=f"^it: .*{told}"):
         pixels_of(values, channels, "it", window)
 
 
-def test_most_pictures_decide_what_a_folder_holds(tmp_path: Path) -> None:
+def test_most_images_decide_what_a_folder_holds(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{i}.png") for i in range(5)]
     for name in names:
         Image.fromarray(GREY16).save(name)
-    assert kind_of(names) == (1, True)
+    assert channels_and_depth(names) == (1, True)
     for name in names[:3]:
-        Image.fromarray((COLOUR16 >> 8).astype(np.uint8)).save(name)
-    assert kind_of(names) == (3, False)
+        Image.fromarray((COLOR16 >> 8).astype(np.uint8)).save(name)
+    assert channels_and_depth(names) == (3, False)
     (tmp_path / "4.png").write_bytes(b"")
-    assert kind_of(names[4:]) == (3, False)
+    assert channels_and_depth(names[4:]) == (3, False)
 
 
 def test_a_window_is_two_numbers_that_rise() -> None:
@@ -172,7 +172,7 @@ def test_a_window_is_two_numbers_that_rise() -> None:
 
 
 def folder_of(root: Path, ending: str, low: NDArray[Any], high: NDArray[Any], noise: float) -> Path:
-    """Write 40 pictures of two classes, two levels with a little noise, as train/ and val/."""
+    """Write 40 images of two classes, two levels with a little noise, as train/ and val/."""
     random = np.random.default_rng(1)
     for split, count in (("train", 14), ("val", 6)):
         for name, level in (("high", high), ("low", low)):
@@ -199,14 +199,14 @@ CASES = {
 def test_a_network_learns_what_8_bits_and_three_channels_would_lose(tmp_path: Path, case: str, crop: float) -> None:
     ending, low, high, noise = CASES[case]
     folder = folder_of(tmp_path / "data", ending, low, high, noise)
-    recipe = Recipe(epochs=12, batch=8, lr=0.02).replaced({"crop": crop, "flip": True, "shift": 1})
+    recipe = Recipe(epochs=12, batch=8, lr=0.02).replaced({"min_crop_area": crop, "flip": True, "max_shift": 1})
     run = ca.fit(folder, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=Settings(size=20))
     assert run.results["val"].accuracy == 1
     steps = run.config.preprocessing
     assert steps.channels == (1 if low.ndim == 0 else len(low))
     assert (steps.window is None) == (low.dtype == np.uint8)
-    pad = 0 if crop else steps.pad  # a border is black, whatever the pictures hold
-    inputs = steps.normalise(run.dataset.train.pixels)[..., pad : steps.size - pad, pad : steps.size - pad]
+    pad = 0 if crop else steps.pad  # a border is black, whatever the images hold
+    inputs = steps.normalize(run.dataset.train.pixels)[..., pad : steps.size - pad, pad : steps.size - pad]
     assert inputs.mean().abs() < 0.5
     assert 0.5 < inputs.std() < 1.5
     answers = ca.load(run.model_file).predict(sorted((folder / "val").rglob(f"*{ending}")))
@@ -228,13 +228,13 @@ def test_arrays_keep_their_depth(tmp_path: Path, kind: type) -> None:
     values = (np.full((40, 8, 8), 1000) + 100 * labels[:, None, None]).astype(kind)
     np.savez(tmp_path / "x.npz", x=values, y=labels)
     source = find(tmp_path / "x.npz")
-    assert source.deep
+    assert source.high_bit_depth
     held = source.statistics(1)
     assert held is not None
     steps = Preprocessing(8, 8, window=held.window, mean=held.mean, std=held.std)
     data = source.load(steps, val_share=0.2)
     assert sorted(set(data.train.pixels.flatten().tolist())) == [0, 255]
-    assert steps.normalise(data.whole.pixels).std() == pytest.approx(1, abs=0.01)
+    assert steps.normalize(data.whole.pixels).std() == pytest.approx(1, abs=0.01)
 
 
 def test_what_is_set_aside_is_not_measured(tmp_path: Path) -> None:
@@ -249,9 +249,9 @@ def test_what_is_set_aside_is_not_measured(tmp_path: Path) -> None:
         assert held != source.statistics(1)
 
 
-def test_pictures_without_any_contrast_are_told(tmp_path: Path) -> None:
+def test_images_without_any_contrast_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.full((8, 4, 4), 7, np.uint16), y=np.arange(8) % 2)
-    with pytest.raises(DataError, match="all pixels of all pictures"):
+    with pytest.raises(DataError, match="all pixels of all images"):
         find(tmp_path / "x.npz").statistics(1)
 
 
@@ -259,4 +259,4 @@ def test_whole_numbers_beyond_16_bits_are_refused_and_not_wrapped(tmp_path: Path
     path = tmp_path / "deep.tif"
     Image.fromarray(np.full((8, 8), 70000, np.int32)).save(path)
     with pytest.raises(DataError, match=r"deep\.tif.*70000"):
-        read_picture(path, 1)
+        read_image(path, 1)

@@ -1,4 +1,4 @@
-"""Tables that list pictures, groups that stay together, and arrays."""
+"""Tables that list images, groups that stay together, and arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import COLOURS
+from conftest import COLORS
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Dataset
 from convatlas.data.open import find
@@ -27,11 +27,11 @@ def load(data: Path | str, *, seed: int = 0, share: float = 0.0) -> Dataset:
 def table(
     folder: Path, *, name: str = "list.csv", header: str = "file,label,split,group", separator: str = ","
 ) -> Path:
-    """Write a table of the pictures of a folder; four pictures in turn are a group."""
+    """Write a table of the images of a folder; four images in turn are a group."""
     rows = [
         f"{split}/{label}/{file.name},{label},{split},{label}{i // 4}"
         for split in ("train", "val")
-        for label in COLOURS
+        for label in COLORS
         for i, file in enumerate(sorted((folder / split / label).iterdir()))
     ]
     columns = header.count(",") + 1
@@ -42,8 +42,8 @@ def table(
 
 
 @pytest.mark.parametrize(("separator", "name"), [(",", "list.csv"), ("\t", "list.tsv"), (";", "list.csv")])
-def test_a_table_holds_what_the_folders_hold(own_pictures: Path, separator: str, name: str) -> None:
-    listed, folders = load(table(own_pictures, separator=separator, name=name)), load(own_pictures)
+def test_a_table_holds_what_the_folders_hold(own_images: Path, separator: str, name: str) -> None:
+    listed, folders = load(table(own_images, separator=separator, name=name)), load(own_images)
     assert (listed.name, listed.classes) == ("list", folders.classes)
     for split, images in folders.splits.items():
         theirs = listed.splits[split]
@@ -52,23 +52,23 @@ def test_a_table_holds_what_the_folders_hold(own_pictures: Path, separator: str,
         }
 
 
-def test_other_names_of_columns_and_no_split(own_pictures: Path) -> None:
-    data = load(table(own_pictures, header="Path,Class"), share=0.25)
+def test_other_names_of_columns_and_no_split(own_images: Path) -> None:
+    data = load(table(own_images, header="Path,Class"), share=0.25)
     assert data.val is not None
     assert (len(data.train), len(data.val)) == (54, 18)
 
 
-def test_groups_stay_together(own_pictures: Path) -> None:
-    source = find(table(own_pictures, header="file,label,split,group"))
+def test_groups_stay_together(own_images: Path) -> None:
+    source = find(table(own_images, header="file,label,split,group"))
     held = {}
     for part in source.listings.values():
         assert part.groups is not None
         held |= dict(zip(part.names, part.groups.tolist(), strict=True))
-    text = (own_pictures / "list.csv").read_text().replace(",val,", ",train,")
-    (own_pictures / "list.csv").write_text(text)
+    text = (own_images / "list.csv").read_text().replace(",val,", ",train,")
+    (own_images / "list.csv").write_text(text)
     splits = set()
     for seed in range(4):
-        data = load(own_pictures / "list.csv", seed=seed, share=0.25)
+        data = load(own_images / "list.csv", seed=seed, share=0.25)
         assert data.val is not None
         sides = [{held[name] for name in part.names} for part in (data.train, data.val)]
         assert not sides[0] & sides[1]
@@ -77,16 +77,16 @@ def test_groups_stay_together(own_pictures: Path) -> None:
     assert len(splits) > 1
 
 
-def test_pictures_without_a_group_are_on_their_own(own_pictures: Path) -> None:
-    path = table(own_pictures)
+def test_images_without_a_group_are_on_their_own(own_images: Path) -> None:
+    path = table(own_images)
     path.write_text("\n".join(line.replace(",ant0", ",") for line in path.read_text().splitlines()))
     groups = find(path).listings["train"].groups
     assert groups is not None
     assert int((torch.bincount(groups) == 1).sum()) == 4
 
 
-def test_columns_of_classes_may_have_any_name(own_pictures: Path) -> None:
-    folder = own_pictures / "train" / "ant"
+def test_columns_of_classes_may_have_any_name(own_images: Path) -> None:
+    folder = own_images / "train" / "ant"
     rows = ["file,Source,image,subject,group", "00.jpg,1,0,1,p1", "01.png,0,1,0,p2"]
     (folder / "list.csv").write_text("\n".join(rows))
     source = find(folder / "list.csv")
@@ -97,8 +97,8 @@ def test_columns_of_classes_may_have_any_name(own_pictures: Path) -> None:
         find(folder / "list.csv")
 
 
-def test_groups_that_cannot_be_shared_out_are_told(own_pictures: Path) -> None:
-    path = table(own_pictures)
+def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
+    path = table(own_images)
     path.write_text(path.read_text().replace(",val,", ",train,").replace("ant1", "ant0").replace("ant2", "ant0"))
     with pytest.raises(DataError, match=r"too few groups|cannot be split"):
         load(path, share=0.25)
@@ -113,23 +113,23 @@ def test_groups_that_cannot_be_shared_out_are_told(own_pictures: Path) -> None:
      ("file,label\n00.jpg,ant\n00.jpg,bee\n", "line 3: 00.jpg is in line 2 already"),
      ("file,label\n00.jpg,ant\n", "two classes"), ("file,label\n\udcff.jpg,ant\n", "UTF-8")],
 )  # fmt: skip
-def test_tables_that_cannot_be_used_are_told(own_pictures: Path, text: str, told: str) -> None:
-    folder = own_pictures / "train" / "ant"
+def test_tables_that_cannot_be_used_are_told(own_images: Path, text: str, told: str) -> None:
+    folder = own_images / "train" / "ant"
     (folder / "list.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=told):
         find(folder / "list.csv")
 
 
-def test_parquet_is_read_or_says_what_it_needs(own_pictures: Path) -> None:
-    path = own_pictures / "list.parquet"
+def test_parquet_is_read_or_says_what_it_needs(own_images: Path) -> None:
+    path = own_images / "list.parquet"
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"pyarrow|no Parquet table"):
         find(path)
 
 
-def test_lists_in_parquet_are_classes_and_only_a_bar_stands_between_them(own_pictures: Path) -> None:
+def test_lists_in_parquet_are_classes_and_only_a_bar_stands_between_them(own_images: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    folder = own_pictures / "train" / "ant"
+    folder = own_images / "train" / "ant"
     held = {"file": ["00.jpg", "01.png"], "labels": [["Washington, DC", "ant"], ["ant"]]}
     parquet.write_table(arrow.table(held), folder / "list.parquet")
     (folder / "list.csv").write_text('file,labels\n00.jpg,"Washington, DC|ant"\n01.png,ant\n')
@@ -159,7 +159,7 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [({"a": np.zeros(3)}, "expected the arrays x and y"),
-     ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "pictures are numbers"),
+     ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "images are numbers"),
      ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "no numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4), "classes": np.array(["a", "b"])},

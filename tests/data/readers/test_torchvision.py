@@ -19,7 +19,7 @@ from convatlas.train.recipe import Recipe
 from convatlas.train.settings import Settings
 
 
-def picture(path: Path, shade: int) -> None:
+def image(path: Path, shade: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(shade).normal(shade, 10, (24, 30, 3))
     Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(path)
@@ -33,7 +33,7 @@ def pets(root: Path) -> None:
         for label, breed in enumerate(("Abyssinian", "great_pyrenees"), 1):
             for i in range(count):
                 name = f"{breed}_{split}{i}"
-                picture(base / "images" / f"{name}.jpg", 60 * label)
+                image(base / "images" / f"{name}.jpg", 60 * label)
                 lines.append(f"{name} {label} 1 1")
         (base / "annotations" / f"{split}.txt").write_text("\n".join(lines) + "\n")
 
@@ -44,7 +44,7 @@ def dtd(root: Path) -> None:
         lines = []
         for label, name in enumerate(("banded", "dotted")):
             for i in range(5):
-                picture(base / "images" / name / f"{split}{i}.jpg", 60 + 90 * label)
+                image(base / "images" / name / f"{split}{i}.jpg", 60 + 90 * label)
                 lines.append(f"{name}/{split}{i}.jpg")
         (base / "labels").mkdir(exist_ok=True)
         (base / "labels" / f"{split}1.txt").write_text("\n".join(lines) + "\n")
@@ -58,20 +58,20 @@ def food(root: Path) -> None:
         (meta / f"{split}.json").write_text(json.dumps(listed))
         for label, names in enumerate(listed.values()):
             for name in names:
-                picture(base / "images" / f"{name}.jpg", 60 + 90 * label)
+                image(base / "images" / f"{name}.jpg", 60 + 90 * label)
 
 
 def eurosat(root: Path) -> None:
     for label, name in enumerate(("Forest", "River")):
         for i in range(8):
-            picture(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg", 60 + 90 * label)
+            image(root / "eurosat" / "2750" / name / f"{name}_{i}.jpg", 60 + 90 * label)
 
 
 def imagenette(root: Path) -> None:
     for split in ("train", "val"):
         for label, name in enumerate(("n01440764", "n02102040")):
             for i in range(4):
-                picture(root / "imagenette2" / split / name / f"{i}.JPEG", 60 + 90 * label)
+                image(root / "imagenette2" / split / name / f"{i}.JPEG", 60 + 90 * label)
 
 
 MADE = {
@@ -84,7 +84,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_folder_of_torchvision_is_recognised_and_read(tmp_path: Path, name: str) -> None:
+def test_a_folder_of_torchvision_is_recognized_and_read(tmp_path: Path, name: str) -> None:
     make, classes, counts = MADE[name]
     make(tmp_path)
     source = find(tmp_path)
@@ -108,8 +108,8 @@ def test_such_data_is_trained_on_like_any_other(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", SETS)
 def test_torchvision_has_the_set_and_its_splits(name: str) -> None:
     kind = getattr(datasets, SETS[name].kind)
-    for asked in SETS[name].splits.values():
-        inspect.signature(kind).bind("root", download=False, **asked)
+    for options in SETS[name].splits.values():
+        inspect.signature(kind).bind("root", download=False, **options)
 
 
 @pytest.mark.parametrize("name", SETS)

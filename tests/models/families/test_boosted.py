@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convatlas.errors import SpecError
-from convatlas.models.catalog import CATALOG, grow, resolve
+from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.families.boosted import Autoencoder, Boosted, Truncated, fit_autoencoder, fit_projection
 from convatlas.weights.modelfile import Header, load, save
 from tiny_networks import tiny
@@ -54,7 +54,7 @@ def test_autoencoder_learns_to_paint_images_without_labels() -> None:
     torch.manual_seed(0)
     pattern = torch.randn(1, 3, 16, 16)
     images = torch.randn(64, 1, 1, 1) * pattern + 0.1 * torch.randn(64, 3, 16, 16)
-    learner = Autoencoder(code=4, width=8).grow((3, 16, 16))
+    learner = Autoencoder(code=4, width=8).build((3, 16, 16))
     losses = fit_autoencoder(learner, images, epochs=30, batch=16, lr=1e-2)
     assert losses[-1] < 0.7 * losses[0]
     codes = learner(images)
@@ -69,7 +69,7 @@ def test_autoencoder_of_a_seed_is_the_same_twice() -> None:
     learners = []
     for _ in range(2):
         torch.manual_seed(3)
-        learners.append(Autoencoder(code=2, width=4).grow((3, 16, 16)))
+        learners.append(Autoencoder(code=2, width=4).build((3, 16, 16)))
         fit_autoencoder(learners[-1], images, epochs=2, seed=5)
     one, other = (learner.state_dict() for learner in learners)
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -77,7 +77,7 @@ def test_autoencoder_of_a_seed_is_the_same_twice() -> None:
 
 def test_projection_keeps_the_directions_of_largest_variance() -> None:
     torch.manual_seed(0)
-    learner = Truncated(tiny("cifar_resnet20"), stages=1, code=3).grow((3, 32, 32)).eval()
+    learner = Truncated(tiny("cifar_resnet20"), stages=1, code=3).build((3, 32, 32)).eval()
     images = torch.randn(24, 3, 32, 32)
     fit_projection(learner, images)
     body, project = learner.get_submodule("body"), learner.get_submodule("project")
@@ -91,15 +91,15 @@ def test_projection_keeps_the_directions_of_largest_variance() -> None:
 
 def test_truncated_networks_are_cut_where_told() -> None:
     spec = tiny("resnet18")
-    learner = Truncated(spec, stages=2, code=4).grow((3, 48, 48))
+    learner = Truncated(spec, stages=2, code=4).build((3, 48, 48))
     assert len(learner.get_submodule("body.stages")) == 2  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="9 of 4 stages"):
-        Truncated(spec, stages=9).grow((3, 48, 48))
+        Truncated(spec, stages=9).build((3, 48, 48))
 
 
 def test_boosted_network_is_sealed_with_its_learners(tmp_path: Path) -> None:
     spec = Boosted(tiny("cifar_resnet20"), (small(), Truncated(tiny("resnet18"), code=2)))
-    network = grow(spec, classes=4, channels=3).eval()
+    network = build_fresh(spec, classes=4, channels=3).eval()
     steps = CATALOG["cifar_resnet20"].preprocessing
     header = Header(name="boosted", spec=spec, classes=tuple("abcd"), preprocessing=steps, criterion="cross_entropy")
     save(tmp_path / "model.safetensors", network, header)
@@ -135,8 +135,8 @@ def test_freezing_the_network_does_not_wake_the_learners() -> None:
 def test_a_boosted_network_has_the_defaults_of_the_network_inside() -> None:
     name, row = resolve(Boosted(CATALOG["alexnet"].spec))
     assert (name, row.classes, row.preprocessing) == ("boosted-alexnet", 1000, CATALOG["alexnet"].preprocessing)
-    _, grey = resolve(Boosted(CATALOG["lenet5"].spec))
-    assert (grey.preprocessing.channels, grey.recipe) == (1, CATALOG["lenet5"].recipe)
+    _, gray = resolve(Boosted(CATALOG["lenet5"].spec))
+    assert (gray.preprocessing.channels, gray.recipe) == (1, CATALOG["lenet5"].recipe)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,6 @@ def test_learners_that_have_no_maps_for_the_image_are_refused(spec: Boosted) -> 
 def test_each_kind_of_learner_has_its_own_training() -> None:
     images = torch.randn(4, 3, 32, 32)
     with pytest.raises(SpecError, match="fit_projection is for"):
-        fit_autoencoder(Truncated(tiny("cifar_resnet20"), code=2).grow((3, 32, 32)), images)
+        fit_autoencoder(Truncated(tiny("cifar_resnet20"), code=2).build((3, 32, 32)), images)
     with pytest.raises(SpecError, match="fit_autoencoder is for"):
-        fit_projection(small().grow((3, 32, 32)), images)
+        fit_projection(small().build((3, 32, 32)), images)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from convatlas.core.network import Network
 from convatlas.layers.capsules import Length, PrimaryCapsules, RoutedCapsules, squash
-from convatlas.models.catalog import CATALOG, grow
+from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.families.capsnet import CapsNet, Decoder, reconstruct
 from convatlas.tasks.classification.losses import CRITERIA, margin
 
@@ -159,6 +159,6 @@ def test_capsules_fit_any_size_from_the_smallest_on(size: int) -> None:
 def test_reduced_preset_has_a_sixteenth_of_the_macs() -> None:
     from convatlas.core.cost import cost
 
-    full, reduced = (cost(grow(name, device="meta")).macs for name in ("capsnet", "capsnet_reduced"))
+    full, reduced = (cost(build_fresh(name, device="meta")).macs for name in ("capsnet", "capsnet_reduced"))
     assert full / reduced > 12
     assert CATALOG["capsnet_reduced"].recipe == "sabour2017"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convatlas.core.cost import cost
 from convatlas.core.network import Network
-from convatlas.layers.lenet import LinkedConv2d, Links, ScaledTanh, Subsample
+from convatlas.layers.lenet import Links, ScaledTanh, SparseConnectionConv2d, Subsample
 from convatlas.models.catalog import CATALOG, FAMILIES
 from convatlas.models.families.lenet import C3_LINKS, H2_LINKS, LENET1_LINKS, LeNet5, codes, stretch
 from convatlas.weights.build import build
@@ -219,7 +219,7 @@ def test_forward_equals_naive_loops_over_the_printed_tables(name: str, naive, si
         np.testing.assert_allclose(network.double()(images.double()).numpy(), expected, rtol=1e-10)
 
 
-def test_bitmaps_are_ten_different_pictures_of_7_by_12() -> None:
+def test_bitmaps_are_ten_different_images_of_7_by_12() -> None:
     bitmaps = codes(10, 84)
     assert bitmaps.shape == (10, 7 * 12)
     assert set(bitmaps.unique().tolist()) == {-1.0, 1.0}
@@ -276,7 +276,7 @@ def bounds(network: Network) -> dict[str, Tensor]:
             expected |= {f"{path}.weight": fan_in, f"{path}.bias": fan_in}
         elif isinstance(layer, Subsample):
             expected |= {f"{path}.gain": torch.tensor(4.0), f"{path}.bias": torch.tensor(4.0)}
-        elif isinstance(layer, LinkedConv2d):
+        elif isinstance(layer, SparseConnectionConv2d):
             fan_ins = torch.tensor([float(len(row)) for row in layer.links]) * layer.kernel**2
             rows = torch.tensor([target for target, row in enumerate(layer.links) for _ in row])
             expected[f"{path}.weight"] = fan_ins[rows].view(-1, 1, 1)
@@ -308,8 +308,8 @@ def test_scaled_tanh_keeps_plus_and_minus_one(value: float) -> None:
 def test_default_preprocessing_has_the_printed_range(name: str, background: float, foreground: float) -> None:
     steps = CATALOG[name].preprocessing
     side = steps.resize
-    pictures = torch.cat([torch.zeros(1, 1, side, side), torch.full((1, 1, side, side), 255)]).byte()
-    black, white = steps.normalise(steps.geometry(pictures))
+    images = torch.cat([torch.zeros(1, 1, side, side), torch.full((1, 1, side, side), 255)]).byte()
+    black, white = steps.normalize(steps.geometry(images))
     assert black.shape == (1, steps.size, steps.size)
     torch.testing.assert_close(black, torch.full_like(black, background))
     assert white[0, side // 2 + steps.pad, side // 2 + steps.pad].item() == pytest.approx(foreground, abs=1e-6)

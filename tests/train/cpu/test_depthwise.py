@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from convatlas.models.catalog import grow
+from convatlas.models.catalog import build_fresh
 from convatlas.train.cpu import depthwise_bf16
-from convatlas.train.cpu.execution import Compute, has_bfloat16, release
-from convatlas.train.loop import Average
+from convatlas.train.cpu.execution import ExecutionPlan, has_bfloat16, release
+from convatlas.train.loop import EMA
 from convatlas.train.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_the_gradients_are_those_of_torch(
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
-BFLOAT16 = Compute("channels_last", "bfloat16", kernels=False)
+BFLOAT16 = ExecutionPlan("channels_last", "bfloat16", kernels=False)
 
 
 def installed(network: nn.Module) -> int:
@@ -55,15 +55,15 @@ def installed(network: nn.Module) -> int:
     [("mobilenet_v2", 4), ("efficientnet_b0", 11), ("resnet18", 0), ("convnext_tiny", 18), ("resnext50_32x4d", 0)],
 )
 def test_only_where_torch_is_slow(name: str, count: int) -> None:
-    network = grow(name, classes=2)
+    network = build_fresh(name, classes=2)
     BFLOAT16.place(network)
     assert installed(network) == count
     others = (
-        Compute("channels_last", kernels=False), Compute("contiguous", "bfloat16"),
-        Compute(precision="bfloat16", compiled=True),
+        ExecutionPlan("channels_last", kernels=False), ExecutionPlan("contiguous", "bfloat16"),
+        ExecutionPlan(precision="bfloat16", compiled=True),
     )  # fmt: skip
     for way in others:
-        Compute("channels_last", "bfloat16").place(network)
+        ExecutionPlan("channels_last", "bfloat16").place(network)
         assert installed(way.place(network)) == 0
 
 
@@ -71,7 +71,7 @@ def test_only_where_torch_is_slow(name: str, count: int) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0", "convnext_tiny"])
 def test_a_whole_network_has_the_same_gradients(name: str) -> None:
     torch.manual_seed(0)
-    network, way = grow(name, classes=10, resolution=64).train(), BFLOAT16
+    network, way = build_fresh(name, classes=10, resolution=64).train(), BFLOAT16
     x, labels = torch.randn(8, 3, 64, 64), torch.arange(8)
     found = []
     for own in (True, False):
@@ -91,15 +91,17 @@ def test_a_whole_network_has_the_same_gradients(name: str) -> None:
 
 def test_a_copy_computes_with_its_own_weights_and_measuring_is_as_before() -> None:
     torch.manual_seed(0)
-    network = Compute("channels_last", "bfloat16").place(grow("mobilenet_v2", classes=3, resolution=32)).eval()
+    network = (
+        ExecutionPlan("channels_last", "bfloat16").place(build_fresh("mobilenet_v2", classes=3, resolution=32)).eval()
+    )
     x = torch.randn(2, 3, 32, 32)
-    plain = grow("mobilenet_v2", classes=3, resolution=32).eval()
+    plain = build_fresh("mobilenet_v2", classes=3, resolution=32).eval()
     plain.load_state_dict(network.state_dict())
     torch.testing.assert_close(network(x), plain(x))
-    average = Average(network, Recipe(average=0.9).average).network
+    average = EMA(network, Recipe(average=0.9).average).network
     with torch.no_grad():
         for parameter in average.parameters():
             parameter.zero_()
-        with Compute("channels_last", "bfloat16").arithmetic(CPU), torch.enable_grad():
+        with ExecutionPlan("channels_last", "bfloat16").arithmetic(CPU), torch.enable_grad():
             assert average(x).eq(0).all()
     assert copy.deepcopy(network)(x).ne(0).any()

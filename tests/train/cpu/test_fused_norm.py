@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 import convatlas as ca
 from convatlas.core.compose import Chain
-from convatlas.models.catalog import grow
+from convatlas.models.catalog import build_fresh
 from convatlas.train.cpu import fused_norm
-from convatlas.train.cpu.execution import Compute, release
-from convatlas.train.loop import Average, Step
+from convatlas.train.cpu.execution import ExecutionPlan, release
+from convatlas.train.loop import EMA, Step
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import Settings
 from tiny_networks import tiny
@@ -128,7 +128,7 @@ def test_what_is_not_finite_does_not_hide(act: type[nn.Module] | None, kind: tor
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "resnet50"])
 def test_a_whole_network_has_the_same_gradients(name: str) -> None:
     torch.manual_seed(0)
-    network = grow(tiny(name), classes=5).train()
+    network = build_fresh(tiny(name), classes=5).train()
     x, labels = torch.randn(8, *network.input_shape), torch.arange(8) % 5
     found = {}
     for how in ("exact", "own", "torch"):
@@ -136,7 +136,7 @@ def test_a_whole_network_has_the_same_gradients(name: str) -> None:
         if how == "exact":
             copied = copied.double()
         else:
-            Compute(kernels=how == "own").place(copied)
+            ExecutionPlan(kernels=how == "own").place(copied)
         assert any("forward" in layer.__dict__ for layer in copied.modules()) == (how == "own")
         torch.manual_seed(1)
         inputs = x.to(next(copied.parameters()).dtype).contiguous(memory_format=torch.channels_last)
@@ -149,7 +149,7 @@ def test_a_whole_network_has_the_same_gradients(name: str) -> None:
 @needed
 def test_only_training_is_by_own_kernels_and_copies_are_on_their_own() -> None:
     torch.manual_seed(0)
-    network = Compute().place(grow(tiny("mobilenet_v2"), classes=5))
+    network = ExecutionPlan().place(build_fresh(tiny("mobilenet_v2"), classes=5))
     plain = release_copy(network)
     x = torch.randn(2, 3, 48, 48)
     for mode in (True, False):
@@ -159,7 +159,7 @@ def test_only_training_is_by_own_kernels_and_copies_are_on_their_own() -> None:
             with torch.no_grad():
                 found.append(each.train(mode)(x))
         assert torch.equal(*found)
-    average = Average(network, Recipe(average=0.9).average).network
+    average = EMA(network, Recipe(average=0.9).average).network
     with torch.no_grad():
         for parameter in average.parameters():
             parameter.zero_()
@@ -190,7 +190,7 @@ def test_without_a_compiler_layers_stay_torchs(command: str, tmp_path: Path, mon
     monkeypatch.setenv("CC", command)
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     assert fused_norm.kernels() is None
-    network = Compute().place(grow(tiny("mobilenet_v2"), classes=5))
+    network = ExecutionPlan().place(build_fresh(tiny("mobilenet_v2"), classes=5))
     assert fused_norm.compiler(network) == "none"
     assert not any("forward" in layer.__dict__ for layer in network.modules())
 

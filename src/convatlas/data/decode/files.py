@@ -21,8 +21,8 @@ _UNREADABLE = (
 """What Pillow, NumPy and the readers of TIFF raise for files that are not what they say."""
 
 
-def _samples(picture: Image.Image) -> int:
-    tags = getattr(picture, "tag_v2", {})
+def _samples(image: Image.Image) -> int:
+    tags = getattr(image, "tag_v2", {})
     return int(tags.get(_SAMPLES, 1)) if tags else 1
 
 
@@ -32,7 +32,7 @@ EXTENSIONS = frozenset(
 
 
 class UnavailableError(DataError):
-    """A picture that cannot be read here and now, though its file may be good: a library is missing, a disk fails."""
+    """An image that cannot be read here and now, though its file may be good: a library is missing, a disk fails."""
 
 
 _ORIENTATION, _SAMPLES = 0x0112, 0x0115
@@ -42,8 +42,8 @@ _LIMIT = 2**30
 @contextmanager
 def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     # from an open file, because Pillow would map the pixels of a turned TIFF into memory in the wrong shape
-    with _file(path, data) as file, Image.open(file) as picture:
-        yield picture
+    with _file(path, data) as file, Image.open(file) as image:
+        yield image
 
 
 def _file(path: Path, data: bytes | None) -> BinaryIO:
@@ -60,14 +60,14 @@ def _is(kind: tuple[str, ...], begins: tuple[bytes, ...], path: Path, data: byte
 
 
 _CUT = ("RGB", "RGBA", "LA", "RGBX")
-"""Modes of 8 bits into which Pillow reads colour files of 16 bits."""
+"""Modes of 8 bits into which Pillow reads color files of 16 bits."""
 
 
-def _is_deep(picture: Image.Image) -> bool:
-    """Return whether the pixels of an open picture have more than 8 bits, in the file."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+def _is_high_bit_depth(image: Image.Image) -> bool:
+    """Return whether the pixels of an open image have more than 8 bits, in the file."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return True
     # one tile's decoder arguments begin with the mode as stored, such as RGB;16B
-    tiles = getattr(picture, "tile", None)
+    tiles = getattr(image, "tile", None)
     told = tiles[0][3] if tiles else ""
     return ";16" in str(told[0] if isinstance(told, tuple) and told else told)

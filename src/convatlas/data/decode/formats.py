@@ -1,4 +1,4 @@
-"""Picture files: from one file to pixels. Ordinary ones have 8 bits; 16-bit and float ones keep what they have."""
+"""Image files: from one file to pixels. Ordinary ones have 8 bits; 16-bit and float ones keep what they have."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from convatlas.data.decode.files import (
     UnavailableError,
     _file,
     _is,
-    _is_deep,
+    _is_high_bit_depth,
     _opened,
     _samples,
 )
 from convatlas.errors import DataError, brief
 
 
-def _upright(picture: Image.Image, channels: int) -> NDArray[Any]:
-    """Return the values of a PIL picture, turned as its EXIF tag says; of 8 bits in grey or RGB, if that is wanted."""
-    upright = ImageOps.exif_transpose(picture)
+def _upright(image: Image.Image, channels: int) -> NDArray[Any]:
+    """Return the values of a PIL image, turned as its EXIF tag says; of 8 bits in gray or RGB, if that is wanted."""
+    upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         return np.array(upright)
     if upright.mode == "I" or upright.mode.startswith("I;16"):
@@ -47,19 +47,19 @@ def _upright(picture: Image.Image, channels: int) -> NDArray[Any]:
 
 
 def _values(path: Path, channels: int, data: bytes | None = None) -> NDArray[Any]:
-    """Return the values of a picture file (height, width[, channels]); raises DataError that names it."""
+    """Return the values of an image file (height, width[, channels]); raises DataError that names it."""
     try:
         if _is((".npy",), (_ARRAY,), path, data):
             with _file(path, data) as file:
                 return _npy(file, path.stat().st_size if data is None else len(data))
         try:
-            with _opened(path, data) as picture:
-                if not (_is_deep(picture) and picture.mode in _CUT) and _samples(picture) <= 4:
-                    return _upright(picture, channels)
-                kind = picture.format
+            with _opened(path, data) as image:
+                if not (_is_high_bit_depth(image) and image.mode in _CUT) and _samples(image) <= 4:
+                    return _upright(image, channels)
+                kind = image.format
         except UnidentifiedImageError:
             if not _is((".tif", ".tiff"), _TIFFS, path, data):
-                raise DataError(f"{path}: not a picture") from None
+                raise DataError(f"{path}: not an image") from None
             kind = "TIFF"
         return _tiff(path, data) if kind == "TIFF" else _png(path, channels, data)
     except FileNotFoundError:
@@ -82,11 +82,11 @@ def _npy(file: BinaryIO, size: int) -> NDArray[Any]:
     return values
 
 
-MISSING = "{}: 16-bit colour and TIFFs of many channels need tifffile and imagecodecs; pip install 'convatlas[data]'"
+MISSING = "{}: 16-bit color and TIFFs of many channels need tifffile and imagecodecs; pip install 'convatlas[data]'"
 
 
 def _png(path: Path, channels: int, data: bytes | None = None) -> NDArray[Any]:
-    """Return a colour PNG of 16 bits, of which Pillow would keep eight; in grey or RGB transparent pixels are white."""
+    """Return a color PNG of 16 bits, of which Pillow would keep eight; in gray or RGB transparent pixels are white."""
     try:
         import imagecodecs
     except ImportError:
@@ -125,7 +125,7 @@ def _tiff(path: Path, data: bytes | None = None) -> NDArray[Any]:
             turn = page.tags.get(_ORIENTATION)
             first = page.axes.startswith("S")
     except tifffile.TiffFileError as error:
-        raise DataError(f"{path}: not a picture") from error
+        raise DataError(f"{path}: not an image") from error
     values = np.moveaxis(values, 0, -1) if first else values
     upright = _UPRIGHT.get(turn.value if turn else 1)
     return upright(values) if upright else values

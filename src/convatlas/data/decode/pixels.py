@@ -24,20 +24,20 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def decode(picture: Image.Image, channels: int, name: object, window: Window | None = None) -> Tensor:
-    """Return a PIL picture (channels, height, width), upright; see `pixels_of` for values and channels.
+def decode(image: Image.Image, channels: int, name: object, window: Window | None = None) -> Tensor:
+    """Return a PIL image (channels, height, width), upright; see `pixels_of` for values and channels.
 
     Raises DataError that begins with `name` if it is truncated.
     """
     try:
-        values = _upright(picture, channels)
+        values = _upright(image, channels)
     except _UNREADABLE as error:
         raise DataError(f"{name}: cannot be read: {brief(error)}") from error
     return pixels_of(values, channels, name, window)
 
 
-def read_picture(path: Path, channels: int, window: Window | None = None, *, data: bytes | None = None) -> Tensor:
-    """Return a picture file as `decode` does; raises DataError that names the file if it is missing or no picture.
+def read_image(path: Path, channels: int, window: Window | None = None, *, data: bytes | None = None) -> Tensor:
+    """Return an image file as `decode` does; raises DataError that names the file if it is missing or no image.
 
     data: the bytes of the file, where there is none on the disk; `path` is then only its name.
     """
@@ -45,7 +45,7 @@ def read_picture(path: Path, channels: int, window: Window | None = None, *, dat
 
 
 def read_shares(path: Path, channels: int) -> Tensor:
-    """Return a picture file in shares of what its type can hold: float32 (channels, height, width)."""
+    """Return an image file in shares of what its type can hold: float32 (channels, height, width)."""
     return _shares(_values(path, channels), channels, path)
 
 
@@ -53,13 +53,13 @@ def pixels_of(values: NDArray[Any], channels: int, name: object, window: Window 
     """Return an array (height, width[, channels]) as pixels (channels, height, width) from 0 to 255.
 
     window: None gives uint8, rounded where the values are deeper; otherwise float32, cut to the window.
-    Grey becomes three equal channels where the network reads 3, and RGB its luma (ITU-R 601) where it reads 1. Other
+    Gray becomes three equal channels where the network reads 3, and RGB its luma (ITU-R 601) where it reads 1. Other
     channels than the network's, and floats beyond 0 to 1 without a window, are a DataError that begins with `name`.
     """
     values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.dtype.kind not in "uif" or 0 in values.shape:
         raise DataError(
-            f"{name}: a picture is an array (height, width[, channels]) of numbers, not {values.dtype} {values.shape}"
+            f"{name}: an image is an array (height, width[, channels]) of numbers, not {values.dtype} {values.shape}"
         )
     if values.dtype == np.uint8 and window is None and values.shape[2] == channels:
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
@@ -88,7 +88,7 @@ def shares(pixels: Tensor) -> Tensor:
 
 
 def in_channels(share: Tensor, channels: int, name: object) -> Tensor:
-    """Return pictures (..., channels, h, w) in so many channels: grey is repeated for RGB, and RGB's luma is its grey.
+    """Return images (..., channels, h, w) in so many channels: gray is repeated for RGB, and RGB's luma is its gray.
 
     Raises DataError that begins with `name` for others.
     """

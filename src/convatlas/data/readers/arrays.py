@@ -18,7 +18,7 @@ from convatlas.errors import DataError, brief
 
 
 class Arrays(Source):
-    """Splits whose pictures are arrays of one size, (n, h, w) or (n, h, w, channels), with class numbers (n,).
+    """Splits whose images are arrays of one size, (n, h, w) or (n, h, w, channels), with class numbers (n,).
 
     Values are 8 or 16 bits, or floats, of which 0 to 1 is black to white unless others occur.
     """
@@ -33,19 +33,19 @@ class Arrays(Source):
         kinds = {split: np.ndim(labels) for split, (_, labels) in splits.items()}
         if len(set(kinds.values())) > 1:
             raise DataError(f"{where}: labels are class numbers (n,) in all splits, or 0 and 1 (n, classes) in all")
-        for split, (pictures, labels) in splits.items():
-            pixels, numbers = np.asarray(pictures), np.asarray(labels)
+        for split, (images, labels) in splits.items():
+            pixels, numbers = np.asarray(images), np.asarray(labels)
             if pixels.dtype.kind not in "uif" or pixels.ndim not in (3, 4) or 0 in pixels.shape:
                 raise DataError(
-                    f"{where}: {split}: pictures are numbers (n, height, width[, channels]), found {pixels.dtype} "
+                    f"{where}: {split}: images are numbers (n, height, width[, channels]), found {pixels.dtype} "
                     f"{pixels.shape}"
                 )
             if pixels.dtype != np.uint8:
-                self.deep = True
+                self.high_bit_depth = True
                 full = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
                 pixels = pixels.astype(np.float32) / full
                 if not np.isfinite(pixels).all():
-                    raise DataError(f"{where}: {split}: pictures hold values that are no numbers (nan or infinite)")
+                    raise DataError(f"{where}: {split}: images hold values that are no numbers (nan or infinite)")
             if numbers.ndim == 2:
                 self._add_tags(split, pixels, numbers, where)
                 continue
@@ -70,22 +70,22 @@ class Arrays(Source):
         self.listings[split] = Listing(labels, [f"{split}/{i}" for i in range(len(first))], shaped)
 
     def _add_tags(self, split: str, pixels: NDArray[Any], tags: NDArray[Any], where: object) -> None:
-        """Add a split whose pictures may be of several classes: (n, classes) of 0 and 1."""
+        """Add a split whose images may be of several classes: (n, classes) of 0 and 1."""
         if tags.shape != (len(pixels), len(self.classes)) or not np.isin(tags, (0, 1)).all():
             raise DataError(
-                f"{where}: {split}: labels are 0 or 1 for {len(pixels)} pictures and {len(self.classes)} classes, "
+                f"{where}: {split}: labels are 0 or 1 for {len(pixels)} images and {len(self.classes)} classes, "
                 f"found {tags.dtype} {tags.shape}"
             )
         self._add(split, pixels, torch.from_numpy(tags.astype(np.float32)))
         unused = [name for name, held in zip(self.classes, tags.sum(0).tolist(), strict=True) if not held]
         if split == "train" and unused:
-            raise DataError(f"{where}: train: no picture is of the class {', '.join(unused)}")
+            raise DataError(f"{where}: train: no image is of the class {', '.join(unused)}")
 
 
 def npz(path: Path) -> Arrays:
     """Read a NumPy file with `x` and `y`, and perhaps `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names).
 
-    y: class numbers (n,), or 0 and 1 (n, classes) where pictures may be of several classes.
+    y: class numbers (n,), or 0 and 1 (n, classes) where images may be of several classes.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

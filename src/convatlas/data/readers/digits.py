@@ -27,6 +27,6 @@ class Digits(Source):
         pixels = torch.from_numpy((digits.images * 255 / 16).round().astype(np.uint8))[:, None]
         labels = torch.from_numpy(digits.target).long()
         every = Listing(labels, [f"digits/{i}" for i in range(len(pixels))], pixels)
-        # the test pictures are the same whatever the seed, so that runs can be compared
+        # the test images are the same whatever the seed, so that runs can be compared
         rest, part = split_off(labels, 0.2, seed=0, where=self.name)
         return {"train": every.subset(rest), "test": every.subset(part)}

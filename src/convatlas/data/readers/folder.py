@@ -12,11 +12,11 @@ from convatlas.data.decode.files import EXTENSIONS
 from convatlas.data.samples import Listing, mixed_once
 from convatlas.data.source import Source
 from convatlas.data.splits import SPLIT_FOLDERS
-from convatlas.data.statistics import kind_of
+from convatlas.data.statistics import channels_and_depth
 from convatlas.errors import DataError
 
 
-class PictureFolder(Source):
+class ImageFolder(Source):
     """`train/<class>/...`, `val/<class>/...` and perhaps `test/<class>/...`, or `<class>/...` to be split by seed."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,16 +34,16 @@ class PictureFolder(Source):
         if train is None and any(parts.values()):
             present = next(path for path in parts.values() if path)
             raise DataError(
-                f"{folder}: there is {present.name}/ but no train/; put the training pictures into train/<class>/"
+                f"{folder}: there is {present.name}/ but no train/; put the training images into train/<class>/"
             )
         roots = {split: path for split, path in parts.items() if path} if train else {"train": folder}
         self.classes = _class_folders(roots["train"])
         self.listings = {}
         for split, root in roots.items():
             check_same_classes(self.classes, _class_folders(root), split=split, where=folder)
-            self.listings[split] = _list_pictures(root, self.classes)
+            self.listings[split] = _list_images(root, self.classes)
         self.listings["train"] = mixed_once(self.listings["train"])
-        self.channels, self.deep = kind_of(self.listings["train"].names)
+        self.channels, self.high_bit_depth = channels_and_depth(self.listings["train"].names)
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
@@ -56,22 +56,22 @@ def _class_folders(root: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list_pictures(root: Path, classes: Sequence[str]) -> Listing:
+def _list_images(root: Path, classes: Sequence[str]) -> Listing:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        paths = pictures_in(root / name)
+        paths = images_in(root / name)
         if not paths:
             raise DataError(
-                f"{root / name}: the class {name} is empty; picture files are {', '.join(sorted(EXTENSIONS))}"
+                f"{root / name}: the class {name} is empty; image files are {', '.join(sorted(EXTENSIONS))}"
             )
         names += map(str, paths)
         labels += [label] * len(paths)
     return Listing(torch.tensor(labels, dtype=torch.int64), names)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the picture files in a folder and the folders below it, in order of their names, without hidden ones."""
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files in a folder and the folders below it, in order of their names, without hidden ones."""
     return sorted(
         path
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""A table that lists pictures: a row for each, with its file, its class or classes, perhaps its split and its group."""
+"""A table that lists images: a row for each, with its file, its class or classes, perhaps its split and its group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convatlas.data.dataset import check_same_classes
 from convatlas.data.samples import Listing, mixed_once
 from convatlas.data.source import Source
 from convatlas.data.splits import SPLIT_FOLDERS
-from convatlas.data.statistics import kind_of
+from convatlas.data.statistics import channels_and_depth
 from convatlas.errors import DataError
 
 COLUMNS = {
@@ -29,7 +29,7 @@ COLUMNS = {
 """What each column may be called; the first of these that is there counts."""
 
 SEPARATORS = re.compile(r"[|]")
-"""What stands between the classes of a picture in a column `labels`."""
+"""What stands between the classes of an image in a column `labels`."""
 
 SAID = {
     "1": True,
@@ -54,11 +54,11 @@ class _Row:
     group: str
 
 
-class PictureList(Source):
+class ImageList(Source):
     """A CSV or Parquet table: `file` (from the table's own folder on), its class, and perhaps `split` and `group`.
 
-    `label` holds the one class of a picture. Where a picture may be of several classes, `labels` holds them, with |
-    between them, or each class has a column of 0 and 1, and the others are called file, split and group. Pictures of
+    `label` holds the one class of an image. Where an image may be of several classes, `labels` holds them, with |
+    between them, or each class has a column of 0 and 1, and the others are called file, split and group. Images of
     one group, such as those of one patient, are never on both sides of a split that is made here.
     """
 
@@ -84,7 +84,7 @@ class PictureList(Source):
                 raise DataError(f"{table}: line {line}: {path} is not there")
             if (before := lines.setdefault(str(path), line)) != line:
                 raise DataError(
-                    f"{table}: line {line}: {file} is in line {before} already; a picture has one row, and several "
+                    f"{table}: line {line}: {file} is in line {before} already; an image has one row, and several "
                     "classes in a column labels"
                 )
             split = self._split(table, line, row.get(columns["split"], ""))
@@ -94,13 +94,13 @@ class PictureList(Source):
         found = {name for row in rows["train"] for name in row.classes}
         unused = [name for name in known if name not in found]
         if unused:
-            raise DataError(f"{table}: no training picture is of the class {', '.join(unused)}")
+            raise DataError(f"{table}: no training image is of the class {', '.join(unused)}")
         self.classes = known or tuple(sorted(found))
         single = bool(columns["label"])
         if len(self.classes) < 1 + single:
             raise DataError(f"{table}: expected at least two classes, found {len(self.classes)}")
         grouped = any(row.group for part in rows.values() for row in part)
-        # a picture of no group is one of its own
+        # an image of no group is one of its own
         every = dict.fromkeys(row.group or row.path for part in rows.values() for row in part)
         groups = {group: i for i, group in enumerate(every)}
         numbers = {name: i for i, name in enumerate(self.classes)}
@@ -121,7 +121,7 @@ class PictureList(Source):
                 groups=torch.tensor([groups[row.group or row.path] for row in part]) if grouped else None,
             )
         self.listings["train"] = mixed_once(self.listings["train"])
-        self.channels, self.deep = kind_of(self.listings["train"].names)
+        self.channels, self.high_bit_depth = channels_and_depth(self.listings["train"].names)
 
     @staticmethod
     def _split(table: Path, line: int, told: str) -> str:
@@ -159,18 +159,18 @@ def _reader(table: Path, names: Sequence[str], columns: Mapping[str, str]) -> tu
 
 
 def _label(column: str, row: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the one class of a picture."""
+    """Return the one class of an image."""
     label = row.get(column)
     return (label,) if label else None
 
 
 def _labels(column: str, row: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the classes of a picture that are listed in one cell."""
+    """Return the classes of an image that are listed in one cell."""
     return tuple(dict.fromkeys(name.strip() for name in SEPARATORS.split(row[column]) if name.strip()))
 
 
 def _marked(table: Path, columns: Sequence[str], row: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the classes of a picture whose columns say that it is of them."""
+    """Return the classes of an image whose columns say that it is of them."""
     wrong = next((name for name in columns if row[name].lower() not in SAID), None)
     if wrong is not None:
         raise DataError(

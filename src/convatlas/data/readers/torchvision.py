@@ -13,7 +13,7 @@ import torch
 from convatlas.data.readers.arrays import Arrays
 from convatlas.data.samples import Listing, mixed_once
 from convatlas.data.source import Source
-from convatlas.data.statistics import kind_of
+from convatlas.data.statistics import channels_and_depth
 from convatlas.errors import DataError, brief
 from convatlas.system.cache import cache_folder
 from convatlas.system.download import OFFLINE, offline
@@ -23,7 +23,7 @@ from convatlas.system.download import OFFLINE, offline
 class _Set:
     """A data set: torchvision's class, what its splits are called there, and the folder it lies in.
 
-    splits: ours -> arguments. files: whether it is of picture files. folder: "" where its files have no folder of their
+    splits: ours -> arguments. files: whether it is of image files. folder: "" where its files have no folder of their
         own.
     """
 
@@ -76,7 +76,7 @@ def torchvision_set(name: str, root: Path | None = None, *, download: bool = Fal
         if download:
             folder.mkdir(parents=True, exist_ok=True)
         kind = getattr(datasets, held.kind)
-        read = {split: kind(folder, download=download, **asked) for split, asked in held.splits.items()}
+        read = {split: kind(folder, download=download, **options) for split, options in held.splits.items()}
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         mend = "" if download else "; `fit --download` fetches it, or give the folder that holds it"
         raise DataError(f"{name} is not whole in {folder}: {brief(error)}{mend}") from error
@@ -93,7 +93,7 @@ def torchvision_set(name: str, root: Path | None = None, *, download: bool = Fal
 
 
 class _Files(Source):
-    """A data set of torchvision whose pictures are files."""
+    """A data set of torchvision whose images are files."""
 
     def __init__(self, name: str, location: str, read: Mapping[str, Any]) -> None:
         self.name, self.location = name, location
@@ -106,11 +106,11 @@ class _Files(Source):
             for split, part in pairs.items()
         }
         self.listings["train"] = mixed_once(self.listings["train"])
-        self.channels, self.deep = kind_of(self.listings["train"].names)
+        self.channels, self.high_bit_depth = channels_and_depth(self.listings["train"].names)
 
 
 def _pairs(part: Any) -> list[tuple[str, int]]:
-    """Return (file, class number) of the pictures of a split; torchvision keeps them under different names."""
+    """Return (file, class number) of the images of a split; torchvision keeps them under different names."""
     for name in ("samples", "_samples"):
         if hasattr(part, name):
             return [(str(path), int(label)) for path, label in getattr(part, name)]

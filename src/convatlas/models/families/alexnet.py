@@ -28,7 +28,7 @@ class Conv(Record):
     pool: int | None = None
     depth: Depth = 1
 
-    def grow(self, inputs: int) -> Iterator[tuple[str, nn.Module]]:
+    def build(self, inputs: int) -> Iterator[tuple[str, nn.Module]]:
         # a scaled width may no longer divide into the two towers of 2012
         groups = self.groups if self.width % self.groups == inputs % self.groups == 0 else 1
         conv = ConvNorm(
@@ -65,7 +65,7 @@ class AlexNet(Spec):
         grown: list[dict[str, nn.Module]] = [{}]
         inputs = channels
         for i, conv in enumerate(self.convs, 1):
-            grown[-1].update({f"{name}_{i}": layer for name, layer in conv.grow(inputs)})
+            grown[-1].update({f"{name}_{i}": layer for name, layer in conv.build(inputs)})
             inputs = conv.width
             if conv.pool is not None and i < len(self.convs):
                 grown.append({})
@@ -106,7 +106,7 @@ ZF = AlexNet((
 CARD = Card(
     "AlexNet", 2012,
     "Krizhevsky, Sutskever, Hinton, ImageNet classification with deep convolutional neural networks, NIPS 2012",
-    ("spatial exploitation",), "ReLU, dropout and two GPUs make a deep network trainable on a million photographs.",
+    ("spatial exploitation",), "ReLU, dropout and two GPUs make a deep network trainable on a million images.",
 )  # fmt: skip
 TOWERS = CARD.of(
     "AlexNet (2012, two towers)", "59.3 / 81.8 % top-1 / top-5, one network, ten crops",
@@ -120,7 +120,7 @@ LOOKED_AT = CARD.of(
 WEIRD_TRICK = CARD.of(
     "AlexNet (2014, one tower)", "56.52 / 79.07 % top-1 / top-5, torchvision's weights, one crop", year=2014,
     paper="Krizhevsky, One weird trick for parallelizing convolutional neural networks, arXiv 1404.5997",
-    innovation="AlexNet in a single tower, without response normalisation.",
+    innovation="AlexNet in a single tower, without response normalization.",
 )  # fmt: skip
 
 FAMILY = Family(

@@ -63,7 +63,7 @@ class Autoencoder(Record):
     code: Width = 8
     width: Width = 32
 
-    def grow(self, shape: tuple[int, ...]) -> Frozen:
+    def build(self, shape: tuple[int, ...]) -> Frozen:
         channels, *size = shape
         return Frozen(
             encode=Chain(ConvNorm(channels, self.width, stride=2), ConvNorm(self.width, self.width),
@@ -80,7 +80,7 @@ class Truncated(Record):
     stages: int = 1
     code: Width = 8
 
-    def grow(self, shape: tuple[int, ...]) -> Frozen:
+    def build(self, shape: tuple[int, ...]) -> Frozen:
         channels, *size = shape
         grown = self.network.build(classes=2, channels=channels)
         if not 0 <= self.stages <= len(grown.stages):
@@ -103,7 +103,7 @@ class Truncated(Record):
 
 @dataclass(frozen=True)
 class Boosted(Spec):
-    """Khan et al. 2018, figure 1: the image beside what the learners make of it, into any network of the catalogue."""
+    """Khan et al. 2018, figure 1: the image beside what the learners make of it, into any network of the catalog."""
 
     backbone: Spec
     learners: tuple[Autoencoder | Truncated, ...] = (Autoencoder(),)
@@ -133,7 +133,7 @@ class Boosted(Spec):
         The new kernels are zero, so that the outputs are, bit for bit, what they were. The network itself is changed.
         """
         shape = network.input_shape
-        learners = {f"learner{i}": learner.grow(shape) for i, learner in enumerate(self.learners, 1)}
+        learners = {f"learner{i}": learner.build(shape) for i, learner in enumerate(self.learners, 1)}
         extra = sum(learner.code for learner in self.learners)
         stem = widened(network.stem, shape[0], extra)
         network.stem = Chain(boost=Concat(image=nn.Identity(), **learners), network=stem)
@@ -171,7 +171,7 @@ def fit_autoencoder(
     """Train an `Autoencoder`'s encoder to keep what its decoder needs to paint the image again; no labels are used.
 
     images: (n, channels, h, w), as the network reads them. Returns the mean squared error of each epoch. The decoder,
-    a mirror of the encoder, is thrown away; the code is then normalised with its statistics over the images.
+    a mirror of the encoder, is thrown away; the code is then normalized with its statistics over the images.
     """
     if not hasattr(learner, "encode"):
         raise SpecError("fit_autoencoder: this learner is no autoencoder; fit_projection is for truncated networks")
@@ -202,7 +202,7 @@ def fit_autoencoder(
             total += loss.item() * len(x)
         losses.append(total / len(images))
     learner.requires_grad_(False).eval()
-    _standardise(learner, norm, images, batch)
+    _standardize(learner, norm, images, batch)
     return losses
 
 
@@ -222,11 +222,11 @@ def fit_projection(learner: nn.Module, images: Tensor, *, batch: int = 64) -> No
     _, vectors = torch.linalg.eigh(square / count - mean.outer(mean))
     components = vectors.flip(1)[:, : project.out_channels].T
     project.weight.copy_(components.reshape(project.weight.shape))
-    _standardise(learner, learner.get_submodule("norm"), images, batch)
+    _standardize(learner, learner.get_submodule("norm"), images, batch)
 
 
 @torch.no_grad()
-def _standardise(learner: nn.Module, norm: nn.Module, images: Tensor, batch: int) -> None:
+def _standardize(learner: nn.Module, norm: nn.Module, images: Tensor, batch: int) -> None:
     """Give the last norm of a learner the mean and variance of its channels over the images."""
     assert isinstance(norm, nn.BatchNorm2d)
     norm.reset_running_stats()

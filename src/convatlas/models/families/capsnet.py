@@ -40,7 +40,7 @@ class Decoder(Auxiliary):
 
     def term(self, features: Tensor, inputs: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
         """0.0005 times the squared distance to the input, summed over its pixels; the mean of the batch."""
-        most = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed pictures
+        most = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images
         distance = (self.paint(features, most) - inputs.flatten(1)).square().sum(1)
         return self.weight * distance.mean()
 

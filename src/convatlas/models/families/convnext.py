@@ -1,4 +1,4 @@
-"""ConvNeXt: a ResNet, modernised step by step until it looks like a vision transformer and beats it."""
+"""ConvNeXt: a ResNet, modernized step by step until it looks like a vision transformer and beats it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convatlas.core.compose import Chain, Sum
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.layers.channels import ChannelsLast, DropPath, LayerScale
-from convatlas.layers.init import initialise, truncated
+from convatlas.layers.init import initialize, truncated
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
 
@@ -64,7 +64,7 @@ class ConvNeXt(Spec):
             layers: dict[str, nn.Module] = {}
             if i:
                 layers["halve"] = Chain(norm=ChannelsLast(norm=LayerNorm(inputs)), conv=nn.Conv2d(inputs, width, 2, 2))
-            layers["blocks"] = Chain(*self.grow(width, depth, drops))
+            layers["blocks"] = Chain(*self.blocks(width, depth, drops))
             stages.append(Chain(**layers))
             inputs = width
         head = Chain(
@@ -72,9 +72,9 @@ class ConvNeXt(Spec):
             out=nn.Linear(inputs, classes),
         )  # fmt: skip
         network = Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
-        return initialise(network, conv=truncated(0.02), linear=truncated(0.02))
+        return initialize(network, conv=truncated(0.02), linear=truncated(0.02))
 
-    def grow(self, width: int, depth: int, drops: Iterator[float]) -> Iterator[nn.Module]:
+    def blocks(self, width: int, depth: int, drops: Iterator[float]) -> Iterator[nn.Module]:
         for _ in range(depth):
             yield Block(width, next(drops))
 

@@ -19,7 +19,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.layers.conv import NormConv
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_in, initialise
+from convatlas.layers.init import he_fan_in, initialize
 from convatlas.models.card import Card, Family, Variant, imagenet
 from convatlas.models.keys import Rules
 
@@ -133,7 +133,7 @@ class DenseNet(Spec):
             norm=nn.BatchNorm2d(inputs), act=nn.ReLU(inplace=True), **dict(pooled(inputs, classes).named_children())
         )
         network = Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
-        initialise(network, conv=he_fan_in)
+        initialize(network, conv=he_fan_in)
         return network
 
 

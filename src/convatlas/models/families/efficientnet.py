@@ -13,9 +13,9 @@ from convatlas.core.compose import Chain
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
 from convatlas.layers.channels import rising
-from convatlas.layers.conv import ConvNorm, Squeeze
+from convatlas.layers.conv import ConvNorm, SqueezeExcitation
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise
+from convatlas.layers.init import he_fan_out, initialize
 from convatlas.layers.mbconv import InvertedResidual, timm_stages
 from convatlas.models.card import Card, Family, Variant, imagenet
 from convatlas.models.keys import Rules
@@ -32,11 +32,11 @@ class MBConv(Record):
     stride: int = 1
     fused: bool = False
 
-    def grow(self, inputs: int, drops: Iterator[float], spec: EfficientNet) -> Iterator[nn.Module]:
+    def build(self, inputs: int, drops: Iterator[float], spec: EfficientNet) -> Iterator[nn.Module]:
         norm = partial(nn.BatchNorm2d, eps=spec.eps, momentum=spec.momentum)
         for i in range(self.depth):
             middle = inputs * self.expand
-            gate = None if self.fused else Squeeze(middle, max(1, inputs // 4), act=nn.SiLU)
+            gate = None if self.fused else SqueezeExcitation(middle, max(1, inputs // 4), act=nn.SiLU)
             yield InvertedResidual(
                 inputs, middle, self.width, kernel=self.kernel, stride=1 if i else self.stride, act=nn.SiLU, norm=norm,
                 gate=gate, drop=next(drops), fused=self.fused,
@@ -67,7 +67,7 @@ class EfficientNet(Spec):
         drops = iter(rising(self.drop_path, sum(row.depth for row in self.rows)))
         inputs, stages = self.stem, []
         for row in self.rows:
-            stages.append(Chain(*row.grow(inputs, drops, self)))
+            stages.append(Chain(*row.build(inputs, drops, self)))
             inputs = row.width
         network = Network(
             stem=conv(channels, self.stem, stride=1 if self.small_stem else 2),
@@ -78,7 +78,7 @@ class EfficientNet(Spec):
             ),
             input_shape=self.input_shape(channels),
         )
-        return initialise(network, conv=he_fan_out, linear=uniform)
+        return initialize(network, conv=he_fan_out, linear=uniform)
 
 
 def uniform(weight: Tensor) -> None:

@@ -16,8 +16,8 @@ from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
 from convatlas.errors import SpecError
 from convatlas.layers.channels import SamePad
 from convatlas.layers.conv import ConvNorm
-from convatlas.layers.heads import SideClassifier, pooled
-from convatlas.layers.init import initialise, truncated
+from convatlas.layers.heads import AuxiliaryClassifier, pooled
+from convatlas.layers.init import initialize, truncated
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
 
@@ -65,12 +65,12 @@ class Mix(Record):
     def outputs(self) -> int:
         return self.one + self.three + self.five + self.proj
 
-    def grow(self, inputs: int, five: int) -> Iterator[nn.Module]:
+    def build(self, inputs: int, five: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
             yield InceptionModule(self.outputs if i else inputs, self, five)
 
 
-class Side(SideClassifier):
+class Side(AuxiliaryClassifier):
     """Mean of 4x4 regions, 1x1 convolution, a hidden layer of 1,024 units (section 5)."""
 
     def __init__(self, at: str, inputs: int, classes: int, *, width: int = 128, hidden: int = 1024) -> None:
@@ -129,7 +129,7 @@ class GoogLeNet(Spec):
             if i:
                 layers["pool"] = nn.MaxPool2d(3 if i == 1 else 2, 2, ceil_mode=True)
             for letter, row in lettered(rows):
-                layers[letter] = Chain(*row.grow(inputs, self.five))
+                layers[letter] = Chain(*row.build(inputs, self.five))
                 inputs = widths[f"stages.{i}.{letter}"] = row.outputs
             stages.append(Chain(**layers))
         last = "abcd"[: len(self.stages[1])][-1]
@@ -139,7 +139,7 @@ class GoogLeNet(Spec):
             auxiliary={name: Side(at, widths[at], classes) for name, at in sides.items()},
             input_shape=self.input_shape(channels),
         )  # fmt: skip
-        return initialise(network, conv=truncated(0.01), linear=truncated(0.01))
+        return initialize(network, conv=truncated(0.01), linear=truncated(0.01))
 
 
 def torchvision(spec: GoogLeNet) -> Rules:
@@ -179,7 +179,7 @@ class Double(Record):
     def outputs(self, inputs: int) -> int:
         return (self.one or 0) + self.three + self.double + (self.proj or inputs)
 
-    def grow(self, inputs: int) -> Iterator[nn.Module]:
+    def build(self, inputs: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
             stride = 1 if i else self.stride
             branches: dict[str, nn.Module] = {}
@@ -236,14 +236,14 @@ class BNInception(Spec):
         for rows in self.stages:
             layers: dict[str, nn.Module] = {}
             for letter, row in lettered(rows):
-                layers[letter] = Chain(*row.grow(inputs))
+                layers[letter] = Chain(*row.build(inputs))
                 for _ in range(row.depth):
                     inputs = row.outputs(inputs)
             stages.append(Chain(**layers))
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(inputs, classes), input_shape=self.input_shape(channels)
         )
-        return initialise(network, conv=truncated(0.01), linear=truncated(0.01))
+        return initialize(network, conv=truncated(0.01), linear=truncated(0.01))
 
 
 CARD = Card(

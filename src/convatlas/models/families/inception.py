@@ -1,4 +1,4 @@
-"""Inception v3 and v4: large kernels factorised into pairs of thin ones, modules that come in three grids.
+"""Inception v3 and v4: large kernels factorized into pairs of thin ones, modules that come in three grids.
 
 Every row is a module; its cells are the widths of its branches, from left to right in the figure it names.
 """
@@ -15,8 +15,8 @@ from convatlas.core.compose import Chain, Concat
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
 from convatlas.layers.conv import ConvNorm, Size, tower_of
-from convatlas.layers.heads import SideClassifier, pooled
-from convatlas.layers.init import initialise, truncated
+from convatlas.layers.heads import AuxiliaryClassifier, pooled
+from convatlas.layers.init import initialize, truncated
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
 
@@ -53,7 +53,7 @@ class Module(Record):
     def outputs(self, inputs: int) -> int:
         raise NotImplementedError
 
-    def grow(self, inputs: int) -> Iterator[nn.Module]:
+    def build(self, inputs: int) -> Iterator[nn.Module]:
         for _ in range(self.depth):
             yield Concat(**self.branches(inputs))
             inputs = self.outputs(inputs)
@@ -86,7 +86,7 @@ class A3(Module):
 
 @dataclass(frozen=True)
 class C3(Module):
-    """v3, figure 6: 7x7 factorised into 1x7 and 7x1, once and twice."""
+    """v3, figure 6: 7x7 factorized into 1x7 and 7x1, once and twice."""
 
     seven: Width
     out: Width = 192
@@ -226,14 +226,14 @@ def grow_stages(stages: Sequence[Sequence[Module]], inputs: int) -> tuple[Chain,
     for rows in stages:
         modules: list[nn.Module] = []
         for row in rows:
-            modules += row.grow(inputs)
+            modules += row.build(inputs)
             for _ in range(row.depth):
                 inputs = row.outputs(inputs)
         grown.append(Chain(*modules))
     return Chain(*grown), inputs
 
 
-class Side(SideClassifier):
+class Side(AuxiliaryClassifier):
     """5x5 means of stride 3, then two convolutions and a linear layer (v3, section 4)."""
 
     def __init__(self, at: str, inputs: int, classes: int, *, width: int = 128, hidden: int = 768) -> None:
@@ -242,8 +242,8 @@ class Side(SideClassifier):
             at, pool=nn.AvgPool2d(5, 3), conv0=conv(inputs, width, kernel=1), conv1=wide,
             mean=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), out=nn.Linear(hidden, classes),
         )  # fmt: skip
-        initialise(self, conv=truncated(0.1), linear=truncated(0.001))
-        initialise(wide, conv=truncated(0.01))
+        initialize(self, conv=truncated(0.1), linear=truncated(0.001))
+        initialize(wide, conv=truncated(0.01))
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class InceptionV3(Spec):
         stages, width = grow_stages(self.stages, inputs)
         head = pooled(width, classes, dropout=0.5)
         network = Network(stem=stem, stages=stages, head=head, input_shape=self.input_shape(channels))
-        initialise(network, conv=truncated(0.1), linear=truncated(0.1))
+        initialize(network, conv=truncated(0.1), linear=truncated(0.1))
         if self.auxiliary:
             inner = grow_width(self.stages[:2], inputs)
             network.auxiliary["1"] = Side("stages.1", inner, classes)
@@ -403,7 +403,7 @@ def timm(spec: InceptionV3 | InceptionV4) -> Rules:
 
 CARD = Card(
     "Inception v3", 2015, "Szegedy et al., Rethinking the Inception architecture for computer vision, arXiv 1512.00567",
-    ("width",), "Large kernels factorised into pairs of thin ones; label smoothing.",
+    ("width",), "Large kernels factorized into pairs of thin ones; label smoothing.",
     "78.8 / 94.4 % top-1 / top-5, one crop",
 )  # fmt: skip
 CARD_V4 = Card(

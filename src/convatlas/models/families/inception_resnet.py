@@ -51,7 +51,7 @@ class Stage(Record):
         pair: dict[int, tuple[Size, ...]] = {13: ((1, 3), (3, 1)), 17: ((1, 7), (7, 1))}
         return (1, *(pair[self.kernel] if self.kernel in pair else (3,) * (len(tower) - 1)))[: len(tower)]
 
-    def grow(self, inputs: int, *, last: bool) -> tuple[Chain, int]:
+    def build(self, inputs: int, *, last: bool) -> tuple[Chain, int]:
         blocks: list[nn.Module] = []
         if self.reduction:
             towers: list[nn.Module] = [
@@ -108,7 +108,7 @@ class InceptionResNet(Spec):
             inputs = sum(widths[-1] for widths in self.mixed)
         grown = []
         for i, stage in enumerate(self.stages):
-            blocks, inputs = stage.grow(inputs, last=self.unscaled_last and i == len(self.stages) - 1)
+            blocks, inputs = stage.build(inputs, last=self.unscaled_last and i == len(self.stages) - 1)
             grown.append(blocks)
         head = pooled(self.last or inputs, classes, dropout=self.dropout)
         if self.last:

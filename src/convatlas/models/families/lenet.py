@@ -16,11 +16,11 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Resolution, Spec, Width
 from convatlas.errors import SpecError
 from convatlas.layers.lenet import (
-    LinkedConv2d,
     Links,
     Negate,
     RadialBasis,
     ScaledTanh,
+    SparseConnectionConv2d,
     Subsample,
     UnitBias,
     reset_uniform,
@@ -116,14 +116,14 @@ class ConvNet1989(LeNet):
             input_shape=self.input_shape(channels),
             stem=Chain(
                 h1_pad=nn.ConstantPad2d(2, -1.0),
-                h1=LinkedConv2d(channels, full(channels, h1), kernel=5, stride=2, bias=False),
+                h1=SparseConnectionConv2d(channels, full(channels, h1), kernel=5, stride=2, bias=False),
                 h1_bias=UnitBias(h1, size1),
                 h1_squash=ScaledTanh(),
             ),
             stages=Chain(
                 Chain(
                     h2_pad=nn.ConstantPad2d(2, -1.0),
-                    h2=LinkedConv2d(h1, stretch(H2_LINKS, h1, h2), kernel=5, stride=2, bias=False),
+                    h2=SparseConnectionConv2d(h1, stretch(H2_LINKS, h1, h2), kernel=5, stride=2, bias=False),
                     h2_bias=UnitBias(h2, size2),
                     h2_squash=ScaledTanh(),
                 )
@@ -164,7 +164,7 @@ class LeNet1(LeNet):
             ),
             stages=Chain(
                 Chain(
-                    h3=LinkedConv2d(h1, stretch(LENET1_LINKS, h1, h3), kernel=5),
+                    h3=SparseConnectionConv2d(h1, stretch(LENET1_LINKS, h1, h3), kernel=5),
                     h3_squash=ScaledTanh(),
                     h4=Subsample(h3),
                     h4_squash=ScaledTanh(),
@@ -197,8 +197,8 @@ class LeNet4(LeNet):
         c1, s2, c3 = self.maps
         size = ((self.resolution - 4) // 2 - 4) // 2
         pairs = tuple((target * c1 // s2,) for target in range(s2))
-        c3_links = tuple(neighbours(start, 4 if start % 4 else 3, s2) for start in range(c3))
-        f5_links = tuple(neighbours(unit, 4 if unit % 3 == 2 else 5, c3) for unit in range(self.hidden))
+        c3_links = tuple(neighbors(start, 4 if start % 4 else 3, s2) for start in range(c3))
+        f5_links = tuple(neighbors(unit, 4 if unit % 3 == 2 else 5, c3) for unit in range(self.hidden))
         network = Network(
             input_shape=self.input_shape(channels),
             stem=Chain(
@@ -209,14 +209,14 @@ class LeNet4(LeNet):
             ),
             stages=Chain(
                 Chain(
-                    c3=LinkedConv2d(s2, c3_links, kernel=5),
+                    c3=SparseConnectionConv2d(s2, c3_links, kernel=5),
                     c3_squash=ScaledTanh(),
                     s4=Subsample(c3),
                     s4_squash=ScaledTanh(),
                 )
             ),
             head=Chain(
-                f5=LinkedConv2d(c3, f5_links, kernel=size),
+                f5=SparseConnectionConv2d(c3, f5_links, kernel=size),
                 f5_squash=ScaledTanh(),
                 flat=nn.Flatten(),
                 out=nn.Linear(self.hidden, classes),
@@ -227,8 +227,8 @@ class LeNet4(LeNet):
         return network
 
 
-def neighbours(start: int, count: int, maps: int) -> tuple[int, ...]:
-    """Return `count` neighbouring maps from `start` on, around the end."""
+def neighbors(start: int, count: int, maps: int) -> tuple[int, ...]:
+    """Return `count` neighboring maps from `start` on, around the end."""
     return tuple(sorted({(start + i) % maps for i in range(count)}))
 
 
@@ -260,7 +260,7 @@ class LeNet5(LeNet):
             ),
             stages=Chain(
                 Chain(
-                    c3=LinkedConv2d(c1, stretch(C3_LINKS, c1, c3), kernel=5),
+                    c3=SparseConnectionConv2d(c1, stretch(C3_LINKS, c1, c3), kernel=5),
                     c3_squash=ScaledTanh(),
                     s4=Subsample(c3),
                     s4_squash=ScaledTanh(),

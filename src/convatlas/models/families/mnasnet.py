@@ -11,9 +11,9 @@ from torch import nn
 from convatlas.core.compose import Chain
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
-from convatlas.layers.conv import ConvNorm, Squeeze
+from convatlas.layers.conv import ConvNorm, SqueezeExcitation
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise
+from convatlas.layers.init import he_fan_out, initialize
 from convatlas.layers.mbconv import InvertedResidual, timm_stages
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
@@ -30,11 +30,11 @@ class Block(Record):
     stride: int = 1
     squeeze: float = 0.0
 
-    def grow(self, inputs: int, momentum: float) -> Iterator[nn.Module]:
+    def build(self, inputs: int, momentum: float) -> Iterator[nn.Module]:
         norm = partial(nn.BatchNorm2d, momentum=momentum)
         for i in range(self.depth):
             middle = inputs * self.expand
-            gate = Squeeze(middle, max(1, round(inputs * self.squeeze))) if self.squeeze else None
+            gate = SqueezeExcitation(middle, max(1, round(inputs * self.squeeze))) if self.squeeze else None
             yield InvertedResidual(
                 inputs, middle, self.width, kernel=self.kernel, stride=1 if i else self.stride, act=nn.ReLU,
                 norm=norm, gate=gate, skip=self.expand > 1,
@@ -57,7 +57,7 @@ class MnasNet(Spec):
         conv = partial(ConvNorm, norm=partial(nn.BatchNorm2d, momentum=self.momentum))
         inputs, stages = self.stem, []
         for row in self.rows:
-            stages.append(Chain(*row.grow(inputs, self.momentum)))
+            stages.append(Chain(*row.build(inputs, self.momentum)))
             inputs = row.width
         network = Network(
             stem=conv(channels, self.stem, stride=1 if self.small_stem else 2),
@@ -69,7 +69,7 @@ class MnasNet(Spec):
             input_shape=self.input_shape(channels),
         )
         linear = partial(nn.init.kaiming_uniform_, mode="fan_out", nonlinearity="sigmoid")
-        return initialise(network, conv=he_fan_out, linear=linear)
+        return initialize(network, conv=he_fan_out, linear=linear)
 
 
 def torchvision(spec: MnasNet) -> Rules:

@@ -12,9 +12,9 @@ from torch import nn
 from convatlas.core.compose import Chain
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
-from convatlas.layers.conv import ConvNorm, Squeeze
+from convatlas.layers.conv import ConvNorm, SqueezeExcitation
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise, normal
+from convatlas.layers.init import he_fan_out, initialize, normal
 from convatlas.layers.mbconv import InvertedResidual, timm_stages
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
@@ -44,15 +44,15 @@ class MobileNetV1(Spec):
         stem = ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2, act=nn.ReLU6)
         inputs, stages = self.stem, []
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            stages.append(Chain(*self.grow(inputs, width, depth, stride=2 if i else 1)))
+            stages.append(Chain(*self.blocks(inputs, width, depth, stride=2 if i else 1)))
             inputs = width
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(inputs, classes, dropout=0.001),
             input_shape=self.input_shape(channels),
         )  # fmt: skip
-        return initialise(network, conv=he_fan_out, linear=normal(0.01))
+        return initialize(network, conv=he_fan_out, linear=normal(0.01))
 
-    def grow(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
+    def blocks(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
         for i in range(depth):
             yield Separable(width if i else inputs, width, 1 if i else stride)
 
@@ -74,7 +74,7 @@ class Bottleneck(Record):
     depth: Depth
     stride: int
 
-    def grow(self, inputs: int) -> Iterator[nn.Module]:
+    def build(self, inputs: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
             yield InvertedResidual(inputs, inputs * self.expand, self.width, stride=1 if i else self.stride)
             inputs = self.width
@@ -101,7 +101,7 @@ class MobileNetV2(Spec):
     def build(self, *, classes: int, channels: int) -> Network:
         inputs, stages = self.stem, []
         for row in self.rows:
-            stages.append(Chain(*row.grow(inputs)))
+            stages.append(Chain(*row.build(inputs)))
             inputs = row.width
         network = Network(
             stem=ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2, act=nn.ReLU6),
@@ -112,7 +112,7 @@ class MobileNetV2(Spec):
             ),
             input_shape=self.input_shape(channels),
         )
-        return initialise(network, conv=he_fan_out, linear=normal(0.01))
+        return initialize(network, conv=he_fan_out, linear=normal(0.01))
 
 
 def torchvision_v2(spec: MobileNetV2) -> Rules:
@@ -152,11 +152,11 @@ class Bneck(Record):
     stride: int = 1
     depth: Depth = 1
 
-    def grow(self, inputs: int) -> Iterator[nn.Module]:
+    def build(self, inputs: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
             gate = None
             if self.squeeze:
-                gate = Squeeze(self.expand, MobileNetV3.round_width(self.expand // 4), gate=nn.Hardsigmoid)
+                gate = SqueezeExcitation(self.expand, MobileNetV3.round_width(self.expand // 4), gate=nn.Hardsigmoid)
             yield InvertedResidual(
                 inputs, self.expand, self.width, kernel=self.kernel, stride=1 if i else self.stride,
                 act=nn.ReLU if self.act == "RE" else nn.Hardswish, norm=NORM_V3, gate=gate,
@@ -182,7 +182,7 @@ class MobileNetV3(Spec):
         for rows in self.stages:
             blocks: list[nn.Module] = []
             for row in rows:
-                blocks += row.grow(inputs)
+                blocks += row.build(inputs)
                 inputs = row.width
             stages.append(Chain(*blocks))
         wide, hidden = self.head
@@ -193,7 +193,7 @@ class MobileNetV3(Spec):
         )  # fmt: skip
         stem = ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2, norm=NORM_V3, act=nn.Hardswish)
         network = Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
-        return initialise(network, conv=he_fan_out, linear=normal(0.01))
+        return initialize(network, conv=he_fan_out, linear=normal(0.01))
 
 
 def blocks_v3(spec: MobileNetV3) -> Iterator[tuple[str, bool, bool]]:

@@ -16,7 +16,7 @@ from convatlas.core.network import Network
 from convatlas.core.outline import Box, Kind, Outline, Parallel, Series, always, outline
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.errors import SpecError
-from convatlas.layers.channels import Latest, SamePad
+from convatlas.layers.channels import SamePad, TakeCurrent
 from convatlas.layers.heads import pooled
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
@@ -231,7 +231,7 @@ class NASNet(Spec):
                 now, before, halved = 6 * width, now, False
             stages.append(Chain(*cells))
         head = Chain(
-            latest=Latest(), act=nn.ReLU(), **dict(pooled(now, classes, dropout=self.dropout).named_children())
+            latest=TakeCurrent(), act=nn.ReLU(), **dict(pooled(now, classes, dropout=self.dropout).named_children())
         )
         return Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
 

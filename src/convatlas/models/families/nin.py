@@ -30,7 +30,7 @@ class Mlpconv(Record):
     pool: Literal["max", "average"] | None = None
     depth: Depth = 1
 
-    def grow(self, inputs: int, widths: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
+    def build(self, inputs: int, widths: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
         conv = ConvNorm(inputs, widths[0], kernel=self.kernel, stride=self.stride, padding=self.padding, norm=None)
         yield "conv", conv
         inputs = widths[0]
@@ -66,7 +66,7 @@ class NetworkInNetwork(Spec):
         for i, row in enumerate(self.rows):
             last = i == len(self.rows) - 1
             widths = (*row.widths, classes) if last else row.widths
-            grown.append(Chain(**dict(row.grow(inputs, widths))))
+            grown.append(Chain(**dict(row.build(inputs, widths))))
             inputs = widths[-1]
         stem, *stages, last_row = grown
         head = Chain(mlpconv=last_row, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())

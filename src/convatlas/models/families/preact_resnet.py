@@ -14,7 +14,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.layers.conv import NormConv
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise
+from convatlas.layers.init import he_fan_out, initialize
 from convatlas.models.card import Card, Family, Variant, imagenet
 from convatlas.models.keys import Rules
 
@@ -77,7 +77,7 @@ class PreActResNet(Spec):
             layers["pool"] = nn.MaxPool2d(3, 2, 1)
         inputs, stages = self.stem, []
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            stages.append(Chain(*self.grow(inputs, width, depth, stride=2 if i else 1)))
+            stages.append(Chain(*self.blocks(inputs, width, depth, stride=2 if i else 1)))
             inputs = self.outputs(width)
         head = Chain(
             norm=nn.BatchNorm2d(inputs), act=nn.ReLU(inplace=True), **dict(pooled(inputs, classes).named_children())
@@ -85,9 +85,9 @@ class PreActResNet(Spec):
         network = Network(
             stem=Chain(**layers), stages=Chain(*stages), head=head, input_shape=self.input_shape(channels)
         )
-        return initialise(network, conv=he_fan_out)
+        return initialize(network, conv=he_fan_out)
 
-    def grow(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
+    def blocks(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
         for i in range(depth):
             yield PreActivation(inputs, width, 1 if i else stride, self)
             inputs = self.outputs(width)

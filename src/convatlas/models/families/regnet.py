@@ -12,9 +12,9 @@ from torch import nn
 from convatlas.core.compose import Chain, Sum
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Resolution, Spec, Width
-from convatlas.layers.conv import ConvNorm, Squeeze
+from convatlas.layers.conv import ConvNorm, SqueezeExcitation
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise, normal
+from convatlas.layers.init import he_fan_out, initialize, normal
 from convatlas.models.card import Card, Family, Variant, imagenet
 from convatlas.models.keys import Rules
 
@@ -23,7 +23,7 @@ class Block(Chain):
     """1x1, grouped 3x3, [gate], 1x1, all of one width, beside the shortcut (Radosavovic et al. 2020, figure 4)."""
 
     def __init__(self, inputs: int, width: int, stride: int, *, group: int, squeeze: float) -> None:
-        gate = {"squeeze": Squeeze(width, max(1, round(squeeze * inputs)))} if squeeze else {}
+        gate = {"squeeze": SqueezeExcitation(width, max(1, round(squeeze * inputs)))} if squeeze else {}
         body = Chain(
             conv1=ConvNorm(inputs, width, kernel=1),
             conv2=ConvNorm(width, width, stride=stride, groups=width // group),
@@ -68,15 +68,15 @@ class RegNet(Spec):
     def build(self, *, classes: int, channels: int) -> Network:
         inputs, stages = self.stem, []
         for width, depth in zip(self.widths, self.depths, strict=True):
-            stages.append(Chain(*self.grow(inputs, width, depth, min(self.group, width))))
+            stages.append(Chain(*self.blocks(inputs, width, depth, min(self.group, width))))
             inputs = width
         network = Network(
             stem=ConvNorm(channels, self.stem, stride=1 if self.small_stem else 2), stages=Chain(*stages),
             head=pooled(inputs, classes), input_shape=self.input_shape(channels),
         )  # fmt: skip
-        return initialise(network, conv=he_fan_out, linear=normal(0.01))
+        return initialize(network, conv=he_fan_out, linear=normal(0.01))
 
-    def grow(self, inputs: int, width: int, depth: int, group: int) -> Iterator[nn.Module]:
+    def blocks(self, inputs: int, width: int, depth: int, group: int) -> Iterator[nn.Module]:
         for i in range(depth):
             yield Block(width if i else inputs, width, 1 if i else 2, group=group, squeeze=self.squeeze)
 

@@ -12,10 +12,10 @@ from convatlas.core.compose import Chain, Sum
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Depth, Resolution, Spec, Width
-from convatlas.layers.channels import ThinShortcut
-from convatlas.layers.conv import ConvNorm, Squeeze
+from convatlas.layers.channels import PadShortcut
+from convatlas.layers.conv import ConvNorm, SqueezeExcitation
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise
+from convatlas.layers.init import he_fan_out, initialize
 from convatlas.models.card import Card, Family, Variant, imagenet
 from convatlas.models.keys import Rules
 
@@ -48,14 +48,14 @@ class Bottleneck(Chain):
 
 
 def squeeze(width: int, spec: ResNet) -> dict[str, nn.Module]:
-    return {"squeeze": Squeeze(width, max(1, width // spec.squeeze))} if spec.squeeze else {}
+    return {"squeeze": SqueezeExcitation(width, max(1, width // spec.squeeze))} if spec.squeeze else {}
 
 
 def shortcut(inputs: int, outputs: int, stride: int, spec: ResNet) -> nn.Module:
     if (inputs, stride) == (outputs, 1):
         return nn.Identity()
     if spec.shortcut == "pad" and inputs <= outputs:
-        return ThinShortcut(inputs, outputs, stride=stride)
+        return PadShortcut(inputs, outputs, stride=stride)
     return ConvNorm(inputs, outputs, kernel=1, stride=stride, act=None)
 
 
@@ -90,17 +90,17 @@ class ResNet(Spec):
             stem = Chain(conv=ConvNorm(channels, self.stem, kernel=7, stride=2), pool=nn.MaxPool2d(3, 2, 1))
         inputs, stages = self.stem, []
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            stages.append(Chain(*self.grow(inputs, width, depth, stride=2 if i else 1)))
+            stages.append(Chain(*self.blocks(inputs, width, depth, stride=2 if i else 1)))
             inputs = self.outputs(width)
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(inputs, classes), input_shape=self.input_shape(channels)
         )
-        return initialise(network, conv=he_fan_out)
+        return initialize(network, conv=he_fan_out)
 
     def outputs(self, width: int) -> int:
         return 4 * width if self.block == "bottleneck" else width
 
-    def grow(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
+    def blocks(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
         block = Bottleneck if self.block == "bottleneck" else Basic
         for i in range(depth):
             yield block(inputs, width, 1 if i else stride, self)

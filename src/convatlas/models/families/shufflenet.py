@@ -61,12 +61,12 @@ class ShuffleNetV2(Spec):
             stem.add_module("pool", nn.MaxPool2d(3, 2, 1))
         inputs, stages = self.stem, []
         for width, depth in zip(self.widths, self.depths, strict=True):
-            stages.append(Chain(*self.grow(inputs, width, depth)))
+            stages.append(Chain(*self.blocks(inputs, width, depth)))
             inputs = width
         head = Chain(conv=ConvNorm(inputs, self.head, kernel=1), **dict(pooled(self.head, classes).named_children()))
         return Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
 
-    def grow(self, inputs: int, width: int, depth: int) -> Iterator[nn.Module]:
+    def blocks(self, inputs: int, width: int, depth: int) -> Iterator[nn.Module]:
         for i in range(depth):
             yield Unit(width if i else inputs, width, 1 if i else 2)
 

@@ -12,7 +12,7 @@ from convatlas.core.compose import Chain, Concat
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
 from convatlas.layers.conv import ConvNorm
-from convatlas.layers.init import initialise, normal
+from convatlas.layers.init import initialize, normal
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
 
@@ -37,7 +37,7 @@ class Fire(Record):
     expand: Width
     depth: Depth = 1
 
-    def grow(self, inputs: int) -> Iterator[nn.Module]:
+    def build(self, inputs: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
             yield FireModule(2 * self.expand if i else inputs, self.squeeze, self.expand)
 
@@ -60,7 +60,7 @@ class SqueezeNet(Spec):
         for rows in self.stages:
             modules: list[nn.Module] = []
             for row in rows:
-                modules += row.grow(inputs)
+                modules += row.build(inputs)
                 inputs = 2 * row.expand
             stages.append(Chain(pool=nn.MaxPool2d(3, 2, ceil_mode=True), fire=Chain(*modules)))
         head = Chain(
@@ -72,8 +72,8 @@ class SqueezeNet(Spec):
             input_shape=self.input_shape(channels),
         )  # fmt: skip
         for part in (network.stem, network.stages):
-            initialise(part, conv=nn.init.kaiming_uniform_)
-        initialise(head, conv=normal(0.01))
+            initialize(part, conv=nn.init.kaiming_uniform_)
+        initialize(head, conv=normal(0.01))
         return network
 
 

@@ -10,7 +10,7 @@ from convatlas.core.compose import Chain
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.errors import SpecError
-from convatlas.layers.init import he_fan_out, initialise, normal
+from convatlas.layers.init import he_fan_out, initialize, normal
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
 
@@ -62,7 +62,7 @@ class VGG(Spec):
             out=nn.Linear(b, classes),
         )  # fmt: skip
         network = Network(stem=first, stages=Chain(*others), head=head, input_shape=self.input_shape(channels))
-        return initialise(network, conv=he_fan_out, linear=normal(0.01))
+        return initialize(network, conv=he_fan_out, linear=normal(0.01))
 
 
 def features(spec: VGG) -> Rules:

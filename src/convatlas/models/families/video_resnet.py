@@ -14,7 +14,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.errors import SpecError
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise, normal
+from convatlas.layers.init import he_fan_out, initialize, normal
 from convatlas.models.card import Card, Family, Variant
 from convatlas.models.keys import Rules
 
@@ -92,15 +92,15 @@ class VideoResNet(Spec):
             )  # fmt: skip
         stages = []
         for i, (kind, width, depth) in enumerate(zip(self.kinds, self.widths, self.depths, strict=True)):
-            stages.append(Chain(*self.grow(kind, inputs, width, depth, stride=2 if i else 1)))
+            stages.append(Chain(*self.blocks(kind, inputs, width, depth, stride=2 if i else 1)))
             inputs = width
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(inputs, classes, axes=3),
             input_shape=self.input_shape(channels),
         )  # fmt: skip
-        return initialise(network, conv=he_fan_out, linear=normal(0.01))
+        return initialize(network, conv=he_fan_out, linear=normal(0.01))
 
-    def grow(self, kind: Kind, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
+    def blocks(self, kind: Kind, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
         for i in range(depth):
             yield Block(kind, width if i else inputs, width, 1 if i else stride)
 

@@ -12,7 +12,7 @@ from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.layers.conv import ConvNorm
 from convatlas.layers.heads import pooled
-from convatlas.layers.init import he_fan_out, initialise
+from convatlas.layers.init import he_fan_out, initialize
 from convatlas.models.card import Card, Family, imagenet
 from convatlas.models.keys import Rules
 
@@ -82,7 +82,7 @@ class Xception(Spec):
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(last, classes), input_shape=self.input_shape(channels)
         )
-        return initialise(network, conv=he_fan_out)
+        return initialize(network, conv=he_fan_out)
 
     def modules(self, width: int) -> Iterator[nn.Module]:
         for _ in range(self.middle):

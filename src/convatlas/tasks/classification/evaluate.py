@@ -1,4 +1,4 @@
-"""Running the pictures of a split through a network, and judging its outputs."""
+"""Running the images of a split through a network, and judging its outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Images
-from convatlas.data.stream import gathered
+from convatlas.data.stream import prefetch
 from convatlas.system.progress import Progress
 from convatlas.tasks.classification.losses import Criterion
 from convatlas.tasks.classification.results import Result, Tags
@@ -24,16 +24,16 @@ def plainly(network: nn.Module, preprocessing: Preprocessing, device: torch.devi
 
     @torch.inference_mode()
     def run(pixels: Tensor) -> Tensor:
-        outputs: Tensor = network(preprocessing.normalise(pixels.to(device))).cpu()
+        outputs: Tensor = network(preprocessing.normalize(pixels.to(device))).cpu()
         return outputs
 
     return run
 
 
 def outputs_of(run: Run, images: Images, *, batch: int = 64, progress: Progress | None = None) -> Tensor:
-    """Return the outputs (n, classes) for all pictures of a split, in their order."""
+    """Return the outputs (n, classes) for all images of a split, in their order."""
     rows, done = [], 0
-    for _, pixels in gathered(images.pixels, torch.arange(len(images)).split(batch)):
+    for _, pixels in prefetch(images.pixels, torch.arange(len(images)).split(batch)):
         rows.append(run(pixels))
         done += len(pixels)
         if progress:
@@ -45,7 +45,7 @@ def judged(
     outputs: Tensor, labels: Tensor, criterion: Criterion, *, temperature: float = 1.0,
     thresholds: Sequence[float] = (),
 ) -> Result:  # fmt: skip
-    """Return what outputs (n, classes) say about pictures with these labels."""
+    """Return what outputs (n, classes) say about images with these labels."""
     with torch.inference_mode():
         loss = criterion.loss(outputs, labels, 0.0).mean().item()
         probabilities = criterion.probabilities(outputs / temperature)
@@ -64,6 +64,6 @@ def evaluate(
     batch: int = 64,
     progress: Progress | None = None,
 ) -> Result:
-    """Run all pictures of a split, and judge what comes out."""
+    """Run all images of a split, and judge what comes out."""
     outputs = outputs_of(run, images, batch=batch, progress=progress)
     return judged(outputs, images.labels, criterion, temperature=temperature, thresholds=thresholds)

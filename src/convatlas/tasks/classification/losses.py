@@ -19,7 +19,7 @@ def cross_entropy(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
 
 
 def focal(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """-(1 - p)² log p of the true class's probability p: easy pictures count less (Lin et al. 2017, equation 4)."""
+    """-(1 - p)² log p of the true class's probability p: easy images count less (Lin et al. 2017, equation 4)."""
     log = outputs.log_softmax(1)
     return -(one_hot(labels, outputs.shape[1]) * (1 - log.exp()).square() * log).sum(1)
 
@@ -36,7 +36,7 @@ RUBBISH = 0.1
 def maximum_a_posteriori(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """y_label + log(e^-j + sum_i e^-y_i), where y = -outputs are penalties (LeCun et al. 1998, equation 9).
 
-    That is cross entropy with one more class of constant output -j, the pictures of no class.
+    That is cross entropy with one more class of constant output -j, the images of no class.
     """
     rubbish = outputs.new_full((len(outputs), 1), -RUBBISH)
     targets = labels if labels.ndim == 1 else F.pad(labels, (0, 1))
@@ -89,8 +89,8 @@ def _expectation(outputs: Tensor) -> Tensor:
 class Criterion:
     """A loss (outputs, labels, smoothing) -> (n,), and how outputs trained with it become probabilities.
 
-    Labels are class numbers (n,), or the shares of the classes (n, classes) where pictures are mixed.
-    several: a picture may be of several classes, or of none; labels are (n, classes), and so are the losses.
+    Labels are class numbers (n,), or the shares of the classes (n, classes) where images are mixed.
+    several: an image may be of several classes, or of none; labels are (n, classes), and so are the losses.
     """
 
     loss: Callable[[Tensor, Tensor, float], Tensor]
@@ -128,7 +128,7 @@ SMOOTHED = ("cross_entropy", "binary_cross_entropy")
 
 
 def loss_for(loss: str, *, several: bool) -> str:
-    """Return the loss for data whose pictures may be of `several` classes: cross entropy becomes binary.
+    """Return the loss for data whose images may be of `several` classes: cross entropy becomes binary.
 
     Raises SpecError for another loss that does not go with the data.
     """
@@ -136,15 +136,15 @@ def loss_for(loss: str, *, several: bool) -> str:
         return "binary_cross_entropy"
     if CRITERIA[loss].several != several:
         fitting = ", ".join(name for name, criterion in CRITERIA.items() if criterion.several == several)
-        held = "pictures of several classes" if several else "one class for each picture"
+        held = "images of several classes" if several else "one class for each image"
         raise SpecError(f"recipe.loss: {loss} is not for {held}; choose {fitting}")
     return loss
 
 
-def importance(labels: Tensor, classes: int, balance: float) -> Tensor | None:
+def class_weights(labels: Tensor, classes: int, balance: float) -> Tensor | None:
     """Return the weight of each class in the loss (classes,): its share to the power of -balance; None for 0.
 
-    labels: class numbers (n,): the mean weight of the pictures is 1. Or (n, classes) of 0 and 1: the weight of a class
+    labels: class numbers (n,): the mean weight of the images is 1. Or (n, classes) of 0 and 1: the weight of a class
         that is there beside one that is not.
     """
     if not balance:

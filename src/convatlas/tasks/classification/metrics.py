@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def top(probabilities: Tensor, labels: Tensor, count: int) -> float:
-    """Return the share of pictures whose true class is among the `count` most probable ones."""
+    """Return the share of images whose true class is among the `count` most probable ones."""
     first = probabilities.topk(min(count, probabilities.shape[1])).indices
     return float((first == labels[:, None]).any(1).float().mean())
 
@@ -21,7 +21,7 @@ def f1(confusion: Tensor) -> Tensor:
 
 
 def recall(confusion: Tensor) -> Tensor:
-    """Return the share of each class's pictures that are right; nan where it has none."""
+    """Return the share of each class's images that are right; nan where it has none."""
     return confusion.diag().double() / confusion.sum(1).double()
 
 
@@ -50,7 +50,7 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
 def temperature(outputs: Tensor, labels: Tensor) -> float:
     """Return what to divide logits by, so that their softmax is most likely to be right (Guo et al. 2017, section 4.2).
 
-    The same for sigmoids, where labels are (n, classes). Between 0.25 and 10: a few pictures that are all right would
+    The same for sigmoids, where labels are (n, classes). Between 0.25 and 10: a few images that are all right would
     ask for zero.
     """
     from scipy.optimize import minimize_scalar
@@ -67,7 +67,7 @@ def temperature(outputs: Tensor, labels: Tensor) -> float:
 
 
 def interval(right: int, count: int, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a share: pictures drawn again, with replacement, so many times."""
+    """Return the 95 % bootstrap interval of a share: images drawn again, with replacement, so many times."""
     shares = np.random.default_rng(seed).binomial(count, right / count, draws) / count
     low, high = np.quantile(shares, (0.025, 0.975))
     return float(low), float(high)
@@ -79,28 +79,28 @@ def mean_of(values: Tensor) -> float:
 
 
 def _precisions(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the average precision of one class (draws,), where picture i counts weights[draw, i] times.
+    """Return the average precision of one class (draws,), where image i counts weights[draw, i] times.
 
-    The mean, over the pictures of the class, of the precision among all that are at least as probable.
+    The mean, over the images of the class, of the precision among all that are at least as probable.
     """
     ordered, order = probabilities.sort(descending=True)
     counted = weights[:, order]
     hits = counted * labels[order]
-    # equally probable pictures come together: each sees the last one's sums
+    # equally probable images come together: each sees the last one's sums
     last = torch.searchsorted(-ordered.contiguous(), -ordered.contiguous(), right=True) - 1
     precision = hits.cumsum(1)[:, last] / counted.cumsum(1)[:, last].clamp(min=1)
     return (precision * hits).sum(1) / hits.sum(1)
 
 
 def average_precisions(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the average precision of each class, as scikit-learn has it; nan where no picture is of the class."""
+    """Return the average precision of each class, as scikit-learn has it; nan where no image is of the class."""
     once = torch.ones(1, len(labels), dtype=torch.float64)
     columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
     return torch.cat([_precisions(p, y, once) for p, y in columns])
 
 
 def interval_of_map(probabilities: Tensor, labels: Tensor, *, draws: int = 200, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean average precision: pictures drawn again, with replacement."""
+    """Return the 95 % bootstrap interval of the mean average precision: images drawn again, with replacement."""
     random, count = np.random.default_rng(seed), len(labels)
     weights = torch.from_numpy(random.multinomial(count, np.full(count, 1 / count), draws)).double()
     columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
@@ -112,7 +112,7 @@ def interval_of_map(probabilities: Tensor, labels: Tensor, *, draws: int = 200, 
 def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
     """Return for each class the probability from which on saying so gives the best F1 score.
 
-    1/2 where no picture is of the class. Half way between the two probabilities on both sides, so that a rounding
+    1/2 where no image is of the class. Half way between the two probabilities on both sides, so that a rounding
     decides nothing.
     """
     found = []
@@ -121,7 +121,7 @@ def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
         said = torch.arange(1, len(p) + 1)
         f1 = 2 * y[order].cumsum(0) / (said + y.sum())
         below = torch.cat([ordered[1:], ordered.new_zeros(1)])
-        f1 = f1.where(below < ordered, -1)  # equally probable pictures cannot be told apart
+        f1 = f1.where(below < ordered, -1)  # equally probable images cannot be told apart
         best = int(f1.argmax())
         found.append(float((ordered[best] + below[best]) / 2) if y.any() else 0.5)
     return found

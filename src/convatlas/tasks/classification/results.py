@@ -1,4 +1,4 @@
-"""What a network says about the pictures of one split, and how good that is."""
+"""What a network says about the images of one split, and how good that is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from convatlas.tasks.classification import metrics
 
 @dataclass(frozen=True)
 class Result:
-    """One class for each picture: probabilities (n, classes) beside the true labels (n,)."""
+    """One class for each image: probabilities (n, classes) beside the true labels (n,)."""
 
     probabilities: Tensor
     labels: Tensor
@@ -36,7 +36,7 @@ class Result:
 
     @property
     def accuracy(self) -> float:
-        """Share of pictures that are answered right."""
+        """Share of images that are answered right."""
         return 1 - self.errors / len(self.labels)
 
     @property
@@ -69,7 +69,7 @@ class Result:
         confusion, count = self.confusion, len(self.labels)
         low, high = metrics.interval(count - self.errors, count)
         return {
-            "pictures": count, "errors": self.errors, "accuracy": self.accuracy, "accuracy_low": low,
+            "images": count, "errors": self.errors, "accuracy": self.accuracy, "accuracy_low": low,
             "accuracy_high": high, "top5": metrics.top(self.probabilities, self.labels, 5),
             "macro_f1": metrics.mean_of(metrics.f1(confusion)),
             "balanced_accuracy": metrics.mean_of(metrics.recall(confusion)), "loss": self.loss,
@@ -79,7 +79,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Tags(Result):
-    """Any number of classes for each picture: probabilities and true labels, 0 or 1, are (n, classes).
+    """Any number of classes for each image: probabilities and true labels, 0 or 1, are (n, classes).
 
     thresholds: (classes,), from which probability on a class is said to be there; 1/2 where left out.
     """
@@ -104,7 +104,7 @@ class Tags(Result):
 
     @property
     def precisions(self) -> Tensor:
-        """(classes,): average precisions; nan where no picture is of the class."""
+        """(classes,): average precisions; nan where no image is of the class."""
         return metrics.average_precisions(self.probabilities, self.labels)
 
     @property
@@ -113,11 +113,11 @@ class Tags(Result):
 
     @property
     def confusion(self) -> Tensor:
-        raise NotImplementedError("pictures of several classes have no confusion matrix")
+        raise NotImplementedError("images of several classes have no confusion matrix")
 
     @property
     def confidence(self) -> Tensor:
-        """(n,): how far the worst answer about a picture is from the truth, or the best one where none is wrong."""
+        """(n,): how far the worst answer about an image is from the truth, or the best one where none is wrong."""
         off = (self.probabilities - self.labels).abs()
         return torch.where(self.wrong, off.where(self.predicted != self.labels.bool(), 0).amax(1), 1 - off.amax(1))
 
@@ -129,13 +129,13 @@ class Tags(Result):
         """Return the numbers that are written down.
 
         map: mean average precision, with the bounds of its 95 % interval; macro_f1: the mean over the classes,
-        micro_f1: over all answers; errors and accuracy count pictures, of which every class must be right.
+        micro_f1: over all answers; errors and accuracy count images, of which every class must be right.
         """
         low, high = metrics.interval_of_map(self.probabilities, self.labels)
         found, overlooked, invented = self.counts.double()
         f1 = 2 * found / (2 * found + overlooked + invented)
         return {
-            "pictures": len(self.labels), "errors": self.errors, "accuracy": self.accuracy, "map": self.score,
+            "images": len(self.labels), "errors": self.errors, "accuracy": self.accuracy, "map": self.score,
             "map_low": low, "map_high": high, "macro_f1": metrics.mean_of(f1),
             "micro_f1": float(2 * found.sum() / (2 * found.sum() + overlooked.sum() + invented.sum()).clamp(min=1)),
             "loss": self.loss, "ece": metrics.calibration_error(*self.answers),

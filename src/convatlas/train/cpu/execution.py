@@ -24,8 +24,8 @@ from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.core.spec import Spec
 from convatlas.errors import RunError
-from convatlas.models.catalog import grow
-from convatlas.system.autotune import BUSY, Others, Remembered
+from convatlas.models.catalog import build_fresh
+from convatlas.system.autotune import MAX_OTHER_CPU_SHARE, CpuContention, TuningCache
 from convatlas.train.cpu import depthwise_bf16, fused_norm, linear_fp32
 
 Layout = Literal["contiguous", "channels_last", "blocked"]
@@ -40,7 +40,7 @@ _BLOCKED = (nn.Sequential, Chain, nn.Conv2d, nn.MaxPool2d, nn.ReLU)
 
 
 @dataclass(frozen=True)
-class Compute:
+class ExecutionPlan:
     """One way to carry out the steps of a training.
 
     kernels: norms and activations by kernels of our own, where a C compiler is at hand (see `train.norms`).
@@ -178,13 +178,13 @@ WORTH = 0.95
 class Choice:
     """The way that was chosen, and the seconds that a step took in each of those that were tried; none if known."""
 
-    compute: Compute
-    seconds: dict[Compute, float]
+    execution: ExecutionPlan
+    seconds: dict[ExecutionPlan, float]
 
 
 def candidates(
     network: Network, device: torch.device, *, layout: str, precision: str, compiled: bool, kernels: bool = True
-) -> list[Compute]:
+) -> list[ExecutionPlan]:
     """Return the ways to be tried for a network, the usual one first; "auto" leaves a choice open.
 
     Raises RunError for a way that is not possible with this network or on this device.
@@ -199,7 +199,7 @@ def candidates(
     layouts = _asked("layout", layout, get_args(Layout), layouts, impossible)
     precisions = _asked("precision", precision, get_args(Precision), precisions, slow)
     return [
-        Compute(layout, precision, compiled, kernels)
+        ExecutionPlan(layout, precision, compiled, kernels)
         for precision in precisions
         for layout in layouts
         if not (layout == "blocked" and precision == "bfloat16")
@@ -226,13 +226,13 @@ def choose(
     It is remembered in the cache folder, so that a training repeated on the same machine is the same to the last bit;
     not so what was measured while other work kept the cores busy.
     """
-    network = grow(spec, classes=classes, channels=channels, device="meta")
+    network = build_fresh(spec, classes=classes, channels=channels, device="meta")
     ways = candidates(network, device, layout=layout, precision=precision, compiled=compiled, kernels=kernels)
     macs = cost(network).macs
     if len(ways) == 1 or 3 * macs * batch < SMALL_STEP:
         return Choice(ways[0], {})
     compiler = fused_norm.compiler(network) if device.type == "cpu" and kernels else "none"
-    remembered = Remembered(
+    remembered = TuningCache(
         REMEMBERED, device, spec.to_plain(), classes, channels, batch, [asdict(w) for w in ways], compiler
     )
     known = remembered.choice()
@@ -241,21 +241,21 @@ def choose(
             return Choice(way, {})
     # steps of about a tenth of a second where cores are few, and of less memory than the training will need
     size = max(2, min(batch // 2, round(3e9 / macs)))
-    network = grow(spec, classes=classes, channels=channels).to(device)
-    others = Others()
+    network = build_fresh(spec, classes=classes, channels=channels).to(device)
+    others = CpuContention()
     seconds = _measured(network, ways, size, classes, device)
     del network
     trim_heap()
     best = min(ways, key=seconds.__getitem__)
     chosen = best if seconds[best] <= WORTH * seconds[ways[0]] else ways[0]
-    if others.share() <= BUSY:
+    if others.share() <= MAX_OTHER_CPU_SHARE:
         remembered.keep(asdict(chosen))
     return Choice(chosen, seconds)
 
 
 def _measured(
-    network: Network, ways: list[Compute], batch: int, classes: int, device: torch.device
-) -> dict[Compute, float]:
+    network: Network, ways: list[ExecutionPlan], batch: int, classes: int, device: torch.device
+) -> dict[ExecutionPlan, float]:
     """Return the shortest time of a forward and backward pass in each way: in turns, one to warm up and up to three.
 
     Ways that are clearly slower are left out of later turns. Infinite for ways for which memory does not suffice.
@@ -269,7 +269,7 @@ def _measured(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         first = time.perf_counter()
         for turn in range(4):
-            latest: dict[Compute, float] = {}
+            latest: dict[ExecutionPlan, float] = {}
             for way in left:
                 begun = time.perf_counter()
                 try:
@@ -292,7 +292,7 @@ def _measured(
     return seconds
 
 
-def _pass(network: Network, way: Compute, inputs: Tensor, labels: Tensor, device: torch.device) -> None:
+def _pass(network: Network, way: ExecutionPlan, inputs: Tensor, labels: Tensor, device: torch.device) -> None:
     """Go through a network forward and backward."""
     forward = way.forward(way.place(network))
     with way.arithmetic(device):

@@ -1,6 +1,6 @@
 """Large linear layers stay in float32 where the rest of a step on a CPU is in bfloat16.
 
-With a batch of pictures their products take no longer than reading the weights does; copies in bfloat16 would only
+With a batch of images their products take no longer than reading the weights does; copies in bfloat16 would only
 take memory, a third of AlexNet's (docs/results.md).
 """
 
