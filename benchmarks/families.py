@@ -41,7 +41,7 @@ FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last
 
 def theirs(name: str) -> tuple[str, Callable[[], nn.Module]]:
     """Return the library and the function that builds its network."""
-    library, peer = next(iter(CATALOG[name].peers.items()))
+    library, peer = next(iter(CATALOG[name].upstream.items()))
     if library == "timm":
         import timm
 

@@ -50,7 +50,7 @@ class Lenet5(torch.nn.Sequential):
         )  # fmt: skip
 
 
-def peers(name: str) -> dict[str, torch.nn.Module]:
+def upstream(name: str) -> dict[str, torch.nn.Module]:
     """Return the networks of the other libraries, with random weights."""
     import timm
     import torchvision
@@ -59,12 +59,12 @@ def peers(name: str) -> dict[str, torch.nn.Module]:
     found: dict[str, torch.nn.Module] = {}
     if name == "lenet5_modern":
         return {"torchvision": Lenet5().eval()}
-    if "torchvision" in row.peers:
-        peer = row.peers["torchvision"]
+    if "torchvision" in row.upstream:
+        peer = row.upstream["torchvision"]
         extra = {"aux_logits": False, "init_weights": False} if peer in ("googlenet", "inception_v3") else {}
         found["torchvision"] = torchvision.models.get_model(peer, **extra).eval()
-    if "timm" in row.peers:
-        found["timm"] = timm.create_model(row.peers["timm"]).eval()
+    if "timm" in row.upstream:
+        found["timm"] = timm.create_model(row.upstream["timm"]).eval()
     elif name in timm.list_models():
         found["timm"] = timm.create_model(name).eval()
     return found
@@ -91,10 +91,10 @@ def timed(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 def measured(name: str, batch: int, rounds: int, *, int8: bool, weigh: bool) -> dict[str, Any]:
     """Return milliseconds and ratios of a network with `batch` images."""
     model = untrained(name)
-    inputs = torch.randn(batch, *model.own.input_shape)
+    inputs = torch.randn(batch, *model.module.input_shape)
     pixels = example(model.header, batch)
     sides: dict[str, Callable[[], Any]] = {}
-    for library, network in peers(name).items():
+    for library, network in upstream(name).items():
 
         def eager(network: torch.nn.Module = network) -> Tensor:
             with torch.inference_mode():
@@ -135,13 +135,13 @@ def _memory(name: str, side: str, batch: int) -> float:
         before = peak()
         run = model.choose(side, batch=batch, count=0).engine.outputs
         inputs = example(held, batch)
-        own = sum(tensor.numel() * 4 for tensor in model.own.state_dict().values()) / 2**20
+        own = sum(tensor.numel() * 4 for tensor in model.module.state_dict().values()) / 2**20
     else:
         import timm  # noqa: F401
         import torchvision  # noqa: F401
 
         before, own = peak(), 0.0
-        network = peers(name)[side]
+        network = upstream(name)[side]
         inputs = _inputs(name, batch)
         run = torch.inference_mode()(network)
     run(inputs)
@@ -151,19 +151,19 @@ def _memory(name: str, side: str, batch: int) -> float:
 
 def _inputs(name: str, batch: int) -> Tensor:
     steps = CATALOG[name].preprocessing
-    return torch.randn(batch, steps.channels, steps.size, steps.size)
+    return torch.randn(batch, steps.channels, steps.resolution, steps.resolution)
 
 
 def _int8(model: Model, batch: int, pixels: Tensor) -> Callable[[], Any]:
     """Return a run of the 8-bit graph with random weights: for its speed alone."""
-    from convatlas.engines.onnx_graph import onnx_of
-    from convatlas.engines.onnxruntime import OnnxRuntime
-    from convatlas.engines.openvino import OpenVino
+    from convatlas.engines.onnx_graph import export_graph
+    from convatlas.engines.onnxruntime import OnnxRuntimeEngine
+    from convatlas.engines.openvino import OpenVinoEngine
     from convatlas.inference import quantize
 
-    graph = quantize._static(onnx_of(model.own, model.header), example(model.header, 8), [])
+    graph = quantize._static(export_graph(model.module, model.header), example(model.header, 8), [])
     data = graph.SerializeToString()
-    engines = [OnnxRuntime(data), OpenVino(data, batch=batch)]
+    engines = [OnnxRuntimeEngine(data), OpenVinoEngine(data, batch=batch)]
     best = min(engines, key=lambda engine: timed({"": lambda: engine.outputs(pixels)}, 3)[""])
     return lambda: best.outputs(pixels)
 
@@ -177,7 +177,7 @@ def end_to_end(folder: Path, name: str, rounds: int) -> dict[str, float]:
     from convatlas.data.readers.folder import images_in
 
     files = images_in(folder)
-    network = torchvision.models.get_model(CATALOG[name].peers["torchvision"]).eval()
+    network = torchvision.models.get_model(CATALOG[name].upstream["torchvision"]).eval()
     model = untrained(name)
     model = model.using("auto", batch=16)
     steps = model.header.preprocessing

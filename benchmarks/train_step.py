@@ -30,8 +30,8 @@ def plain(name: str, batch: int, size: int) -> Iterator[None]:
     from convatlas.models.catalog import build_fresh, variant
 
     row = variant(name)
-    if "torchvision" in row.peers:
-        peer = row.peers["torchvision"]
+    if "torchvision" in row.upstream:
+        peer = row.upstream["torchvision"]
         extra = {"aux_logits": False, "init_weights": False} if peer in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(peer, **extra)
     else:
@@ -62,7 +62,7 @@ def ours(name: str, batch: int, size: int, precision: str) -> Iterator[None]:
     from convatlas.train.recipe import Recipe
 
     row = variant(name)
-    spec, steps = adapted(row.spec, resolution=size), row.preprocessing.for_size(size)
+    spec, steps = adapted(row.spec, resolution=size), row.preprocessing.for_resolution(size)
     count = batch * (16 if size <= 64 else 1)  # so that short steps are not measured with the ends of epochs
     pixels = torch.randint(0, 256, (count, steps.channels, size, size), dtype=torch.uint8)
     images = Images(pixels, torch.randint(10, (count,)), [""] * count)

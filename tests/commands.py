@@ -1,4 +1,4 @@
-"""What tests of the command share: its answer, and how an error looks."""
+"""What tests of the command share: its outcome, a short training, and how an error looks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command answered: exit code, standard output, standard error."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -18,8 +18,13 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def fit_arguments(data: object, out: object, *more: object) -> list[object]:
+    """Return the arguments of a training of two epochs."""
+    return ["fit", data, "--model", "lenet5_modern", "--epochs", 2, "--batch", 8, "--out", out, *more]
+
+
 def check_refused(outcome: Outcome, *named: str) -> None:
-    """Check for exit code 2 and a single line of error that names these things."""
+    """Check for exit code 2 and a single line of error that contains these texts."""
     assert outcome.code == 2, outcome
     lines = outcome.err.splitlines()
     assert len(lines) == 1, outcome.err

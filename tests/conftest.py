@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from commands import Command, Outcome
-from convatlas.cli import main as cli
+from convatlas.cli import app as cli
 from convatlas.data.readers.idx import IDX_PARTS
 from convatlas.train.fit import fit
 from convatlas.train.recipe import RECIPES

@@ -407,7 +407,7 @@ from pathlib import Path
 
 import torch
 
-from convatlas.cli import main as cli
+from convatlas.cli import app as cli
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import Settings
 from convatlas.train import compute, run
@@ -505,7 +505,7 @@ FULL = """
 import contextlib, io, json, shutil, subprocess, sys
 from pathlib import Path
 
-from convatlas.cli import main as cli
+from convatlas.cli import app as cli
 from convatlas.train.run import Run
 from convatlas.train.loop import Step
 

@@ -16,7 +16,7 @@ from convatlas.models.card import Variant
 from convatlas.models.catalog import CATALOG, FAMILIES
 from convatlas.models.keys import remap_keys
 
-PAIRS = [(name, library) for name, row in CATALOG.items() for library in row.peers]
+PAIRS = [(name, library) for name, row in CATALOG.items() for library in row.upstream]
 """(our name, library) of every network that another library has, too."""
 
 
@@ -53,7 +53,7 @@ def scramble(network: nn.Module, seed: int = 0) -> None:
 def theirs(name: str, library: str, *, auxiliary: bool = False) -> nn.Module:
     """Return the network of another library, its weights not yet drawn."""
     row = CATALOG[name]
-    peer = row.peers[library]
+    peer = row.upstream[library]
     with without_init():
         if library == "timm":
             timm = pytest.importorskip("timm")
@@ -81,7 +81,7 @@ def moved(row: Variant, network: nn.Module, library: str) -> Network:
     return mine
 
 
-def images(row: Variant, *, size: int, batch: int = 2) -> Tensor:
+def images(row: Variant, *, resolution: int, batch: int = 2) -> Tensor:
     channels, *space = row.spec.input_shape(row.preprocessing.channels)
-    shape = (*space[:-2], size, size)
+    shape = (*space[:-2], resolution, resolution)
     return torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(1))

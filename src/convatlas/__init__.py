@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from convatlas.train.optim import param_groups_by_depth
     from convatlas.train.recipe import Recipe
     from convatlas.train.select_model import Budget, select_model
-    from convatlas.train.settings import Settings
+    from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
     from convatlas.weights.build import build
     from convatlas.weights.pretrained import list_weights
 
@@ -48,7 +48,7 @@ _ROOMS = {
     "core.summary": ("summary",),
     "errors": ("ConvatlasError",),
     "inference.export": ("export",),
-    "inference.model": ("Ensemble", "evaluate", "load", "predict"),
+    "inference.model": ("DataOptions", "Ensemble", "ExecutionOptions", "RunOptions", "evaluate", "load", "predict"),
     "models.catalog": ("list_models", "spec", "variant"),
     "models.describe": ("compare", "show"),
     "models.scaling": ("scale_compound", "scale_fast", "fit_budget"),
@@ -57,17 +57,51 @@ _ROOMS = {
     "train.optim": ("param_groups_by_depth",),
     "train.recipe": ("Recipe",),
     "train.select_model": ("Budget", "select_model"),
-    "train.settings": ("Settings",),
+    "train.settings": ("DataOptions", "ExecutionOptions", "RunOptions"),
     "weights.build": ("build",),
     "weights.pretrained": ("list_weights",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
-    "Budget", "Chain", "Concat", "ConvatlasError", "Ensemble", "Network", "Preprocessing", "Product", "Recipe",
-    "Settings", "Sum", "build", "compare", "cost", "cross_validate", "diff", "evaluate", "export", "feature_info",
-    "fit", "fit_budget", "list_models", "list_weights", "load", "param_groups_by_depth", "predict", "resume",
-    "scale_compound", "scale_fast", "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "variant",
+    "Budget",
+    "Chain",
+    "Concat",
+    "ConvatlasError",
+    "DataOptions",
+    "Ensemble",
+    "ExecutionOptions",
+    "Network",
+    "Preprocessing",
+    "Product",
+    "Recipe",
+    "RunOptions",
+    "Sum",
+    "build",
+    "compare",
+    "cost",
+    "cross_validate",
+    "diff",
+    "evaluate",
+    "export",
+    "feature_info",
+    "fit",
+    "fit_budget",
+    "list_models",
+    "list_weights",
+    "load",
+    "param_groups_by_depth",
+    "predict",
+    "resume",
+    "scale_compound",
+    "scale_fast",
+    "select_model",
+    "show",
+    "spec",
+    "summary",
+    "taps",
+    "taps_at_strides",
+    "variant",
 ]  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """`python -m convatlas` is the `convatlas` command."""
 
-from convatlas.cli.main import main
+from convatlas.cli.app import main
 
 main()

@@ -1,4 +1,4 @@
-"""Errors that a user can act on: one line that names the thing, what is wrong and the mend."""
+"""Errors that a user can act on: one line that names the place, what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class ConvatlasError(Exception):
     """Base of every error that the user's input can cause; the command line prints it as one line and exits with 2."""
+
+
+class InputError(ConvatlasError):
+    """An argument that is not possible: an unknown suffix, a wrong unit, two options that exclude each other."""
 
 
 class SpecError(ConvatlasError):
@@ -35,11 +39,15 @@ class EngineError(ConvatlasError):
 
 
 class RunError(ConvatlasError):
-    """A training run that cannot start, go on, or be written."""
+    """A training run that cannot start, continue or be read."""
+
+
+class MachineError(ConvatlasError):
+    """Something that this machine cannot do: a missing device, a file that cannot be written, a full disk."""
 
 
 def brief(error: BaseException) -> str:
-    """Return the first line of an error's message, or its kind where it has none."""
+    """Return the first line of an error's message, or the name of its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convatlas.core.compose import Chain, Concat, Pair, Product, Sum
-from convatlas.core.cost import Cost, Signal, Tally, cost, rule
+from convatlas.core.cost import Cost, cost
+from convatlas.core.signal import Signal, Tally, rule
 from convatlas.errors import CostError
 from convatlas.layers.channels import ChannelsLast
 from convatlas.layers.lenet import RadialBasis, SparseConnectionConv2d, Subsample
@@ -231,7 +232,7 @@ class Repeat(Mystery):
 def test_rule_of_the_user_is_used() -> None:
     @rule.register
     def _(layer: Repeat, x: Signal, tally: Tally) -> Signal:
-        return tally.add(layer, x, x.like((2 * x.channels, *x.space)), macs=7 * x.size)
+        return tally.add(layer, x, x.like((2 * x.channels, *x.spatial)), macs=7 * x.size)
 
     measured = cost(Chain(Repeat(parameters=5), nn.Conv2d(6, 1, 1)), (3, 2, 2))
     assert (measured.macs, measured.parameters, measured.output.shape) == (7 * 12 + 24, 5 + 7, (1, 2, 2))
@@ -274,7 +275,7 @@ VGG16 = stack(2, (2, 2), 2, (2, 2), 3, (2, 2), 3, (2, 2), 3, (2, 2))
 )
 def test_receptive_field_is_the_published_one(features: nn.Module, field: int, stride: int) -> None:
     measured = cost(features, (1, 224, 224))
-    assert measured.receptive_field == measured.output.field == (field, field)
+    assert measured.receptive_field == measured.output.receptive_field == (field, field)
     assert measured.output.stride == (stride, stride)
 
 
@@ -296,22 +297,22 @@ def test_receptive_field_equals_the_pixels_that_change_the_output() -> None:
 
 def test_axes_have_fields_of_their_own() -> None:
     measured = cost(nn.Conv3d(1, 1, (3, 7, 7), stride=(1, 2, 2)), (1, 8, 32, 32))
-    assert measured.output.field == (3, 7, 7)
+    assert measured.output.receptive_field == (3, 7, 7)
     assert measured.output.stride == (1, 2, 2)
 
 
 @pytest.mark.parametrize("gate", [nn.AdaptiveAvgPool2d(1), nn.Flatten()])
 def test_pooled_signal_has_seen_the_whole_image(gate: nn.Module) -> None:
     measured = cost(Chain(nn.Conv2d(1, 1, 3), gate), (1, 9, 9))
-    assert measured.output.whole
+    assert measured.output.is_global
     assert measured.receptive_field == (3, 3)
 
 
 def test_global_gate_leaves_the_field_local() -> None:
     gate = Chain(nn.Conv2d(2, 2, 5), nn.AdaptiveAvgPool2d(1), nn.Sigmoid())
     y = cost(Chain(nn.Conv2d(1, 2, 3), Product(nn.Identity(), gate)), (1, 9, 9)).output
-    assert not y.whole
-    assert y.field == (3, 3)
+    assert not y.is_global
+    assert y.receptive_field == (3, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -386,7 +387,7 @@ def test_a_class_that_changes_the_forward_pass_of_a_known_one_is_refused() -> No
 def test_parameters_outside_of_layers_are_refused() -> None:
     chain = nn.Sequential(nn.Conv2d(3, 4, 1))
     chain.register_parameter("loose", nn.Parameter(torch.zeros(5)))
-    with pytest.raises(CostError, match="holds 21 parameters, but its layers 16"):
+    with pytest.raises(CostError, match="has 21 parameters, but its layers have 16"):
         cost(chain, (3, 8, 8))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convatlas.core.features import feature_info, taps_at_strides
-from convatlas.core.network import Network, on_the_way, taps
+from convatlas.core.network import Network, feature_map, tap_paths, taps
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.train.optim import param_groups_by_depth
@@ -25,7 +25,7 @@ def test_places_are_taps_of_that_shape(name: str) -> None:
     found = feature_info(network)
     kept = taps(network, [place.path for place in found], x)
     for place in found:
-        assert tuple(kept[place.path].shape[1:]) == (place.channels, *place.space)
+        assert tuple(feature_map(kept[place.path]).shape[1:]) == (place.channels, *place.spatial)
 
 
 @every_network
@@ -52,13 +52,13 @@ def test_head_is_the_output(name: str) -> None:
 def test_strides_name_the_maps_that_detectors_want(name: str, strides: list[int], channels: list[int]) -> None:
     network = build_fresh(name, device="meta").eval()
     kept = taps(network, taps_at_strides(network, strides), torch.zeros(1, *network.input_shape, device="meta"))
-    assert [y.shape[1] for y in kept.values()] == channels
+    assert [feature_map(y).shape[1] for y in kept.values()] == channels
 
 
 def test_a_stride_inside_the_stem_is_found_and_an_unknown_one_refused() -> None:
     network = build_fresh("resnet18", device="meta")
     assert taps_at_strides(network, [2])[0].startswith("stem.")
-    with pytest.raises(SpecError, match=r"stride of 3 px; there are \[2, 4, 8, 16, 32\]"):
+    with pytest.raises(SpecError, match=r"stride of 3 px; its strides are \[2, 4, 8, 16, 32\]"):
         taps_at_strides(network, [3])
 
 
@@ -113,7 +113,7 @@ def test_groups_by_depth_hold_every_parameter_once(name: str) -> None:
     held = [parameter for _, parameters in groups for parameter in parameters]
     assert len(held) == len({id(p) for p in held}) == len(list(network.parameters()))
     paths = [path for path, _ in groups]
-    assert [path for path in on_the_way(network) if path in paths] == paths
+    assert [path for path in tap_paths(network) if path in paths] == paths
 
 
 def test_auxiliary_heads_learn_with_the_head() -> None:
@@ -130,7 +130,7 @@ SMALL = [name for name, row in CATALOG.items() if "small_stem" in getattr(row.sp
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [28, 32, 64])
 def test_small_stem_keeps_the_size_of_small_images(name: str, size: int) -> None:
-    network = build_fresh(name, classes=10, stem="small", resolution=size, device="meta").eval()
+    network = build_fresh(name, classes=10, stem="cifar", resolution=size, device="meta").eval()
     assert network.input_shape[1:] == (size, size)
     own = build_fresh(name, classes=10, device="meta")
     small, full = (next(p.stride for p in feature_info(n) if p.path == "stem") for n in (network, own))
@@ -142,10 +142,10 @@ def test_small_stem_keeps_the_size_of_small_images(name: str, size: int) -> None
 @pytest.mark.parametrize("name", sorted({type(row.spec): name for name, row in CATALOG.items()}.values()))
 def test_small_stem_is_offered_or_refused(name: str) -> None:
     if name in SMALL:
-        assert isinstance(build_fresh(name, stem="small", device="meta"), Network)
+        assert isinstance(build_fresh(name, stem="cifar", device="meta"), Network)
     else:
         with pytest.raises(SpecError, match="no small stem"):
-            build_fresh(name, stem="small", device="meta")
+            build_fresh(name, stem="cifar", device="meta")
 
 
 @every_network

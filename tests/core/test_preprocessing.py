@@ -55,17 +55,17 @@ def test_geometry_equals_torchvision(interpolation: Interpolation, antialias: bo
         [v2.Resize(resize, MODES[interpolation], antialias=antialias), v2.CenterCrop(crop), v2.Pad(pad, fill=9)]
     )
     image = random_image(channels, height, width)
-    assert torch.equal(ours.geometry(image), theirs(image))
+    assert torch.equal(ours.resize_and_crop(image), theirs(image))
 
 
 def test_geometry_of_a_batch_is_that_of_its_images() -> None:
     batch = random_image(4, 3, 31, 57)
-    assert torch.equal(RGB.geometry(batch), torch.stack([RGB.geometry(image) for image in batch]))
+    assert torch.equal(RGB.resize_and_crop(batch), torch.stack([RGB.resize_and_crop(image) for image in batch]))
 
 
 @pytest.mark.parametrize("height", [33, 40, 90])
 def test_geometry_gives_the_size_it_announces(height: int) -> None:
-    assert RGB.geometry(random_image(3, height, 50)).shape == (3, RGB.size, RGB.size) == (3, 39, 39)
+    assert RGB.resize_and_crop(random_image(3, height, 50)).shape == (3, RGB.resolution, RGB.resolution) == (3, 39, 39)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_geometry_gives_the_size_it_announces(height: int) -> None:
 )
 def test_geometry_refuses_what_is_no_image(pixels: torch.Tensor, named: str) -> None:
     with pytest.raises(DataError, match=named):
-        RGB.geometry(pixels)
+        RGB.resize_and_crop(pixels)
 
 
 def test_normalize_is_the_naive_formula() -> None:
@@ -116,15 +116,15 @@ def test_plain_data_round_trips_through_json(steps: Preprocessing) -> None:
 @given(size=st.integers(8, 300))
 def test_for_size_gives_that_size(name: str, size: int) -> None:
     steps = CATALOG[name].preprocessing
-    resized = steps.for_size(size)
-    assert resized.size == size
-    assert resized.pad / size == pytest.approx(steps.pad / steps.size, abs=0.501 / size)
+    resized = steps.for_resolution(size)
+    assert resized.resolution == size
+    assert resized.pad / size == pytest.approx(steps.pad / steps.resolution, abs=0.501 / size)
     assert (resized.mean, resized.std, resized.fill) == (steps.mean, steps.std, steps.fill)
-    assert steps.for_size(steps.size) is steps
+    assert steps.for_resolution(steps.resolution) is steps
 
 
 def test_for_size_keeps_the_margin_that_is_cropped_away() -> None:
-    assert Preprocessing(resize=256, crop=224).for_size(112) == Preprocessing(resize=128, crop=112)
+    assert Preprocessing(resize=256, crop=224).for_resolution(112) == Preprocessing(resize=128, crop=112)
 
 
 def test_for_channels_gives_each_channel_the_average() -> None:

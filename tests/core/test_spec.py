@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from convatlas.core.spec import Depth, Record, Resolution, Spec, Width, cells, diff, from_plain
+from convatlas.core.spec import Depth, Row, Resolution, Spec, Width, cells, diff, spec_from_plain
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, SPEC_TYPES
 from convatlas.models.families.lenet import LeNet5
@@ -21,14 +21,14 @@ names = st.sampled_from(sorted(CATALOG))
 
 
 @dataclass(frozen=True)
-class Stage(Record):
+class Stage(Row):
     width: Width
     repeats: Depth
     stride: int = 1
 
 
 @dataclass(frozen=True)
-class Gated(Record):
+class Gated(Row):
     width: Width
     repeats: Depth
     stride: int = 1
@@ -36,7 +36,7 @@ class Gated(Record):
 
 
 @dataclass(frozen=True)
-class Twin(Record):
+class Twin(Row):
     width: Width
     repeats: Depth
     stride: int = 1
@@ -59,12 +59,12 @@ class Optional(Spec):
     minimum: ClassVar[int] = 32
 
 
-TYPES: dict[str, type[Record]] = {"Nested": Nested, "Optional": Optional, **SPEC_TYPES}
+TYPES: dict[str, type[Row]] = {"Nested": Nested, "Optional": Optional, **SPEC_TYPES}
 SPECS: dict[str, Spec] = {"nested": Nested(), **{name: variant.spec for name, variant in CATALOG.items()}}
 
 
-def reread(spec: Record) -> Any:
-    return from_plain(json.loads(json.dumps(spec.to_plain())), TYPES)
+def reread(spec: Row) -> Any:
+    return spec_from_plain(json.loads(json.dumps(spec.to_plain())), TYPES)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -85,12 +85,12 @@ def test_plain_data_holds_rows_by_type() -> None:
 
 
 def test_left_out_fields_take_their_defaults() -> None:
-    assert from_plain({"type": "Nested"}, TYPES) == Nested()
+    assert spec_from_plain({"type": "Nested"}, TYPES) == Nested()
 
 
 def test_whole_number_is_read_where_a_float_is_asked_for() -> None:
     row = {"type": "Gated", "width": 8, "repeats": 1, "ratio": 1}
-    ratio = from_plain(row, {"Gated": Gated}).ratio
+    ratio = spec_from_plain(row, {"Gated": Gated}).ratio
     assert ratio == 1
     assert isinstance(ratio, float)
 
@@ -245,4 +245,4 @@ def row(**changes: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_bad_plain_data_is_refused_by_field_path(data: Any, named: str) -> None:
     with pytest.raises(SpecError, match=named):
-        from_plain(data, TYPES)
+        spec_from_plain(data, TYPES)

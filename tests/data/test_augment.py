@@ -14,10 +14,19 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as tv
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data import augment as augments
-from convatlas.data.augment import Augment, BatchRandom, changed, crops, erased, mixed, partners, resized
+from convatlas.data import augment_ops
+from convatlas.data.augment import (
+    Augment,
+    augment_pixels,
+    crop_and_resize,
+    erase,
+    mix,
+    mixing_partners,
+    random_crops,
+)
 from convatlas.data.dataset import Images
 from convatlas.data.loader import BatchLoader
+from convatlas.data.rng import BatchRandom
 from convatlas.errors import SpecError
 
 NONE = torch.zeros(8, dtype=torch.bool)
@@ -40,7 +49,7 @@ def random(count: int = 8, *, seed: int = 0, epoch: int = 0) -> BatchRandom:
 
 @given(st.floats(0.02, 1), st.floats(0.2, 5))
 def test_crops_lie_in_the_image_with_the_area_and_the_ratio_asked_for(smallest: float, aspect: float) -> None:
-    start, extent = crops(random(64), smallest, torch.full((64,), aspect))
+    start, extent = random_crops(random(64), smallest, torch.full((64,), aspect))
     assert (start >= 0).all()
     assert (start + extent <= 1 + 1e-6).all()
     ratio = extent[:, 1] / extent[:, 0] * aspect
@@ -53,7 +62,7 @@ def test_crops_lie_in_the_image_with_the_area_and_the_ratio_asked_for(smallest: 
 def test_crops_are_as_large_on_average_as_those_of_torchvision() -> None:
     from torchvision.transforms import RandomResizedCrop
 
-    _, extent = crops(random(4000), 0.08, torch.full((4000,), 1.5))
+    _, extent = random_crops(random(4000), 0.08, torch.full((4000,), 1.5))
     torch.manual_seed(0)
     image = torch.empty(1, 400, 600)
     boxes = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
@@ -66,10 +75,10 @@ def test_crops_are_as_large_on_average_as_those_of_torchvision() -> None:
 def test_a_box_is_cut_and_resized_as_by_torchvision(images: Tensor, box: tuple[int, int, int, int], size: int) -> None:
     top, left, height, width = box
     start, extent = (torch.tensor([pair]).expand(8, 2) / 24 for pair in ((top, left), (height, width)))
-    ours = resized(images.float(), start, extent, size=size, flipped=NONE)
+    ours = crop_and_resize(images.float(), start, extent, size=size, flip=NONE)
     theirs = tv.resized_crop(images.float(), top, left, height, width, [size, size], antialias=True)
     assert (ours - theirs).abs().max() < 0.01 * 255
-    mirrored = resized(images.float(), start, extent, size=size, flipped=~NONE)
+    mirrored = crop_and_resize(images.float(), start, extent, size=size, flip=~NONE)
     assert torch.equal(mirrored, ours.flip(-1))
 
 
@@ -77,14 +86,14 @@ def test_a_box_is_cut_and_resized_as_by_torchvision(images: Tensor, box: tuple[i
 
 
 FUNCTIONS: list[tuple[Callable[..., Tensor], Callable[..., Any], list[float]]] = [
-    (augments.bright, tv.adjust_brightness, [0.0, 0.5, 1.0, 1.7]),
-    (augments.contrasted, tv.adjust_contrast, [0.0, 0.5, 1.0, 1.7]),
-    (augments.saturated, tv.adjust_saturation, [0.0, 0.5, 1.0, 1.7]),
-    (augments.sharpened, tv.adjust_sharpness, [0.0, 0.5, 1.0, 1.7]),
-    (augments.posterized, lambda x, bits: tv.posterize(x, int(bits)), [8, 6, 4, 2]),
-    (augments.solarized, tv.solarize, [255, 128, 3]),
-    (augments.autocontrasted, lambda x, _: tv.autocontrast(x), [0]),
-    (augments.equalized, lambda x, _: tv.equalize(x), [0]),
+    (augment_ops.adjust_brightness, tv.adjust_brightness, [0.0, 0.5, 1.0, 1.7]),
+    (augment_ops.adjust_contrast, tv.adjust_contrast, [0.0, 0.5, 1.0, 1.7]),
+    (augment_ops.adjust_saturation, tv.adjust_saturation, [0.0, 0.5, 1.0, 1.7]),
+    (augment_ops.sharpen, tv.adjust_sharpness, [0.0, 0.5, 1.0, 1.7]),
+    (augment_ops.posterize, lambda x, bits: tv.posterize(x, int(bits)), [8, 6, 4, 2]),
+    (augment_ops.solarize, tv.solarize, [255, 128, 3]),
+    (augment_ops.autocontrast, lambda x, _: tv.autocontrast(x), [0]),
+    (augment_ops.equalize, lambda x, _: tv.equalize(x), [0]),
 ]
 
 
@@ -101,12 +110,12 @@ def test_operations_are_those_of_torchvision(
 def test_every_operation_occurs_and_images_keep_their_range(images: Tensor) -> None:
     many = images.repeat(64, 1, 1, 1)
     for policy in ("trivial", "rand"):
-        changes = changed(many, random(512), Augment(policy=policy), size=24)  # type: ignore[arg-type]
+        changes = augment_pixels(many, random(512), Augment(policy=policy), size=24)  # type: ignore[arg-type]
         assert changes.min() >= 0
         assert changes.max() <= 255
         same = (changes == many).flatten(1).all(1).float().mean().item()
         assert 0.001 < same < 0.4
-    gray = changed(many[:, :1], random(512), Augment(policy="trivial"), size=24)
+    gray = augment_pixels(many[:, :1], random(512), Augment(policy="trivial"), size=24)
     assert gray.shape == (512, 1, 24, 24)
 
 
@@ -115,7 +124,7 @@ def test_every_operation_occurs_and_images_keep_their_range(images: Tensor) -> N
 
 def test_a_share_of_the_images_is_erased_in_a_rectangle() -> None:
     inputs = torch.ones(2000, 1, 20, 20)
-    hidden = erased(inputs, random(2000), 0.25) == 0
+    hidden = erase(inputs, random(2000), 0.25) == 0
     touched = hidden.flatten(1).any(1)
     assert touched.float().mean().item() == pytest.approx(0.25, abs=0.04)
     area = hidden[touched].flatten(1).float().mean(1)
@@ -126,7 +135,7 @@ def test_a_share_of_the_images_is_erased_in_a_rectangle() -> None:
 
 
 def test_partners_are_other_images_and_all_of_them_occur() -> None:
-    chosen = partners(random(500), 500)
+    chosen = mixing_partners(random(500), 500)
     assert (chosen != torch.arange(500)).all()
     assert 250 < len(chosen.unique()) < 400
 
@@ -134,7 +143,7 @@ def test_partners_are_other_images_and_all_of_them_occur() -> None:
 @pytest.mark.parametrize("augment", [Augment(mixup=0.4), Augment(cutmix=1.0), Augment(mixup=0.2, cutmix=1.0)])
 def test_the_share_of_the_label_is_the_share_of_the_image(augment: Augment) -> None:
     inputs, others = torch.ones(400, 1, 32, 32), torch.zeros(400, 1, 32, 32)
-    images, own = mixed(inputs, others, random(400), augment)
+    images, own = mix(inputs, others, random(400), augment)
     assert torch.allclose(images.mean((1, 2, 3)), own, atol=1e-5)
     pasted = ((images == 0) | (images == 1)).flatten(1).all(1)
     assert pasted.float().mean().item() == pytest.approx(

@@ -1,4 +1,4 @@
-"""A data set's faults are found, each where it was made, and nothing else is."""
+"""The check of a data set reports each fault, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from convatlas.cli.main import app
+from convatlas.cli.app import app
 from convatlas.data.check import Check, check
-from convatlas.data.open import find
+from convatlas.data.open import open_data
 from convatlas.draw.contact_sheet import draw_sheet
 
 
@@ -31,12 +31,12 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def looked(folder: Path) -> Check:
-    return check(find(folder))
+def check_folder(folder: Path) -> Check:
+    return check(open_data(folder))
 
 
 def test_a_good_data_set_has_no_findings(photos: Path) -> None:
-    checked = looked(photos)
+    checked = check_folder(photos)
     assert checked.findings() == []
     assert checked.counts == {"train": [12, 12], "val": [4, 4]}
     assert (checked.modes, checked.sizes) == ({"RGB": 32}, ((96, 80),) * 3)
@@ -47,17 +47,17 @@ def test_copies_and_leaks_are_found(photos: Path) -> None:
     shutil.copy(first, photos / "train" / "cat" / "copy.png")
     shutil.copy(photos / "train" / "dog" / "01.png", photos / "val" / "dog" / "leak.png")
     shutil.copy(photos / "train" / "dog" / "02.png", photos / "train" / "cat" / "other.png")
-    checked = looked(photos)
-    names = [{Path(p.name).name for p in group} for group in checked.same]
+    checked = check_folder(photos)
+    names = [{Path(p.name).name for p in group} for group in checked.duplicates]
     assert sorted(map(sorted, names)) == [["00.png", "copy.png"], ["01.png", "leak.png"], ["02.png", "other.png"]]
     assert [{p.split for p in group} for group in checked.leaks] == [{"train", "val"}]
-    assert [{p.labels for p in group} for group in checked.contradictions] == [{(0,), (1,)}]
-    assert checked.near == ()
-    assert "3 images are copies of another one" in checked.findings()
+    assert [{p.labels for p in group} for group in checked.label_conflicts] == [{(0,), (1,)}]
+    assert checked.near_duplicates == ()
+    assert "3 images are duplicates of another one" in checked.findings()
 
 
 @pytest.mark.parametrize("how", ["smaller", "jpeg", "brighter"])
-def test_images_that_are_nearly_the_same_are_found(photos: Path, how: str) -> None:
+def test_near_duplicates_are_found(photos: Path, how: str) -> None:
     image = Image.open(photos / "train" / "cat" / "03.png")
     target = photos / "val" / "cat" / "near.png"
     if how == "smaller":
@@ -66,13 +66,13 @@ def test_images_that_are_nearly_the_same_are_found(photos: Path, how: str) -> No
         image.save(target.with_suffix(".jpg"), quality=40)
     else:
         image.point(lambda value: min(255, int(value * 1.1))).save(target)
-    checked = looked(photos)
-    ((a, b),) = checked.near
+    checked = check_folder(photos)
+    ((a, b),) = checked.near_duplicates
     assert {Path(a.name).stem, Path(b.name).stem} == {"03", "near"}
     assert len(checked.leaks) == 1
 
 
-def test_broken_deep_and_rotated_images_are_told(photos: Path) -> None:
+def test_unreadable_high_bit_depth_and_rotated_images_are_reported(photos: Path) -> None:
     cat = photos / "train" / "cat"
     (cat / "00.png").write_bytes(b"no image")
     whole = (cat / "01.png").read_bytes()
@@ -80,26 +80,26 @@ def test_broken_deep_and_rotated_images_are_told(photos: Path) -> None:
     Image.fromarray(np.full((80, 96), 5000, np.uint16)).save(cat / "02.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(cat / "03.png").convert("RGB").save(cat / "turned.jpg", exif=exif)
+    Image.open(cat / "03.png").convert("RGB").save(cat / "rotated.jpg", exif=exif)
     (cat / "03.png").unlink()
-    checked = looked(photos)
+    checked = check_folder(photos)
     assert {Path(p.name).name for p in checked.unreadable} == {"00.png", "01.png"}
-    assert [Path(p.name).name for p in checked.images if p.rotated] == ["turned.jpg"]
+    assert [Path(p.name).name for p in checked.images if p.rotated] == ["rotated.jpg"]
     assert checked.counts["train"] == [10, 12]
-    told = " ".join(checked.findings())
-    for part in ("2 images cannot be read", "1 images are rotated", "1 images are deeper than 8 bits"):
-        assert part in told
+    findings = " ".join(checked.findings())
+    for part in ("2 images are unreadable", "1 images are rotated", "1 images have more than 8 bits"):
+        assert part in findings
 
 
-def test_images_of_floats_are_looked_at_and_drawn(tmp_path: Path) -> None:
+def test_images_of_floats_are_checked_and_drawn(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(3):
             values = np.random.default_rng(i + 7 * (label == "b")).normal(100, 50, (80, 80)).astype(np.float32)
             np.save(tmp_path / "data" / label / f"{i}.npy", values)
-    checked = check(find(tmp_path / "data"))
+    checked = check(open_data(tmp_path / "data"))
     assert not checked.unreadable
-    assert not checked.same
+    assert not checked.duplicates
     draw_sheet(checked, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         seen = np.asarray(sheet.convert("L"))
@@ -107,17 +107,17 @@ def test_images_of_floats_are_looked_at_and_drawn(tmp_path: Path) -> None:
     assert ((seen > 60) & (seen < 200)).mean() > 0.05  # grays, not lines and letters alone
 
 
-def test_a_scarce_class_is_named(photos: Path) -> None:
+def test_a_rare_class_is_named(photos: Path) -> None:
     for i in range(1, 12):
         (photos / "train" / "cat" / f"{i:02}.png").unlink()
-    assert any("cat" in line for line in looked(photos).findings())
+    assert any("cat" in line for line in check_folder(photos).findings())
 
 
-def test_flat_images_are_not_alike_and_small_ones_tell_nothing(photos: Path, idx_folder: Path) -> None:
+def test_flat_and_small_images_are_not_near_duplicates(photos: Path, idx_folder: Path) -> None:
     for i in range(3):
         Image.new("RGB", (96, 80), (40 * i, 10, 10)).save(photos / "train" / "cat" / f"flat{i}.png")
-    assert looked(photos).near == ()
-    assert looked(idx_folder).near == ()
+    assert check_folder(photos).near_duplicates == ()
+    assert check_folder(idx_folder).near_duplicates == ()
 
 
 def test_the_command_prints_a_table_json_and_a_sheet(photos: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_the_command_prints_a_table_json_and_a_sheet(photos: Path, tmp_path: Pat
     sheet = tmp_path / "sheet.png"
     plain = CliRunner().invoke(app, ["data", "check", str(photos), "--sheet", str(sheet)])
     assert plain.exit_code == 0, plain.output
-    assert "1 groups of such images lie in more than one split" in plain.output
+    assert "1 groups of duplicates are in more than one split" in plain.output
     assert Image.open(sheet).size[0] > 800
     told = json.loads(CliRunner().invoke(app, ["data", "check", str(photos), "--json"]).stdout)
     assert told["counts"] == {"train": [12, 12], "val": [4, 5]}

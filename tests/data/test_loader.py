@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.augment import Augment, BatchRandom, changed
+from convatlas.data.augment import Augment, augment_pixels
 from convatlas.data.dataset import Images
 from convatlas.data.loader import BatchLoader
-from convatlas.data.rng import derive_key, epoch_order, random_bits, uniform
+from convatlas.data.rng import BatchRandom, derive_key, epoch_order, random_bits, uniform
 from convatlas.errors import SpecError
 
 MASK = 2**64 - 1
@@ -92,7 +92,8 @@ def images() -> Images:
 
 
 AUGMENTS = [
-    Augment(max_shift=2), Augment(flip=True), Augment(max_shift=3, flip=True), Augment(jitter=0.4), Augment(policy="trivial"),
+    Augment(max_shift=2), Augment(flip=True), Augment(max_shift=3, flip=True), Augment(jitter=0.4),
+    Augment(policy="trivial"),
     Augment(policy="rand", magnitude=15), Augment(min_crop_area=0.2, flip=True),
 ]  # fmt: skip
 
@@ -101,24 +102,26 @@ AUGMENTS = [
 @given(st.permutations(range(23)), st.integers(1, 23))
 def test_augmentation_does_not_depend_on_the_batch(augment: Augment, order: list[int], batch: int) -> None:
     pixels = torch.arange(23 * 3 * 36).view(23, 3, 6, 6).to(torch.uint8)
-    whole = changed(pixels, BatchRandom(torch.arange(23), 5, 2), augment, size=6, fill=9)
+    whole = augment_pixels(pixels, BatchRandom(torch.arange(23), 5, 2), augment, size=6, fill=9)
     for chosen in torch.tensor(order).split(batch):
-        assert torch.equal(changed(pixels[chosen], BatchRandom(chosen, 5, 2), augment, size=6, fill=9), whole[chosen])
+        assert torch.equal(
+            augment_pixels(pixels[chosen], BatchRandom(chosen, 5, 2), augment, size=6, fill=9), whole[chosen]
+        )
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_augmentation_depends_on_seed_and_epoch(augment: Augment, images: Images) -> None:
     numbers = torch.arange(23)
-    first = changed(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6)
-    assert torch.equal(first, changed(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6))
-    assert not torch.equal(first, changed(images.pixels, BatchRandom(numbers, 0, 1), augment, size=6))
-    assert not torch.equal(first, changed(images.pixels, BatchRandom(numbers, 1, 0), augment, size=6))
+    first = augment_pixels(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6)
+    assert torch.equal(first, augment_pixels(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6))
+    assert not torch.equal(first, augment_pixels(images.pixels, BatchRandom(numbers, 0, 1), augment, size=6))
+    assert not torch.equal(first, augment_pixels(images.pixels, BatchRandom(numbers, 1, 0), augment, size=6))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 7])
 def test_shift_moves_each_image_as_the_naive_loop_does(shift: int, images: Images) -> None:
     numbers = torch.arange(23)
-    shifted = changed(images.pixels, BatchRandom(numbers, 3, 4), Augment(max_shift=shift), size=6, fill=9)
+    shifted = augment_pixels(images.pixels, BatchRandom(numbers, 3, 4), Augment(max_shift=shift), size=6, fill=9)
     span = 2 * shift + 1
     down, right = ((uniform(derive_key(3, 4, 2 + axis), numbers) * span).long().tolist() for axis in (0, 1))
     for i, image in enumerate(images.pixels):
@@ -134,7 +137,7 @@ def test_shift_moves_each_image_as_the_naive_loop_does(shift: int, images: Image
 def test_shift_reaches_every_offset_about_equally_often() -> None:
     pixels = torch.zeros(5000, 1, 5, 5, dtype=torch.uint8)
     pixels[:, :, 2, 2] = 1
-    counts = changed(pixels, BatchRandom(torch.arange(5000), 0, 0), Augment(max_shift=2), size=6).sum(
+    counts = augment_pixels(pixels, BatchRandom(torch.arange(5000), 0, 0), Augment(max_shift=2), size=6).sum(
         0, dtype=torch.int64
     )[0]
     assert ((counts - 200).abs() < 75).all()  # 25 offsets, five standard deviations
@@ -142,7 +145,7 @@ def test_shift_reaches_every_offset_about_equally_often() -> None:
 
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
     pixels = torch.arange(4, dtype=torch.uint8).expand(1000, 1, 2, 4).contiguous()
-    flipped = changed(pixels, BatchRandom(torch.arange(1000), 0, 0), Augment(flip=True), size=6)
+    flipped = augment_pixels(pixels, BatchRandom(torch.arange(1000), 0, 0), Augment(flip=True), size=6)
     mirrored = (flipped == pixels.flip(-1)).flatten(1).all(1)
     kept = (flipped == pixels).flatten(1).all(1)
     assert (mirrored ^ kept).all()
@@ -150,7 +153,9 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
 
 
 def test_without_augmentation_images_are_untouched(images: Images) -> None:
-    assert torch.equal(changed(images.pixels, BatchRandom(torch.arange(23), 0, 0), Augment(), size=6), images.pixels)
+    assert torch.equal(
+        augment_pixels(images.pixels, BatchRandom(torch.arange(23), 0, 0), Augment(), size=6), images.pixels
+    )
 
 
 def test_negative_shift_is_refused() -> None:

@@ -14,18 +14,19 @@ from PIL import Image
 
 from conftest import COLORS, write_idx, write_idx_folder, write_images
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.dataset import Dataset, Images, check_same_classes
+from convatlas.data.dataset import Dataset, Images
 from convatlas.data.decode.pixels import read_image
-from convatlas.data.open import find
+from convatlas.data.open import open_data
 from convatlas.data.readers.idx import IDX_PARTS
 from convatlas.data.splits import VAL_SHARE, split_off
 from convatlas.errors import DataError
+from convatlas.tasks.classification.labels import check_same_classes
 
 GREY, RGB = Preprocessing(resize=8, crop=8), Preprocessing(resize=8, crop=8).for_channels(3)
 
 
 def load(folder: Path | str, *, seed: int = 0, share: float = VAL_SHARE, max_unreadable: float = 0.01) -> Dataset:
-    source = find(folder)
+    source = open_data(folder)
     steps = GREY.for_channels(source.channels)
     return source.load(steps, seed=seed, val_share=share, max_unreadable=max_unreadable)
 
@@ -37,7 +38,7 @@ def names(images: Images | None) -> list[str]:
 
 def per_class(images: Images | None) -> list[int]:
     assert images is not None
-    return torch.bincount(images.labels).tolist()
+    return torch.bincount(images.targets.tensor("label")).tolist()
 
 
 # --- digits
@@ -80,7 +81,7 @@ def test_digits_labels_go_with_their_images(digits: dict[int, Dataset]) -> None:
     original, data = load_digits(), digits[1]
     for i in range(0, len(data.train), 100):
         number = int(data.train.names[i].removeprefix("digits/"))
-        assert data.train.labels[i] == original.target[number]
+        assert data.train.targets.tensor("label")[i] == original.target[number]
         assert np.abs(data.train.pixels[i, 0].numpy() / 255 - original.images[number] / 16).max() < 0.01
 
 
@@ -103,11 +104,11 @@ def test_idx_folder_is_read_packed_or_not_under_both_names(tmp_path: Path, packe
 
 
 def test_idx_pixels_and_labels_are_those_of_the_file(idx_folder: Path) -> None:
-    data = find(idx_folder).load(Preprocessing(resize=28, crop=28))
+    data = open_data(idx_folder).load(Preprocessing(resize=28, crop=28))
     assert data.test is not None
     for images in (data.train, data.test):
         rows = images.pixels[:, 0].float().mean(2).argmax(1)
-        assert torch.equal(rows, 4 + 2 * images.labels)
+        assert torch.equal(rows, 4 + 2 * images.targets.tensor("label"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_real_sets_are_recognized_by_their_content(
 ) -> None:
     folder = tmp_path / "renamed"
     folder.symlink_to(shared_data / name)
-    data = find(folder).load(Preprocessing(resize=28, crop=28), val_share=VAL_SHARE)
+    data = open_data(folder).load(Preprocessing(resize=28, crop=28), val_share=VAL_SHARE)
     assert (data.name, data.classes) == (name, classes)
     assert data.val is not None
     assert data.test is not None
@@ -138,7 +139,7 @@ def test_a_missing_idx_file_is_named(tmp_path: Path, part: str) -> None:
     folder = write_idx_folder(tmp_path / "rows")
     (folder / f"{part}.gz").unlink()
     with pytest.raises(DataError, match=part):
-        find(folder)
+        open_data(folder)
 
 
 def flip_in_the_middle(raw: bytes) -> bytes:
@@ -182,12 +183,12 @@ def test_damaged_idx_files_are_named(tmp_path: Path, packed: bool, damage: Calla
 @pytest.mark.parametrize(
     ("part", "values", "told"),
     [
-        ("t10k-images-idx3-ubyte", np.zeros((39, 28, 28), np.uint8), "40 labels"),
+        ("t10k-images-idx3-ubyte", np.zeros((39, 28, 28), np.uint8), "must hold 40 images"),
         ("t10k-images-idx3-ubyte", np.zeros((40, 784), np.uint8), "784"),
-        ("t10k-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 9, "test split misses 9"),
-        ("train-labels-idx1-ubyte", np.arange(160, dtype=np.uint8) % 9, "train split misses 9"),
-        ("t10k-labels-idx1-ubyte", np.zeros(0, np.uint8), "test split misses"),
-        ("train-labels-idx1-ubyte", np.zeros((160, 28, 28), np.uint8), "train-labels|train split misses"),
+        ("t10k-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 9, "test split lacks 9"),
+        ("train-labels-idx1-ubyte", np.arange(160, dtype=np.uint8) % 9, "train split lacks 9"),
+        ("t10k-labels-idx1-ubyte", np.zeros(0, np.uint8), "test split lacks"),
+        ("train-labels-idx1-ubyte", np.zeros((160, 28, 28), np.uint8), "train-labels|train split lacks"),
     ],
 )
 def test_idx_files_that_do_not_go_together_are_refused(
@@ -222,9 +223,9 @@ def test_labels_are_the_folders_of_the_images(images: Path) -> None:
     data = load(images)
     for part in (data.train, data.val):
         assert part is not None
-        assert [Path(name).parent.name for name in part.names] == [data.classes[i] for i in part.labels]
+        assert [Path(name).parent.name for name in part.names] == [data.classes[i] for i in part.targets.tensor("label")]
         means = part.pixels.float().mean((2, 3))
-        expected = torch.tensor([COLORS[data.classes[i]] for i in part.labels]).float()
+        expected = torch.tensor([COLORS[data.classes[i]] for i in part.targets.tensor("label")]).float()
         assert (means - expected).abs().max() < 30
 
 
@@ -354,7 +355,7 @@ def test_channels_are_those_of_the_images(tmp_path: Path, modes: list[str], chan
         (tmp_path / name).mkdir()
         for i in range(6):
             red(modes[i % len(modes)]).save(tmp_path / name / f"{i}.png")
-    assert find(tmp_path).channels == channels
+    assert open_data(tmp_path).channels == channels
 
 
 # --- what cannot be read
@@ -376,7 +377,7 @@ BREAK: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", ["00.jpg", "01.png"])
 @pytest.mark.parametrize("damage", BREAK)
-def test_broken_images_are_left_out_and_listed_up_to_max_unreadable(own_images: Path, damage: str, name: str) -> None:
+def test_unreadable_images_are_skipped_and_listed_up_to_max_unreadable(own_images: Path, damage: str, name: str) -> None:
     file = own_images / "train/bee" / name
     file.write_bytes(BREAK[damage](file.read_bytes()))
     data = load(own_images, max_unreadable=1 / 72)
@@ -388,14 +389,14 @@ def test_broken_images_are_left_out_and_listed_up_to_max_unreadable(own_images: 
         load(own_images, max_unreadable=0.01)
 
 
-def test_labels_still_go_with_images_after_a_broken_one(own_images: Path) -> None:
+def test_labels_still_go_with_images_after_an_unreadable_one(own_images: Path) -> None:
     (own_images / "train/ant/00.jpg").write_bytes(b"")
     data = load(own_images, max_unreadable=0.5)
-    assert [Path(name).parent.name for name in data.train.names] == [data.classes[i] for i in data.train.labels]
-    assert data.train.pixels.float().mean((2, 3)).argmax(1).tolist() == data.train.labels.tolist()
+    assert [Path(name).parent.name for name in data.train.names] == [data.classes[i] for i in data.train.targets.tensor("label")]
+    assert data.train.pixels.float().mean((2, 3)).argmax(1).tolist() == data.train.targets.tensor("label").tolist()
 
 
-def test_broken_images_are_counted_over_all_splits(own_images: Path) -> None:
+def test_unreadable_images_are_counted_over_all_splits(own_images: Path) -> None:
     for split in ("train", "val"):
         (own_images / split / "ant/00.jpg").write_bytes(b"")
     assert len(load(own_images, max_unreadable=2 / 72).unreadable) == 2
@@ -406,7 +407,7 @@ def test_broken_images_are_counted_over_all_splits(own_images: Path) -> None:
 def test_a_class_of_which_nothing_is_left_is_named(own_images: Path) -> None:
     for file in (own_images / "val/cat").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(DataError, match="val split misses cat"):
+    with pytest.raises(DataError, match="val split lacks cat"):
         load(own_images, max_unreadable=1)
 
 
@@ -425,12 +426,12 @@ def keep_one_class(folder: Path) -> None:
     [
         (empty_a_class, "train/bee: the class bee is empty"),
         (keep_one_class, "train: expected at least two folders.*found 1"),
-        (lambda folder: shutil.rmtree(folder / "val/bee"), "val split misses bee"),
-        (lambda folder: shutil.rmtree(folder / "train/bee"), "val split .*does not know: bee"),
-        (lambda folder: (folder / "val/bee").rename(folder / "val/wasp"), "misses bee .*does not know: wasp"),
+        (lambda folder: shutil.rmtree(folder / "val/bee"), "val split lacks bee"),
+        (lambda folder: shutil.rmtree(folder / "train/bee"), "val split .*not in train: bee"),
+        (lambda folder: (folder / "val/bee").rename(folder / "val/wasp"), "lacks bee .*not in train: wasp"),
         (lambda folder: shutil.rmtree(folder / "train"), "no train/"),
         (lambda folder: shutil.rmtree(folder), "no such folder"),
-        (lambda folder: [shutil.rmtree(folder), folder.write_text("a file")], "expected a folder, a table"),
+        (lambda folder: [shutil.rmtree(folder), folder.write_text("a file")], "must be a folder, a table"),
         (lambda folder: [shutil.rmtree(folder), folder.mkdir()], "at least two folders"),
         (lambda folder: [shutil.rmtree(folder / "train"), (folder / "train").write_text("")], "no train/"),
     ],
@@ -462,29 +463,32 @@ def test_classes_too_small_to_be_split_are_refused(tmp_path: Path, count: int) -
 
 def test_unknown_names_get_the_nearest_known_one() -> None:
     with pytest.raises(DataError, match=r"digit: no such folder \(did you mean digits\?\)"):
-        find("digit")
+        open_data("digit")
 
 
 def test_a_named_set_that_is_not_cached_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"mnist is not in .*--download"):
-        find("mnist")
+        open_data("mnist")
 
 
 def test_classes_are_matched_by_name_in_any_order() -> None:
     check_same_classes(("ant", "bee", "cat"), ("cat", "ant", "bee"), split="val", where="here")
-    with pytest.raises(DataError, match=r"here: the val split misses cat and has .*: dog"):
+    with pytest.raises(DataError, match=r"here: the val split lacks cat and has .*: dog"):
         check_same_classes(("ant", "bee", "cat"), ("dog", "bee", "ant"), split="val", where="here")
 
 
 def test_progress_counts_every_image(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    find(images).load(RGB, progress=lambda *news: told.append(news))
+    def progress(task: str, done: int, total: int) -> None:
+        told.append((task, done, total))
+
+    open_data(images, progress=progress).load(RGB, progress=progress)
     assert Counter(what for what, _, _ in told) == dict.fromkeys(
-        ("looking for train", "reading train", "looking for val", "reading val"), 36
+        ("reading files", "decoding train", "reading val", "decoding val"), 36
     )
-    assert told[-1] == ("reading val", 36, 36)
+    assert told[-1] == ("decoding val", 36, 36)
 
 
 def test_a_rare_class_stays_on_both_sides() -> None:
@@ -495,5 +499,5 @@ def test_a_rare_class_stays_on_both_sides() -> None:
 
 
 def test_training_images_of_a_folder_do_not_come_class_after_class(images: Path) -> None:
-    labels = load(images).train.labels
+    labels = load(images).train.targets.tensor("label")
     assert labels.tolist() != labels.sort().values.tolist()

@@ -125,7 +125,7 @@ def test_comparison_counts_and_finds_the_cells_that_differ() -> None:
 
 
 def test_comparison_at_one_size_and_of_specs() -> None:
-    compared = compare("resnet18", CATALOG["resnet18"].spec.scaled(width=2), size=64)
+    compared = compare("resnet18", CATALOG["resnet18"].spec.scaled(width=2), resolution=64)
     assert [row.resolution for row in compared.rows] == [64, 64]
     assert compared.rows[1].name == "resnet18-custom"
     assert "widths[0]" in compared.cells

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_engines import IMAGES, ONE_OF_A_FAMILY, exactly, sealed
+from test_engines import IMAGES, ONE_OF_A_FAMILY, compute_float64, small_model
 from test_serve import ask, running
 from torch import Tensor
 
@@ -56,11 +56,11 @@ def told(predictions: list[Prediction]) -> list[dict[str, float]]:
 
 def check(name: str, folder: Path, tmp_path: Path, *, everything: bool) -> None:
     network, header = sealed(name)
-    modelfile.save(tmp_path / "x.safetensors", network, header)
+    modelfile.write_model_file(tmp_path / "x.safetensors", network, header)
     model = load(tmp_path / "x.safetensors")
     files = sorted(folder.rglob("*.png"))
     steps, criterion = header.preprocessing, CRITERIA[header.criterion]
-    pixels = torch.cat([steps.views(_read(file, steps.channels), "one") for file in files])
+    pixels = torch.cat([steps.tta_views(_read(file, steps.channels), "none") for file in files])
     images = Images(pixels, torch.zeros(len(files), dtype=torch.long), list(map(str, files)))
     classes = header.classes
     trained = evaluate(plainly(network, steps), images, criterion, temperature=header.temperature).probabilities
@@ -105,7 +105,7 @@ def test_one_image_gets_one_answer_for_all_of_the_catalog(name: str, folder: Pat
 
 def test_evaluate_on_a_folder_says_the_same_as_predict(folder: Path, tmp_path: Path) -> None:
     network, header = sealed("lenet5_modern")
-    modelfile.save(tmp_path / "x.safetensors", network, header)
+    modelfile.write_model_file(tmp_path / "x.safetensors", network, header)
     model = load(tmp_path / "x.safetensors")
     row = CATALOG["lenet5_modern"]
     assert row.preprocessing.channels == header.preprocessing.channels

@@ -1,4 +1,4 @@
-"""Engines: the same answers from torch with folded norms, ONNX Runtime and OpenVINO, and a choice that is measured."""
+"""Engines: equal outputs of torch with folded norms, ONNX Runtime and OpenVINO, and a choice by measurement."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from convatlas.core.network import Network
-from convatlas.engines import onnx_graph, onnxruntime, openvino, select
-from convatlas.engines.folding import folded
-from convatlas.engines.select import ENGINES, EngineConfig, choose, start
-from convatlas.engines.torch import Torch, in_full
+from convatlas.engines import deploy, onnx_graph, onnxruntime, openvino, select
+from convatlas.engines.folding import fold_norms
+from convatlas.engines.select import ENGINES, EngineConfig, choose_engine, start_engine
+from convatlas.system import autotune, extras
+from convatlas.system.autotune import TimingRules
+from convatlas.engines.torch import TorchEngine, run_in_full_batches
 from convatlas.errors import EngineError, ModelFileError
 from convatlas.models.catalog import CATALOG, FAMILIES, reads_clips
 from convatlas.weights.modelfile import Header
@@ -32,20 +34,20 @@ ONE_OF_A_FAMILY = [next(name for name in IMAGES if CATALOG[name].card.family == 
                    if any(CATALOG[name].card.family == family for name in IMAGES)]  # fmt: skip
 
 
-def sealed(name: str) -> tuple[Network, Header]:
-    """Return a small network with the weights that it begins to learn with, and a header for it."""
+def small_model(name: str) -> tuple[Network, Header]:
+    """Return a small network with initial weights, and a header for it."""
     row, spec = CATALOG[name], tiny(name)
     network, _ = grown(name, channels=row.preprocessing.channels)
     settle(network)
-    steps = row.preprocessing.for_size(spec.resolution)
+    steps = row.preprocessing.for_resolution(spec.resolution)
     return network, Header(name, spec, tuple("abcdefg"), steps, "cross_entropy", temperature=1.7)
 
 
 @torch.no_grad()
 def settle(network: Network) -> None:
-    """Give the norms the statistics of some inputs, and outputs that tell classes apart.
+    """Set the statistics of the norms from some inputs, and scale the outputs so that classes differ.
 
-    With anything else, deep networks blow rounding up to nonsense.
+    Otherwise deep networks amplify rounding errors without bound.
     """
     torch.manual_seed(0)
     inputs = torch.randn(24, *network.input_shape)
@@ -55,37 +57,37 @@ def settle(network: Network) -> None:
             layer.momentum = None
             layer.train()
     network(inputs)
-    spread = network.eval()(inputs).std()
+    deviation = network.eval()(inputs).std()
     last = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
     for layer in last:
-        layer.weight.mul_(2 / spread)
+        layer.weight.mul_(2 / deviation)
 
 
 def pixels_for(header: Header, count: int = 3) -> torch.Tensor:
     steps, generator = header.preprocessing, torch.Generator().manual_seed(1)
-    shape = (count, steps.channels, steps.size, steps.size)
+    shape = (count, steps.channels, steps.resolution, steps.resolution)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def exactly(network: Network, header: Header, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the outputs in float64: what float32 is away from them, an engine may be, too, several times."""
+def compute_float64(network: Network, header: Header, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the outputs computed in float64: their distance from float32 is the scale for differences of engines."""
     with torch.inference_mode():
         inputs = header.preprocessing.normalize(pixels).double()
         return cast(torch.Tensor, copy.deepcopy(network).double()(inputs)).float()
 
 
 def close(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether outputs are the same to rounding: deep networks with random weights multiply its errors."""
+    """Return whether outputs are equal up to rounding, which deep networks with random weights amplify."""
     return bool((left - right).abs().max() <= 2e-3 * right.abs().max())
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_a_folded_network_gives_the_same_and_leaves_its_source_alone(name: str) -> None:
+def test_a_folded_network_has_the_same_outputs_and_does_not_change_the_original(name: str) -> None:
     network, x = grown(name, channels=CATALOG[name].preprocessing.channels)
     scramble(network)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     expected = outputs(network, x)
-    twin = folded(network, layout=torch.channels_last)
+    twin = fold_norms(network, memory_format=torch.channels_last)
     assert close(outputs(twin, x), expected)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in before.items())
     norms = (nn.BatchNorm2d, nn.BatchNorm3d)
@@ -95,81 +97,81 @@ def test_a_folded_network_gives_the_same_and_leaves_its_source_alone(name: str) 
     assert not any(isinstance(layer, nn.Dropout) for chain in twin.stages.modules() for layer in chain.children())
 
 
-def test_what_a_folded_network_does_not_change_it_shares() -> None:
+def test_a_folded_network_shares_unchanged_weights() -> None:
     network, _ = grown("vgg11")
-    twin = folded(network)
+    twin = fold_norms(network)
     mine = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear)}
     assert mine == {id(layer.weight) for layer in twin.modules() if isinstance(layer, nn.Linear)}
 
 
 def check_engines(name: str) -> None:
-    network, header = sealed(name)
+    network, header = small_model(name)
     pixels = pixels_for(header)
     with torch.inference_mode():
         expected = network(header.preprocessing.normalize(pixels))
-    graph = onnx_graph.onnx_of(network, header)
+    graph = onnx_graph.export_graph(network, header)
     assert {node.op_type for node in graph.graph.node} <= onnx_graph.OPERATORS
     data = graph.SerializeToString()
-    session = onnxruntime.OnnxRuntime(data)
-    engines: list[Any] = [Torch(network, header, layout="contiguous"), session]
-    if importlib.util.find_spec("openvino") and name != "nin_imagenet":  # whose last maps are smaller there, at 48 px
-        engines.append(openvino.OpenVino(data, batch=2))
-    rounding = (expected - exactly(network, header, pixels)).abs().max()
+    session = onnxruntime.OnnxRuntimeEngine(data)
+    engines: list[Any] = [TorchEngine(network, header, memory_format="contiguous"), session]
+    if importlib.util.find_spec("openvino") and name != "nin_imagenet":  # at 48 px its last feature maps differ in size there
+        engines.append(openvino.OpenVinoEngine(data, batch=2))
+    rounding = (expected - compute_float64(network, header, pixels)).abs().max()
     for engine in engines:
         off = (engine.outputs(pixels) - expected).abs().max()
         assert off <= max(1e-4 * expected.abs().max(), 20 * rounding), engine.name
-    told = torch.from_numpy(session.answers(pixels, onnx_graph.PROBABILITIES)[0])
-    assert (told - (expected / 1.7).softmax(1)).abs().max() <= max(1e-4, 20 * rounding)
+    probabilities = torch.from_numpy(session.run(pixels, deploy.PROBABILITIES)[0])
+    assert (probabilities - (expected / 1.7).softmax(1)).abs().max() <= max(1e-4, 20 * rounding)
 
 
 @pytest.mark.parametrize("name", ONE_OF_A_FAMILY)
-def test_every_engine_gives_the_same(name: str) -> None:
+def test_every_engine_has_the_same_outputs(name: str) -> None:
     check_engines(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in IMAGES if name not in ONE_OF_A_FAMILY])
-def test_every_engine_gives_the_same_for_the_rest_of_the_catalog(name: str) -> None:
+def test_every_engine_has_the_same_outputs_for_the_rest_of_the_catalog(name: str) -> None:
     check_engines(name)
 
 
 @pytest.fixture(scope="module")
 def small() -> tuple[Network, Header]:
-    return sealed("lenet5_modern")
+    return small_model("lenet5_modern")
 
 
 @pytest.fixture(scope="module")
 def graph(small: tuple[Network, Header]) -> Any:
-    return onnx_graph.onnx_of(*small)
+    return onnx_graph.export_graph(*small)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_graph_takes_any_number_of_images(small: tuple[Network, Header], graph: Any, count: int) -> None:
     pixels = pixels_for(small[1], count)
-    expected = Torch(*small).outputs(pixels)
-    assert close(onnxruntime.OnnxRuntime(graph.SerializeToString()).outputs(pixels), expected)
+    expected = TorchEngine(*small).outputs(pixels)
+    assert close(onnxruntime.OnnxRuntimeEngine(graph.SerializeToString()).outputs(pixels), expected)
 
 
-def test_batches_are_filled_up_for_what_takes_one_size_only() -> None:
-    seen = []
+def test_the_last_batch_is_padded() -> None:
+    sizes = []
 
     def run(part: torch.Tensor) -> torch.Tensor:
-        seen.append(len(part))
+        sizes.append(len(part))
         return part.flatten(1).sum(1, keepdim=True)
 
     pixels = torch.arange(14.0).view(7, 1, 1, 2)
-    assert torch.equal(in_full(run, pixels, 3), run(pixels))
-    assert seen[:3] == [3, 3, 3]
+    assert torch.equal(run_in_full_batches(run, pixels, 3), run(pixels))
+    assert sizes[:3] == [3, 3, 3]
 
 
-def test_a_graph_says_what_it_is(small: tuple[Network, Header], graph: Any, tmp_path: Path) -> None:
+def test_metadata_of_a_graph(small: tuple[Network, Header], graph: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(graph.SerializeToString())
-    header, read = onnx_graph.opened(path)
+    header, read = onnx_graph.read_graph(path)
     assert header == small[1]
-    said = {entry.key: entry.value for entry in read.metadata_props}
-    assert said["classes"] == '["a", "b", "c", "d", "e", "f", "g"]'
-    assert f"{small[1].preprocessing.size}" in said["input"]
+    metadata = {entry.key: entry.value for entry in read.metadata_props}
+    assert metadata["classes"] == '["a", "b", "c", "d", "e", "f", "g"]'
+    assert f"{small[1].preprocessing.resolution}" in metadata["input"]
     assert read.opset_import[0].version == onnx_graph.OPSET
 
 
@@ -181,7 +183,7 @@ def foreign_domain(model: Any) -> None:
     model.graph.node[0].domain = "com.example"
 
 
-def numbers_elsewhere(model: Any) -> None:
+def external_weights(model: Any) -> None:
     tensor = model.graph.initializer[0]
     tensor.data_location = onnx.TensorProto.EXTERNAL
     entry = tensor.external_data.add()
@@ -193,21 +195,21 @@ def other_output(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
-    [(foreign_operator, "Loop"), (foreign_domain, "operators"), (numbers_elsewhere, "another file"),
+    ("change", "message"),
+    [(foreign_operator, "Loop"), (foreign_domain, "operators"), (external_weights, "another file"),
      (other_output, "export it again")],
 )  # fmt: skip
-def test_a_graph_of_other_make_is_refused_even_if_it_is_sealed(
-    graph: Any, tmp_path: Path, change: Callable[[Any], None], told: str
+def test_a_graph_of_other_make_is_refused_even_if_it_is_small_model(
+    graph: Any, tmp_path: Path, change: Callable[[Any], None], message: str
 ) -> None:
     model = type(graph)()
     model.CopyFrom(graph)
     change(model)
-    onnx_graph.seal(model)
+    onnx_graph.add_checksum(model)
     path = tmp_path / "x.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelFileError, match=told):
-        onnx_graph.opened(path)
+    with pytest.raises(ModelFileError, match=message):
+        onnx_graph.read_graph(path)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -219,26 +221,26 @@ def test_a_damaged_graph_is_refused(graph: Any, tmp_path: Path, seed: int) -> No
     path = tmp_path / "x.onnx"
     path.write_bytes(data[: len(data) // 2] if seed % 8 == 7 else data)
     with pytest.raises(ModelFileError) as refused:
-        onnx_graph.opened(path)
+        onnx_graph.read_graph(path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_graphs_are_made_once_and_kept_in_the_cache(
+def test_graphs_are_cached(
     small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    made = onnx_graph.cached(*small)
-    monkeypatch.setattr(onnx_graph, "onnx_of", lambda *_: pytest.fail("made again"))
-    assert onnx_graph.cached(*small) == made
+    made = onnx_graph.load_or_export(*small)
+    monkeypatch.setattr(onnx_graph, "onnx_of", lambda *_: pytest.fail("exported again"))
+    assert onnx_graph.load_or_export(*small) == made
     (file,) = (tmp_path / "graphs").iterdir()
     file.write_bytes(b"damaged")
     with pytest.raises(pytest.fail.Exception):
-        onnx_graph.cached(*small)
+        onnx_graph.load_or_export(*small)
     monkeypatch.undo()
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    monkeypatch.setattr(onnx_graph, "CACHED_BYTES", len(made))
-    onnx_graph.cached(small[0], dataclasses.replace(small[1], temperature=2.0))  # another graph
+    monkeypatch.setattr(onnx_graph, "MAX_CACHE_BYTES", len(made))
+    onnx_graph.load_or_export(small[0], dataclasses.replace(small[1], temperature=2.0))  # another graph
     assert len(list((tmp_path / "graphs").iterdir())) == 1
 
 
@@ -246,7 +248,7 @@ def test_graphs_are_made_once_and_kept_in_the_cache(
 
 
 class Fake:
-    """An engine whose batches take so many seconds of a clock that stands still otherwise."""
+    """An engine that only has a name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -254,63 +256,63 @@ class Fake:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
-    """Seconds of a batch for each engine, to be filled; and a cache of its own."""
+    """Seconds of a batch by engine, to be filled by the test; the cache is empty."""
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    monkeypatch.setattr(select, "BUSY", 2.0)
+    monkeypatch.setattr(select, "MAX_OTHER_CPU_SHARE", 2.0)
     seconds: dict[str, float] = {}
-    monkeypatch.setattr(select, "start", lambda name, *_, **__: Fake(name))
+    monkeypatch.setattr(select, "start_engine", lambda config, *_, **__: Fake(config.engine))
     monkeypatch.setattr(
-        select, "measured", lambda running, *_: {way: seconds[way.engine] + (way.layout == "contiguous")
-                                                 for way in running}
+        select, "time_engines",
+        lambda engines, *_: {each: seconds[each.engine] + (each.memory_format == "contiguous") for each in engines},
     )  # fmt: skip
     return seconds
 
 
-def test_the_fastest_engine_is_measured_once_and_remembered(
+def test_the_fastest_engine_is_measured_once_and_stored(
     small: tuple[Network, Header], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock |= {"torch": 3.0, "onnxruntime": 1.0, "openvino": 2.0}
-    first = choose("auto", *small, batch=4, macs=10**9)
+    first = choose_engine("auto", *small, batch=4, macs=10**9)
     assert first.engine.name == "onnxruntime"
     assert "onnxruntime: the fastest of onnxruntime 1000.0 ms" in str(first)
     clock["onnxruntime"] = 9.0
-    again = choose("auto", *small, batch=4, macs=10**9)
+    again = choose_engine("auto", *small, batch=4, macs=10**9)
     assert (again.engine.name, again.seconds) == ("onnxruntime", {})
-    assert "when it was measured here" in str(again)
-    assert choose("auto", *small, batch=5, macs=10**9).engine.name == "openvino"
-    monkeypatch.setattr(select, "BUSY", -1.0)
-    assert choose("auto", *small, batch=6, macs=10**9).engine.name == "openvino"
+    assert "in an earlier measurement" in str(again)
+    assert choose_engine("auto", *small, batch=5, macs=10**9).engine.name == "openvino"
+    monkeypatch.setattr(select, "MAX_OTHER_CPU_SHARE", -1.0)
+    assert choose_engine("auto", *small, batch=6, macs=10**9).engine.name == "openvino"
     clock["torch"] = 0.5
-    assert choose("auto", *small, batch=6, macs=10**9).way == EngineConfig("torch", "channels_last")
+    assert choose_engine("auto", *small, batch=6, macs=10**9).config == EngineConfig("torch", "channels_last")
 
 
-def test_few_images_are_not_worth_a_measurement(small: tuple[Network, Header], clock: dict[str, float]) -> None:
+def test_nothing_is_measured_for_few_images(small: tuple[Network, Header], clock: dict[str, float]) -> None:
     clock |= {"torch": 3.0, "onnxruntime": 1.0, "openvino": 2.0}
-    assert choose("auto", *small, batch=1, macs=10**9, count=3).way == EngineConfig("torch", "channels_last")
-    assert choose("auto", *small, batch=1, macs=10**9, count=10_000).engine.name == "onnxruntime"
-    assert choose("auto", *small, batch=1, macs=10**9, count=3).engine.name == "onnxruntime"  # now it is known
+    assert choose_engine("auto", *small, batch=1, macs=10**9, count=3).config == EngineConfig("torch", "channels_last")
+    assert choose_engine("auto", *small, batch=1, macs=10**9, count=10_000).engine.name == "onnxruntime"
+    assert choose_engine("auto", *small, batch=1, macs=10**9, count=3).engine.name == "onnxruntime"  # now it is stored
 
 
-def test_an_engine_that_cannot_run_a_network_is_left_out(
+def test_an_engine_that_cannot_run_a_network_is_skipped(
     small: tuple[Network, Header], clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock |= {"torch": 3.0, "openvino": 2.0}
 
-    def begun(name: str, *_: object, **__: object) -> Fake:
-        if name == "onnxruntime":
+    def start(config: EngineConfig, *_: object, **__: object) -> Fake:
+        if config.engine == "onnxruntime":
             raise EngineError("cannot")
-        return Fake(name)
+        return Fake(config.engine)
 
-    monkeypatch.setattr(select, "start", begun)
-    chosen = choose("auto", *small, batch=4, macs=10**9)
-    assert chosen.refused == {"onnxruntime": "cannot"}
+    monkeypatch.setattr(select, "start_engine", start)
+    chosen = choose_engine("auto", *small, batch=4, macs=10**9)
+    assert chosen.failures == {"onnxruntime": "cannot"}
     assert chosen.engine.name != "onnxruntime"
     with pytest.raises(EngineError, match="cannot"):
-        choose("onnxruntime", *small, batch=4, macs=1)
+        choose_engine("onnxruntime", *small, batch=4, macs=1)
 
 
-def test_the_first_run_of_a_turn_does_not_count(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes after another engine is slow at first: the threads of that one still spin."""
+def test_the_first_run_of_a_turn_is_not_timed(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine is slow right after another one, whose threads still spin."""
     now = [0.0]
     last: list[str] = []
 
@@ -319,35 +321,35 @@ def test_the_first_run_of_a_turn_does_not_count(small: tuple[Network, Header], m
             now[0] += 9.0 if last[-1:] != [self.name] else {"a": 1.0, "b": 2.0}[self.name]
             last.append(self.name)
 
-    monkeypatch.setattr(select.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(select, "ENOUGH", 200.0)
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(select, "TIMING", TimingRules(max_seconds=200.0, max_slowdown=3.0, prime=True))
     a, b = EngineConfig("a"), EngineConfig("b")
-    assert select.measured({a: Spinning("a"), b: Spinning("b")}, small[1], 1) == {a: 1.0, b: 2.0}  # type: ignore[dict-item]
+    assert select.time_engines({a: Spinning("a"), b: Spinning("b")}, small[1], 1) == {a: 1.0, b: 2.0}  # type: ignore[dict-item]
 
 
-def test_tiny_networks_are_tried_on_one_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_is_tried_for_tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert EngineConfig("torch", "channels_last", 1) in select.ways("torch", tiny=True)
-    assert {way.threads for way in select.ways("torch", tiny=False)} == {0}
+    assert EngineConfig("torch", "channels_last", 1) in select.engine_configs("torch", one_thread=True)
+    assert {each.threads for each in select.engine_configs("torch", one_thread=False)} == {0}
 
 
 def test_real_engines_are_compared(
     small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    monkeypatch.setattr(select, "ENOUGH", 0.05)
-    chosen = choose("auto", *small, batch=2, macs=10**6)
-    assert {way.engine for way in chosen.seconds} >= {"torch", "onnxruntime"}
-    assert close(chosen.engine.outputs(pixels_for(small[1])), Torch(*small).outputs(pixels_for(small[1])))
+    monkeypatch.setattr(select, "TIMING", TimingRules(max_seconds=0.05, max_slowdown=100.0))
+    chosen = choose_engine("auto", *small, batch=2, macs=10**6)
+    assert {each.engine for each in chosen.seconds} >= {"torch", "onnxruntime"}
+    assert close(chosen.engine.outputs(pixels_for(small[1])), TorchEngine(*small).outputs(pixels_for(small[1])))
 
 
-def test_unknown_and_missing_engines_are_named(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineError, match="'tensorrt' is not one of auto, torch"):
-        start("tensorrt", *small, batch=1)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+def test_unknown_and_missing_engines_are_refused(small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match=r"must be one of auto, torch, .*, got 'tensorrt'"):
+        start_engine(EngineConfig("tensorrt"), *small, batch=1)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(EngineError, match=r"pip install 'convatlas\[onnx\]'"):
-        choose("onnxruntime", *small, batch=1, macs=1)
-    assert {way.engine for way in select.ways("auto", tiny=False)} == {"torch"}
+        choose_engine("onnxruntime", *small, batch=1, macs=1)
+    assert {each.engine for each in select.engine_configs("auto", one_thread=False)} == {"torch"}
 
 
 def test_engine_names_are_the_documented_ones() -> None:
@@ -356,7 +358,7 @@ def test_engine_names_are_the_documented_ones() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same() -> None:
-    network, header = sealed("resnet18")
+    network, header = small_model("resnet18")
     pixels = pixels_for(header, 5)
-    engine = start("compile", network, header, batch=2)
-    assert close(engine.outputs(pixels), Torch(network, header).outputs(pixels))
+    engine = start_engine(EngineConfig("compile"), network, header, batch=2)
+    assert close(engine.outputs(pixels), TorchEngine(network, header).outputs(pixels))

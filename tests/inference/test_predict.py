@@ -122,19 +122,19 @@ def test_an_array_file_that_promises_more_than_it_holds_is_refused(model: Model)
 
 def test_views_are_the_centre_its_mirror_image_and_ten_crops() -> None:
     image = torch.arange(3 * 8 * 12, dtype=torch.uint8).view(3, 8, 12)
-    (one,) = ROWS.views(image, "one")
-    assert torch.equal(one, ROWS.geometry(image))
-    assert torch.equal(ROWS.views(image, "flip"), torch.stack([one, one.flip(-1)]))
-    ten = ROWS.views(image, "ten")
+    (one,) = ROWS.tta_views(image, "none")
+    assert torch.equal(one, ROWS.resize_and_crop(image))
+    assert torch.equal(ROWS.tta_views(image, "flip"), torch.stack([one, one.flip(-1)]))
+    ten = ROWS.tta_views(image, "ten-crop")
     corners = [image[:, :4, :4], image[:, :4, 8:], image[:, 4:, :4], image[:, 4:, 8:]]
     assert torch.equal(ten[:5], torch.stack([*corners, one]))
     assert torch.equal(ten[5:], ten[:5].flip(-1))
     with pytest.raises(SpecError, match="views: 'five' is not one of one, flip, ten"):
-        ROWS.views(image, "five")  # type: ignore[arg-type]
+        ROWS.tta_views(image, "five")  # type: ignore[arg-type]
 
 
 def test_probabilities_are_the_mean_over_the_views(model: Model, files: list[Path]) -> None:
-    (seen,) = model.predict(files[0], views="flip")
+    (seen,) = model.predict(files[0], tta="flip")
     image = Image.open(files[0])
     both = model.predict([image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
     for name, p in seen.probabilities.items():
@@ -199,10 +199,10 @@ def test_addresses_are_fetched_only_if_asked_for(
     good, bad, missing = model.predict([f"{site.url}/{name}.png" for name in "abc"], fetch=True)
     assert same(good, model.predict(files[1])[0])
     assert "not an image" in bad.error
-    assert "could not be fetched" in missing.error
+    assert "download failed" in missing.error
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     (offline,) = model.predict(f"{site.url}/a.png", fetch=True)
-    assert "switched off" in offline.error
+    assert "internet access is disabled" in offline.error
 
 
 # --- the command
@@ -244,12 +244,12 @@ def test_the_command_has_all_options(
     tmp_path: Path,
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    how = ("--threshold", 1, "--views", "ten", "--with", colored.model_file, "--batch", 3, "--engine", "torch")
+    how = ("--threshold", 1, "--tta", "ten", "--with", colored.model_file, "--batch", 3, "--engine", "torch")
     outcome = convatlas("predict", colored.model_file, images / "val/ant", *how, "--sheet", sheet)
     assert outcome.code == 0
     assert NONE in outcome.out
     assert Image.open(sheet).size[0] > 500
-    for wrong, named in ((("--views", "nine"), "views"), (("--engine", "fast"), "engine"),
+    for wrong, named in ((("--tta", "nine"), "views"), (("--engine", "fast"), "engine"),
                          (("--device", "tpu"), "tpu")):  # fmt: skip
         check_refused(convatlas("predict", colored.model_file, images / "val/ant", *wrong), named)
     check_refused(convatlas("predict", colored.model_file, "https://example.org/x.png"), "--fetch")

@@ -27,7 +27,7 @@ def test_network_has_the_three_named_parts(name: str) -> None:
 
 @every_network
 def test_default_preprocessing_gives_the_resolution_of_the_spec(name: str) -> None:
-    assert CATALOG[name].preprocessing.size == CATALOG[name].spec.resolution
+    assert CATALOG[name].preprocessing.resolution == CATALOG[name].spec.resolution
 
 
 @every_network

@@ -1,4 +1,4 @@
-"""The numbers of every network: the committed table, the facts that were collected, the integers that are known."""
+"""Stats of every network: the committed table, the collected facts, and published integers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from convatlas.core.cost import cost
-from convatlas.models.catalog import CATALOG, FACTS, count, facts, measure
+from convatlas.models.catalog import CATALOG, count_stats, measure, stats
 from convatlas.models.families import inception_resnet
 from convatlas.models.families.inception_resnet import InceptionResNet
+from convatlas.models.stats import STATS_CSV
 
 FACTS_FILE = Path(__file__).parents[2] / "../shared/facts/architecture-facts.csv"
 
@@ -36,7 +37,7 @@ FIELDS = {
     "inception_resnet_v2": 3039,
 }  # fmt: skip
 
-# what the facts call our networks, where it is not their title
+# names of our networks in the collected facts, where they differ from the title
 CALLED = {
     "ConvNet1989": "convnet1989", "LeNet-1": "lenet1", "LeNet-5": "lenet5",
     "AlexNet (2014, one weird trick)": "alexnet", "GoogLeNet (Inception v1)": "googlenet",
@@ -50,25 +51,25 @@ CALLED = {
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_table_of_facts_is_what_is_counted(name: str) -> None:
-    assert facts(name) == count(name), "if the change is meant: python tests/accept_golden.py"
+def test_committed_stats_equal_the_counted_ones(name: str) -> None:
+    assert stats(name) == count_stats(name), "if the change is intended: python tests/models/accept_golden.py"
 
 
 def test_table_has_a_row_for_every_network_in_order() -> None:
-    with FACTS.open(encoding="utf-8") as table:
+    with STATS_CSV.open(encoding="utf-8") as table:
         assert [row["name"] for row in csv.DictReader(table)] == list(CATALOG)
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_integers_that_are_known(name: str) -> None:
+def test_published_parameters_and_macs(name: str) -> None:
     parameters, macs = PRINTED[name]
-    assert facts(name).parameters == parameters
-    assert macs is None or facts(name).macs == macs
+    assert stats(name).parameters == parameters
+    assert macs is None or stats(name).macs == macs
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_receptive_fields_that_are_known(name: str) -> None:
-    assert facts(name).receptive_field == FIELDS[name]
+def test_published_receptive_fields(name: str) -> None:
+    assert stats(name).receptive_field == FIELDS[name]
 
 
 def test_capsnet_without_decoder() -> None:
@@ -95,7 +96,7 @@ def test_inception_resnet_v1_is_the_independent_count_but_for_a_block_and_an_emb
 
 
 def collected() -> list[tuple[str, dict[str, str]]]:
-    """Return (our name, row) of the facts that speak of a network of the catalog."""
+    """Return (our name, row) of the collected facts on networks of the catalog."""
     if not FACTS_FILE.is_file():
         return []
     titles = {row.card.title: name for name, row in CATALOG.items()}
@@ -105,13 +106,13 @@ def collected() -> list[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.skipif(not FACTS_FILE.is_file(), reason=f"the collected facts are not there ({FACTS_FILE})")
-def test_facts_speak_of_most_networks() -> None:
+def test_collected_facts_cover_most_networks() -> None:
     assert len(collected()) >= 95
 
 
 @pytest.mark.parametrize(("name", "row"), collected(), ids=[name for name, _ in collected()])
-def test_counts_are_those_of_the_collected_facts(name: str, row: dict[str, str]) -> None:
-    number = facts(name)
+def test_stats_equal_the_collected_facts(name: str, row: dict[str, str]) -> None:
+    number = stats(name)
     libraries = [row[f"{what}_computed_{library}"] for what, library in (("params", "torchvision"), ("params", "timm"))]
     exact = {int(value) for value in libraries if value}
     # these of torchvision come with auxiliary heads, or are other networks (see the rows named ..._torchvision)
@@ -121,7 +122,7 @@ def test_counts_are_those_of_the_collected_facts(name: str, row: dict[str, str])
     if not exact <= others | bare:
         assert number.parameters in exact
     elif not row["params"]:
-        pytest.fail(f"the facts hold no number of parameters for {name}")
+        pytest.fail(f"the facts have no number of parameters for {name}")
     if row["macs_computed_torchvision"] and name not in ("regnet_x_400mf", "regnet_y_800mf", "regnet_y_8gf"):
         assert number.macs == int(row["macs_computed_torchvision"])
     written = re.fullmatch(r"([\d.]+)M", row["params"])
@@ -129,6 +130,6 @@ def test_counts_are_those_of_the_collected_facts(name: str, row: dict[str, str])
         assert number.parameters == pytest.approx(float(written[1]) * 1e6, rel=0.05)
 
 
-def test_every_number_of_the_facts_is_positive() -> None:
+def test_stats_are_positive() -> None:
     for name in CATALOG:
-        assert min(dataclasses.astuple(facts(name))) > 0, name
+        assert min(dataclasses.astuple(stats(name))) > 0, name

@@ -24,7 +24,7 @@ OTHER_ORDER = ("vgg", "resnetv2")
 """Families whose head is a convolution in timm."""
 
 # training takes longer: each network once, from torchvision where it has it
-TRAINED = [(name, next(iter(row.peers))) for name, row in CATALOG.items() if row.peers]
+TRAINED = [(name, next(iter(row.upstream))) for name, row in CATALOG.items() if row.upstream]
 
 
 def tolerance(name: str, library: str) -> float:
@@ -37,7 +37,7 @@ def test_outputs_are_those_of_the_library(name: str, library: str) -> None:
     row = CATALOG[name]
     peer = theirs(name, library)
     scramble(peer)
-    mine, x = moved(row, peer, library), images(row, size=max(row.spec.minimum, 64))
+    mine, x = moved(row, peer, library), images(row, resolution=max(row.spec.minimum, 64))
     with torch.inference_mode():
         expected, got = peer.eval()(x), mine.eval()(x)
     assert expected.std() > 0
@@ -76,7 +76,7 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
     for network in (peer, mine):
         quiet(network)
         network.train()
-    x = images(row, size=row.spec.resolution if helped else max(row.spec.minimum, 64), batch=4)
+    x = images(row, resolution=row.spec.resolution if helped else max(row.spec.minimum, 64), batch=4)
     labels = torch.arange(4)
     expected = their_loss(peer(x), labels)
     _, loss = mine.loss(x, labels, F.cross_entropy)

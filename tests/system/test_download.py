@@ -10,7 +10,7 @@ import pytest
 
 from convatlas.data.open import find
 from convatlas.data.readers.idx import IDX_SETS, IdxSet
-from convatlas.errors import DataError
+from convatlas.errors import DataError, MachineError
 from convatlas.system.download import fetch
 from server import CONTENT, Site, serving
 
@@ -22,7 +22,7 @@ def test_a_file_is_fetched_and_checked(serve: Callable[..., Site], tmp_path: Pat
     assert fetch([site.url + "file"], path, DIGEST, progress=lambda *news: told.append(news)) == path
     assert path.read_bytes() == CONTENT
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
-    assert told[-1] == ("fetching file", len(CONTENT), len(CONTENT))
+    assert told[-1] == ("downloading file", len(CONTENT), len(CONTENT))
 
 
 def test_a_good_file_is_not_fetched_again(serve: Callable[..., Site], tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_second_mirror_begins_anew_where_the_first_has_another_file(
 
 def test_a_wrong_digest_is_refused_and_nothing_is_left(serve: Callable[..., Site], tmp_path: Path) -> None:
     site = serve({"/file": CONTENT[::-1]})
-    with pytest.raises(DataError, match=r"file could not be fetched: .*sha256"):
+    with pytest.raises(DataError, match=r"file: download failed: .*SHA-256"):
         fetch([site.url + "file"], tmp_path / "file", DIGEST)
     assert list(tmp_path.iterdir()) == []
 
@@ -135,7 +135,7 @@ def test_offline_refuses_without_asking(
 
 def test_a_folder_that_cannot_be_written_is_named(serve: Callable[..., Site], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(DataError, match=r"taken.file: cannot be written"):
+    with pytest.raises(MachineError, match=r"taken.file: cannot be written"):
         fetch([serve().url + "file"], tmp_path / "taken" / "file", DIGEST)
 
 
@@ -152,7 +152,7 @@ def mnist(
     return site, tmp_path / "cache"
 
 
-def test_a_named_set_is_fetched_into_the_cache_and_then_needs_no_network(
+def test_a_named_set_is_fetched_into_the_cache_and_then_needs_no_internet_access(
     mnist: tuple[Site, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, cache = mnist

@@ -18,7 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import convatlas as ca
-from convatlas.cli.main import app
+from convatlas.cli.app import app
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.check import check
 from convatlas.data.open import find
@@ -223,8 +223,8 @@ def test_the_check_counts_every_class(tmp_path: Path) -> None:
     rows.append(rows[4] | {"file": "copy.png"})
     checked = check(find(table(tmp_path / "a.csv", rows)))
     assert checked.counts["train"] == [30, 30, 29]
-    ((one, other),) = checked.contradictions
-    assert {checked.named(one), checked.named(other)} == {"red + Green", "blue"}
+    ((one, other),) = checked.label_conflicts
+    assert {checked.class_names(one), checked.class_names(other)} == {"red + Green", "blue"}
 
 
 # --- from a table to answers
@@ -330,12 +330,12 @@ def test_thresholds_are_sealed_and_checked(run: Any, tmp_path: Path) -> None:
 
     from convatlas.weights import modelfile
 
-    network, header = modelfile.load(run.model_file)
+    network, header = modelfile.read_model_file(run.model_file)
     assert len(header.thresholds) == 3
     for thresholds in ((), (0.5, 0.5), (0.5, 0.5, 1.5)):
-        modelfile.save(tmp_path / "x.safetensors", network, dataclasses.replace(header, thresholds=thresholds))
+        modelfile.write_model_file(tmp_path / "x.safetensors", network, dataclasses.replace(header, thresholds=thresholds))
         with pytest.raises(ModelFileError, match="thresholds"):
-            modelfile.load(tmp_path / "x.safetensors")
+            modelfile.read_model_file(tmp_path / "x.safetensors")
 
 
 def test_arrays_may_be_of_several_classes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import convatlas as ca
-from convatlas.cli.main import app
+from convatlas.cli.app import app
 from convatlas.data.open import find
 from convatlas.data.samples import Listing
 from convatlas.data.splits import fold_numbers

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import convatlas as ca
 from convatlas.errors import RunError
-from convatlas.system.devices import device_named
+from convatlas.system.devices import resolve_device
 from convatlas.train import run_folder
 from convatlas.train.distributed import Distributed
 from convatlas.train.fit import reopen
@@ -218,12 +218,12 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch, "empty", lambda *_, device: options.append(device) or Tensor())
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    device_named("cuda")
+    resolve_device("cuda")
     assert options == [torch.device("cuda:1")]
     with pytest.raises(RunError, match="each has a GPU of its own; write cuda"):
-        device_named("cuda:0")
+        resolve_device("cuda:0")
     monkeypatch.delenv("WORLD_SIZE")
-    device_named("cuda:1")
+    resolve_device("cuda:1")
     assert options[1] == torch.device("cuda:1")
 
 

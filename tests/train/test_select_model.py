@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import convatlas as ca
-from convatlas.cli.main import _number, app
+from convatlas.cli.app import app
 from convatlas.core.cost import cost
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Images

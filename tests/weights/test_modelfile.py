@@ -19,13 +19,13 @@ from torch import Tensor
 
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.errors import ConvatlasError, ModelFileError, RunError
+from convatlas.errors import ConvatlasError, MachineError, ModelFileError
 from convatlas.inference import model
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.lenet import LeNet5Modern
 from convatlas.weights import modelfile
 from convatlas.weights.build import build
-from convatlas.weights.modelfile import Header, load, save
+from convatlas.weights.modelfile import Header, read_model_file, write_model_file
 from tiny_networks import tiny
 
 SMALL = LeNet5Modern(maps=(1, 2), hidden=(3, 4), resolution=16)
@@ -48,7 +48,7 @@ def build_fresh() -> Network:
 
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
-    save(tmp_path / "small.safetensors", build_fresh(), HEADER)
+    write_model_file(tmp_path / "small.safetensors", build_fresh(), HEADER)
     return tmp_path / "small.safetensors"
 
 
@@ -60,7 +60,7 @@ def same_weights(a: Network, b: Network) -> bool:
 def refuse(path: Path, *told: str) -> None:
     """Check that the file is refused in one line that names it and tells what is wrong."""
     with pytest.raises(ModelFileError) as caught:
-        load(path)
+        read_model_file(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
@@ -76,11 +76,11 @@ def test_every_network_round_trips_bit_for_bit(tmp_path: Path, name: str, channe
         name=name,
         spec=tiny(name),
         classes=tuple("abcdefg"),
-        preprocessing=row.preprocessing.for_size(tiny(name).resolution).for_channels(channels),
+        preprocessing=row.preprocessing.for_resolution(tiny(name).resolution).for_channels(channels),
         criterion="map",
     )
-    save(path, network, header)
-    loaded, read = load(path)
+    write_model_file(path, network, header)
+    loaded, read = read_model_file(path)
     assert read == header
     assert same_weights(loaded, network)
     assert not loaded.training
@@ -90,13 +90,13 @@ def test_every_network_round_trips_bit_for_bit(tmp_path: Path, name: str, channe
 
 
 def test_every_field_of_the_header_comes_back(sealed: Path) -> None:
-    assert load(sealed)[1] == HEADER
+    assert read_model_file(sealed)[1] == HEADER
 
 
 def test_loading_leaves_torchs_generator_alone(sealed: Path) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    load(sealed)
+    read_model_file(sealed)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -125,7 +125,7 @@ def test_a_flipped_byte_never_gives_another_model(sealed: Path, block: int) -> N
         damaged[chance.randrange(len(raw))] ^= chance.randrange(1, 256)
         sealed.write_bytes(damaged)
         try:
-            loaded, header = load(sealed)
+            loaded, header = read_model_file(sealed)
         except ModelFileError as error:
             refused.append(str(error))
         else:  # white space that means nothing
@@ -211,7 +211,7 @@ def forged(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_a_forged_file_without_a_change_is_a_good_one(forged: Callable[..., Path]) -> None:
-    assert load(forged())[1] == HEADER
+    assert read_model_file(forged())[1] == HEADER
 
 
 @pytest.mark.parametrize("field", HEADER.to_plain())
@@ -325,8 +325,8 @@ def test_a_full_disk_leaves_everything_as_it_was(
     before, path = sealed.read_bytes(), sealed if old else sealed.with_name("new.safetensors")
     if how == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
-    with full_disk(1000 if how == "limit" else 10**9), pytest.raises(RunError, match=f"{path.name}: cannot be written"):
-        save(path, build_fresh(), HEADER)
+    with full_disk(1000 if how == "limit" else 10**9), pytest.raises(MachineError, match=f"{path.name}: cannot be written"):
+        write_model_file(path, build_fresh(), HEADER)
     assert [entry.name for entry in sealed.parent.iterdir()] == [sealed.name]
     assert sealed.read_bytes() == before
 
@@ -338,21 +338,21 @@ def test_a_stop_while_writing_leaves_everything_as_it_was(sealed: Path, monkeypa
     before = sealed.read_bytes()
     monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(KeyboardInterrupt):
-        save(sealed, build_fresh(), HEADER)
+        write_model_file(sealed, build_fresh(), HEADER)
     assert [entry.name for entry in sealed.parent.iterdir()] == [sealed.name]
     assert sealed.read_bytes() == before
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"missing.model\.safetensors: cannot be written"):
-        save(tmp_path / "missing" / "model.safetensors", build_fresh(), HEADER)
+    with pytest.raises(MachineError, match=r"missing.model\.safetensors: cannot be written"):
+        write_model_file(tmp_path / "missing" / "model.safetensors", build_fresh(), HEADER)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_named(sealed: Path) -> None:
     sealed.parent.chmod(0o500)
     try:
-        with pytest.raises(RunError, match="cannot be written"):
-            save(sealed, build_fresh(), HEADER)
+        with pytest.raises(MachineError, match="cannot be written"):
+            write_model_file(sealed, build_fresh(), HEADER)
     finally:
         sealed.parent.chmod(0o700)

@@ -1,9 +1,11 @@
-"""Published weights: records, files, exact fits, other heads and channels; and the real ones where they are there."""
+"""Pretrained weights: records, files, exact matches, other heads and channels; and real weights, if available."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,21 +16,23 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convatlas.errors import ConvatlasError, DataError, WeightsError
 from convatlas.inference import model
-from convatlas.inference.verify import Verification, find_images, verify
-from convatlas.inference.verify import record as note_down
+from convatlas.inference.labeled_images import list_labeled_images
+from convatlas.inference.verify import TopAccuracy, Verification, append_row, verify
 from convatlas.models.catalog import CATALOG, build_fresh, spec
 from convatlas.models.keys import remap_keys, rename
+from convatlas.tasks.known import Classification
 from convatlas.weights import pretrained
 from convatlas.weights.adapt import adapt_kernel
 from convatlas.weights.build import build
-from convatlas.weights.fetch import import_file, pull
-from convatlas.weights.modelfile import Header, save
+from convatlas.weights.fetch import add_file, pull
+from convatlas.weights.modelfile import Header, write_model_file
 from convatlas.weights.pretrained import Weights, find_weights, list_weights
 from convatlas.weights.read import load_tensors
 from server import Site
@@ -59,7 +63,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def record(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
     """The record of `RECORD`, with the digest of the checkpoint."""
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:8]
-    changed = replace(find_weights(RECORD), digest=digest)
+    changed = replace(find_weights(RECORD), sha256_prefix=digest)
     monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [changed])
     return changed
 
@@ -73,7 +77,7 @@ def outputs(network: nn.Module, x: Tensor) -> Tensor:
 # --- records
 
 
-@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.peers])
+@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if row.upstream])
 def test_records_are_those_of_the_libraries(name: str) -> None:
     for record in list_weights(name):
         assert find_weights(record.name) == record
@@ -84,17 +88,17 @@ def test_records_are_those_of_the_libraries(name: str) -> None:
         )
         assert record.preprocessing.channels == 3
         if record.library == "torchvision":
-            assert record.digest
+            assert record.sha256_prefix
             assert all(0 < value < 100 for value in record.reported_metrics.values())
 
 
-def test_files_of_different_weights_do_not_meet_in_the_cache() -> None:
-    every = list(pretrained.every())
-    assert len(every) > 250
-    assert len({record.path for record in every}) == len(every)
+def test_files_of_different_weights_have_different_paths_in_the_cache() -> None:
+    records = list(pretrained.all_weights())
+    assert len(records) > 250
+    assert len({record.cache_path for record in records}) == len(records)
 
 
-def test_record_says_what_torchvision_says() -> None:
+def test_record_has_the_values_of_torchvision() -> None:
     record = find_weights("resnet50@torchvision:IMAGENET1K_V2")
     assert record.reported_metrics == {"ImageNet-1K acc@1": 80.858, "ImageNet-1K acc@5": 95.434}
     assert (record.preprocessing.resize, record.preprocessing.crop) == (232, 224)
@@ -102,82 +106,96 @@ def test_record_says_what_torchvision_says() -> None:
     assert find_weights("resnet50@torchvision:DEFAULT") == record
 
 
-def test_networks_that_normalize_inside_get_it_in_their_preprocessing() -> None:
+@pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if "torchvision" in row.upstream])
+def test_transforms_input_is_what_torchvision_has(name: str) -> None:
+    """torchvision's module of the network has the argument `transform_input`."""
+    builder = torchvision.models.get_model_builder(CATALOG[name].upstream["torchvision"])
+    module = inspect.getmodule(builder)
+    assert module is not None
+    classes = [
+        value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__
+    ]
+    transforms_input = any("transform_input" in inspect.signature(value).parameters for value in classes)
+    assert CATALOG[name].transforms_input == transforms_input
+
+
+def test_transform_input_is_part_of_the_preprocessing() -> None:
     assert find_weights("googlenet@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.5, 0.5, 0.5)
     assert find_weights("resnet18@torchvision:IMAGENET1K_V1").preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("resnet50", "network@library:tag"), ("resnet50@torchvision", "network@library:tag"),
-        ("resnet50@torchvison:X", "did you mean torchvision"), ("resnet5@torchvision:X", "unknown network"),
+        ("resnet50@torchvison:X", "library must be one of .*, got 'torchvison'.*did you mean torchvision"),
+        ("resnet5@torchvision:X", "resnet5"),
         ("resnet50@torchvision:IMAGENET1K_V3", "did you mean IMAGENET1K_V"),
         ("capsnet@torchvision:X", "no library publishes"),
         ("alexnet@timm:x", "published by torchvision"),
     ],
 )  # fmt: skip
-def test_names_that_are_none_are_refused(name: str, told: str) -> None:
-    with pytest.raises(ConvatlasError, match=told):
+def test_unknown_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConvatlasError, match=message):
         find_weights(name)
 
 
-# --- fetching and bringing in
+# --- pull and add
 
 
-def test_pulled_weights_are_checked_and_used(
+def test_pull_downloads_once_and_build_uses_the_file(
     record: Weights, checkpoint: Path, serve: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = serve({"/squeezenet.pth": checkpoint.read_bytes()})
     here = replace(record, url=site.url + "squeezenet.pth", filename="squeezenet.pth")
     monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [here])
-    assert here.file is None
+    assert here.cached_file is None
     path = pull(here)
-    assert path == here.file == here.path
+    assert path == here.cached_file == here.cache_path
     pull(here)
     assert len(site.options) == 1
     network = build(NAME, weights="torchvision:IMAGENET1K_V1")
-    peer = theirs(NAME, "torchvision")
-    peer.load_state_dict(torch.load(checkpoint, weights_only=True))
+    upstream = theirs(NAME, "torchvision")
+    upstream.load_state_dict(torch.load(checkpoint, weights_only=True))
     x = torch.randn(2, 3, 64, 64)
-    assert torch.equal(outputs(network, x), outputs(peer, x))
+    assert torch.equal(outputs(network, x), outputs(upstream, x))
 
 
-def test_foreign_file_from_the_server_is_refused(record: Weights, serve: Callable[..., Site]) -> None:
+def test_another_file_from_the_server_is_refused(record: Weights, serve: Callable[..., Site]) -> None:
     site = serve({"/squeezenet.pth": b"something else"})
-    with pytest.raises(WeightsError, match=r"sha256.*convatlas weights import"):
+    with pytest.raises(WeightsError, match=r"sha256.*convatlas weights add"):
         pull(replace(record, url=site.url + "squeezenet.pth"))
 
 
-def test_offline_tells_how_to_bring_weights_in(record: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_error_names_the_command_that_adds_a_file(record: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    with pytest.raises(WeightsError, match=f"switched off.*weights import {RECORD}"):
+    with pytest.raises(WeightsError, match=f"internet access is disabled.*weights add {RECORD}"):
         build(NAME, weights="torchvision:IMAGENET1K_V1")
 
 
-def test_imported_file_is_used_offline(record: Weights, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_added_file_is_used_offline(record: Weights, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    assert import_file(record, checkpoint) == record.path
+    assert add_file(record, checkpoint) == record.cache_path
     assert build(NAME, weights="torchvision:IMAGENET1K_V1", classes=4).input_shape == (3, 224, 224)
-    answer = model.load(RECORD)
-    assert answer.header.license == ""
-    assert answer.classes == record.classes
+    loaded = model.load(RECORD)
+    assert loaded.header.license == ""
+    assert loaded.classes == record.classes
 
 
-def test_file_that_torchvision_keeps_is_used(record: Weights, checkpoint: Path, tmp_path: Path) -> None:
+def test_file_in_the_cache_of_torchvision_is_used(record: Weights, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / record.filename).write_bytes(checkpoint.read_bytes())
     assert pull(record) == folder / record.filename
 
 
-def test_import_refuses_another_file_and_leaves_nothing(record: Weights, tmp_path: Path, cache: Path) -> None:
+def test_add_refuses_another_file_and_leaves_nothing(record: Weights, tmp_path: Path, cache: Path) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(b"PK no weights")
-    with pytest.raises(WeightsError, match="not the published file"):
-        import_file(record, other)
+    with pytest.raises(WeightsError, match=r"sha256 must begin with .* as published"):
+        add_file(record, other)
     with pytest.raises(WeightsError, match="no such file"):
-        import_file(record, tmp_path / "none.pth")
+        add_file(record, tmp_path / "none.pth")
     assert not cache.exists() or not list(cache.rglob("*.pth"))
 
 
@@ -185,7 +203,7 @@ def test_import_refuses_another_file_and_leaves_nothing(record: Weights, tmp_pat
 
 
 @pytest.mark.parametrize("how", ["plain", "state_dict", "model", "module.", "safetensors"])
-def test_checkpoints_are_read_in_their_wrappers(how: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_wrappers_of_checkpoints_are_removed(how: str, checkpoint: Path, tmp_path: Path) -> None:
     tensors = torch.load(checkpoint, weights_only=True)
     path = tmp_path / "file"
     if how == "safetensors":
@@ -206,9 +224,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("content", ["empty", "text", "torch", "safetensors", "code", "numbers", "nothing"])
-def test_files_that_are_no_checkpoint_are_refused_in_one_line(
-    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_files_are_refused_in_one_line(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "file"
     if content == "code":
@@ -221,7 +237,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_line(
         safetensors.torch.save_file({"a": torch.zeros(8)}, tmp_path / "whole")
         torch.save({"a": torch.zeros(8)}, tmp_path / "torch")
         path.write_bytes({
-            "empty": b"", "text": b"hello, these are no weights", "torch": (tmp_path / "torch").read_bytes()[:200],
+            "empty": b"", "text": b"hello, these are not weights", "torch": (tmp_path / "torch").read_bytes()[:200],
             "safetensors": (tmp_path / "whole").read_bytes()[:70],
         }[content])  # fmt: skip
     with pytest.raises(WeightsError) as refused:
@@ -242,8 +258,8 @@ def test_any_bytes_are_refused_without_a_crash(content: bytes) -> None:
             load_tensors(path)
 
 
-def test_checkpoint_of_another_network_says_what_differs(checkpoint: Path) -> None:
-    with pytest.raises(WeightsError, match=r"does not fit this ResNet.*missing.*left over"):
+def test_checkpoint_of_another_network_lists_differences(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match=r"does not fit this ResNet.*missing.*unexpected"):
         build("resnet18", weights=checkpoint)
     with pytest.raises(WeightsError, match="does not fit this SqueezeNet"):
         build("squeezenet1_0", weights=checkpoint)
@@ -253,37 +269,41 @@ def test_one_tensor_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path
     tensors = torch.load(checkpoint, weights_only=True)
     tensors["features.3.squeeze.weight"] = torch.zeros(16, 64, 3, 3)
     torch.save(tensors, tmp_path / "odd.pth")
-    with pytest.raises(WeightsError, match=r"stages\.0\.fire\.0\.squeeze\.conv\.weight is \(16, 64, 3, 3\)"):
+    with pytest.raises(
+        WeightsError, match=r"stages\.0\.fire\.0\.squeeze\.conv\.weight must have shape .* got \(16, 64, 3, 3\)"
+    ):
         build(NAME, weights=tmp_path / "odd.pth")
 
 
 def test_one_tensor_more_or_less_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     tensors = torch.load(checkpoint, weights_only=True)
-    for changed, told in (
-        ({**tensors, "extra": torch.zeros(1)}, "left over extra"),
+    for changed, message in (
+        ({**tensors, "extra": torch.zeros(1)}, "unexpected extra"),
         ({key: value for key, value in tensors.items() if key != "features.0.bias"}, r"missing stem\.conv\.bias"),
     ):
         torch.save(changed, tmp_path / "odd.pth")
-        with pytest.raises(WeightsError, match=told):
+        with pytest.raises(WeightsError, match=message):
             build(NAME, weights=tmp_path / "odd.pth")
 
 
-def test_sealed_file_of_the_same_network_is_a_source(tmp_path: Path) -> None:
+def test_model_file_of_the_same_network_is_loaded(tmp_path: Path) -> None:
     network = build_fresh("cifar_resnet20", classes=3)
     row = CATALOG["cifar_resnet20"]
-    header = Header("x", row.spec, ("a", "b", "c"), row.preprocessing, "cross_entropy")
-    save(tmp_path / "model.safetensors", network, header)
+    header = Header("x", Classification(("a", "b", "c")), row.spec, row.preprocessing)
+    write_model_file(tmp_path / "model.safetensors", network, header)
     again = build("cifar_resnet20", weights=tmp_path / "model.safetensors")
     state = network.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
     other = build("cifar_resnet20", weights=tmp_path / "model.safetensors", classes=7)
     assert torch.equal(other.stem.conv.conv.weight, network.stem.conv.conv.weight)  # type: ignore[union-attr]
-    with pytest.raises(WeightsError, match=r"holds another network than cifar_resnet32: depths\[0\] 3 instead of 5"):
+    with pytest.raises(
+        WeightsError, match=r"must contain cifar_resnet32, got another network: depths\[0\] 3 instead of 5"
+    ):
         build("cifar_resnet32", weights=tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("weights_", ["torchvison:IMAGENET1K_V1", "none.pth", "torchvision:none"])
-def test_weights_that_are_not_there_are_refused(weights_: str) -> None:
+def test_missing_weights_are_refused(weights_: str) -> None:
     with pytest.raises(WeightsError):
         build("resnet18", weights=weights_)
 
@@ -293,9 +313,9 @@ def test_weights_that_are_not_there_are_refused(weights_: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "squeezenet1_1", "convnext_tiny"])
 def test_other_classes_keep_all_but_the_head(name: str, tmp_path: Path) -> None:
-    peer = theirs(name, "torchvision")
-    scramble(peer)
-    torch.save(peer.state_dict(), tmp_path / "file.pth")
+    upstream = theirs(name, "torchvision")
+    scramble(upstream)
+    torch.save(upstream.state_dict(), tmp_path / "file.pth")
     whole, other = (build(name, weights=tmp_path / "file.pth", classes=classes) for classes in (None, 5))
     assert outputs(other, torch.zeros(2, 3, 64, 64)).shape == (2, 5)
     different = [
@@ -305,16 +325,16 @@ def test_other_classes_keep_all_but_the_head(name: str, tmp_path: Path) -> None:
     assert {key.rpartition(".")[0] for key in different} == {"head.out"}
 
 
-@pytest.mark.parametrize("first", ["sum", "mean", "repeat"])
+@pytest.mark.parametrize("rule", ["sum", "mean", "repeat"])
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_other_channels_change_the_first_kernel_alone(first: Any, channels: int, checkpoint: Path) -> None:
-    whole, other = (build(NAME, weights=checkpoint, channels=n, first=first) for n in (3, channels))
+def test_other_channels_change_only_the_first_kernel(rule: Any, channels: int, checkpoint: Path) -> None:
+    whole, other = (build(NAME, weights=checkpoint, channels=n, input_channels=rule) for n in (3, channels))
     kernel, made = whole.state_dict()["stem.conv.weight"], other.state_dict()["stem.conv.weight"]
     assert made.shape[1] == channels
     total = made.sum(1)
-    if first == "mean":
+    if rule == "mean":
         torch.testing.assert_close(made, kernel.mean(1, keepdim=True).expand_as(made))
-    elif first == "sum" or channels < 3 or channels % 3 == 0:
+    elif rule == "sum" or channels < 3 or channels % 3 == 0:
         torch.testing.assert_close(total, kernel.sum(1))
     else:
         torch.testing.assert_close(made[:, 3], kernel[:, 0] * 3 / channels)
@@ -322,40 +342,40 @@ def test_other_channels_change_the_first_kernel_alone(first: Any, channels: int,
     assert all(torch.equal(whole.state_dict()[key], other.state_dict()[key]) for key in others)
 
 
-def test_a_gray_image_gives_what_its_rgb_copy_gave(checkpoint: Path) -> None:
-    rgb, gray = (build(NAME, weights=checkpoint, channels=n, first="sum") for n in (3, 1))
+def test_a_gray_image_has_the_outputs_of_its_rgb_copy(checkpoint: Path) -> None:
+    rgb, gray = (build(NAME, weights=checkpoint, channels=n, input_channels="sum") for n in (3, 1))
     x = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(outputs(gray, x), outputs(rgb, x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
 @given(st.integers(1, 9), st.integers(1, 20), st.sampled_from(["sum", "repeat"]))
-def test_kernels_of_other_channels_keep_their_scale(old: int, new: int, first: Any) -> None:
+def test_adapted_kernels_keep_their_scale(old: int, new: int, rule: Any) -> None:
     kernel = torch.ones(2, old, 3, 3)
-    torch.testing.assert_close(adapt_kernel(kernel, new, first).sum(1), kernel.sum(1))
+    torch.testing.assert_close(adapt_kernel(kernel, new, rule).sum(1), kernel.sum(1))
 
 
-def test_unknown_rule_for_the_first_kernel_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(WeightsError, match="first is one of"):
-        build(NAME, weights=checkpoint, first="zero")  # type: ignore[arg-type]
+def test_unknown_input_channels_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(WeightsError, match="input_channels must be one of sum, mean, repeat, got 'zero'"):
+        build(NAME, weights=checkpoint, input_channels="zero")  # type: ignore[arg-type]
 
 
-def test_small_stem_cannot_take_weights_of_another_one(checkpoint: Path, tmp_path: Path) -> None:
-    peer = theirs("resnet18", "torchvision")
-    torch.save(peer.state_dict(), tmp_path / "file.pth")
+def test_weights_of_another_stem_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    upstream = theirs("resnet18", "torchvision")
+    torch.save(upstream.state_dict(), tmp_path / "file.pth")
     with pytest.raises(WeightsError, match="conv"):
-        build("resnet18", weights=tmp_path / "file.pth", stem="small")
+        build("resnet18", weights=tmp_path / "file.pth", stem="cifar")
 
 
 # --- key rules
 
 
-def test_rules_move_numbers_and_leave_out_what_is_named_nothing() -> None:
+def test_rules_offset_numbers_and_drop_empty_names() -> None:
     rules = ((r"^layer(\d)\.", "stages.{1-1}."), (r"^aux.*", ""), (r"x(\d)y(\d)", "{2+3}.{1}"))
     assert [rename(key, rules) for key in ("layer3.w", "aux1.fc", "x4y5")] == ["stages.2.w", "", "8.4"]
 
 
 def test_two_tensors_under_one_name_are_refused() -> None:
-    with pytest.raises(WeightsError, match=r"become b, the second is a2"):
+    with pytest.raises(WeightsError, match=r"two tensors map to b; the second one is a2"):
         remap_keys({"a1": torch.zeros(1), "a2": torch.zeros(1)}, ((r"a\d", "b"),), {"b": torch.zeros(1)})
 
 
@@ -363,7 +383,7 @@ def test_two_tensors_under_one_name_are_refused() -> None:
     ("theirs_", "ours"),
     [((4, 3, 1, 1), (4, 3)), ((4, 3), (4, 3, 1, 1)), ((4, 3, 2, 2), (4, 12)), ((4,), (4, 1, 1))],
 )
-def test_axes_that_are_only_written_otherwise_fit(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
+def test_axes_of_length_one_are_ignored(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
     assert remap_keys({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})["a"].shape == ours
 
 
@@ -371,81 +391,88 @@ def test_axes_that_are_only_written_otherwise_fit(theirs_: tuple[int, ...], ours
     ("theirs_", "ours"),
     [((4, 3, 1, 7), (4, 3, 7, 1)), ((3, 4), (4, 3)), ((4, 3), (4, 4)), ((12,), (4, 3)), ((4, 3, 1, 1), (3, 4))],
 )
-def test_axes_that_are_exchanged_do_not_fit(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
+def test_exchanged_axes_do_not_match(theirs_: tuple[int, ...], ours: tuple[int, ...]) -> None:
     with pytest.raises(WeightsError, match="shapes"):
         remap_keys({"a": torch.zeros(theirs_)}, (), {"a": torch.zeros(ours)})
 
 
-def test_checkpoints_from_before_batches_were_counted_fit() -> None:
+def test_checkpoints_without_num_batches_tracked_match() -> None:
     network = build_fresh("cifar_resnet20")
     old = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert remap_keys(old, (), network.state_dict()).keys() == network.state_dict().keys()
 
 
-# --- the ledger, and the real weights
+# --- verification, and real weights
 
 
-def test_photos_are_found_by_table_and_by_folder(images: Path, tmp_path: Path) -> None:
-    photos = find_images(images / "val")
-    assert photos.classes == ("ant", "bee", "cat")
-    assert len(photos.files) == len(photos.labels) == 36
-    first = photos.files[0]
+def test_labeled_images_are_listed_by_table_and_by_folder(images: Path, tmp_path: Path) -> None:
+    labeled = list_labeled_images(images / "val")
+    assert labeled.classes == ("ant", "bee", "cat")
+    assert len(labeled.files) == len(labeled.labels) == 36
+    first = labeled.files[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{first},7\n")
-    table = find_images(tmp_path)
+    table = list_labeled_images(tmp_path)
     assert (table.files, table.labels) == ((first,), (7,))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [("name,class\na,1\n", "columns file and index"), ("file,index\na.jpg,x\n", "no class index"),
-     ("file,index\n", "no images"), ("file,index\nnone.jpg,1\n", "not there"), (None, "neither labels.csv"),
-     ("file,index\na.jpg,1\nb.jpg\n", "line 3: '' is no class index"), ("file,index\n\udce9.jpg,1\n", "not UTF-8")],
+    ("text", "message"),
+    [("name,class\na,1\n", "columns file and index, got name, class"),
+     ("file,index\na.jpg,x\n", "line 2: index must be the number of a class, got 'x'"),
+     ("file,index\n", "lists no images"), ("file,index\nnone.jpg,1\n", r"none\.jpg: no such file"),
+     (None, r"must contain labels\.csv"),
+     ("file,index\na.jpg,1\nb.jpg\n", "line 3: index must be the number of a class, got ''"),
+     ("file,index\n\udce9.jpg,1\n", "must be UTF-8 text")],
 )  # fmt: skip
-def test_photos_without_labels_are_refused(text: str | None, told: str, tmp_path: Path) -> None:
+def test_images_without_labels_are_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "labels.csv").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ConvatlasError, match=told):
-        find_images(tmp_path)
+    with pytest.raises(ConvatlasError, match=message):
+        list_labeled_images(tmp_path)
 
 
-def test_verification_stands_beside_the_library(
+def test_verification_compares_with_the_library(
     record: Weights, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     files = sorted((images / "val").rglob("*.jpg"))[:5]
     (tmp_path / "labels.csv").write_text("file,index\n" + "".join(f"{file},{i}\n" for i, file in enumerate(files)))
-    row = verify(RECORD, tmp_path, file=checkpoint)
-    assert row.peer is not None
-    assert row.count == row.peer[2] == 5
-    assert (row.right1, row.right5) == row.peer[:2]
-    assert row.difference < 0.02  # 36-pixel images are resized here by torch, there by Pillow
-    low, high = row.interval
-    assert 0 <= low <= row.top1 <= high <= 1
+    result = verify(RECORD, tmp_path, file=checkpoint)
+    assert result.upstream is not None
+    assert result.accuracy.n == result.upstream.num_same_top5 == 5
+    assert result.accuracy == result.upstream.accuracy
+    assert result.upstream.max_difference < 0.02  # 36-pixel images are resized here by torch, there by Pillow
+    low, high = result.accuracy.interval
+    assert 0 <= low <= result.accuracy.top1 <= high <= 1
+    plain = json.loads(json.dumps(result.to_plain()))
+    assert plain["upstream"]["accuracy"]["n"] == plain["accuracy"]["n"] == 5
+    assert [row[0] for row in result.rows()] == ["convatlas", "torchvision"]
+    assert any("same five most probable classes" in note for note in result.notes())
 
 
-def test_a_ledger_grows_by_a_row_and_nothing_else_is_taken_for_one(tmp_path: Path) -> None:
-    row = Verification("net@library:tag", "abc", 150, 129, 145, "acc@1 71.9", protocol="one view")
-    path = tmp_path / "ledger.csv"
+def test_rows_are_appended_and_other_files_are_refused(tmp_path: Path) -> None:
+    row = Verification("net@library:tag", "abc", TopAccuracy(150, 129, 145), "one view", {"acc@1": 71.9})
+    path = tmp_path / "verified.csv"
     for _ in range(2):
-        note_down(row, "convatlas weights verify net@library:tag 'my photos'", path)
+        append_row(row, "convatlas weights verify net@library:tag 'my images'", path)
     lines = list(csv.DictReader(path.read_text().splitlines()))
     assert len(lines) == 2
     assert lines[0] == lines[1] == {
-        "weights": "net@library:tag", "reported_metrics": "acc@1 71.9", "measured_top1": "0.8600", "measured_top5": "0.9667",
-        "n": "150", "top1_low": "0.7954", "top1_high": "0.9066", "protocol": "one view",
-        "command": "convatlas weights verify net@library:tag 'my photos'", "sha256": "abc",
+        "weights": "net@library:tag", "reported_metrics": "acc@1 71.9", "measured_top1": "0.8600",
+        "measured_top5": "0.9667", "n": "150", "top1_low": "0.7954", "top1_high": "0.9066", "protocol": "one view",
+        "command": "convatlas weights verify net@library:tag 'my images'", "sha256": "abc",
     }  # fmt: skip
     path.write_text("something else\n")
-    with pytest.raises(DataError, match="is no ledger"):
-        note_down(row, "", path)
+    with pytest.raises(DataError, match="the first line must be weights,reported_metrics"):
+        append_row(row, "", path)
     assert path.read_text() == "something else\n"
 
 
 def test_verification_without_weights_or_classes_is_refused(images: Path) -> None:
-    with pytest.raises(WeightsError, match="network@library:tag, or a file"):
+    with pytest.raises(WeightsError, match="must be pretrained weights, network@library:tag, or a network with --file"):
         verify("resnet18", images / "val")
 
 
-def test_folders_are_matched_with_the_classes_of_the_weights_by_name(
+def test_folders_are_matched_with_classes_by_name(
     record: Weights, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     files = sorted((images / "val").rglob("*.jpg"))[:4]
@@ -457,34 +484,34 @@ def test_folders_are_matched_with_the_classes_of_the_weights_by_name(
         (tmp_path / "folders" / name).mkdir(parents=True)
         shutil.copy(file, tmp_path / "folders" / name)
     (tmp_path / "folders" / ".hidden").mkdir()
-    (tmp_path / "folders" / "aardvark").mkdir()  # an empty folder is no class
+    (tmp_path / "folders" / "aardvark").mkdir()  # an empty folder is not a class
     table, folders = (verify(RECORD, tmp_path / where, file=checkpoint) for where in ("table", "folders"))
-    assert (table.count, table.right1, table.right5) == (folders.count, folders.right1, folders.right5)
+    assert table.accuracy == folders.accuracy
     (tmp_path / "folders" / "zebra").rename(tmp_path / "folders" / "zebrra")
-    with pytest.raises(DataError, match=r"zebrra is no class of these weights \(did you mean zebra"):
+    with pytest.raises(DataError, match=r"zebrra is not a class of the weights \(did you mean zebra"):
         verify(RECORD, tmp_path / "folders", file=checkpoint)
 
 
-def test_verification_says_whether_the_file_is_the_published_one(
+def test_verification_checks_whether_the_file_is_the_published_one(
     record: Weights, checkpoint: Path, images: Path, tmp_path: Path
 ) -> None:
     file = sorted((images / "val").rglob("*.jpg"))[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
-    assert verify(RECORD, tmp_path, file=checkpoint).published
+    assert verify(RECORD, tmp_path, file=checkpoint).is_published_file
     other = tmp_path / "other.pth"
     torch.save({**load_tensors(checkpoint), "classifier.1.bias": torch.zeros(1000)}, other)
-    assert not verify(RECORD, tmp_path, file=other).published
+    assert verify(RECORD, tmp_path, file=other).is_published_file is False
 
 
 def test_a_file_of_other_classes_is_not_measured_with_a_fresh_head(checkpoint: Path, images: Path) -> None:
-    with pytest.raises(DataError, match="holds 1000 classes, the data has 3 folders"):
+    with pytest.raises(DataError, match="must have 1000 classes, got 3 folders"):
         verify(NAME, images / "val", file=checkpoint)
 
 
-def test_verification_lets_the_library_correct_its_old_names(
+def test_verification_corrects_old_names_of_densenet(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DenseNet's published files say "norm.1" where the class says "norm1"."""
+    """DenseNet's published files have "norm.1" for "norm1"."""
     network = theirs("densenet121", "torchvision")
     scramble(network)
     old = {
@@ -497,43 +524,42 @@ def test_verification_lets_the_library_correct_its_old_names(
     file = sorted((images / "val").rglob("*.jpg"))[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
     row = verify("densenet121@torchvision:IMAGENET1K_V1", tmp_path, file=path)
-    assert row.peer is not None
-    assert row.peer[2] == 1
+    assert row.upstream is not None
+    assert row.upstream.num_same_top5 == 1
 
 
-def test_weights_for_clips_are_not_given_images() -> None:
+def test_weights_for_clips_cannot_predict_images() -> None:
     with pytest.raises(WeightsError, match="reads clips"):
         model.from_weights(find_weights("mc3_18@torchvision:KINETICS400_V1"), file=Path("none"))
 
 
-def test_kernels_that_cannot_be_made_for_other_channels_are_refused(tmp_path: Path) -> None:
+def test_kernels_that_cannot_be_adapted_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "convnet.pt"
     torch.save(build_fresh("convnet1989").state_dict(), path)
-    with pytest.raises(WeightsError, match="cannot be made for 3 channels"):
+    with pytest.raises(WeightsError, match="cannot be adapted from 1 to 3 input channels"):
         build("convnet1989", weights=path, channels=3)
 
 
-def test_import_without_a_digest_still_wants_the_tensors_of_the_network(
-    record: Weights, checkpoint: Path, tmp_path: Path
-) -> None:
-    bare = replace(record, digest="")
+def test_add_without_a_digest_checks_the_tensors(record: Weights, checkpoint: Path, tmp_path: Path) -> None:
+    bare = replace(record, sha256_prefix="")
     other = tmp_path / "other.pth"
     torch.save({"a": torch.zeros(3)}, other)
     with pytest.raises(WeightsError, match="does not fit"):
-        import_file(bare, other)
-    assert import_file(bare, checkpoint) == bare.path
+        add_file(bare, other)
+    assert add_file(bare, checkpoint) == bare.cache_path
 
 
-def test_real_mobilenet_says_what_torchvision_says_photo_by_photo(shared_data: Path) -> None:
+def test_real_mobilenet_equals_torchvision_image_by_image(shared_data: Path) -> None:
     row = verify(
         "mobilenet_v2@torchvision:IMAGENET1K_V1", shared_data / "imagenet_samples",
         file=shared_data / "weights" / "mobilenet_v2_imagenet_torchvision_naming.pth",
     )  # fmt: skip
-    assert (row.count, row.right1, row.right5) == (150, 129, 145)
-    assert row.peer == (129, 145, 150)
+    assert row.accuracy == TopAccuracy(150, 129, 145)
+    assert row.upstream is not None
+    assert (row.upstream.accuracy, row.upstream.num_same_top5) == (row.accuracy, 150)
 
 
-def test_real_cifar_resnet_names_the_training_images(shared_data: Path) -> None:
+def test_real_cifar_resnet_classifies_the_training_images(shared_data: Path) -> None:
     import numpy as np
 
     held = np.load(shared_data / "cifar10" / "cifar10_train_first4000_lossless.npz")

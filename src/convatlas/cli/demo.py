@@ -1,81 +1,79 @@
-"""The demonstration behind `make demo`: from a spec to a trained, sealed, predicting network."""
+"""The demo behind `make demo`: train a network, then predict with its model file."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
-import torch
-from PIL import Image
+from convatlas.cli.options import OUTPUT, option
 
-from convatlas.cli import console
-from convatlas.core.summary import fields
-from convatlas.draw.contact_sheet import draw_overview
-from convatlas.inference.model import load
-from convatlas.tasks.classification.evaluate import evaluate
-from convatlas.tasks.classification.losses import CRITERIA
-from convatlas.train import recipe
-from convatlas.train.fit import start
-from convatlas.train.settings import Settings
-
-MODEL, EPOCHS, SHOWN = "lenet5_modern", 100, 16
-SETTINGS = Settings(threads=1)  # so that the result is the same on every machine, and a busy one is no slower
+MODEL, EPOCHS, NUM_EXAMPLES = "lenet5_modern", 100, 16
 
 
-def demo(out: Path | None) -> None:
-    """Fit LeNet-5 to the digits that ship with scikit-learn, then use the sealed file as anyone would."""
-    say = console.console.print
-    say("1. Train LeNet-5 on 1,797 handwritten digits (8x8 pixels, embedded in scikit-learn)", style="bold")
-    run = start(
-        "digits", MODEL, recipe=recipe.RECIPES["default"].replaced({"epochs": EPOCHS}), out=out, settings=SETTINGS
+def demo(
+    out: Annotated[
+        Path | None,
+        option("Run directory, new or empty; the default is runs/digits-lenet5_modern.", "--out", "-o",
+               metavar="FOLDER", panel=OUTPUT),
+    ] = None,
+) -> None:  # fmt: skip
+    """Run the one-minute demo: train on handwritten digits, predict with the model file, plot the results."""
+    import torch
+    from PIL import Image
+
+    from convatlas.cli import training
+    from convatlas.cli.console import console, table
+    from convatlas.core.table import Table
+    from convatlas.draw.contact_sheet import draw_overview
+    from convatlas.inference.model import load
+    from convatlas.train.fit import prepare_run
+    from convatlas.train.settings import ExecutionOptions
+
+    console.print("1. Train LeNet-5 on 1,797 handwritten digits (8x8 pixels, from scikit-learn)", style="bold")
+    # one thread: the same result on every machine, and no slower on a busy one
+    run = prepare_run(
+        "digits", MODEL, recipe="default", overrides={"epochs": EPOCHS}, out=out, execution=ExecutionOptions(threads=1)
     )
-    console.train(run)
-    console.outcome(run)
-    test = run.dataset.test
+    training.train(run)
+    training.print_results(run)
+    test, result = run.dataset.test, run.results["test"]
     assert test is not None
 
-    say(f"\n2. Predict {SHOWN} held-out digits from the model file", style="bold")
-    # one of each class first, then as they come, with every mistake among them
-    result, pixels = run.results["test"], test.pixels
-    assert isinstance(pixels, torch.Tensor)
+    console.print(f"\n2. Predict {NUM_EXAMPLES} digits of the test split with the model file", style="bold")
+    # one digit of each class, then all errors, then others
+    labels = test.targets.tensor("label")
     mistakes = result.wrong.nonzero().flatten().tolist()
-    firsts = [int((test.labels == label).nonzero()[0]) for label in range(len(run.config.classes))]
-    chosen = list(dict.fromkeys([*firsts, *mistakes, *range(len(test))]))[:SHOWN]
+    one_per_class = [int((labels == label).nonzero()[0]) for label in range(len(run.task.classes))]
+    chosen = list(dict.fromkeys([*one_per_class, *mistakes, *range(len(test))]))[:NUM_EXAMPLES]
     folder = run.folder / "examples"
     folder.mkdir(exist_ok=True)
     files = []
-    for i in chosen:
-        name = test.names[i].replace("/", "-")
-        files.append(folder / f"{run.config.classes[test.labels[i]]}-{name}.png")
-        border = run.config.preprocessing.pad  # the preprocessing puts it back
-        Image.fromarray(pixels[i, 0, border:-border, border:-border].numpy()).save(files[-1])
+    pixels, border = test.pixels[torch.tensor(chosen)], run.config.preprocessing.pad  # preprocessing pads again
+    for index, image in zip(chosen, pixels, strict=True):
+        name = test.names[index].replace("/", "-")
+        files.append(folder / f"{run.task.classes[labels[index]]}-{name}.png")
+        Image.fromarray(image[0, border:-border, border:-border].numpy()).save(files[-1])
     model = load(run.model_file)
     predictions = model.predict(files)
-    rows = [(p.source, f"{p.probability:7.2%}  {p.label}") for p in predictions[:4]]
-    console.table(("image", "most probable"), [*rows, ("...", "")])
+    rows = [(prediction.source, *prediction.cells(1)) for prediction in predictions[:4]]
+    table(("image", *model.header.task.prediction_columns(1)), [*rows, ("...", "", "")])
 
-    image = run.folder / "overview.png"
-    header = model.header
+    overview = run.folder / "overview.png"
     draw_overview(
-        pixels[chosen],
-        evaluate(model.engine.outputs, test.subset(torch.tensor(chosen)), CRITERIA[header.criterion]),
-        result,
-        run.state.history,
-        classes=model.classes,
-        title=f"LeNet-5 on handwritten digits: {result.accuracy:.2%} of {len(test)} held-out images are right",
-        path=image,
-    )
-    say("\n3. Made", style="bold")
-    made = {
-        str(image): "predictions, learning curves, confusion matrix",
-        str(run.model_file): "the sealed model: weights, classes, preprocessing, how it was trained",
-        str(run.folder / "metrics.csv"): "one row per epoch",
-        str(folder): f"{SHOWN} held-out digits as image files",
-    }
-    say(fields(made))
-    say("\nNext", style="bold")
+        pixels, result.subset(chosen), result, run.history, path=overview,
+        title=f"LeNet-5 on handwritten digits: {result.score:.2%} accuracy on {len(test)} test images",
+    )  # fmt: skip
+    console.print("\n3. Files", style="bold")
+    console.print(str(Table.of_pairs({
+        str(overview): "predictions, learning curves, confusion matrix",
+        str(run.model_file): "the model file: weights, classes, preprocessing, how it was trained",
+        str(run.folder / "metrics.csv"): "metrics of each epoch",
+        str(folder): f"{NUM_EXAMPLES} digits of the test split as image files",
+    })))  # fmt: skip
+    console.print("\nNext steps", style="bold")
     command = os.path.relpath(sys.argv[0]) if sys.argv[0].endswith("convatlas") else "convatlas"
-    say(f"  {command} predict {run.model_file} {folder}")
-    say(f"  {command} show lenet5")
-    say(f"  {command} fit YOUR_FOLDER --model lenet5_modern     # YOUR_FOLDER/<class>/*.png")
+    console.print(f"  {command} predict {run.model_file} {folder}")
+    console.print(f"  {command} show lenet5")
+    console.print(f"  {command} fit YOUR_FOLDER --model lenet5_modern     # YOUR_FOLDER/<class>/*.png")

@@ -1,14 +1,22 @@
-"""The two ways to compose: one after another (`Chain`) and side by side (`Sum`, `Concat`, `Product`).
+"""Two ways to compose layers: in sequence (`Chain`) and in parallel (`Sum`, `Concat`, `Product`).
 
-Topology lives in these four classes and nowhere else. They are ordinary modules: nothing is compiled or traced.
+A network is a tree. Its leaves compute (convolutions, norms, activations); its inner nodes only route. Almost every
+routing in the literature is one of four, so four classes hold all topology of this library, and a block is an
+expression that can be read, drawn, counted and renamed. The bottleneck of ResNet, `x + F(x)`, is::
+
+    Sum(body=Chain(conv1=..., conv2=..., conv3=...), skip=nn.Identity())
+
+All four are ordinary modules: `Chain` is a `nn.Sequential`, the others are `nn.ModuleDict`s with a forward pass.
+Nothing is traced or compiled.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,80 +24,75 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from convatlas.errors import SpecError
 
-# A child named like one of these would hide it ("train", "half", "keys", ...).
-_RESERVED = frozenset(dir(nn.Sequential())) | frozenset(dir(nn.ModuleDict())) | {"input_shape", "join"}
+
+class Layer(nn.Module):
+    """A module with three facts that composition and drawing need, but cannot see from outside.
+
+    A layer that states nothing is treated carefully: its output is never overwritten.
+    """
+
+    returns_input: ClassVar[bool] = False
+    """The output may be the very tensor that came in, as with stochastic depth at inference; or a new one, as below."""
+
+    allocates_output: ClassVar[bool] = False
+    """The output is a new tensor, and the backward pass does not need its values: a `Sum` may add into it."""
+
+    show_title: ClassVar[bool] = True
+    """A drawing frames the block and writes its class name; False for blocks whose layers speak for themselves."""
 
 
-def _adopt(parent: nn.Module, layers: tuple[nn.Module, ...], named: dict[str, nn.Module]) -> None:
-    """Number the positional layers, keep the names of the others, and refuse names that modules use themselves."""
-    children = parent._modules  # add_module would check again what is checked here
-    for i, layer in enumerate(layers):
-        children[str(i)] = layer
-    for name, layer in named.items():
-        if name in _RESERVED:
-            raise SpecError(f"branch name {name!r} collides with an attribute of every module; choose another name")
-        if name in children or not (name.isidentifier() or name.isdecimal()):
-            raise SpecError(f"branch name {name!r} is taken or not a plain name; choose another name")
-        children[name] = layer
-    for child in children.values():
-        if not isinstance(child, nn.Module):
-            raise TypeError(f"{type(parent).__name__} is made of modules, not of {type(child).__name__}")
+class Chain(Layer, nn.Sequential):
+    """Composition of functions: `Chain(f, g)(x) == g(f(x))`.
 
+    This is `nn.Sequential`, except that layers may have names, which become parts of the paths of their parameters::
 
-class Chain(nn.Sequential):
-    """Layers one after another; they may be named: `Chain(conv=..., norm=...)`."""
+        Chain(conv=nn.Conv2d(3, 64, 3), norm=nn.BatchNorm2d(64))  # conv.weight, norm.weight, norm.bias, ...
+    """
 
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
         super().__init__()
         _adopt(self, layers, named)
 
-    def forward(self, input: Any) -> Any:
-        for layer in unrolled(self._modules.values()):
-            input = layer(input)
-        return input
-
     def __getitem__(self, key: Any) -> Any:
-        """Return one layer, or for a slice the Chain of those layers, under their names."""
+        """Return one layer or, for a slice, a Chain of those layers under the same names."""
         return Chain(**dict(list(self._modules.items())[key])) if isinstance(key, slice) else super().__getitem__(key)
 
 
-class Join(nn.ModuleDict):
-    """Branches side by side: each reads the same input; subclasses say how their outputs are joined."""
+class Join(Layer, nn.ModuleDict, ABC):
+    """Branches in parallel: every branch reads the same input, `join` makes one output of theirs.
+
+    Topology needs nothing else: a skip connection is a branch that is the identity, a gate is a branch that ends in a
+    sigmoid.
+    """
 
     def __init__(self, *branches: nn.Module, **named: nn.Module) -> None:
         super().__init__()
-        _adopt(self, branches, named)
         if not branches and not named:
             raise SpecError(f"{type(self).__name__} needs at least one branch")
+        _adopt(self, branches, named)
 
     @staticmethod
+    @abstractmethod
     def join(outputs: Sequence[Tensor]) -> Tensor:
-        raise NotImplementedError
+        """Return one tensor made of the branches' outputs, in the order of the branches."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.join([branch(x) for branch in self._modules.values()])
 
 
-_FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Conv3d, nn.BatchNorm3d)
-
-
-def _ends_fresh(layer: nn.Module | None) -> bool:
-    """Return whether the last layer makes a tensor that nobody else reads and that no gradient needs.
-
-    Layers of other kinds say so with an attribute `fresh`; those that may hand on what they got have `passing`.
-    """
-    while isinstance(layer, nn.Sequential):
-        layers = reversed(layer._modules.values())
-        layer = next((inner for inner in layers if not getattr(inner, "passing", False)), None)
-    return isinstance(layer, _FRESH) or getattr(layer, "fresh", False)
-
-
 class Sum(Join):
-    """Add the branches: ResNet is a Sum with the identity.
+    """Add the branches: `Sum(f, g)(x) == f(x) + g(x)`.
 
-    Where the first branch ends in a convolution or a norm, the others are added into its output: a new tensor there
-    costs up to 8 % of a ResNet's time on a CPU.
+    With the identity as a branch this is a residual connection: the input flows past the body, and the body only learns
+    what to change.
+
+    inplace: a sum of two may add into the output of its first branch, as an activation with `inplace=True` writes into
+        its input; a new tensor there costs up to 8 % of a ResNet's time on a CPU. It does so only if that tensor belongs
+        to nobody else: its last layer allocated it, the backward pass does not need it, and no hook received it.
+        `Network.inplace(False)` turns it off.
     """
+
+    inplace: bool = True
 
     @staticmethod
     def join(outputs: Sequence[Tensor]) -> Tensor:
@@ -98,16 +101,19 @@ class Sum(Join):
     def forward(self, x: Tensor) -> Tensor:
         branches = list(self._modules.values())
         outputs = [branch(x) for branch in branches]
-        if len(outputs) == 2 and _ends_fresh(branches[0]) and outputs[0].shape == outputs[1].shape:
-            total: Tensor = outputs[0].add_(outputs[1])
-            return total
+        if len(outputs) == 2 and self.inplace and _is_alike(*outputs) and _may_overwrite_output(branches[0]):
+            return outputs[0].add_(outputs[1])
         return self.join(outputs)
 
 
 class Concat(Join):
-    """Stack the branches' channels: Inception; DenseNet is a Concat with the identity."""
+    """Stack the channels of the branches: `Concat(f, g)(x) == torch.cat([f(x), g(x)], 1)`.
 
-    fresh = True
+    An Inception module is a Concat of towers. A layer of DenseNet is a Concat with the identity: nothing is lost, and
+    every later layer reads all earlier maps.
+    """
+
+    allocates_output = True
 
     @staticmethod
     def join(outputs: Sequence[Tensor]) -> Tensor:
@@ -115,43 +121,75 @@ class Concat(Join):
 
 
 class Product(Join):
-    """Multiply the branches: squeeze-and-excitation is a Product with the identity."""
+    """Multiply the branches, with broadcasting: `Product(f, g)(x) == f(x) * g(x)`.
 
-    fresh = True
+    With the identity as a branch this is a gate: squeeze-and-excitation multiplies every channel by a number in [0, 1].
+    """
 
     @staticmethod
     def join(outputs: Sequence[Tensor]) -> Tensor:
         return reduce(operator.mul, outputs)
 
+    @property
+    def allocates_output(self) -> bool:  # type: ignore[override]  # the product of one branch is that branch's output
+        return len(self) > 1
+
 
 class Pair(NamedTuple):
-    """What flows where a layer reads the outputs of the two layers before it, as NASNet's cells do."""
+    """What flows between layers that read the outputs of the last two layers, as the cells of NASNet do."""
 
     now: Tensor
     before: Tensor
 
 
-_IN_TURN = (Chain.forward, nn.Sequential.forward)
+def is_observed(layer: nn.Module) -> bool:
+    """Return whether the calls of this very module matter to somebody: it has a hook, or is compiled by itself.
 
-
-def _observed(layer: nn.Module) -> bool:
-    """Return whether somebody asked for the call of this very module, with a hook or a forward pass of their own."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return bool(hooks or layer._compiled_call_impl) or "forward" in layer.__dict__
-
-
-def unrolled(layers: Iterable[Any]) -> Iterable[nn.Module]:
-    """Return the layers, with those of the chains among them in their place; a chain that is observed stays.
-
-    Calling a module holds its input until it returns: called in turn, a stem's output would be held through all stages,
-    and inference with MobileNetV2 takes up to a seventh longer (benchmarks/families.py).
+    Torch has no public question for this. These are the tests by which `nn.Module.__call__` finds out whether it can
+    skip the hooks.
     """
-    if torch.compiler.is_compiling() or _has_any_global_hook():
-        return layers
-    flat: list[nn.Module] = []
-    for layer in layers:
-        if type(layer).forward in _IN_TURN and not _observed(layer):
-            flat += unrolled(layer._modules.values())
-        else:
-            flat.append(layer)
-    return flat
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(hooks or layer._compiled_call_impl or _has_any_global_hook())
+
+
+_ALLOCATING = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Conv3d, nn.BatchNorm3d)
+"""Layers of torch whose output is a new tensor that the backward pass does not need."""
+
+
+def _is_alike(a: Tensor, b: Tensor) -> bool:
+    """Return whether a + b has the shape and type of a."""
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def _may_overwrite_output(layer: nn.Module) -> bool:
+    """Return whether the output of the layer, just computed, belongs to nobody else (see `Sum`)."""
+    if is_observed(layer):
+        return False
+    if not isinstance(layer, nn.Sequential):
+        return isinstance(layer, _ALLOCATING) or (isinstance(layer, Layer) and layer.allocates_output)
+    for inner in reversed(layer._modules.values()):
+        if not (isinstance(inner, Layer) and inner.returns_input):
+            return _may_overwrite_output(inner)
+        if is_observed(inner):
+            return False
+    return False
+
+
+# A child with such a name would hide an attribute of its parent ("train", "half", "keys", ...).
+_RESERVED = frozenset([*dir(nn.Sequential()), *dir(nn.ModuleDict()), *dir(Sum), "input_shape"])
+
+
+def _adopt(parent: nn.Module, layers: tuple[nn.Module, ...], named: dict[str, nn.Module]) -> None:
+    """Make the layers children of `parent`: positional ones are numbered, the others keep their names."""
+    children = parent._modules  # add_module would repeat the checks below, and is slow
+    for i, layer in enumerate(layers):
+        children[str(i)] = layer
+    for name, layer in named.items():
+        if name in _RESERVED:
+            raise SpecError(f"branch name {name!r} collides with an attribute of every module; choose another name")
+        if name in children or not (name.isidentifier() or name.isdecimal()):
+            raise SpecError(f"branch name {name!r} is taken or not an identifier; choose another name")
+        children[name] = layer
+    for child in children.values():
+        if not isinstance(child, nn.Module):
+            raise TypeError(f"{type(parent).__name__}: a child must be a nn.Module, got a {type(child).__name__}")

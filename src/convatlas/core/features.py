@@ -1,4 +1,4 @@
-"""Where a network's inner maps are: by stage, or by how far their pixels lie apart in the image."""
+"""The inner outputs of a network that detection, segmentation and explanations read: by stage, or by stride."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from convatlas.errors import SpecError
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """An inner output of a network: its path, channels and size, and the distance of its pixels in the image."""
+    """An inner output of a network.
+
+    path: its tap. channels, spatial: its shape. stride: distance in input pixels between neighboring elements.
+    """
 
     path: str
     channels: int
-    space: tuple[int, ...]
+    spatial: tuple[int, ...]
     stride: int
 
 
 def feature_info(network: Network) -> list[FeatureInfo]:
-    """Return the outputs of the stem and of each stage, from the input to the output; all are taps."""
+    """Return the outputs of the stem and of each stage, from the input to the output; all paths are taps."""
     signals = cost(network).signals
     paths = ["stem", *(f"stages.{name}" for name, _ in network.stages.named_children())]
-    return [FeatureInfo(p, signals[p].channels, signals[p].space, signals[p].stride[-1]) for p in paths]
+    return [FeatureInfo(p, signals[p].channels, signals[p].spatial, signals[p].stride[-1]) for p in paths]
 
 
 def taps_at_strides(network: Network, strides: Sequence[int]) -> list[str]:
-    """Return the tap for each stride in pixels: the last stage whose output has it, or else the last layer that has.
+    """Return a tap for each stride in pixels: the last stage with that stride, or else the last layer with it.
 
-    For `taps(network, taps_at_strides(network, [8, 16, 32]), images)`. Raises SpecError that lists the strides there are.
+    For `taps(network, taps_at_strides(network, [8, 16, 32]), images)`. Raises SpecError that lists the strides of this
+    network.
     """
-    stages = {place.stride: place.path for place in feature_info(network)}
+    stages = {info.stride: info.path for info in feature_info(network)}
     layers = {
         signal.stride[-1]: path
         for path, signal in cost(network).signals.items()
-        if signal.space and not signal.whole and not path.startswith("head")
+        if signal.spatial and not signal.is_global and not path.startswith("head")
     }
     known = layers | stages
     for stride in strides:
         if stride not in known:
-            raise SpecError(f"no layer of this network has a stride of {stride} px; there are {sorted(known)}")
+            raise SpecError(f"no layer of this network has a stride of {stride} px; its strides are {sorted(known)}")
     return [known[stride] for stride in strides]

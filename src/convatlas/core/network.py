@@ -1,34 +1,27 @@
-"""The two ways to compose: one after another (`Chain`) and side by side (`Sum`, `Concat`, `Product`).
+"""A network: three named parts, what only training uses, and the ways to look into it.
 
-Topology lives in these four classes and nowhere else. They are ordinary modules: nothing is compiled or traced.
+The layers on the main path, from the input to the output, have paths such as "stem", "stages.0", "stages.0.1" or
+"head.pool": chains, and what is inside of chains. Their outputs can be read (`taps`), replaced (`Network.forward_from`)
+and frozen (`Network.freeze`). Layers inside a Sum, Concat or Product are not on the main path; for them there are the
+hooks of torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 
-from convatlas.core.compose import _IN_TURN, Chain, Pair, unrolled
+from convatlas.core.compose import Chain, Join, Layer, Pair, is_observed
 from convatlas.errors import SpecError, nearest
 
-
-def steps(tree: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers of a chain or the parts of a network; a layer that is used twice comes twice."""
-    for name, layer in tree._modules.items():
-        if layer is not None and not (isinstance(tree, Network) and name == "auxiliary"):
-            yield name, layer
-
-
-def is_chain(layer: nn.Module) -> bool:
-    """Return whether running the layers one after another is what the layer does."""
-    return type(layer).forward in (*_IN_TURN, Network.forward)
-
+Features = Tensor | Pair
+"""An inner output of a network: a map (n, channels, *space), or a `Pair` of maps between the cells of NASNet."""
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, labels) -> scalar; labels are class numbers (n,) or shares of the classes (n, classes)."""
+"""(outputs, labels) -> scalar; labels are class indices (n,) or class probabilities (n, classes)."""
 
 
 class Auxiliary(Chain):
@@ -62,12 +55,38 @@ class Network(nn.Module):
         self.stem, self.stages, self.head = stem, stages, head
         self.auxiliary = nn.ModuleDict(auxiliary)
         self.input_shape = input_shape
-        self._frozen: tuple[str, ...] = ()
-        self._held: list[nn.Parameter] = []
+        self._frozen_paths: tuple[str, ...] = ()
+        self._frozen_parameters: list[nn.Parameter] = []
+        self._made_out_of_place: list[nn.Module] = []
 
     def forward(self, x: Any) -> Any:
-        for layer in unrolled((self.stem, self.stages, self.head)):
+        """Return head(stages(stem(x)))."""
+        if torch.compiler.is_compiling():
+            return self.head(self.stages(self.stem(x)))
+        for layer in unnested((self.stem, self.stages, self.head)):
             x = layer(x)
+        return x
+
+    def forward_from(self, path: str, features: Features) -> Any:
+        """Return the outputs of the network, given the output of the layer `path` on the main path.
+
+        Continues the forward pass behind that layer, for instance with features that were changed, or to get the
+        gradient of a score with respect to them::
+
+            features = taps(network, ["stages.3"], images)["stages.3"].detach().requires_grad_()
+            network.forward_from("stages.3", features)[:, label].sum().backward()  # features.grad: for Grad-CAM
+
+        `forward_from(path, taps(network, [path], x)[path])` equals `network(x)`. `features` are never overwritten.
+        Between the cells of NASNet they are a `Pair`; `features._replace(now=...)` changes the map. Raises SpecError if
+        there is no such path.
+        """
+        paths = list(tap_paths(self))
+        _check_paths(self, [path], paths)
+        x: Any = _copy(features) if _is_overwritten(self, path) else features
+        for following in paths[paths.index(path) + 1 :]:
+            layer = self.get_submodule(following)
+            if not is_chain(layer):
+                x = layer(x)
         return x
 
     def loss(self, x: Tensor, labels: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
@@ -77,52 +96,96 @@ class Network(nn.Module):
             at.setdefault(part.at, []).append(part)
         terms: list[Tensor] = []
 
-        def visit(path: str, features: Tensor) -> bool:
-            terms.extend(part.term(features, x, labels, criterion) for part in at.get(path, ()))
+        def visit(path: str, features: Features) -> bool:
+            terms.extend(part.term(feature_map(features), x, labels, criterion) for part in at.get(path, ()))
             return False
 
-        y = run(self, x, visit) if at else self(x)
+        y = run_chain(self, x, visit) if at else self(x)
         return y, sum(terms, criterion(y, labels))
 
     def freeze(self, to: str | None) -> Self:
-        """Stop learning from the stem up to and including `to`, such as "stages.2"; None lets all learn again.
+        """Stop training from the stem up to and including `to`, such as "stages.2"; None makes all trainable again.
 
-        Statistics of norms stop there, too, whatever `train()` says. What did not learn before it does not learn after.
+        Running statistics of the frozen norms stop, too, even in `train()`. Parameters that did not require gradients
+        before do not require them afterwards. Returns the network. Raises SpecError if there is no such path.
         """
-        path = list(on_the_way(self))
-        if to is not None and to not in path:
-            raise SpecError(f"freeze: no layer {to!r} on the way from stem to head{nearest(to, path)}")
-        self._frozen = tuple(path[: path.index(to) + 1]) if to is not None else ()
-        for parameter in self._held:
+        paths = list(tap_paths(self))
+        if to is not None and to not in paths:
+            raise SpecError(f"freeze: no layer {to!r} on the main path{nearest(to, paths)}")
+        self._frozen_paths = tuple(paths[: paths.index(to) + 1]) if to is not None else ()
+        for parameter in self._frozen_parameters:
             parameter.requires_grad_(True)
-        frozen = (parameter for name in self._frozen for parameter in self.get_submodule(name).parameters())
-        self._held = [parameter for parameter in frozen if parameter.requires_grad]
-        for parameter in self._held:
+        frozen = (parameter for path in self._frozen_paths for parameter in self.get_submodule(path).parameters())
+        self._frozen_parameters = [parameter for parameter in frozen if parameter.requires_grad]
+        for parameter in self._frozen_parameters:
             parameter.requires_grad_(False)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for name in self._frozen:
-            self.get_submodule(name).eval()
+        for path in self._frozen_paths:
+            self.get_submodule(path).eval()
+        return self
+
+    def inplace(self, on: bool) -> Self:
+        """Allow or forbid operations that overwrite their input: activations, dropout and sums. Returns the network.
+
+        `inplace(False)` is for hooks: what a forward hook received then stays as it was, and
+        `register_full_backward_hook`, which torch refuses before an in-place operation, works on every layer. The
+        outputs stay the same; memory and time grow a little. `inplace(True)` allows again what was allowed before.
+        """
+        if on:
+            changed, self._made_out_of_place = self._made_out_of_place, []
+        else:
+            changed = [layer for layer in self.modules() if getattr(layer, "inplace", None) is True]
+            self._made_out_of_place += changed
+        for layer in changed:
+            layer.inplace = on  # type: ignore[assignment]  # a flag of nn.ReLU, nn.Dropout, Sum, ...
         return self
 
 
-def on_the_way(tree: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Yield the paths of all layers on the chain from the input to the output, in the order in which they end."""
-    for name, layer in steps(tree):
+def unnested(layers: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
+    """Yield the layers; in place of a chain that nobody observes, its layers.
+
+    A call keeps its input alive until it returns. Called as nested chains, a network would hold the output of its stem
+    until the last stage has returned: inference with MobileNetV2 takes 6 to 15 % longer (benchmarks/families.py).
+    """
+    for layer in layers:
+        if layer is None:
+            continue
+        if is_chain(layer) and not is_observed(layer):
+            yield from unnested(inner for _, inner in named_layers(layer))
+        else:
+            yield layer
+
+
+def named_layers(tree: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, layer) for the layers of a chain or the parts of a network; a layer that is used twice comes twice."""
+    for name, layer in tree._modules.items():
+        if layer is not None and not (isinstance(tree, Network) and name == "auxiliary"):
+            yield name, layer
+
+
+def is_chain(layer: nn.Module) -> bool:
+    """Return whether the forward pass of the layer is that of its layers in sequence, and nothing else."""
+    return getattr(layer.forward, "__func__", None) in (nn.Sequential.forward, Network.forward)
+
+
+def tap_paths(tree: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yield the paths of the layers on the main path of a network or chain, in the order in which they finish."""
+    for name, layer in named_layers(tree):
         if is_chain(layer):
-            yield from on_the_way(layer, prefix + name + ".")
+            yield from tap_paths(layer, prefix + name + ".")
         yield prefix + name
 
 
 Visit = Callable[[str, Any], bool]
-"""Called with the path and the output of each layer on the way; returning True stops the run."""
+"""Called with the path and the output of each layer on the main path; returning True stops the run."""
 
 
-def run(tree: nn.Module, x: Any, visit: Visit) -> Any:
-    """Run a network or a chain on `x` as its forward pass does, calling `visit` behind each layer on the way."""
-    for path in on_the_way(tree):
+def run_chain(tree: nn.Module, x: Any, visit: Visit) -> Any:
+    """Run a network or a chain on `x` as its forward pass does, and call `visit` after each layer of the main path."""
+    for path in tap_paths(tree):
         layer = tree.get_submodule(path)
         if not is_chain(layer):
             x = layer(x)
@@ -131,28 +194,51 @@ def run(tree: nn.Module, x: Any, visit: Visit) -> Any:
     return x
 
 
-def taps(tree: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Run a network or a chain on `x` and keep the outputs at `names`, such as "stem" or "stages.0".
+def taps(tree: nn.Module, paths: Sequence[str], x: Tensor) -> dict[str, Features]:
+    """Run a network or a chain on `x` and return the outputs at `paths`, such as "stem" or "stages.0".
 
-    Stops after the last tap. Raises SpecError for a name that is not on the chain (a branch inside a join is not).
+    Stops after the last of them. An output is a tensor, but a `Pair` between the cells of NASNet; `feature_map` returns
+    the map of either. Gradients flow. Raises SpecError for a path that is not on the main path, such as one inside a Sum.
     """
-    reached = list(on_the_way(tree))
-    for name in names:
-        if name not in reached:
-            raise SpecError(f"no tap {name!r} on this chain{nearest(name, reached)}")
-    wanted = set(names)
-    kept: dict[str, Tensor] = {}
+    _check_paths(tree, paths, list(tap_paths(tree)))
+    outputs: dict[str, Features] = {}
 
-    def visit(path: str, x: Tensor | Pair) -> bool:
-        if path in wanted:
-            y = x.now if isinstance(x, Pair) else x
-            # the next layer may overwrite it: an activation behind a sum works in place
-            kept[path] = y.clone() if overwritten(path) else y
-        return len(kept) == len(wanted)
+    def visit(path: str, y: Features) -> bool:
+        if path in paths:
+            outputs[path] = _copy(y) if _is_overwritten(tree, path) else y
+        return len(outputs) == len(set(paths))
 
-    def overwritten(path: str) -> bool:
-        following = (name for name in reached[reached.index(path) + 1 :] if not path.startswith(f"{name}."))
-        return any(getattr(tree.get_submodule(name), "inplace", False) for name in islice(following, 1))
+    run_chain(tree, x, visit)
+    return {path: outputs[path] for path in paths}
 
-    run(tree, x, visit)
-    return {name: kept[name] for name in names}
+
+def feature_map(features: Features) -> Tensor:
+    """Return the map itself: of a `Pair`, the newer of the two."""
+    return features.now if isinstance(features, Pair) else features
+
+
+def _check_paths(tree: nn.Module, paths: Iterable[str], known: Sequence[str]) -> None:
+    for path in paths:
+        if path not in known:
+            raise SpecError(f"no tap {path!r} on the main path of this {type(tree).__name__}{nearest(path, known)}")
+
+
+def _copy(features: Features) -> Features:
+    return Pair(*(each.clone() for each in features)) if isinstance(features, Pair) else features.clone()
+
+
+def _is_overwritten(tree: nn.Module, path: str) -> bool:
+    """Return whether a layer behind `path` works in place on its output, perhaps through layers that return it or a view."""
+    paths = list(tap_paths(tree))
+    for following in paths[paths.index(path) + 1 :]:
+        layer = tree.get_submodule(following)
+        if is_chain(layer):
+            continue
+        if getattr(layer, "inplace", False) and not isinstance(layer, Join):
+            return True
+        if not (isinstance(layer, _MAY_RETURN_INPUT) or (isinstance(layer, Layer) and layer.returns_input)):
+            return False
+    return False
+
+
+_MAY_RETURN_INPUT = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d, nn.Dropout3d)

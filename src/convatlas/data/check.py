@@ -1,39 +1,46 @@
-"""What is wrong with a data set: unreadable files, few of a class, the same image twice or in two splits."""
+"""Check a data set: unreadable files, rare classes, duplicates, and duplicates across splits."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convatlas.data.decode.files import read_bytes
 from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import read_shares
-from convatlas.data.samples import Listing
+from convatlas.data.samples import Samples
 from convatlas.data.source import Source
+from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError
-from convatlas.system.files import sha256
 from convatlas.system.progress import Progress
+from convatlas.tasks.table import Column, Table, rows_of
 
-NEAR = 3
-"""So many of the 64 bits of two images' hashes may differ for them to count as nearly the same."""
+MAX_DIFFERENT_BITS = 3
+"""Maximum number of the 64 hash bits in which near duplicates differ."""
 
-SCARCE = 0.1
-"""A class with less than this share of the largest one's training images is told."""
+MIN_SIDE = 64
+"""Minimum side in pixels of images whose hashes are compared; smaller images are too similar."""
+
+MIN_ONES, MAX_ONES = 8, 56
+"""Ones in a hash that is compared; flat images have fewer or more."""
+
+RARE_SHARE = 0.1
+"""A class is rare if it has less than this share of the largest class's training images."""
 
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """What one image is: where it is, what its file says of it, what it looks like.
+    """What is known of one image.
 
-    digest: of the file or the pixels. look: 64 bits that change little when an image is resized or compressed again.
+    labels: its classes. size: (width, height). mode: how pixels are stored. digest: sha256 of the file, or of the
+    pixels. dhash: see `difference_hash`. unreadable: the reason, if it is.
     """
 
     name: str
@@ -44,194 +51,225 @@ class CheckedImage:
     rotated: bool = False
     high_bit_depth: bool = False
     digest: str = ""
-    look: int = 0
+    dhash: int = 0
     unreadable: str = ""
+
+
+Group = tuple[CheckedImage, ...]
 
 
 @dataclass(frozen=True)
 class Check:
     """The findings on a data set.
 
-    counts: split -> images of each class that can be read. same, near: groups of images that are equal, or nearly.
+    counts: split -> number of readable images of each class. duplicates: groups of images with equal contents.
+    near_duplicates: groups of images with nearly equal hashes.
     """
 
     name: str
     classes: tuple[str, ...]
     images: tuple[CheckedImage, ...]
     counts: Mapping[str, Sequence[int]]
-    same: tuple[tuple[CheckedImage, ...], ...] = ()
-    near: tuple[tuple[CheckedImage, ...], ...] = ()
+    duplicates: tuple[Group, ...] = ()
+    near_duplicates: tuple[Group, ...] = ()
 
     @property
     def unreadable(self) -> list[CheckedImage]:
         return [image for image in self.images if image.unreadable]
 
-    def named(self, image: CheckedImage) -> str:
+    @property
+    def readable(self) -> list[CheckedImage]:
+        return [image for image in self.images if not image.unreadable]
+
+    def class_names(self, image: CheckedImage) -> str:
         """Return the classes of an image as text."""
         return " + ".join(self.classes[label] for label in image.labels) or "no class"
 
     @property
     def modes(self) -> dict[str, int]:
-        """How pixels are stored -> how many images."""
-        return dict(Counter(image.mode for image in self.images if not image.unreadable).most_common())
+        """How pixels are stored -> number of images, the most frequent first."""
+        return dict(Counter(image.mode for image in self.readable).most_common())
 
     @property
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """The smallest, the middle and the largest image, by area: (width, height)."""
-        sizes = sorted((p.size for p in self.images if not p.unreadable), key=lambda size: size[0] * size[1])
+        """(width, height) of the smallest, the median and the largest image, by area."""
+        sizes = sorted((image.size for image in self.readable), key=lambda size: size[0] * size[1])
         return (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else ((0, 0),) * 3
 
     @property
-    def leaks(self) -> list[tuple[CheckedImage, ...]]:
-        """Groups of the same or nearly the same images that lie in more than one split."""
-        return [group for group in (*self.same, *self.near) if len({image.split for image in group}) > 1]
+    def leaks(self) -> list[Group]:
+        """Groups of duplicates or near duplicates in more than one split."""
+        groups = (*self.duplicates, *self.near_duplicates)
+        return [group for group in groups if len({image.split for image in group}) > 1]
 
     @property
-    def contradictions(self) -> list[tuple[CheckedImage, ...]]:
-        """Groups of equal images that are not of the same classes."""
-        return [group for group in self.same if len({image.labels for image in group}) > 1]
+    def label_conflicts(self) -> list[Group]:
+        """Groups of duplicates with different labels."""
+        return [group for group in self.duplicates if len({image.labels for image in group}) > 1]
 
     @property
-    def scarce(self) -> list[str]:
-        """Classes of which there are few training images, beside the largest one."""
+    def rare_classes(self) -> list[str]:
+        """Classes with few training images, compared with the largest one."""
         counts = self.counts["train"]
-        return [name for name, n in zip(self.classes, counts, strict=True) if n < SCARCE * max(counts)]
+        return [name for name, n in zip(self.classes, counts, strict=True) if n < RARE_SHARE * max(counts)]
 
     def findings(self) -> list[str]:
-        """Return what deserves a look, a line each; none if all is well."""
-        told = []
-        for many, what in (
-            (len(self.unreadable), "images cannot be read"),
-            (sum(p.rotated for p in self.images), "images are rotated by their EXIF tag, which is applied"),
-            (sum(p.high_bit_depth for p in self.images), "images are deeper than 8 bits"),
-            (sum(len(group) - 1 for group in self.same), "images are copies of another one"),
-            (sum(len(group) - 1 for group in self.near), "images are nearly another one"),
-            (len(self.leaks), "groups of such images lie in more than one split: results will flatter"),
-            (len(self.contradictions), "equal images are of different classes"),
-            (
-                len(self.scarce),
-                f"classes have less than a tenth of the largest one's images: {', '.join(self.scarce)}",
-            ),
-        ):
-            if many:
-                told.append(f"{many:,} {what}")
-        return told
+        """Return what deserves attention, one line each; empty if there are no problems."""
+        rare = ", ".join(self.rare_classes)
+        findings = (
+            (len(self.unreadable), "images are unreadable"),
+            (sum(image.rotated for image in self.images), "images are rotated by their EXIF orientation (applied)"),
+            (sum(image.high_bit_depth for image in self.images), "images have more than 8 bits"),
+            (sum(len(group) - 1 for group in self.duplicates), "images are duplicates of another one"),
+            (sum(len(group) - 1 for group in self.near_duplicates), "images are near duplicates of another one"),
+            (len(self.leaks), "groups of duplicates are in more than one split: results are optimistically biased"),
+            (len(self.label_conflicts), "groups of duplicates have different labels"),
+            (len(self.rare_classes), f"classes have less than {RARE_SHARE:.0%} of the largest one's images: {rare}"),
+        )
+        return [f"{count:,} {text}" for count, text in findings if count]
+
+    def table(self) -> Table:
+        """Return the number of images of each class and split, and their sums."""
+        splits = list(self.counts)
+        columns = (Column("class", "class"), *(Column(split, split, ",") for split in splits))
+        rows = rows_of([self.classes, *(self.counts[split] for split in splits)])
+        return Table(columns, (*rows, ("", *(sum(self.counts[split]) for split in splits))))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the findings as plain data, with images by name."""
+
+        def names(groups: Sequence[Group]) -> list[list[str]]:
+            return [[image.name for image in group] for group in groups]
+
+        return {
+            "name": self.name,
+            "classes": list(self.classes),
+            "counts": {split: list(counts) for split, counts in self.counts.items()},
+            "sizes": [list(size) for size in self.sizes],
+            "modes": self.modes,
+            "findings": self.findings(),
+            "unreadable": {image.name: image.unreadable for image in self.unreadable},
+            "duplicates": names(self.duplicates),
+            "near_duplicates": names(self.near_duplicates),
+            "leaks": names(self.leaks),
+            "label_conflicts": names(self.label_conflicts),
+            "rotated": [image.name for image in self.images if image.rotated],
+        }
 
 
 def check(source: Source, *, progress: Progress | None = None) -> Check:
-    """Look at every image of a data set."""
+    """Read every image of a data set, and compare all of them."""
     images: list[CheckedImage] = []
-    for split, listing in source.listings.items():
-        looked = _of_pixels(listing, split) if listing.pixels is not None else _of_files(listing, split)
-        for i, image in enumerate(looked, 1):
+    for split, samples in source.splits.items():
+        labels = _labels(source.task.strata(samples.targets))
+        inspect = _inspect_files if samples.pixels is None else _inspect_pixels
+        for i, image in enumerate(inspect(samples, split, labels), 1):
             images.append(image)
             if progress:
-                progress(f"looking at {split}", i, len(listing))
-    good = [image for image in images if not image.unreadable]
-    found = Counter((image.split, label) for image in good for label in image.labels)
-    splits, labels = dict.fromkeys(image.split for image in images), range(len(source.classes))
-    counts = {split: [found[split, label] for label in labels] for split in splits}
-    same = _same(good)
-    extra = {id(image) for group in same for image in group[1:]}  # the first of each group stands for all
-    near = _near([image for image in good if id(image) not in extra])
-    return Check(source.name, source.classes, tuple(images), counts, tuple(same), tuple(near))
+                progress(f"checking {split}", i, len(samples))
+    readable = [image for image in images if not image.unreadable]
+    numbers = Counter((image.split, label) for image in readable for label in image.labels)
+    counts = {split: [numbers[split, label] for label in range(len(source.classes))] for split in source.splits}
+    duplicates = _find_duplicates(readable)
+    copies = {id(image) for group in duplicates for image in group[1:]}  # the first of each group stands for all
+    near_duplicates = _find_near_duplicates([image for image in readable if id(image) not in copies])
+    return Check(source.name, source.classes, tuple(images), counts, tuple(duplicates), tuple(near_duplicates))
 
 
-def _of_files(listing: Listing, split: str) -> Iterator[CheckedImage]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(lambda name, labels: _file(name, split, labels), listing.names, _numbers(listing.labels))
+def _labels(strata: Tensor) -> list[tuple[int, ...]]:
+    """Return the class numbers of each image from class numbers (n,), or (n, classes) of 0 and 1."""
+    if strata.ndim == 1:
+        return [(label,) for label in strata.tolist()]
+    return [tuple(row.nonzero().flatten().tolist()) for row in strata]
 
 
-def _numbers(labels: Tensor) -> list[tuple[int, ...]]:
-    """Return the class numbers of each image."""
-    if labels.ndim == 1:
-        return [(label,) for label in labels.tolist()]
-    return [tuple(row.nonzero().flatten().tolist()) for row in labels]
+def _inspect_files(samples: Samples, split: str, labels: Sequence[tuple[int, ...]]) -> Iterator[CheckedImage]:
+    items = list(zip(samples.names, labels, strict=True))
+    return map_in_threads(lambda item: _inspect_file(item[0], split, item[1]), items)
 
 
-def _file(name: str, split: str, labels: tuple[int, ...]) -> CheckedImage:
+def _inspect_file(name: str, split: str, labels: tuple[int, ...]) -> CheckedImage:
     try:
-        header = read_header(Path(name))
+        data = read_bytes(name)
+        header = read_header(name, data=data)
         channels = header.channels if header.channels not in (1, 3) else 1
-        seen = look(read_shares(Path(name), channels).mean(0, keepdim=True))
-        return CheckedImage(
-            name,
-            split,
-            labels,
-            header.size,
-            header.mode,
-            header.rotated,
-            header.high_bit_depth,
-            sha256(Path(name)),
-            seen,
-        )
-    except (DataError, OSError) as error:
+        shares = read_shares(name, channels, data=data)
+    except DataError as error:
         return CheckedImage(name, split, labels, unreadable=str(error).removeprefix(f"{name}: "))
+    return CheckedImage(
+        name,
+        split,
+        labels,
+        header.size,
+        header.mode,
+        header.rotated,
+        header.high_bit_depth,
+        hashlib.sha256(data).hexdigest(),
+        difference_hash(shares.mean(0, keepdim=True)),
+    )
 
 
-def _of_pixels(listing: Listing, split: str) -> Iterator[CheckedImage]:
-    pixels = listing.pixels
+def _inspect_pixels(samples: Samples, split: str, labels: Sequence[tuple[int, ...]]) -> Iterator[CheckedImage]:
+    pixels = samples.pixels
     assert pixels is not None
     high_bit_depth = pixels.dtype != torch.uint8
     channels, size = pixels.shape[1], (pixels.shape[3], pixels.shape[2])
     mode = f"{channels} x float32" if high_bit_depth else {1: "L", 3: "RGB"}.get(channels, f"{channels} x uint8")
-    for name, labels, each in zip(listing.names, _numbers(listing.labels), pixels, strict=True):
-        digest = hashlib.sha256(each.contiguous().numpy().tobytes()).hexdigest()
+    for name, classes, image in zip(samples.names, labels, pixels, strict=True):
         yield CheckedImage(
             name,
             split,
-            labels,
+            classes,
             size,
             mode,
             high_bit_depth=high_bit_depth,
-            digest=digest,
-            look=look(each.float().mean(0, keepdim=True)),
+            digest=hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest(),
+            dhash=difference_hash(image.float().mean(0, keepdim=True)),
         )
 
 
-def look(gray: Tensor) -> int:
-    """Return 64 bits of an image (1, h, w): whether each of 8 x 8 regions is brighter than the one to its left."""
+def difference_hash(gray: Tensor) -> int:
+    """Return 64 bits of an image (1, h, w): whether each of 8 x 8 regions is brighter than the one to its left.
+
+    Few bits change when an image is resized or compressed again.
+    """
     small = F.interpolate(gray[None].float(), (8, 9), mode="area")[0, 0]
     bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
     return sum(bit << i for i, bit in enumerate(bits))
 
 
-def _same(images: Sequence[CheckedImage]) -> list[tuple[CheckedImage, ...]]:
+def _find_duplicates(images: Sequence[CheckedImage]) -> list[Group]:
     """Return the groups of images with equal contents."""
-    found: dict[str, list[CheckedImage]] = defaultdict(list)
+    by_digest: dict[str, list[CheckedImage]] = defaultdict(list)
     for image in images:
-        found[image.digest].append(image)
-    return [tuple(group) for group in found.values() if len(group) > 1]
+        by_digest[image.digest].append(image)
+    return [tuple(group) for group in by_digest.values() if len(group) > 1]
 
 
-SMALLEST = 64
-"""Images with a side below so many pixels are too alike for their looks to tell anything."""
-
-
-def _near(images: Sequence[CheckedImage]) -> list[tuple[CheckedImage, ...]]:
-    """Return the groups of images that look nearly the same; flat ones, whose looks tell nothing, are left out."""
-    by_look: dict[int, list[CheckedImage]] = defaultdict(list)
+def _find_near_duplicates(images: Sequence[CheckedImage]) -> list[Group]:
+    """Return the groups of images with nearly equal hashes, without small and flat images."""
+    by_hash: dict[int, list[CheckedImage]] = defaultdict(list)
     for image in images:
-        if 8 <= image.look.bit_count() <= 56 and min(image.size) >= SMALLEST:
-            by_look[image.look].append(image)
-    leader = {look: look for look in by_look}
+        if MIN_ONES <= image.dhash.bit_count() <= MAX_ONES and min(image.size) >= MIN_SIDE:
+            by_hash[image.dhash].append(image)
+    parent = {dhash: dhash for dhash in by_hash}
 
-    def first(look: int) -> int:
-        while leader[look] != look:
-            look = leader[look]
-        return look
+    def root(dhash: int) -> int:
+        while parent[dhash] != dhash:
+            dhash = parent[dhash]
+        return dhash
 
-    # of four quarters of 16 bits, at least one is equal where at most three bits differ
+    # of four quarters of 16 bits, at least one is equal if at most three bits differ
     for shift in range(0, 64, 16):
-        quarter: dict[int, list[int]] = defaultdict(list)
-        for look in by_look:
-            quarter[look >> shift & 0xFFFF].append(look)
-        for looks in quarter.values():
-            for i, a in enumerate(looks):
-                for b in looks[:i]:
-                    if (a ^ b).bit_count() <= NEAR:
-                        leader[first(a)] = first(b)
+        by_quarter: dict[int, list[int]] = defaultdict(list)
+        for dhash in by_hash:
+            by_quarter[dhash >> shift & 0xFFFF].append(dhash)
+        for hashes in by_quarter.values():
+            for i, a in enumerate(hashes):
+                for b in hashes[:i]:
+                    if (a ^ b).bit_count() <= MAX_DIFFERENT_BITS:
+                        parent[root(a)] = root(b)
     groups: dict[int, list[CheckedImage]] = defaultdict(list)
-    for look, alike in by_look.items():
-        groups[first(look)] += alike
+    for dhash, similar in by_hash.items():
+        groups[root(dhash)] += similar
     return [tuple(group) for group in groups.values() if len(group) > 1]

@@ -1,4 +1,4 @@
-"""Images in memory: one tensor of pixels and one of labels for each split."""
+"""A data set prepared for one network: pixels, targets and names of each split."""
 
 from __future__ import annotations
 
@@ -6,59 +6,55 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from convatlas.data.stream import Pixels, Streamed
-from convatlas.errors import DataError
+from convatlas.data.stream import Pixels, concatenate_pixels, take
+from convatlas.tasks.targets import Targets, concatenate
+from convatlas.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Images:
-    """One split, prepared: pixels, labels as in its listing, and a name for each image.
+    """One prepared split: pixels, targets and a name for each image.
 
-    pixels: (n, channels, size, size) from 0 to 255: uint8, or float32 where images are deeper than 8 bits. Held in
-        memory, mapped from the cache, or decoded when they are asked for.
-    digest: of the images as they were found, before they were prepared.
-    aspects: width over height of each image, where `pixels` are whole images squeezed into squares, of which random
-        crops are to be taken; None where they are as the network evaluates them.
+    pixels: (n, channels, h, w) from 0 to 255: uint8, or float32 for images with more than 8 bits. In memory, mapped
+        from the cache, or decoded on access.
+    digest: sha256 over the image files before they were prepared.
+    aspects: (n,) width / height of each image, if `pixels` are whole images resized to squares from which random crops
+        are taken; None if they are as the network evaluates them.
     """
 
     pixels: Pixels
-    labels: Tensor
+    targets: Targets
     names: Sequence[str]
     digest: str = ""
     aspects: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.names)
 
     def subset(self, indices: Tensor) -> Images:
         """Return the images with these numbers."""
         names = [self.names[i] for i in indices.tolist()]
         aspects = None if self.aspects is None else self.aspects[indices]
-        pixels = self.pixels[indices] if isinstance(self.pixels, Tensor) else self.pixels.subset(indices)
-        return Images(pixels, self.labels[indices], names, self.digest, aspects)
+        return Images(take(self.pixels, indices), self.targets.take(indices), names, self.digest, aspects)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of images and labels, so that a run can tell whether its data changed."""
-        return hashlib.sha256(self.digest.encode() + self.labels.numpy().tobytes()).hexdigest()
+        """Return the sha256 of images and targets; a run compares it to detect changed data."""
+        return hashlib.sha256(self.digest.encode() + self.targets.to_bytes()).hexdigest()
 
 
-def joined(parts: Sequence[Images]) -> Images:
+def concatenate_images(parts: Sequence[Images]) -> Images:
     """Return the images of several splits as one."""
     names = [name for part in parts for name in part.names]
     digest = " ".join(part.digest for part in parts)
-    held = [part.pixels for part in parts]
-    streamed = next((pixels for pixels in held if isinstance(pixels, Streamed)), None)
-    # what is decoded again is what was held
-    pixels = Streamed(names, streamed.steps) if streamed else torch.cat([p for p in held if isinstance(p, Tensor)])
-    return Images(pixels, torch.cat([part.labels for part in parts]), names, digest)
+    pixels = concatenate_pixels([part.pixels for part in parts], names)
+    return Images(pixels, concatenate([part.targets for part in parts]), names, digest)
 
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """An image that could not be read, and why."""
+    """An image file that cannot be read, and the reason."""
 
     path: str
     reason: str
@@ -68,43 +64,37 @@ class UnreadableImage:
 class Dataset:
     """The splits of one data set, prepared for one network.
 
-    train is learned from; val chooses the best epoch; test is looked at once, at the end. Either may be None.
-    unreadable lists the images that were left out because they could not be read.
+    train is trained on; val chooses the best epoch; test is evaluated once, at the end. val and test may be None.
+    unreadable: the images that were skipped because they cannot be read.
     """
 
     name: str
-    classes: tuple[str, ...]
+    task: Task
     train: Images
     val: Images | None
     test: Images | None
     unreadable: tuple[UnreadableImage, ...] = ()
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
+
+    @property
     def splits(self) -> dict[str, Images]:
-        """The splits that are there, by name."""
+        """The splits that exist, by name."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in named.items() if images is not None}
 
     @property
     def whole(self) -> Images:
         """All images of all splits."""
-        return joined(list(self.splits.values()))
+        return concatenate_images(list(self.splits.values()))
 
     def without_val(self) -> Dataset:
         """Return the data set with its val split back in train."""
-        return self if self.val is None else replace(self, train=joined([self.train, self.val]), val=None)
+        return self if self.val is None else replace(self, train=concatenate_images([self.train, self.val]), val=None)
 
     def fingerprint(self) -> str:
-        """Return a sha256 of classes and splits; the name of the folder does not count."""
+        """Return a sha256 over classes and splits; the name of the data set does not count."""
         parts = [*self.classes, *(images.fingerprint() for images in self.splits.values())]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def check_same_classes(classes: Sequence[str], found: Sequence[str], *, split: str, where: object) -> None:
-    """Raise DataError that names the classes which `split` misses or has on top of the training classes."""
-    missing = [name for name in classes if name not in found]
-    unknown = [name for name in found if name not in classes]
-    if missing or unknown:
-        told = [f"misses {', '.join(missing)}"] if missing else []
-        told += [f"has classes that train does not know: {', '.join(unknown)}"] if unknown else []
-        raise DataError(f"{where}: the {split} split {' and '.join(told)}; classes are matched by name")

@@ -1,59 +1,57 @@
-"""Open a data set: the one file that knows all readers."""
+"""Open data by name or path: the one file that knows all readers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from convatlas.data.readers.digits import Digits
-from convatlas.data.readers.folder import ImageFolder
-from convatlas.data.readers.idx import IDX_PARTS, IdxFolder, _idx_file
+from convatlas.data.readers.arrays import read_npz
+from convatlas.data.readers.digits import read_digits
+from convatlas.data.readers.folder import read_image_folder
+from convatlas.data.readers.idx import IDX_SETS, fetch_idx, has_idx_files, read_idx_folder
+from convatlas.data.readers.table import read_image_table
+from convatlas.data.readers.torchvision import FOLDERS, SETS, read_torchvision
 from convatlas.data.source import Source
 from convatlas.errors import DataError, nearest
 from convatlas.system.cache import cache_folder
 from convatlas.system.progress import Progress
 
+TABLES = (".csv", ".tsv", ".parquet")
+"""Suffixes of tables of images."""
 
-def find(data: str | Path, *, download: bool = False, progress: Progress | None = None) -> Source:
+
+def open_data(data: str | Path, *, download: bool = False, progress: Progress | None = None) -> Source:
     """Return the source that `data` names.
 
-    A data set by its name, a folder of images or of the files of a data set, a table that lists images (.csv, .tsv,
-    .parquet), or a NumPy file (.npz).
-
-    Data sets by name are taken from the cache; `download` allows to fetch them there.
+    data: a data set by its name, a folder of images or of the files of a data set, a table of images (.csv, .tsv,
+        .parquet), or a NumPy file (.npz).
+    download: allow to download a data set by name into the cache.
     Raises DataError for a missing or empty folder and unknown names.
     """
-    from convatlas.data.readers.arrays import npz
-    from convatlas.data.readers.idx import IDX_SETS, fetch_idx
-    from convatlas.data.readers.table import ImageList
-    from convatlas.data.readers.torchvision import FOLDERS, SETS, torchvision_set
-
-    name = data if isinstance(data, str) else ""  # a Path is always a folder
+    name = data if isinstance(data, str) else ""  # a Path is always a file or a folder
     if name == "digits":
-        return Digits()
+        return read_digits()
     if name in IDX_SETS:
         folder = cache_folder() / name
-        if not any(_idx_file(folder, part) for part in IDX_PARTS.values()) and not download:
+        if not has_idx_files(folder) and not download:
             raise DataError(
                 f"{name} is not in {folder}; `fit --download` fetches it, or give a folder of its IDX files"
             )
         if download:
             fetch_idx(name, folder, progress=progress)
-        return IdxFolder(folder)
+        return read_idx_folder(folder)
     if name in SETS:
-        return torchvision_set(name, download=download)
-    folder = Path(data)
-    if not folder.exists():
+        return read_torchvision(name, download=download, progress=progress)
+    path = Path(data)
+    if not path.exists():
         known = ["digits", *IDX_SETS, *SETS]
-        raise DataError(f"{folder}: no such folder{nearest(name, known)}; data by name: {', '.join(known)}")
-    if not folder.is_dir():
-        if folder.suffix.lower() in (".csv", ".tsv", ".parquet"):
-            return ImageList(folder)
-        if folder.suffix.lower() == ".npz":
-            return npz(folder)
-        raise DataError(f"{folder}: expected a folder, a table (.csv, .tsv, .parquet) or a NumPy file (.npz)")
-    for inside, held in FOLDERS.items():
-        if (folder / inside).is_dir():
-            return torchvision_set(held, folder)
-    if any(_idx_file(folder, part) for part in IDX_PARTS.values()):
-        return IdxFolder(folder)
-    return ImageFolder(folder)
+        raise DataError(f"{path}: no such folder{nearest(name, known)}; data sets by name: {', '.join(known)}")
+    if not path.is_dir():
+        if path.suffix.lower() in TABLES:
+            return read_image_table(path, progress=progress)
+        if path.suffix.lower() == ".npz":
+            return read_npz(path)
+        raise DataError(f"{path}: must be a folder, a table ({', '.join(TABLES)}) or a NumPy file (.npz)")
+    for inside, known_set in FOLDERS.items():
+        if (path / inside).is_dir():
+            return read_torchvision(known_set, path, progress=progress)
+    return read_idx_folder(path) if has_idx_files(path) else read_image_folder(path, progress=progress)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +13,22 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from convatlas.errors import RunError
-from convatlas.system.files import PART, write_text
+from convatlas.errors import MachineError
+from convatlas.system.cache import LruFolder, cache_folder
+from convatlas.system.files import write_text
 
 MEMORY_LIMIT = 8 * 2**30
-"""Bytes of images that may be held in memory, where the cache cannot hold them."""
+"""Maximum bytes of pixels held in memory, if the cache has no room for them."""
 
-SPARE = 2**30
-"""Bytes that are left free on the disk of the cache."""
+FREE_BYTES = 2**30
+"""Bytes that stay free on the disk of the cache."""
 
 CACHE_LIMIT = 40 * 2**30
-"""Bytes that prepared images may take in the cache; what was not used for longest makes room."""
+"""Maximum bytes of pixels in the cache; the least recently used ones are deleted."""
 
 
 class Notes(TypedDict):
-    """What is known of prepared images: {number in the listing: why it cannot be read}, and the others' aspects."""
+    """What preparation found: {index in the listing: why it is unreadable}, and the aspect ratios of the others."""
 
     unreadable: dict[str, str]
     aspects: list[float]
@@ -37,107 +36,88 @@ class Notes(TypedDict):
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Prepared images in the cache: pixels in `path`.raw, and what is known of them in `path`.json, written last.
+    """Prepared images in the cache: pixels in `<name>.raw`, notes in `<name>.json`, which is written last.
 
-    Two runs may build the same one: each writes a file of its own, and the later one takes the name.
+    Two runs may build the same entry at once: each writes a file of its own, and the later one replaces the other.
     """
 
-    path: Path
+    name: str
     dtype: torch.dtype = torch.uint8
 
-    def size(self, shape: tuple[int, ...]) -> int:
-        """Return the bytes of pixels of a shape."""
+    @property
+    def folder(self) -> LruFolder:
+        return LruFolder(cache_folder() / "images", ".raw", CACHE_LIMIT, FREE_BYTES)
+
+    def num_bytes(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * self.dtype.itemsize
 
     @property
     def _files(self) -> tuple[Path, Path]:
-        return self.path.with_suffix(".raw"), self.path.with_suffix(".json")
-
-    def opened(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Notes | None]:
-        """Return the pixels, mapped into memory, and the notes; None for what is not there, or not whole.
-
-        Notes without pixels are those of images that are streamed, where there is still no place for them.
-        """
-        raw, told = self._files
-        try:
-            notes: Notes = json.loads(told.read_text(encoding="utf-8"))
-            if len(notes["aspects"]) + len(notes["unreadable"]) != shape[0]:
-                return None, None
-            if not raw.exists():
-                return None, None if self._holds(shape) else notes
-            if raw.stat().st_size != self.size(shape):
-                return None, None
-            with suppress(OSError):
-                os.utime(raw)  # was used
-            return self._mapped(raw, shape, shared=False), notes
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-            return None, None
-
-    def _holds(self, shape: tuple[int, ...]) -> bool:
-        """Return whether there is place for the pixels, in the cache or in memory."""
-        size = self.size(shape)
-        free = shutil.disk_usage(self.path.parent).free
-        return size <= MEMORY_LIMIT or (size <= CACHE_LIMIT and free >= size + SPARE)
-
-    def room(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Return an empty tensor for the pixels: in a file, in memory where that has no place; None if neither has."""
-        size = self.size(shape)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _make_room(self.path.parent, size)
-            with self._part.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a mapped file must not run out of disk later
-            return self._mapped(self._part, shape, shared=True)
-        except (OSError, RuntimeError, AttributeError):
-            self.clear()
-            return torch.empty(shape, dtype=self.dtype) if size <= MEMORY_LIMIT else None
+        return self.folder.path / f"{self.name}.raw", self.folder.path / f"{self.name}.json"
 
     @property
     def _part(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.{platform.node()}.{os.getpid()}{PART}")
+        return self.folder.partial_file(self.name)
 
-    def clear(self) -> None:
-        """Remove what was begun."""
+    def open(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Notes | None]:
+        """Return the pixels, mapped into memory, and the notes; None for what is missing or incomplete.
+
+        Notes without pixels belong to images that are streamed, as long as there is no room for their pixels.
+        """
+        raw, notes_file = self._files
+        try:
+            notes: Notes = json.loads(notes_file.read_text(encoding="utf-8"))
+            if len(notes["aspects"]) + len(notes["unreadable"]) != shape[0]:
+                return None, None
+            if not raw.exists():
+                return None, None if self._has_room(shape) else notes
+            if raw.stat().st_size != self.num_bytes(shape):
+                return None, None
+            self.folder.mark_used(raw)
+            return self._map(raw, shape, shared=False), notes
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # a damaged entry is built again
+            return None, None
+
+    def _has_room(self, shape: tuple[int, ...]) -> bool:
+        size = self.num_bytes(shape)
+        return size <= MEMORY_LIMIT or self.folder.fits(size)
+
+    def allocate(self, shape: tuple[int, ...]) -> Tensor | None:
+        """Return an empty tensor for the pixels: in a file, or in memory if the disk has no room; else None."""
+        size = self.num_bytes(shape)
+        try:
+            self.folder.make_room(size)
+            with self._part.open("wb") as file:
+                _reserve(file.fileno(), size)
+            return self._map(self._part, shape, shared=True)
+        except (OSError, RuntimeError):
+            self.discard()
+            return torch.empty(shape, dtype=self.dtype) if size <= MEMORY_LIMIT else None
+
+    def discard(self) -> None:
+        """Delete an unfinished entry."""
         with suppress(OSError):
             self._part.unlink(missing_ok=True)
 
-    def close(self, pixels: Tensor | None, notes: Notes) -> None:
-        """Give a finished file its name, and write the notes, of images that are streamed, too."""
-        raw, told = self._files
-        with suppress(OSError, RunError):
+    def commit(self, pixels: Tensor | None, notes: Notes) -> None:
+        """Rename the finished file and write its notes; without pixels (streamed images) the notes alone."""
+        raw, notes_file = self._files
+        with suppress(OSError, MachineError):
             if self._part.exists():
                 self._part.replace(raw)
             if pixels is None or raw.exists():
-                write_text(told, json.dumps(notes))
+                write_text(notes_file, json.dumps(notes))
 
-    def _mapped(self, path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
+    def _map(self, path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
         return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=self.dtype).view(shape)
 
 
-def _lives(process: int) -> bool:
-    """Return whether a process of this machine is there, perhaps another user's."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _make_room(folder: Path, size: int) -> None:
-    """Remove what was not used for longest until `size` more bytes fit; raises OSError if they cannot."""
-    if size > CACHE_LIMIT:
-        raise OSError(f"the cache holds at most {CACHE_LIMIT / 2**30:.0f} GiB")
-    for part in folder.glob(f".*.{platform.node()}.*{PART}"):
-        if not _lives(int(part.name.split(".")[-2])):
-            part.unlink(missing_ok=True)
-    held = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.raw")), reverse=True)
-    total = sum(bytes_ for _, bytes_, _ in held)
-    while held and (total + size > CACHE_LIMIT or shutil.disk_usage(folder).free < size + SPARE):
-        _, bytes_, path = held.pop()
-        path.with_suffix(".json").unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        total -= bytes_
-    if shutil.disk_usage(folder).free < size + SPARE:
-        raise OSError("the disk is full")
+def _reserve(file: int, size: int) -> None:
+    """Give a file its size and its disk blocks: a mapped file must not run out of disk later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:  # macOS, Windows: zeros are written, in pieces
+        os.lseek(file, 0, os.SEEK_SET)
+        zeros = bytes(2**20)
+        for start in range(0, size, len(zeros)):
+            os.write(file, zeros[: size - start])

@@ -1,14 +1,13 @@
-"""Images prepared for a network once: decoded, resized, and kept in a file of the cache, or in memory."""
+"""Prepare the images of a split for a network: decoded and resized once, then read from the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
+import numpy as np
 import PIL
 import torch
 from torch import Tensor
@@ -16,118 +15,114 @@ from torch import Tensor
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Images, UnreadableImage
 from convatlas.data.decode.files import UnavailableError
-from convatlas.data.decode.pixels import in_channels, shares
+from convatlas.data.decode.pixels import frame, frame_shape, in_channels, load_image, scale_to_255, shares
+from convatlas.data.manifest import Manifest
 from convatlas.data.pixel_cache import Notes, PixelCache
-from convatlas.data.samples import Listing
-from convatlas.data.stream import Pixels, Streamed, load_image
+from convatlas.data.samples import Samples
+from convatlas.data.stream import Streamed
+from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError
-from convatlas.system.cache import cache_folder
-from convatlas.system.files import sha256
 from convatlas.system.progress import Progress
 
-VERSIONS = (2, torch.__version__, PIL.__version__)
-"""What the pixels depend on besides files and preprocessing: this file, and who decodes and resizes."""
+VERSIONS = (3, torch.__version__, PIL.__version__)
+"""What pixels depend on besides files and preprocessing: the code of this file, and the libraries it calls."""
 
 
-def prepared(
-    listing: Listing,
+def prepare_split(
+    samples: Samples,
     split: str,
-    steps: Preprocessing,
+    preprocessing: Preprocessing,
+    *,
     for_random_crop: bool,
-    unreadable: list[UnreadableImage],
-    progress: Progress | None,
-) -> Images:
-    """Return the images of one split as the network reads them, in the order of the listing.
+    manifest: Manifest,
+    progress: Progress | None = None,
+) -> tuple[Images, list[UnreadableImage]]:
+    """Return the images of a split as the network reads them, in the order of the samples, and the unreadable ones.
 
-    roomy: whole images in squares, for random crops. Images that cannot be read are added to `unreadable`. Where
-    neither the cache nor the memory has place for the pixels, they are looked at once, and decoded again when they are
-    used.
+    for_random_crop: keep whole images, resized to squares.
+    manifest: what is known of the files; unchanged files whose pixels are cached are not opened. If neither the disk
+        nor the memory has room for the pixels, every image is decoded once to find the unreadable ones, and again when
+        it is used.
     """
-    if listing.pixels is not None:
-        return _of_array(listing, listing.pixels, steps, for_random_crop)
-    digests: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for digest in pool.map(_digest, listing.names):
-            digests.append(digest)
-            if progress:
-                progress(f"looking for {split}", len(digests), len(listing))
-    told = json.dumps([VERSIONS, steps.to_plain(), for_random_crop, digests], sort_keys=True)
-    store = PixelCache(cache_folder() / "images" / hashlib.sha256(told.encode()).hexdigest()[:32], steps.dtype)
-    side = steps.resize if for_random_crop else steps.size
-    shape = (len(listing), steps.channels, side, side)
-    pixels, notes = store.opened(shape)
+    if samples.pixels is not None:
+        return _prepare_array(samples, samples.pixels, preprocessing, for_random_crop), []
+    info = manifest.look_up(samples.names, progress=progress, task=f"reading {split}")
+    reasons = dict(info.unopened)
+    opened = [i for i in range(len(samples)) if i not in reasons]
+    key = json.dumps([VERSIONS, preprocessing.to_plain(), for_random_crop], sort_keys=True).encode()
+    digest = hashlib.sha256(key + info.digests[opened].tobytes()).hexdigest()[:32]
+    cache = PixelCache(digest, preprocessing.dtype)
+    shape = (len(opened), *frame_shape(preprocessing, for_random_crop=for_random_crop))
+    pixels, notes = cache.open(shape)
     if notes is None:
-        pixels = store.room(shape)
+        pixels = cache.allocate(shape)
+        load = partial(_load, preprocessing, for_random_crop, manifest)
         try:
-            notes = _read(listing, split, steps, for_random_crop, digests, pixels, progress)
+            notes = _decode([samples.names[i] for i in opened], load, pixels, split, progress)
         except DataError:
-            store.clear()
+            cache.discard()
             raise
-        store.close(pixels, notes)
-    reasons = {int(i): reason for i, reason in notes["unreadable"].items()}
-    unreadable += [UnreadableImage(listing.names[i], f"{listing.names[i]}: {reason}") for i, reason in reasons.items()]
-    kept = torch.tensor([i for i in range(len(listing)) if i not in reasons], dtype=torch.int64)
-    whole = hashlib.sha256("".join(digests[i] for i in kept.tolist()).encode()).hexdigest()
-    aspects = torch.tensor(notes["aspects"], dtype=torch.float32) if for_random_crop else None
-    names = [listing.names[i] for i in kept.tolist()]
-    # of those that are held, the readable ones come first
-    found: Pixels = Streamed(names, steps, for_random_crop=for_random_crop) if pixels is None else pixels[: len(kept)]
-    return Images(found, listing.labels[kept], names, whole, aspects)
+        cache.commit(pixels, notes)
+    reasons |= {opened[int(i)]: reason for i, reason in notes["unreadable"].items()}
+    readable = torch.tensor([i for i in opened if i not in reasons], dtype=torch.int64)
+    names = [samples.names[i] for i in readable.tolist()]
+    images = Images(
+        # the readable ones come first
+        Streamed(names, preprocessing, for_random_crop=for_random_crop) if pixels is None else pixels[: len(names)],
+        samples.targets.take(readable),
+        names,
+        hashlib.sha256(np.ascontiguousarray(info.digests[readable.numpy()]).tobytes()).hexdigest(),
+        torch.tensor(notes["aspects"], dtype=torch.float32) if for_random_crop else None,
+    )
+    unreadable = [UnreadableImage(samples.names[i], f"{samples.names[i]}: {reasons[i]}") for i in sorted(reasons)]
+    return images, unreadable
 
 
-def _of_array(listing: Listing, pixels: Tensor, steps: Preprocessing, for_random_crop: bool) -> Images:
+def _prepare_array(samples: Samples, pixels: Tensor, preprocessing: Preprocessing, for_random_crop: bool) -> Images:
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
-    if steps.window is not None or pixels.dtype != torch.uint8 or pixels.shape[1] != steps.channels:
-        low, high = steps.window or (0.0, 1.0)
-        share = in_channels(shares(pixels), steps.channels, listing.names[0])
-        pixels = ((share - low) / (high - low)).clamp(0, 1) * 255
-        pixels = pixels.round().byte() if steps.window is None else pixels
+    if preprocessing.window is not None or pixels.dtype != torch.uint8 or pixels.shape[1] != preprocessing.channels:
+        pixels = scale_to_255(
+            in_channels(shares(pixels), preprocessing.channels, samples.names[0]), preprocessing.window
+        )
     height, width = pixels.shape[-2:]
     aspects = torch.full((len(pixels),), width / height) if for_random_crop else None
-    ready = steps.squeezed(pixels) if for_random_crop else steps.geometry(pixels)
-    return Images(ready, listing.labels, listing.names, digest, aspects)
+    pixels = frame(pixels, preprocessing, for_random_crop=for_random_crop)
+    return Images(pixels, samples.targets, samples.names, digest, aspects)
 
 
-def _digest(name: str) -> str:
-    try:
-        return sha256(Path(name))
-    except OSError as error:
-        return f"{_UNOPENED}{error.strerror}"
+def _load(
+    preprocessing: Preprocessing, for_random_crop: bool, manifest: Manifest, name: str
+) -> tuple[Tensor, float] | str:
+    """Return the pixels of an image file and its width over its height, or why it is unreadable.
 
-
-_UNOPENED = "cannot be opened: "
-"""How the digest of a file begins that has none."""
-
-
-def _read(
-    listing: Listing, split: str, steps: Preprocessing, for_random_crop: bool, digests: Sequence[str], pixels: Tensor | None,
-    progress: Progress | None,
-) -> Notes:  # fmt: skip
-    """Decode and resize the images into `pixels`, the readable ones first, and return what is to be known of them.
-
-    Raises DataError if one cannot be read here and now: that it is unreadable must not be remembered.
+    Raises UnavailableError if the file may be readable another time: that must not be stored.
     """
+    data = manifest.contents(name, remove=True)
+    try:
+        return load_image(name, preprocessing, for_random_crop=for_random_crop, data=data)
+    except UnavailableError:
+        raise
+    except DataError as error:
+        return str(error).removeprefix(f"{name}: ")
 
-    def read(name: str, digest: str) -> tuple[Tensor, float] | str:
-        if digest.startswith(_UNOPENED):
-            return digest
-        try:
-            return load_image(Path(name), steps, for_random_crop=for_random_crop)
-        except UnavailableError:
-            raise
-        except DataError as error:
-            return str(error).removeprefix(f"{name}: ")
 
+def _decode(
+    names: Sequence[str],
+    load: partial[tuple[Tensor, float] | str],
+    pixels: Tensor | None,
+    split: str,
+    progress: Progress | None,
+) -> Notes:
+    """Write the readable images into `pixels`, one after another, and return the notes of all."""
     unreadable: dict[str, str] = {}
     aspects: list[float] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, image in enumerate(pool.map(read, listing.names, digests)):
-            if isinstance(image, str):
-                unreadable[str(i)] = image
-            else:
-                if pixels is not None:
-                    pixels[len(aspects)] = image[0]
-                aspects.append(image[1])
-            if progress:
-                progress(f"reading {split}", i + 1, len(listing))
+    for i, image in enumerate(map_in_threads(load, names)):
+        if isinstance(image, str):
+            unreadable[str(i)] = image
+        else:
+            if pixels is not None:
+                pixels[len(aspects)] = image[0]
+            aspects.append(image[1])
+        if progress:
+            progress(f"decoding {split}", i + 1, len(names))
     return {"unreadable": unreadable, "aspects": aspects}

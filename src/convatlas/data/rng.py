@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import IntEnum
+
 import torch
 from torch import Tensor
 
@@ -46,4 +49,53 @@ def uniform(key: int, samples: Tensor) -> Tensor:
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     """Return the order in which the `count` samples are visited in this epoch."""
-    return random_bits(derive_key(seed, epoch, 0), torch.arange(count)).argsort(stable=True)
+    return random_bits(derive_key(seed, epoch, Purpose.ORDER), torch.arange(count)).argsort(stable=True)
+
+
+class Purpose(IntEnum):
+    """What a random number is for. Numbers in use must not change, or runs could not be repeated.
+
+    `uniform` of a purpose plus i is the i-th of several draws; gaps leave room for them.
+    """
+
+    ORDER = 0
+    FLIP = 1
+    SHIFT_DOWN = 2
+    SHIFT_RIGHT = 3
+    CROP_AREA = 20
+    CROP_RATIO = 40
+    CROP_LEFT = 60
+    CROP_TOP = 61
+    BRIGHTNESS = 62
+    CONTRAST = 63
+    SATURATION = 64
+    ERASE = 65
+    ERASE_AREA = 66
+    ERASE_RATIO = 67
+    ERASE_LEFT = 68
+    ERASE_TOP = 69
+    MIX_PARTNER = 70
+    MIX_WEIGHT = 71
+    MIX_KIND = 72
+    CUT_LEFT = 73
+    CUT_TOP = 74
+    OPERATION = 80
+    STRENGTH = 90
+    SIGN = 100
+
+
+@dataclass(frozen=True)
+class BatchRandom:
+    """The random numbers of one batch: `samples` are the images' numbers in the training split."""
+
+    samples: Tensor
+    seed: int
+    epoch: int
+
+    def uniform(self, purpose: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Return a number in [low, high) for each image; always the same for the same purpose."""
+        return uniform(derive_key(self.seed, self.epoch, purpose), self.samples) * (high - low) + low
+
+    def bernoulli(self, purpose: int, probability: float) -> Tensor:
+        """Return True with this probability for each image."""
+        return self.uniform(purpose) < probability

@@ -1,61 +1,58 @@
-"""A source of data before a network is chosen: names, labels, classes."""
+"""A data source: names, targets and splits, before a network is chosen and any image is prepared."""
 
 from __future__ import annotations
 
-from functools import cached_property, partial
-from pathlib import Path
-
-from torch import Tensor
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.dataset import Dataset, UnreadableImage, check_same_classes
-from convatlas.data.decode.pixels import in_channels, read_shares, shares
-from convatlas.data.prepare import prepared
-from convatlas.data.samples import Listing
+from convatlas.data.dataset import Dataset
+from convatlas.data.manifest import Manifest
+from convatlas.data.prepare import prepare_split
+from convatlas.data.samples import Samples
 from convatlas.data.splits import Fold, with_val
-from convatlas.data.statistics import Statistics, statistics
+from convatlas.data.statistics import Statistics, array_statistics, file_statistics
 from convatlas.errors import DataError
 from convatlas.system.progress import Progress
+from convatlas.tasks.task import Task
 
 
+@dataclass(frozen=True)
 class Source:
-    """Data before a network is chosen: its name, classes and channels are known, no image is prepared yet."""
+    """Data that a reader found.
+
+    location: what `open_data` takes to find it again, from any working directory. splits: train, and perhaps val and
+    test. channels: those of most images. high_bit_depth: whether most training images have more than 8 bits. manifest:
+    what is known of the image files without opening them.
+    """
 
     name: str
     location: str
-    """What `find` takes to find it again, from any working directory."""
-    classes: tuple[str, ...]
+    task: Task
+    splits: Mapping[str, Samples]
     channels: int
     high_bit_depth: bool = False
-    """Whether most of the training images have more than 8 bits."""
-
-    @cached_property
-    def listings(self) -> dict[str, Listing]:
-        """The splits that the data has: train, and perhaps val and test; read once."""
-        raise NotImplementedError
+    manifest: Manifest = field(default_factory=lambda: Manifest(""), compare=False, repr=False)
 
     @property
-    def several(self) -> bool:
-        """Whether an image may be of several classes, or of none."""
-        return self.listings["train"].labels.ndim == 2
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes
 
-    def split(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Listing]:
-        """Return the splits, with a val split where the data has none; see `load`."""
-        return with_val(self.listings, seed=seed, share=val_share, where=self.name, fold=fold)
+    def with_val(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Samples]:
+        """Return the splits, with a val split if the data has none; see `load`."""
+        return with_val(self.splits, self.task.strata, seed=seed, share=val_share, where=self.name, fold=fold)
 
     def statistics(
         self, channels: int, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None
     ) -> Statistics | None:
-        """Return what the training images hold; None for 8-bit images in gray or RGB, which every network knows."""
+        """Return window, mean and deviation of the training images; None for 8-bit grayscale and RGB images."""
         if not self.high_bit_depth and channels in (1, 3):
             return None
-        train = self.split(seed=seed, val_share=val_share, fold=fold)["train"]
-        pixels = train.pixels
-        if pixels is not None:
-            reads = [partial(_shares, pixels, i, channels, self.location) for i in range(len(pixels))]
-        else:
-            reads = [partial(read_shares, Path(name), channels) for name in train.names]
-        return statistics(reads, high_bit_depth=self.high_bit_depth, where=self.location)
+        train = self.with_val(seed=seed, val_share=val_share, fold=fold)["train"]
+        depth = self.high_bit_depth
+        if train.pixels is not None:
+            return array_statistics(train.pixels, channels, high_bit_depth=depth, where=self.location)
+        return file_statistics(train.names, channels, self.manifest, high_bit_depth=depth, where=self.location)
 
     def load(
         self,
@@ -70,37 +67,32 @@ class Source:
     ) -> Dataset:
         """Read and prepare all splits.
 
-        val_share: the share of the training images that becomes val, decided by `seed`, where the data has no val.
-        fold: the one of so many that becomes val instead.
-        roomy: the training images are kept whole, as squares, for random crops.
-        max_unreadable: the share of unreadable images that is left out and listed; more is a DataError.
+        val_share: the share of the training images that becomes val, decided by `seed`, if the data has no val split.
+        fold: (number, count): this one of `count` folds becomes val instead.
+        for_random_crop: keep the training images whole, resized to squares, for random crops.
+        max_unreadable: share of unreadable images that is skipped and listed; a larger one is a DataError.
         """
-        listings = self.split(seed=seed, val_share=val_share, fold=fold)
-        unreadable: list[UnreadableImage] = []
-        images = {
-            split: prepared(listing, split, preprocessing, for_random_crop and split == "train", unreadable, progress)
-            for split, listing in listings.items()
+        splits = self.with_val(seed=seed, val_share=val_share, fold=fold)
+        prepared = {
+            split: prepare_split(
+                samples,
+                split,
+                preprocessing,
+                for_random_crop=for_random_crop and split == "train",
+                manifest=self.manifest,
+                progress=progress,
+            )
+            for split, samples in splits.items()
         }
-        total = sum(map(len, listings.values()))
+        self.manifest.release()
+        images = {split: part for split, (part, _) in prepared.items()}
+        unreadable = tuple(image for _, skipped in prepared.values() for image in skipped)
+        total = sum(map(len, splits.values()))
         if len(unreadable) > max_unreadable * total:
             raise DataError(
-                f"{unreadable[0].reason}; {len(unreadable)} of {total} images cannot be read, "
-                f"more than the {max_unreadable:.1%} allowed; mend or remove them, or raise --max-unreadable"
+                f"{unreadable[0].reason}; {len(unreadable)} of {total} images are unreadable, more than the "
+                f"{max_unreadable:.1%} allowed; fix or remove them, or raise --max-unreadable"
             )
-        if unreadable:
-            for split, part in images.items():
-                if self.several and split != "train":
-                    continue  # a rare class may be missing there
-                held = part.labels.any(0).nonzero().flatten() if self.several else part.labels.unique()
-                found = [self.classes[i] for i in held.tolist()]
-                check_same_classes(self.classes, found, split=split, where=self.location)
-        bare = next((split for split, part in images.items() if self.several and not part.labels.any()), None)
-        if bare:
-            raise DataError(f"{self.location}: no image of the {bare} split is of any class; nothing can be measured")
-        return Dataset(
-            self.name, self.classes, images["train"], images.get("val"), images.get("test"), tuple(unreadable)
-        )
-
-
-def _shares(pixels: Tensor, number: int, channels: int, name: str) -> Tensor:
-    return in_channels(shares(pixels[number]), channels, name)
+        for split, part in images.items():
+            self.task.check_split(part.targets, split, self.location)
+        return Dataset(self.name, self.task, images["train"], images.get("val"), images.get("test"), unreadable)

@@ -1,15 +1,16 @@
-"""Where images come from: the embedded digits, IDX files (MNIST and kin), folders of image files."""
+"""Splits: a val split or folds, stratified by class, with groups kept together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.samples import Listing
+from convatlas.data.samples import Samples
 from convatlas.errors import DataError
+from convatlas.tasks.targets import Targets
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
@@ -20,13 +21,13 @@ VAL_SHARE, VAL_LIMIT = 0.2, 5_000
 def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
     """Return the indices (rest, part): a stratified random `share` of the images, sorted, decided by `seed`.
 
-    labels: (n,), or (n, classes) where images may be of several classes. Raises DataError if a class has fewer than 2
-        images or there are too few to have every class on both sides.
+    labels: (n,), or (n, classes) of 0 and 1 for multi-label images. Raises DataError if a class has fewer than 2 images
+        or there are too few to have every class on both sides.
     """
     from sklearn.model_selection import train_test_split
 
     if labels.ndim == 2:
-        return _split_tags(labels, share, seed=seed, where=where)
+        return _split_multilabel(labels, share, seed=seed, where=where)
     counts = torch.bincount(labels)
     present = counts[counts > 0]
     size = max(round(len(labels) * share), len(present))
@@ -44,7 +45,7 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def _split_tags(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
+def _split_multilabel(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
     """Share out the images class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
     count = len(labels)
     there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)  # no class is one of its own
@@ -73,7 +74,7 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
 
     folds = max(2, round(1 / share))
     if labels.ndim == 2:
-        raise DataError(f"{where}: groups of images of several classes cannot be split; add a split column")
+        raise DataError(f"{where}: groups of multi-label images cannot be split; add a split column")
     try:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         pairs = [*splitter.split(np.zeros(len(labels)), labels.numpy(), groups.numpy())]
@@ -86,18 +87,17 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
     raise DataError(f"{where}: a class lies in too few groups to be on both sides; add a split column")
 
 
-def fold_numbers(listing: Listing, count: int, *, seed: int, where: object) -> Tensor:
+def fold_numbers(labels: Tensor, groups: Tensor | None, count: int, *, seed: int, where: object) -> Tensor:
     """Return the fold, from 1 to `count`, of each image: class by class, groups kept together, decided by `seed`.
 
     Raises DataError if a class does not reach every fold.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    labels, groups = listing.labels, listing.groups
     if labels.ndim == 2:
         if groups is not None:
-            raise DataError(f"{where}: groups of images of several classes cannot be split into folds")
-        return _tag_folds(labels, count, seed)
+            raise DataError(f"{where}: groups of multi-label images cannot be split into folds")
+        return _multilabel_folds(labels, count, seed)
     folds = torch.zeros(len(labels), dtype=torch.int64)
     least = int(torch.bincount(labels).min())
     if least < count:
@@ -117,7 +117,7 @@ def fold_numbers(listing: Listing, count: int, *, seed: int, where: object) -> T
     return folds
 
 
-def _tag_folds(labels: Tensor, count: int, seed: int) -> Tensor:
+def _multilabel_folds(labels: Tensor, count: int, seed: int) -> Tensor:
     """Deal the images out to folds, those of the rarest class first, each to the fold that has fewest of it."""
     there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)
     folds = torch.zeros(len(labels), dtype=torch.int64)
@@ -136,25 +136,32 @@ Fold = tuple[int, int]
 
 
 def with_val(
-    listings: Mapping[str, Listing], *, seed: int, share: float, where: object, fold: Fold | None = None
-) -> dict[str, Listing]:
+    splits: Mapping[str, Samples],
+    strata: Callable[[Targets], Tensor],
+    *,
+    seed: int,
+    share: float,
+    where: object,
+    fold: Fold | None = None,
+) -> dict[str, Samples]:
     """Return the splits with a val split: their own, or a `share` of the training images, at most 5,000, or a fold.
 
-    With a share of 0 nothing is set aside.
+    strata: returns what the split keeps in proportion, (n,) or (n, k); see `Task.strata`. A share of 0 makes no val.
     """
-    if "val" in listings:
-        return dict(listings)
-    train = listings["train"]
+    if "val" in splits:
+        return dict(splits)
+    train = splits["train"]
+    labels = strata(train.targets)
     if fold is not None:
         number, count = fold
-        inside = fold_numbers(train, count, seed=seed, where=where) == number
+        inside = fold_numbers(labels, train.groups, count, seed=seed, where=where) == number
         parts = {"train": (~inside).nonzero().flatten(), "val": inside.nonzero().flatten()}
-        return {**listings, **{split: train.subset(part) for split, part in parts.items()}}
+        return {**splits, **{split: train.subset(part) for split, part in parts.items()}}
     if share == 0:
-        return dict(listings)
+        return dict(splits)
     size = min(share, VAL_LIMIT / len(train))
     if train.groups is not None:
-        rest, part = split_groups(train.labels, train.groups, size, seed=seed, where=where)
+        rest, part = split_groups(labels, train.groups, size, seed=seed, where=where)
     else:
-        rest, part = split_off(train.labels, size, seed=seed, where=where)
-    return {**listings, "train": train.subset(rest), "val": train.subset(part)}
+        rest, part = split_off(labels, size, seed=seed, where=where)
+    return {**splits, "train": train.subset(rest), "val": train.subset(part)}

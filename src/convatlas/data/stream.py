@@ -1,71 +1,76 @@
-"""Images that fit neither the cache nor the memory: decoded whenever they are asked for."""
+"""Pixels of a split: a tensor, or image files that are decoded when they are indexed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.decode.pixels import read_image
-
-
-def load_image(path: Path, steps: Preprocessing, *, for_random_crop: bool) -> tuple[Tensor, float]:
-    """Return an image as the network reads it, or with `for_random_crop` whole, in a square, and its width over its height.
-
-    Raises DataError if it cannot be read.
-    """
-    image = read_image(path, steps.channels, steps.window)
-    aspect = image.shape[-1] / image.shape[-2]
-    return (steps.squeezed(image[None])[0] if for_random_crop else steps.geometry(image)), aspect
+from convatlas.data.decode.pixels import frame_shape, load_image
+from convatlas.data.threads import map_in_threads
 
 
 class Streamed:
-    """Pixels (n, channels, side, side) of image files, decoded when they are indexed; nothing is kept.
+    """Pixels (n, channels, side, side) of image files, decoded when they are indexed and not kept in memory.
 
-    A file that cannot be read any more is a DataError.
+    Indexing raises DataError if a file is no longer readable.
     """
 
-    def __init__(self, names: Sequence[str], steps: Preprocessing, *, for_random_crop: bool = False) -> None:
-        self.names, self.steps, self.for_random_crop = names, steps, for_random_crop
+    def __init__(self, names: Sequence[str], preprocessing: Preprocessing, *, for_random_crop: bool = False) -> None:
+        self.names, self.preprocessing, self.for_random_crop = names, preprocessing, for_random_crop
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, which: int | Tensor) -> Tensor:
         if not isinstance(which, Tensor):
-            return load_image(Path(self.names[which]), self.steps, for_random_crop=self.for_random_crop)[0]
+            return load_image(self.names[which], self.preprocessing, for_random_crop=self.for_random_crop)[0]
         if not len(which):
-            side = self.steps.resize if self.for_random_crop else self.steps.size
-            return torch.empty(0, self.steps.channels, side, side, dtype=self.steps.dtype)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return torch.stack(list(pool.map(self.__getitem__, which.tolist())))
+            shape = frame_shape(self.preprocessing, for_random_crop=self.for_random_crop)
+            return torch.empty(0, *shape, dtype=self.preprocessing.dtype)
+        return torch.stack(list(map_in_threads(self.__getitem__, which.tolist())))
 
     def subset(self, indices: Tensor) -> Streamed:
-        """Return the images with these numbers, not decoded either."""
-        return Streamed([self.names[i] for i in indices.tolist()], self.steps, for_random_crop=self.for_random_crop)
+        """Return the images with these indices, still not decoded."""
+        return self.with_names([self.names[i] for i in indices.tolist()])
+
+    def with_names(self, names: Sequence[str]) -> Streamed:
+        """Return other image files, decoded in the same way."""
+        return Streamed(names, self.preprocessing, for_random_crop=self.for_random_crop)
 
 
 Pixels = Tensor | Streamed
-"""Images of one size (n, channels, h, w), by number: held, or decoded when they are asked for."""
+"""Images of one size, (n, channels, h, w), by index."""
+
+
+def take(pixels: Pixels, indices: Tensor) -> Pixels:
+    """Return the pixels of the images with these indices; streamed ones are not decoded."""
+    return pixels[indices] if isinstance(pixels, Tensor) else pixels.subset(indices)
+
+
+def concatenate_pixels(parts: Sequence[Pixels], names: Sequence[str]) -> Pixels:
+    """Return the pixels of several splits as one; all are streamed if one is. names: of the images of all parts."""
+    streamed = next((part for part in parts if isinstance(part, Streamed)), None)
+    if streamed is not None:
+        return streamed.with_names(names)
+    return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
 def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (numbers, their pixels) of each batch; of streamed images the next batch is decoded meanwhile."""
+    """Yield (indices, pixels) of each batch; of streamed images the next batch is decoded in the background."""
     if isinstance(pixels, Tensor):
-        for numbers in batches:
-            yield numbers, pixels.index_select(0, numbers)
+        for indices in batches:
+            yield indices, pixels.index_select(0, indices)
         return
     with ThreadPoolExecutor(1) as pool:
         waiting = None
-        for numbers in batches:
-            coming = (numbers, pool.submit(pixels.__getitem__, numbers.cpu()))
+        for indices in batches:
+            submitted = (indices, pool.submit(pixels.__getitem__, indices.cpu()))
             if waiting:
                 yield waiting[0], waiting[1].result()
-            waiting = coming
+            waiting = submitted
         if waiting:
             yield waiting[0], waiting[1].result()

@@ -3,94 +3,103 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
-from convatlas.draw.charts import _bars, _confusion, _curves, _seen
-from convatlas.draw.style import INK, QUIET, RIGHT, WRONG, _figure, _save
-from convatlas.errors import DataError
-from convatlas.tasks.classification.results import Result
+from convatlas.draw.charts import History, MetricColumn, draw_bars, draw_confusion, draw_curves
+from convatlas.draw.style import INK, QUIET, RIGHT, WRONG, new_figure, save_figure
 
 if TYPE_CHECKING:
-    from convatlas.data.check import Check
+    from matplotlib.figure import Figure
+
+ImageArray = NDArray[Any] | None
+"""An image (height, width, 3), floats from 0 to 1 or uint8; None leaves its place empty."""
 
 
-def draw_sheet(checked: Check, path: Path, *, columns: int = 10, rows: int = 24) -> None:
-    """Save a contact sheet: training images of every class, then groups that are the same or nearly so."""
-    lines: list[tuple[str, list[str]]] = []
-    for label, name in enumerate(checked.classes[:rows]):
-        good = [p for p in checked.images if label in p.labels and p.split == "train" and not p.unreadable]
-        step = max(1, len(good) // columns)
-        lines.append((f"{name}\n{len(good):,}", [p.name for p in good[::step][:columns]]))
-    for what, groups in (("copies", checked.same), ("nearly", checked.near)):
-        for group in groups[:6]:
-            told = ", ".join(dict.fromkeys(f"{p.split}/{checked.named(p)}" for p in group))
-            lines.append((f"{what}\n{told[:24]}", [p.name for p in group[:columns]]))
-    figure = _figure(1.6 + 0.9 * columns, 0.95 * len(lines) + 0.2)
-    for row, (told, names) in enumerate(lines):
-        top = 1 - (row + 1) / (len(lines) + 0.2)
-        figure.text(0.01, top + 0.4 / (len(lines) + 0.2), told, fontsize=8, color=INK, va="center")
-        for column, name in enumerate(names):
-            axes = figure.add_axes(((1.6 + 0.9 * column) / (1.6 + 0.9 * columns), top, 0.85 / (1.6 + 0.9 * columns),
-                                    0.9 / (len(lines) + 0.2)))  # fmt: skip
-            with suppress(DataError):
-                axes.imshow(_seen(Path(name)))
-            axes.set_axis_off()
-    _save(figure, path)
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[ImageArray]]], *, columns: int = 10, path: Path | None = None
+) -> Figure:
+    """Return rows of images, each with a caption on the left; saved if a path is given."""
+    width, height = 1.6 + 0.9 * columns, 0.95 * len(rows) + 0.2
+    figure = new_figure(width, height)
+    for number, (caption, images) in enumerate(rows):
+        bottom = 1 - (number + 1) / (len(rows) + 0.2)
+        figure.text(0.01, bottom + 0.4 / (len(rows) + 0.2), caption, fontsize=8, color=INK, va="center")
+        for column, image in enumerate(images[:columns]):
+            left = (1.6 + 0.9 * column) / width
+            axes = figure.add_axes((left, bottom, 0.85 / width, 0.9 / (len(rows) + 0.2)))
+            _show(axes, image)
+    return save_figure(figure, path)
 
 
-def draw_answers(answers: Sequence[tuple[str, str, float]], path: Path, *, columns: int = 6) -> None:
-    """Save a contact sheet of image files with what was said about each: (file, answer, probability)."""
-    rows = -(-len(answers) // columns)
-    width, height = 1.9 * columns, 2.25 * rows
-    figure = _figure(width, height)
-    for i, (name, answer, probability) in enumerate(answers):
+@dataclass(frozen=True)
+class Captioned:
+    """An image with a bold caption and a quiet note below it."""
+
+    image: ImageArray
+    caption: str
+    note: str = ""
+
+
+def captioned_images(images: Sequence[Captioned], *, columns: int = 6, path: Path | None = None) -> Figure:
+    """Return images in a grid, each with its caption below; saved if a path is given."""
+    rows = -(-len(images) // columns)
+    height = 2.25 * rows
+    figure = new_figure(1.9 * columns, height)
+    for i, each in enumerate(images):
         row, column = divmod(i, columns)
         axes = figure.add_axes(((column + 0.04) / columns, 1 - (row + 0.82) / rows, 0.92 / columns, 0.78 / rows))
-        with suppress(DataError):
-            axes.imshow(_seen(Path(name)))
-        axes.set_axis_off()
+        _show(axes, each.image)
         left, top = (column + 0.04) / columns, 1 - (row + 0.84) / rows
-        figure.text(left, top, answer[:26], fontsize=8, color=INK, va="top", weight="bold")
-        told = f"{probability:.1%}  {Path(name).name[:22]}"
-        figure.text(left, top - 0.17 / height, told, fontsize=6.5, color=QUIET, va="top")
-    _save(figure, path)
+        figure.text(left, top, each.caption[:26], fontsize=8, color=INK, va="top", weight="bold")
+        figure.text(left, top - 0.17 / height, each.note, fontsize=6.5, color=QUIET, va="top")
+    return save_figure(figure, path)
 
 
-def draw_overview(
+def _show(axes: Any, image: ImageArray) -> None:
+    if image is not None:
+        axes.imshow(image)
+    axes.set_axis_off()
+
+
+def overview(
     images: Tensor,
-    shown: Result,
-    result: Result,
-    history: Sequence[dict[str, float]],
+    probabilities: Tensor,
+    labels: Tensor,
+    confusion: Tensor,
+    history: History,
     *,
+    columns: Sequence[MetricColumn],
     classes: Sequence[str],
     title: str,
-    path: Path,
-) -> None:
-    """Save one page: images with their predicted probabilities, learning curves, confusion matrix.
+    path: Path | None = None,
+) -> Figure:
+    """Return one page: images with their most probable classes, learning curves, confusion matrix.
 
-    images: (n, channels, h, w) uint8, at most 16 are shown; `shown` is what the network says about them.
-    result: the whole split that is summed up in the matrix.
+    images: (n, channels, h, w) uint8, of which at most 16 are shown, with probabilities (n, classes) and labels (n,).
+    confusion: counts (classes, classes) over a whole split. columns: metrics of the learning curves.
     """
-    count, columns = min(16, len(images)), 4
-    figure = _figure(13, 7.4)
+    count, per_row = min(16, len(images)), 4
+    figure = new_figure(13, 7.4)
     figure.suptitle(title, x=0.03, y=0.975, ha="left", fontsize=14, weight="bold", color=INK)
-    left = figure.add_gridspec(4, columns, left=0.03, right=0.61, top=0.9, bottom=0.04, wspace=0.12, hspace=0.12)
+    left = figure.add_gridspec(4, per_row, left=0.03, right=0.61, top=0.9, bottom=0.04, wspace=0.12, hspace=0.12)
     for i in range(count):
-        cell = left[divmod(i, columns)].subgridspec(1, 2, wspace=0.1)
+        cell = left[divmod(i, per_row)].subgridspec(1, 2, wspace=0.1)
         axes = figure.add_subplot(cell[0])
         axes.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r" if images.shape[1] == 1 else None)
         axes.set_axis_off()
-        _bars(figure.add_subplot(cell[1]), shown.probabilities[i], int(shown.labels[i]), classes)
+        draw_bars(figure.add_subplot(cell[1]), probabilities[i], int(labels[i]), classes)
     right = figure.add_gridspec(
         2, 2, left=0.665, right=0.985, top=0.88, bottom=0.08, hspace=0.3, wspace=0.35, height_ratios=(1, 1.9)
     )
-    _curves(figure.add_subplot(right[0, 0]), figure.add_subplot(right[0, 1]), history)
-    _confusion(figure.add_subplot(right[1, :]), result, classes)
+    draw_curves(figure.add_subplot(right[0, 0]), figure.add_subplot(right[0, 1]), history, columns)
+    draw_confusion(figure.add_subplot(right[1, :]), confusion, classes)
     figure.text(0.03, 0.925, "the three most probable classes:", fontsize=8.5, color=INK)
-    for x, text, color in ((0.187, "the true one", RIGHT), (0.262, "a wrong answer", WRONG), (0.35, "others", QUIET)):
+    legend = ((0.187, "true class", RIGHT), (0.262, "wrong prediction", WRONG), (0.37, "others", QUIET))
+    for x, text, color in legend:
         figure.text(x, 0.925, text, fontsize=8.5, color=color, weight="bold")
-    _save(figure, path)
+    return save_figure(figure, path)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convatlas.core.compose import Chain
-from convatlas.core.cost import Cost, Signal, cost
+from convatlas.core.cost import Cost, cost
 from convatlas.core.network import Network
 from convatlas.core.outline import Box, Outline, Parallel, Series, in_series, outline
+from convatlas.core.signal import Signal
 from convatlas.core.summary import times
 from convatlas.errors import RunError
 from convatlas.system.files import atomic
@@ -222,8 +223,8 @@ def _slab(page: Page, signal: Signal, x: float, y: float, room: float, name: str
     """Paint the maps behind a part as a slab: height by the size of the map, thickness by the channels."""
     from matplotlib.patches import Polygon
 
-    extent = max(signal.space, default=1)
-    full = math.log2(max(image.space) + 1)
+    extent = max(signal.spatial, default=1)
+    full = math.log2(max(image.spatial) + 1)
     height = max(0.1, (room - 0.45) * math.log2(extent + 1) / full)
     thick = 0.03 + 0.05 * math.log2(signal.channels)
     slant = height * 0.18

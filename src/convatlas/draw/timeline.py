@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convatlas.models.card import TAXONOMY, Taxonomy
-from convatlas.models.catalog import CATALOG, facts
+from convatlas.models.card import CATEGORIES, Category
+from convatlas.models.catalog import CATALOG, stats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-COLORS: dict[Taxonomy, str] = {
+COLORS: dict[Category, str] = {
     "spatial exploitation": "#1f7a8c", "depth": "#2f5d9b", "multi-path": "#6a4c93", "width": "#9b5094",
     "feature-map exploitation": "#c8553d", "attention": "#d1495b", "channel boosting": "#e09f3e",
     "efficiency": "#4f8a3d", "search": "#8a7a1f", "routing": "#5b6770", "time": "#20709e",
@@ -29,7 +29,7 @@ class Entry:
 
     title: str
     year: int
-    taxonomy: tuple[Taxonomy, ...]
+    categories: tuple[Category, ...]
     parameters: int
 
 
@@ -39,7 +39,7 @@ def entries() -> list[Entry]:
     for name, row in CATALOG.items():
         card = row.card
         if card.family not in families or card.year < families[card.family].year:
-            families[card.family] = Entry(card.family, card.year, card.taxonomy, facts(name).parameters)
+            families[card.family] = Entry(card.family, card.year, card.categories, stats(name).parameters)
     return sorted(families.values(), key=lambda entry: entry.year)
 
 
@@ -54,12 +54,12 @@ def timeline() -> Figure:
     from matplotlib.figure import Figure
 
     found = entries()
-    lanes = [lane for lane in TAXONOMY if any(lane in entry.taxonomy for entry in found)]
+    lanes = [lane for lane in CATEGORIES if any(lane in entry.categories for entry in found)]
     # labels that would run into each other stand below each other
     place: dict[str, int] = {}
     ends: dict[str, list[float]] = {lane: [] for lane in lanes}
     for entry in found:
-        lines = ends[entry.taxonomy[0]]
+        lines = ends[entry.categories[0]]
         start, end = _x(entry.year), _x(entry.year) + 0.3 + 0.068 * len(entry.title)
         line = next((i for i, taken in enumerate(lines) if taken < start - 0.1), len(lines))
         lines[line : line + 1] = [end]
@@ -92,12 +92,12 @@ def timeline() -> Figure:
         axes.plot([_x(year)] * 2, [tops[lanes[0]] - 0.12, y - 0.1], color="#dde3e8", linewidth=0.6, zorder=1)
         axes.text(_x(year), y + 0.1, str(year), fontsize=8, color="#616e7c", ha="center")
     for entry in found:
-        lane = entry.taxonomy[0]
+        lane = entry.categories[0]
         at = tops[lane] + (place[entry.title] + 0.5) * step
         size = 8 + 9 * max(0.0, math.log10(entry.parameters) - 3)
         axes.scatter(_x(entry.year), at, s=size, color=COLORS[lane], zorder=3, linewidths=0)
         axes.text(_x(entry.year) + 0.12, at, entry.title, fontsize=8, color=INK, va="center", zorder=4)
-        for other in entry.taxonomy[1:]:
+        for other in entry.categories[1:]:
             low = tops[other] + depth[other] * step
             ring: dict[str, Any] = {"facecolors": "white", "edgecolors": COLORS[lane], "linewidths": 0.9, "zorder": 2}
             axes.scatter(_x(entry.year), low, s=14, **ring)

@@ -1,1 +1,1 @@
-"""What runs a network on images: torch itself, torch.compile, ONNX Runtime or OpenVINO, with the same answers."""
+"""Inference engines with the same outputs: PyTorch, torch.compile, ONNX Runtime and OpenVINO."""

@@ -1,4 +1,4 @@
-"""What every engine offers."""
+"""The protocol of inference engines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from torch import Tensor
 
 
 class Engine(Protocol):
-    """What runs a network."""
+    """Runs a network."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """One of `select.ENGINES`."""
+        ...
 
     def outputs(self, pixels: Tensor) -> Tensor:
-        """Return the outputs, float32 (n, classes), for pixels (n, channels, size, size) of `Preprocessing.dtype`."""
+        """Return outputs, float32 (n, outputs), for pixels (n, channels, size, size) of `Preprocessing.dtype`."""
         ...

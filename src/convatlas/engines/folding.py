@@ -1,4 +1,4 @@
-"""A network as it is used for answers alone: norms folded into the convolutions before them, dropout left out."""
+"""Simplify networks for inference: batch norms are folded into the convolutions before them, dropout is removed."""
 
 from __future__ import annotations
 
@@ -9,84 +9,89 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from convatlas.core.compose import unrolled
-from convatlas.core.network import Network, is_chain
+from convatlas.core.network import Network, is_chain, unnested
 from convatlas.layers.channels import DropPath
 
 Convolution = nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
-_IDLE = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
+_NO_OPERATION = (nn.Identity, nn.Dropout, nn.Dropout2d, DropPath)
 
 
 @runtime_checkable
 class Simplifiable(Protocol):
-    """A layer that has a simpler equal for answers alone."""
+    """A layer that has a simpler equivalent in evaluation mode."""
 
-    def simplified(self) -> nn.Module: ...
+    def simplify(self) -> nn.Module:
+        """Return the equivalent layer."""
+        ...
 
 
-def folded(network: Network, *, layout: torch.memory_format = torch.contiguous_format) -> Network:
-    """Return a network with the same outputs (to rounding) in evaluation mode, and fewer steps; `network` stays.
+def fold_norms(network: Network, *, memory_format: torch.memory_format = torch.contiguous_format) -> Network:
+    """Return a network with fewer layers and, up to rounding, the same outputs in evaluation mode.
 
-    Convolutions have new weights, in the memory format `layout`; all other weights are shared with `network`.
+    `network` is not changed. Convolutions get new weights in `memory_format`; other weights are shared with `network`.
     """
-    twin = _copied(network, layout, {})
+    twin = _copy_tree(network, memory_format, {})
     assert isinstance(twin, Network)
     twin.auxiliary = nn.ModuleDict()
     return twin.eval().requires_grad_(False)
 
 
-def _copied(layer: nn.Module, layout: torch.memory_format, known: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return a copy of a tree, without the layers that do nothing; a layer that is used twice is copied once."""
+def _copy_tree(layer: nn.Module, memory_format: torch.memory_format, known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Return a copy of a tree without layers that do nothing.
+
+    known: layer -> its copy, because a layer that is used twice is copied once.
+    """
     if layer in known:
         return known[layer]
     if isinstance(layer, Simplifiable):
-        twin = known[layer] = _copied(layer.simplified(), layout, known)
+        twin = known[layer] = _copy_tree(layer.simplify(), memory_format, known)
         return twin
-    twin = known[layer] = _of_its_own(layer)
+    twin = known[layer] = _shallow_clone(layer)
     if isinstance(layer, _CONVOLUTIONS):
         assert isinstance(twin, _CONVOLUTIONS)
-        twin.weight = nn.Parameter(_laid(layer.weight.detach(), layout))
+        twin.weight = nn.Parameter(_to_memory_format(layer.weight.detach(), memory_format))
     elif is_chain(layer) and not isinstance(layer, Network):
-        twin = known[layer] = nn.Sequential(*_merged(unrolled(layer.children()), layout, known))
+        twin = known[layer] = nn.Sequential(*_fold_chain(unnested(layer.children()), memory_format, known))
     else:
         twin._modules = {
-            name: None if child is None else _copied(child, layout, known) for name, child in layer._modules.items()
+            name: None if child is None else _copy_tree(child, memory_format, known)
+            for name, child in layer._modules.items()
         }
     return twin
 
 
-def _of_its_own(layer: nn.Module) -> nn.Module:
-    """Return a module that shares the tensors of another one, but not the tables in which they are kept."""
+def _shallow_clone(layer: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares its tensors, but not the dictionaries that hold them."""
     twin = copy.copy(layer)
     for name in ("_parameters", "_buffers", "_modules"):
         twin.__dict__[name] = dict(getattr(layer, name))
     return twin
 
 
-def _merged(
-    layers: Iterable[nn.Module], layout: torch.memory_format, known: dict[nn.Module, nn.Module]
+def _fold_chain(
+    layers: Iterable[nn.Module], memory_format: torch.memory_format, known: dict[nn.Module, nn.Module]
 ) -> list[nn.Module]:
-    """Return the copies of the layers of a chain; a norm right behind a convolution becomes a part of it."""
-    kept: list[nn.Module] = []
+    """Return copies of the layers of a chain; a batch norm that follows a convolution is folded into it."""
+    copies: list[nn.Module] = []
     sources: list[nn.Module] = []
     for layer in layers:
-        if isinstance(layer, _IDLE):
+        if isinstance(layer, _NO_OPERATION):
             continue
         before = sources[-1] if sources else None
         if isinstance(layer, _NORMS) and isinstance(before, _CONVOLUTIONS) and layer.running_mean is not None:
-            kept[-1] = _with_norm(before, layer, layout)
-            sources[-1] = layer  # a second norm would not be folded
+            copies[-1] = _fold_norm(before, layer, memory_format)
+            sources[-1] = layer  # so that a second norm is not folded
             continue
-        kept.append(_copied(layer, layout, known))
+        copies.append(_copy_tree(layer, memory_format, known))
         sources.append(layer)
-    return kept
+    return copies
 
 
 @torch.no_grad()
-def _with_norm(convolution: Convolution, norm: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """Return the convolution that does what a convolution and a batch norm do in turn; computed in float64."""
+def _fold_norm(convolution: Convolution, norm: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Return one convolution for a convolution and the batch norm after it; the weights are computed in float64."""
     assert isinstance(norm, _NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -97,13 +102,13 @@ def _with_norm(convolution: Convolution, norm: nn.Module, layout: torch.memory_f
     if convolution.bias is not None:
         shift = shift + convolution.bias * scale
     weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.ndim - 1))
-    twin = _of_its_own(convolution)
-    twin.weight = nn.Parameter(_laid(weight.to(convolution.weight), layout))
+    twin = _shallow_clone(convolution)
+    twin.weight = nn.Parameter(_to_memory_format(weight.to(convolution.weight), memory_format))
     twin.bias = nn.Parameter(shift.to(convolution.weight))
     return twin
 
 
-def _laid(weight: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
-    if weight.ndim == 5 and layout is torch.channels_last:
-        layout = torch.channels_last_3d
-    return weight.clone(memory_format=layout)
+def _to_memory_format(weight: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
+    if weight.ndim == 5 and memory_format is torch.channels_last:
+        memory_format = torch.channels_last_3d
+    return weight.clone(memory_format=memory_format)

@@ -7,34 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convatlas.engines import onnx_graph
-from convatlas.engines.onnx_graph import _told
+from convatlas.engines.deploy import OUTPUTS, PIXELS
+from convatlas.engines.onnx_graph import one_line
 from convatlas.errors import EngineError
-from convatlas.system import extras
+from convatlas.system.extras import import_optional
 
 
-class OnnxRuntime:
-    """ONNX Runtime on the graph of a network."""
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU."""
 
     name = "onnxruntime"
 
     def __init__(self, graph: bytes, *, threads: int = 0) -> None:
-        runtime = extras.needed("onnxruntime", "onnx")
+        """graph: serialized, see `onnx_graph.export_graph`. threads: torch's number by default."""
+        runtime = import_optional("onnxruntime", "convatlas[onnx]", where="engine onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         try:
             self.session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common class
-            raise EngineError(f"ONNX Runtime cannot run this graph: {_told(error)}") from error
+            raise EngineError(f"engine onnxruntime: cannot run this graph ({one_line(error)})") from error
 
     def __str__(self) -> str:
         return f"{self.name}, {self.threads} threads"
 
     def outputs(self, pixels: Tensor) -> Tensor:
-        return torch.from_numpy(self.answers(pixels, onnx_graph.OUTPUTS)[0])
+        return torch.from_numpy(self.run(pixels, OUTPUTS)[0])
 
-    def answers(self, pixels: Tensor, *names: str) -> list[Any]:
-        """Return what the graph gives under these names, as arrays."""
-        found: list[Any] = self.session.run(list(names), {onnx_graph.PIXELS: pixels.numpy()})
-        return found
+    def run(self, pixels: Tensor, *names: str) -> list[Any]:
+        """Return the values with these names as arrays."""
+        values: list[Any] = self.session.run(list(names), {PIXELS: pixels.numpy()})
+        return values

@@ -1,197 +1,186 @@
-"""Choose an engine by measuring."""
+"""Choose the fastest engine by measuring."""
 
 from __future__ import annotations
 
-import importlib.util
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Literal, get_args
 
 import torch
 
 from convatlas.core.network import Network
 from convatlas.engines import onnx_graph
+from convatlas.engines.deploy import example_pixels
 from convatlas.engines.engine import Engine
-from convatlas.engines.onnx_graph import example
-from convatlas.engines.onnxruntime import OnnxRuntime
-from convatlas.engines.openvino import OpenVino
-from convatlas.engines.torch import Torch
-from convatlas.errors import EngineError
-from convatlas.system.autotune import MAX_OTHER_CPU_SHARE, CpuContention, TuningCache
+from convatlas.engines.onnxruntime import OnnxRuntimeEngine
+from convatlas.engines.openvino import OpenVinoEngine
+from convatlas.engines.torch import TorchEngine
+from convatlas.errors import EngineError, nearest
+from convatlas.system.autotune import (
+    MAX_OTHER_CPU_SHARE,
+    CpuContention,
+    TimingRules,
+    TuningCache,
+    min_times,
+    time_candidates,
+)
+from convatlas.system.extras import is_installed
 from convatlas.weights.modelfile import Header
 
-Name = Literal["torch", "compile", "onnxruntime", "openvino"]
+EngineName = Literal["torch", "compile", "onnxruntime", "openvino"]
 
-ENGINES: tuple[str, ...] = get_args(Name)
+ENGINES: tuple[str, ...] = get_args(EngineName)
+
+_MODULES = {
+    "torch": (), "compile": (), "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "openvino": ("openvino", "onnx", "onnxscript"),
+}  # fmt: skip
+"""What an engine needs to be installed."""
 
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
+CHOICES_FILE = "engines.json"
+"""File in the cache directory that stores the choices."""
 
-def installed(name: str) -> bool:
-    """Return whether what an engine needs is there; raises EngineError for a name that is none."""
+TIMING = TimingRules(max_turns=29, min_turns=2, max_seconds=1.5, max_slowdown=1.5, prime=True, pause_s=0.003)
+
+MIN_MACS_TO_MEASURE = 5e11
+"""Multiply-adds of all images together above which a measurement saves more time than it takes."""
+
+MAX_MACS_OF_ONE_THREAD = 2e8
+"""Multiply-adds of a batch below which one thread may be faster than several that wait for each other."""
+
+
+def check_engine(name: str) -> None:
+    """Raise EngineError unless an engine exists and is installed."""
     if name not in ENGINES:
-        raise EngineError(f"engine: {name!r} is not one of auto, {', '.join(ENGINES)}")
-    modules = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript")}
-    return all(importlib.util.find_spec(module) for module in modules.get(name, ()))
-
-
-def start(
-    name: str, network: Network, header: Header, *, batch: int, layout: str = "channels_last", threads: int = 0
-) -> Engine:  # fmt: skip
-    """Start an engine for a network.
-
-    batch: the most images at once that will be common; threads: all that torch has, if 0.
-    Raises EngineError, in one line, where a library is missing or a network cannot be run by it.
-    """
-    if not installed(name):
+        raise EngineError(f"engine: must be one of auto, {', '.join(ENGINES)}, got {name!r}{nearest(name, ENGINES)}")
+    if not is_installed(*_MODULES[name]):
         raise EngineError(f"engine {name}: is not installed; pip install 'convatlas[{_EXTRAS[name]}]'")
-    threads = threads or torch.get_num_threads()
-    if name == "onnxruntime":
-        return OnnxRuntime(onnx_graph.cached(network, header), threads=threads)
-    if name == "openvino":
-        return OpenVino(onnx_graph.cached(network, header), batch=batch, threads=threads)
-    return Torch(network, header, layout=layout, threads=threads, compiled=name == "compile", batch=batch)
 
 
-REMEMBERED = "engines.json"
-
-ENOUGH = 1.5
-"""Seconds for which ways are compared with each other, once all are warm."""
-
-PAYS = 5e11
-"""Multiply-adds of all images together from which on measuring is worth its seconds."""
-
-SLOW = 1.5
-"""A way that took so many times the best one's time is not measured again."""
-
-
-HICCUP = 0.05
-"""Seconds that a process may be held up now and then: a way that took so long at most gets another chance."""
+def installed_engines() -> list[str]:
+    """Return the engines that "auto" chooses from: all that are installed, except compile."""
+    return [name for name in ENGINES if name != "compile" and is_installed(*_MODULES[name])]
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """An engine and its settings; threads: all that torch has, if 0."""
+    """An engine and its settings.
+
+    memory_format: of torch and compile, "channels_last" or "contiguous". threads: torch's number if 0.
+    """
 
     engine: str = "torch"
-    layout: str = "channels_last"
+    memory_format: str = "channels_last"
     threads: int = 0
 
     def __str__(self) -> str:
-        layout = f", {self.layout}" if self.engine in ("torch", "compile") else ""
-        return f"{self.engine}{layout}" + (f", {self.threads} thread" if self.threads == 1 else "")
+        memory_format = f", {self.memory_format}" if self.engine in ("torch", "compile") else ""
+        return f"{self.engine}{memory_format}" + (f", {self.threads} thread" if self.threads == 1 else "")
+
+
+def start_engine(config: EngineConfig, network: Network, header: Header, *, batch: int) -> Engine:
+    """Start an engine for a network.
+
+    batch: the usual number of images in a batch; openvino and compile prepare for it.
+    Raises EngineError if the engine is not installed or cannot run the network.
+    """
+    check_engine(config.engine)
+    threads = config.threads or torch.get_num_threads()
+    if config.engine == "onnxruntime":
+        return OnnxRuntimeEngine(onnx_graph.load_or_export(network, header), threads=threads)
+    if config.engine == "openvino":
+        return OpenVinoEngine(onnx_graph.load_or_export(network, header), batch=batch, threads=threads)
+    return TorchEngine(
+        network, header, memory_format=config.memory_format, threads=threads, compiled=config.engine == "compile",
+        batch=batch,
+    )  # fmt: skip
+
+
+def engine_configs(name: str, *, one_thread: bool) -> list[EngineConfig]:
+    """Return the configurations of an engine, or of all installed ones for "auto"; the default one first.
+
+    one_thread: include one thread besides the default number.
+    """
+    threads = [0, 1] if one_thread and torch.get_num_threads() > 1 else [0]
+    return [
+        EngineConfig(engine, memory_format, count)
+        for engine in (installed_engines() if name == "auto" else [name])
+        for count in threads
+        for memory_format in (["channels_last", "contiguous"] if engine == "torch" else ["channels_last"])
+    ]
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The engine, how it runs, and seconds for a batch in each way that was measured.
+class EngineChoice:
+    """A started engine, its configuration, and how it was chosen.
 
-    seconds: none where the way was known, or too few images are to come. refused: why an engine cannot run this
-    network. known: whether the way was remembered.
+    seconds: shortest time of a batch by configuration; empty if nothing was measured.
+    failures: engine -> why it cannot run this network. from_cache: whether an earlier measurement was used.
     """
 
     engine: Engine
-    way: EngineConfig
-    seconds: dict[EngineConfig, float]
-    refused: dict[str, str]
-    known: bool = False
+    config: EngineConfig
+    seconds: Mapping[EngineConfig, float] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    from_cache: bool = False
 
     def __str__(self) -> str:
-        """Say what was chosen, and why."""
+        """The configuration and the reason for it, in one line."""
         if not self.seconds:
-            return f"{self.way}" + ", the fastest when it was measured here" * self.known
-        told = ", ".join(f"{way} {1000 * taken:.1f} ms" for way, taken in sorted(self.seconds.items(), key=_taken))
-        return f"{self.way}: the fastest of {told}"
+            return f"{self.config}" + (", the fastest in an earlier measurement" if self.from_cache else "")
+        ranking = sorted(self.seconds.items(), key=lambda item: item[1])
+        return f"{self.config}: the fastest of " + ", ".join(f"{config} {1000 * s:.1f} ms" for config, s in ranking)
 
 
-def _taken(item: tuple[EngineConfig, float]) -> float:
-    return item[1]
-
-
-def ways(name: str, *, tiny: bool) -> list[EngineConfig]:
-    """Return the ways to be compared for an engine's name, or for "auto"; the usual one first.
-
-    tiny: for networks so small that several threads may only wait for each other.
-    """
-    engines = [each for each in ENGINES if each != "compile" and installed(each)] if name == "auto" else [name]
-    counts = [0, 1] if tiny and torch.get_num_threads() > 1 else [0]
-    found = []
-    for engine in engines:
-        layouts = ["channels_last", "contiguous"] if engine == "torch" else ["channels_last"]
-        found += [EngineConfig(engine, layout, count) for count in counts for layout in layouts]
-    return found
-
-
-def choose(
+def choose_engine(
     name: str, network: Network, header: Header, *, batch: int, macs: int, count: int | None = None
-) -> Chosen:  # fmt: skip
-    """Return the fastest engine for `batch` images at once, by name or of all that are installed ("auto").
+) -> EngineChoice:  # fmt: skip
+    """Return the fastest configuration for batches of `batch` images of one engine, or of all installed ("auto").
 
-    macs: of one image. count: how many there will be; for so few that measuring would take longer than it saves,
-        what was found before is taken, or else torch. Many, where left out.
-    Raises EngineError for an engine that is not there, or that cannot run the network.
+    The result of a measurement is stored in the cache directory, unless other processes used the CPU meanwhile.
+    macs: multiply-adds of one image. count: expected number of images (default: many). If they are so few that a
+        measurement would take longer than it saves, the stored choice or else the default is used.
+    Raises EngineError if the engine is not installed or cannot run the network.
     """
-    if name != "auto" and not installed(name):
-        start(name, network, header, batch=batch)  # says what is missing
+    if name != "auto":
+        check_engine(name)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    options = ways(name if device.type == "cpu" or name != "auto" else "torch", tiny=macs * batch < 2e8)
-    spec, classes = header.spec.to_plain(), len(header.classes)
-    remembered = TuningCache(REMEMBERED, device, spec, classes, batch, [asdict(way) for way in options], _versions())
-    known = remembered.choice()
-    for way in options:
-        if len(options) == 1 or known == asdict(way):
-            return Chosen(_started(way, network, header, batch), way, {}, {}, known=known is not None)
-    if count is not None and macs * count < PAYS:
-        return Chosen(_started(options[0], network, header, batch), options[0], {}, {})
-    running: dict[EngineConfig, Engine] = {}
-    refused: dict[str, str] = {}
-    for way in options:
+    configs = engine_configs(
+        name if device.type == "cpu" or name != "auto" else "torch", one_thread=macs * batch < MAX_MACS_OF_ONE_THREAD
+    )  # fmt: skip
+    versions = [f"{each} {metadata.version(each)}" for each in installed_engines() if each != "torch"]
+    cache = TuningCache(
+        CHOICES_FILE, device, header.spec.to_plain(), header.task.outputs, batch, [asdict(each) for each in configs],
+        versions,
+    )  # fmt: skip
+    stored = cache.load()
+    for config in configs:
+        if len(configs) == 1 or stored == asdict(config):
+            engine = start_engine(config, network, header, batch=batch)
+            return EngineChoice(engine, config, from_cache=stored is not None)
+    if count is not None and macs * count < MIN_MACS_TO_MEASURE:
+        return EngineChoice(start_engine(configs[0], network, header, batch=batch), configs[0])
+    engines: dict[EngineConfig, Engine] = {}
+    failures: dict[str, str] = {}
+    for config in configs:
         try:
-            running[way] = _started(way, network, header, batch)
+            engines[config] = start_engine(config, network, header, batch=batch)
         except EngineError as error:
             if name != "auto":
                 raise
-            refused[way.engine] = str(error)
-    others = CpuContention()
-    seconds = measured(running, header, batch)
+            failures[config.engine] = str(error)
+    contention = CpuContention()
+    seconds = time_engines(engines, header, batch)
     best = min(seconds, key=seconds.__getitem__)
-    if others.share() <= MAX_OTHER_CPU_SHARE:
-        remembered.keep(asdict(best))
-    return Chosen(running[best], best, seconds, refused)
+    if contention.share() <= MAX_OTHER_CPU_SHARE:
+        cache.store(asdict(best))
+    return EngineChoice(engines[best], best, seconds, failures)
 
 
-def _started(way: EngineConfig, network: Network, header: Header, batch: int) -> Engine:
-    return start(way.engine, network, header, batch=batch, layout=way.layout, threads=way.threads)
-
-
-def measured(running: dict[EngineConfig, Engine], header: Header, batch: int) -> dict[EngineConfig, float]:
-    """Return the shortest time of a batch in each way: in turns, the second of two; slow ones are left out early.
-
-    The threads of the way before may still spin for some milliseconds.
-    """
-    pixels = example(header, batch)
-    seconds = dict.fromkeys(running, float("inf"))
-    left = list(running)
-    begun = time.perf_counter()
-    for turn in range(30):
-        if turn > 2 and time.perf_counter() - begun > ENOUGH:
-            break
-        for way in left:
-            time.sleep(0.003)
-            running[way].outputs(pixels)
-            if turn:
-                first = time.perf_counter()
-                running[way].outputs(pixels)
-                seconds[way] = min(seconds[way], time.perf_counter() - first)
-        if turn:
-            best = min(seconds.values())
-            left = [way for way in left if seconds[way] <= max(SLOW * best, HICCUP if turn < 4 else 0)]
-    return seconds
-
-
-def _versions() -> list[str]:
-    from importlib import metadata
-
-    names: Sequence[str] = [name for name in ENGINES if name not in ("torch", "compile") and installed(name)]
-    return [f"{name} {metadata.version(name)}" for name in names]
+def time_engines(engines: Mapping[EngineConfig, Engine], header: Header, batch: int) -> dict[EngineConfig, float]:
+    """Return the shortest time in seconds of a batch by configuration."""
+    pixels = example_pixels(header, batch)
+    return min_times(time_candidates(engines, lambda config: engines[config].outputs(pixels), rules=TIMING))

@@ -1,1 +1,1 @@
-"""Using a model: predict, export, quantize, benchmark, serve."""
+"""Use a model: predict, evaluate, export, quantize, benchmark, verify, serve."""

@@ -1,4 +1,4 @@
-"""What models cost on this machine: latency, throughput, memory and load time, each in a process of its own."""
+"""Benchmark models on this machine: latency, throughput, memory and load time, each model in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,125 +14,136 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from convatlas.core.cost import cost
-from convatlas.engines.onnx_graph import example
-from convatlas.engines.select import ENGINES, installed
-from convatlas.errors import ConvatlasError, EngineError, SpecError
-from convatlas.inference.model import Model, load
+from convatlas.engines.deploy import example_pixels
+from convatlas.engines.select import check_engine, installed_engines
+from convatlas.errors import ConvatlasError, EngineError
+from convatlas.inference.model import EXPORTED, Model, load
 from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.system.autotune import time_repeatedly
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
+from convatlas.tasks.known import Classification
 from convatlas.weights.modelfile import Header
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model on one engine. p50, p95, least: milliseconds of a batch. rate: images in a second, at the median.
+class BenchmarkRow:
+    """One model on one engine with one batch size.
 
-    memory: MiB that loading and running took at most. load: seconds until it could answer.
+    p50_ms, p95_ms, min_ms: latency of a batch in milliseconds: median, 95th percentile, minimum.
+    images_per_second: at the median. memory_mib: peak memory for loading and running, in MiB. load_s: seconds until the
+    first prediction. accuracy: None if it was not measured.
     """
 
     model: str
     engine: str
     batch: int
-    p50: float
-    p95: float
-    least: float
-    rate: float
-    memory: float
-    load: float
+    p50_ms: float
+    p95_ms: float
+    min_ms: float
+    images_per_second: float
+    memory_mib: float
+    load_s: float
     parameters: int
     accuracy: float | None = None
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the row as plain data; the keys are the columns of `write_csv`."""
+        return asdict(self)
+
 
 def benchmark(
-    models: Sequence[str], *, engines: Sequence[str] = (), batches: Sequence[int] = (1, 16), seconds: float = 3.0,
-    data: str | None = None, progress: Progress | None = None,
-) -> list[Row]:  # fmt: skip
-    """Measure models: files, exported files, published weights, or networks by name, which get random weights.
+    models: Sequence[str],
+    *,
+    engines: Sequence[str] = (),
+    batches: Sequence[int] = (1, 16),
+    seconds: float = 3.0,
+    data: str | None = None,
+    progress: Progress | None = None,
+) -> list[BenchmarkRow]:
+    """Measure model files, exported files, pretrained weights, or networks by name (with random weights).
 
-    engines: all that are installed but "compile", if empty. seconds: for each row.
-    data: where given, accuracy on it, of models with weights that were trained.
-    Raises EngineError for an engine that is not there, and what `load` raises.
+    engines: all installed ones but "compile" by default; exported files run on their own.
+    seconds: duration of the measurement of each row. data: labeled data for the accuracy of trained models.
+    Raises EngineError for an engine that is not installed, and the errors of `load`.
     """
     for name in engines:
-        if not installed(name):
-            raise EngineError(f"engine {name}: is not installed")
-    chosen = list(engines) or [name for name in ENGINES if name != "compile" and installed(name)]
-    tasks = [(model, engine) for model in models for engine in (["own"] if _exported(model) else chosen)]
-    rows: list[Row] = []
-    for done, (model, engine) in enumerate(tasks):
+        check_engine(name)
+    names = list(engines) or installed_engines()
+    jobs = [(model, engine) for model in models for engine in ([None] if _is_exported(model) else names)]
+    rows: list[BenchmarkRow] = []
+    for done, (model, engine) in enumerate(jobs):
         if progress:
-            progress(f"{model} on {engine}", done, len(tasks))
-        # a fresh process for each, so that memory is its own
+            progress(f"{model} on {engine or 'its engine'}", done, len(jobs))
+        # in a fresh process, so that its peak memory is its own
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             try:
-                rows += process.submit(_measured, model, engine, tuple(batches), seconds, data).result()
+                rows += process.submit(_measure, model, engine, tuple(batches), seconds, data).result()
             except BrokenProcessPool:
-                raise EngineError(f"{model} on {engine}: the process died, perhaps for lack of memory") from None
+                raise EngineError(
+                    f"{model}: the process died on engine {engine or 'of the file'}; is it out of memory?"
+                ) from None
     return rows
 
 
-def _exported(model: str) -> bool:
-    return Path(model).suffix.lower() in (".onnx", ".xml", ".pt2")
+def _is_exported(model: str) -> bool:
+    return Path(model).suffix.lower() in EXPORTED
 
 
-def untrained(name: str) -> Model:
-    """Return a network of the catalog with random weights, to measure its speed."""
+def build_untrained(name: str) -> Model:
+    """Return a network of the catalog with random weights as a model, to measure its speed."""
     row = CATALOG[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_fresh(row.spec, classes=row.classes, channels=row.preprocessing.channels).eval()
-    classes = tuple(map(str, range(row.classes)))
-    header = Header(name, row.spec, classes, row.preprocessing, criterion="cross_entropy")
-    return Model(network, header)
+    task = Classification(tuple(map(str, range(row.classes))))
+    return Model(network, Header(name, task, row.spec, row.preprocessing))
 
 
-def _measured(name: str, engine: str, batches: tuple[int, ...], seconds: float, data: str | None) -> list[Row]:
-    held = peak()
-    begun = time.perf_counter()
+def _measure(
+    name: str, engine: str | None, batches: tuple[int, ...], seconds: float, data: str | None
+) -> list[BenchmarkRow]:
+    """Measure one model on one engine, in this process; `engine` is None for exported files."""
+    memory_before = peak_memory_mib()
+    start = time.perf_counter()
     trained = name not in CATALOG
-    model = load(name) if trained else untrained(name)
-    rows: list[Row] = []
+    model = load(name) if trained else build_untrained(name)
+    parameters = 0 if model.network is None else cost(model.network).parameters
+    rows: list[BenchmarkRow] = []
     for batch in batches:
-        running = model if engine == "own" else model.using(engine, batch=batch)
-        running.engine.outputs(example(model.header, 1 if engine == "own" else batch))
-        loaded = time.perf_counter() - begun
-        taken = timed(running, batch, seconds)
-        median = statistics.median(taken)
-        rows.append(
-            Row(
-                name, running.engine.name, batch, 1000 * median, 1000 * sorted(taken)[int(0.95 * len(taken))],
-                1000 * min(taken), batch / median, peak() - held, loaded,
-                0 if model.network is None else cost(model.network).parameters,
-            )
-        )  # fmt: skip
-        begun = time.perf_counter()
-    if data and trained:  # at the end, because images take memory, too
+        running = model if engine is None else model.using(engine, batch=batch)
+        running.engine.outputs(example_pixels(model.header, 1 if engine is None else batch))
+        load_s = time.perf_counter() - start
+        times = time_batches(running, batch, seconds)
+        p50 = statistics.median(times)
+        p95 = sorted(times)[int(0.95 * len(times))]
+        rows.append(BenchmarkRow(
+            name, running.engine.name, batch, p50_ms=1000 * p50, p95_ms=1000 * p95, min_ms=1000 * min(times),
+            images_per_second=batch / p50, memory_mib=peak_memory_mib() - memory_before, load_s=load_s,
+            parameters=parameters,
+        ))  # fmt: skip
+        start = time.perf_counter()
+    if data and trained:  # last, because images take memory, too
         accuracy = running.evaluate(data).result.score
         rows = [replace(row, accuracy=accuracy) for row in rows]
     return rows
 
 
-def timed(model: Model, batch: int, seconds: float) -> list[float]:
-    """Return the seconds of runs of a batch, at least three, for so long."""
-    pixels = example(model.header, batch)
-    taken: list[float] = []
-    until = time.perf_counter() + seconds
+def time_batches(model: Model, batch: int, seconds: float) -> list[float]:
+    """Return the seconds of repeated batches after one that warms up, at least three."""
+    pixels = example_pixels(model.header, batch)
     model.engine.outputs(pixels)
-    while len(taken) < 3 or time.perf_counter() < until:
-        begun = time.perf_counter()
-        model.engine.outputs(pixels)
-        taken.append(time.perf_counter() - begun)
-    return taken
+    return time_repeatedly(lambda: model.engine.outputs(pixels), seconds=seconds)
 
 
-def peak() -> float:
-    """Return the most memory that this process has had, in MiB."""
-    with suppress(OSError):  # Linux; what getrusage says there begins with the peak of the parent
+def peak_memory_mib() -> float:
+    """Return the peak memory of this process in MiB; 0 on Windows."""
+    with suppress(OSError):  # Linux, where getrusage would begin with the peak of the parent process
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
@@ -140,41 +151,42 @@ def peak() -> float:
         return 0.0
     import resource
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def numbers(option: str, text: str) -> list[int]:
-    """Read whole numbers from 1 on, separated by commas; raises SpecError that names the option."""
-    found = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in found):
-        raise SpecError(f"{option} {text}: expected whole numbers from 1 on, separated by commas")
-    return [int(part) for part in found]
+def parse_batches(text: str) -> list[int]:
+    """Return batch sizes from a text such as "1,16". Raises ConvatlasError unless they are integers >= 1."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConvatlasError(f"bench: batches must be integers >= 1 separated by commas, got {text!r}")
+    return [int(part) for part in parts]
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
+def write_csv(rows: Sequence[BenchmarkRow], path: Path) -> None:
     """Write rows as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(BenchmarkRow)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(row.to_plain() for row in rows)
     write_text(path, text.getvalue())
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Save accuracy, or parameters where it was not measured, against the latency of one image."""
+def plot_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
+    """Plot the accuracy, or if it was not measured the number of parameters, against latency at the smallest batch."""
     from convatlas.draw.charts import draw_latencies
 
-    least = min(row.batch for row in rows)
-    best: dict[str, Row] = {}
+    if not rows:
+        raise ConvatlasError("bench: there must be at least one row to plot, got none")
+    batch = min(row.batch for row in rows)
+    fastest: dict[str, BenchmarkRow] = {}
     for row in rows:
-        if row.batch == least and (row.model not in best or row.p50 < best[row.model].p50):
-            best[row.model] = row
-    scored = all(row.accuracy is not None for row in best.values())
-    if not best:
-        raise ConvatlasError("nothing was measured")
+        if row.batch == batch and (row.model not in fastest or row.p50_ms < fastest[row.model].p50_ms):
+            fastest[row.model] = row
+    has_accuracy = all(row.accuracy is not None for row in fastest.values())
     points = [
-        (Path(row.model).name, row.engine, row.p50, 100 * (row.accuracy or 0) if scored else row.parameters / 1e6)
-        for row in best.values()
-    ]
-    draw_latencies(points, "accuracy, %" if scored else "parameters, millions", least, path)
+        (Path(row.model).name, row.engine, row.p50_ms,
+         100 * (row.accuracy or 0) if has_accuracy else row.parameters / 1e6)
+        for row in fastest.values()
+    ]  # fmt: skip
+    draw_latencies(points, "accuracy, %" if has_accuracy else "parameters, millions", batch, path)

@@ -1,10 +1,10 @@
-"""Export: the network with its preprocessing, for other programs; written only after it was seen to answer the same."""
+"""Export a model with its preprocessing for other programs, after comparing its predictions with the original."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,224 +14,275 @@ from torch import Tensor
 
 from convatlas.data.dataset import Images
 from convatlas.data.decode.pixels import read_image
-from convatlas.data.open import find
+from convatlas.data.open import open_data
 from convatlas.data.readers.folder import images_in
 from convatlas.engines import openvino_files
-from convatlas.engines.folding import folded
-from convatlas.engines.onnx_graph import OUTPUTS, PROBABILITIES, DeployModule, example, onnx_of, told
-from convatlas.engines.onnxruntime import OnnxRuntime
-from convatlas.engines.openvino import OpenVino
-from convatlas.errors import ConvatlasError, DataError, EngineError, brief
-from convatlas.inference import quantize
+from convatlas.engines.deploy import OUTPUTS, PROBABILITIES, DeployModule, describe_header, example_pixels
+from convatlas.engines.folding import fold_norms
+from convatlas.engines.onnx_graph import export_graph
+from convatlas.engines.onnxruntime import OnnxRuntimeEngine
+from convatlas.engines.openvino import OpenVinoEngine
+from convatlas.errors import ConvatlasError, DataError, EngineError, brief, nearest
 from convatlas.inference.model import Model
-from convatlas.inference.quantize import LayerError
-from convatlas.system.extras import needed
+from convatlas.inference.quantize import AccuracyChange, AccuracyCheck, LayerNoise, quantize_graph
+from convatlas.system.extras import import_optional
 from convatlas.system.files import atomic
 from convatlas.system.progress import Progress
-from convatlas.tasks.classification.losses import CRITERIA
 
 Format = Literal["onnx", "openvino", "torch-export"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 
-TOLERANCE = 1e-4
-"""The largest difference of a probability between the network and what is exported in float32."""
+MAX_DIFFERENCE = 1e-4
+"""Maximum difference of a probability between the model and its float32 export."""
 
-CHECKED = 64
-"""Images with which an export is checked, at most."""
+MAX_PARITY_IMAGES = 64
+"""Maximum number of images on which an export is compared with the model."""
 
-CALIBRATED = 256
-"""Images that say which values int8 has to cover, at most."""
+MAX_CALIBRATION_IMAGES = 256
+"""Maximum number of images from which the ranges of int8 activations are taken."""
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From pixels to probabilities and outputs."""
+_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
+
+ExportedForward = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From pixels to decoded outputs (probabilities) and outputs."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an exported network compares with the one that it came from.
+    """How the predictions of an export compare with those of the model.
 
-    same: of so many images, those with the same most probable class. difference: the largest of any probability.
-    accuracy: of int8, on the images of the gate: before and after; None for float32.
+    num_same: number of the `num_images` images with the same most probable class.
+    max_difference: largest difference of a probability.
     """
 
-    images: int
-    same: int
-    difference: float
-    accuracy: tuple[float, float] | None = None
+    num_images: int
+    num_same: int
+    max_difference: float
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"num_images": self.num_images, "num_same": self.num_same, "max_difference": self.max_difference}
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written. layers: of int8, the error of each layer, the worst first, and which stayed in float32."""
+class ExportResult:
+    """A finished export.
+
+    accuracy, layers: of int8 only: the metric before and after, and the noise of each layer, the worst first.
+    """
 
     path: Path
     format: str
     parity: Parity
-    layers: tuple[LayerError, ...] = ()
+    accuracy: AccuracyChange | None = None
+    layers: tuple[LayerNoise, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The written files: OpenVINO has two."""
+        return (self.path, self.path.with_suffix(".bin")) if self.format == "openvino" else (self.path,)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the result as plain data."""
+        return {
+            "path": str(self.path), "format": self.format,
+            "files": [{"path": str(file), "size_bytes": file.stat().st_size} for file in self.files],
+            "parity": self.parity.to_plain(),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_plain(),
+            "layers": [layer.to_plain() for layer in self.layers],
+        }  # fmt: skip
+
+
+def path_beside(model: str | Path, to: str, *, int8: bool) -> Path:
+    """Return the default path of an export: beside a model file, or for pretrained weights in the working directory."""
+    path = Path(model)
+    if not path.is_file():
+        path = Path(str(model).replace("@", "-").replace(":", "-"))
+    suffix = ("-int8" if int8 else "") + SUFFIXES.get(to, "")
+    return path.with_name(path.name.removesuffix(".safetensors") + suffix)
 
 
 def export(
-    model: Model, to: str, out: str | Path, *, check: str | Path | None = None, int8: str | Path | None = None,
-    max_accuracy_drop: float = 0.005, progress: Progress | None = None,
-) -> Exported:  # fmt: skip
-    """Write a model for other programs: "onnx", "openvino" or "torch-export".
+    model: Model,
+    to: str,
+    out: str | Path,
+    *,
+    check: str | Path | None = None,
+    int8: str | Path | None = None,
+    max_accuracy_drop: float = 0.005,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write a model as "onnx", "openvino" or "torch-export".
 
-    The graph reads uint8 images of the network's size and gives calibrated probabilities; its metadata say all that
-    the model file says. It is written when it answers like the network on real images, and not otherwise.
-    check: those images: files, a folder, or data; data that came with the library where left out.
-    int8: labeled data; weights and activations become 8-bit numbers, calibrated on its train split. Layers stay in
-        float32, the worst first, until at most `max_accuracy_drop` of the accuracy on its val or test split is lost.
-    Raises EngineError, and leaves no file, where a library is missing, a network cannot be exported, or it answers
-    something else.
+    The exported network takes uint8 images of the model's resolution and gives calibrated probabilities; its metadata
+    contain the header of the model file. It is written only if it predicts the same as the model on real images.
+    check: these images: files, a folder, or a data set (default: the training data, if it has a name).
+    int8: labeled data. The network is quantized to int8, calibrated on the train split; accuracy is measured on the
+        val or test split.
+    max_accuracy_drop: maximum loss of accuracy by int8, as a fraction; the layers with the most noise stay in float32.
+    Raises EngineError, and leaves no file, if a library is missing, the network cannot be exported, or its predictions
+    differ.
     """
-    if to not in get_args(Format):
-        raise EngineError(f"--to {to}: choose one of {', '.join(get_args(Format))}")
     path = Path(out)
-    if path.suffix != SUFFIXES[to]:
-        raise EngineError(f"{path}: a file of {to} ends in {SUFFIXES[to]}")
-    if not path.parent.is_dir():
-        raise EngineError(f"{path}: there is no folder {path.parent}")
-    if int8 is not None and to == "torch-export":
-        raise EngineError("--int8 goes with onnx and openvino; torch-export is float32")
-    network, header = model.own, model.header
-    pixels = _images(model, check if check is not None else int8, progress)
+    _check_arguments(to, path, int8)
+    pixels = _load_check_images(model, check if check is not None else int8, progress)
     if to == "torch-export":
-        program = _traced(model)
-        parity = compared(model, _of_program(program), pixels, to)
+        program = _export_program(model)
+        parity = compare(model, _program_forward(program), pixels, to)
         with atomic(path) as file:
             file.write(program)
-        return Exported(path, to, parity)
+        return ExportResult(path, to, parity)
     if to == "openvino":
-        needed("openvino", "openvino")
-    needed("onnxruntime", "onnx")
-    graph = onnx_of(network, header)
-    layers: tuple[LayerError, ...] = ()
+        import_optional("openvino", "convatlas[openvino]")
+    import_optional("onnxruntime", "convatlas[onnx]")
+    graph = export_graph(model.module, model.header)
+    layers: tuple[LayerNoise, ...] = ()
     accuracy = None
     if int8 is not None:
-        train, gate = _calibration(model, int8, progress)
-        graph, layers, accuracy = quantize.quantized(
-            graph, train, gate, engine="openvino" if to == "openvino" else "onnxruntime", max_accuracy_drop=max_accuracy_drop,
-            progress=progress,
+        calibration, accuracy_check = _load_labeled_images(model, int8, progress)
+        graph, layers, accuracy = quantize_graph(
+            graph, calibration, accuracy_check, engine="openvino" if to == "openvino" else "onnxruntime",
+            max_accuracy_drop=max_accuracy_drop, progress=progress,
         )  # fmt: skip
     data = bytes(graph.SerializeToString())
+    forward = _onnx_forward(data) if to == "onnx" else _openvino_forward(data)
+    parity = compare(model, forward, pixels, to, exact=int8 is None)
     if to == "onnx":
-        parity = compared(model, _of_onnx(data), pixels, to, exact=int8 is None)
         with atomic(path) as file:
             file.write(data)
     else:
-        parity = compared(model, _of_openvino(data), pixels, to, exact=int8 is None)
-        openvino_files.write(graph, path)
-    return Exported(path, to, replace(parity, accuracy=accuracy), layers)
+        openvino_files.write_model(graph, path)
+    return ExportResult(path, to, parity, accuracy, layers)
 
 
-def compared(model: Model, run: Run, pixels: Tensor, to: str, *, exact: bool = True) -> Parity:
-    """Compare what is exported with the network on images; raises EngineError if `exact` and they differ."""
-    header, same, difference = model.header, 0, 0.0
-    criterion = CRITERIA[header.criterion]
+def _check_arguments(to: str, path: Path, int8: str | Path | None) -> None:
+    if to not in get_args(Format):
+        known = get_args(Format)
+        raise EngineError(f"export: the format must be one of {', '.join(known)}, got {to!r}{nearest(to, known)}")
+    if path.suffix != SUFFIXES[to]:
+        raise EngineError(f"{path}: the name of a file for {to} must end in {SUFFIXES[to]}")
+    if not path.parent.is_dir():
+        raise EngineError(f"{path}: the folder {path.parent} does not exist")
+    if int8 is not None and to == "torch-export":
+        raise EngineError("export: int8 needs the format onnx or openvino, got torch-export")
+
+
+def compare(model: Model, forward: ExportedForward, pixels: Tensor, to: str, *, exact: bool = True) -> Parity:
+    """Compare an export with the model on images (n, channels, size, size).
+
+    Raises EngineError if its probabilities are not finite, or, with `exact`, if they differ by more than
+    `MAX_DIFFERENCE` or another class is the most probable one.
+    """
+    header, num_same, max_difference = model.header, 0, 0.0
     for part in pixels.split(8):
-        ours = criterion.probabilities(model.engine.outputs(part) / header.temperature)
-        theirs, _ = run(part)
-        if theirs.shape != ours.shape or not theirs.isfinite().all():
-            raise EngineError(f"{header.name}: exported to {to}, it gives no probabilities; nothing was written")
-        apart = (ours - theirs).abs().amax(1)
-        difference = max(difference, float(apart.max()))
-        # two classes that are as good as equal may change places
-        tied = (ours.amax(1) - ours.gather(1, theirs.argmax(1, keepdim=True)).squeeze(1)) <= 2 * apart
-        same += int((ours.argmax(1) == theirs.argmax(1)).logical_or(tied & (apart <= TOLERANCE)).sum())
-    if exact and (same < len(pixels) or difference > TOLERANCE):
+        expected = header.task.decode(model.engine.outputs(part), header.calibration)
+        found, _ = forward(part)
+        if found.shape != expected.shape or not found.isfinite().all():
+            raise EngineError(f"{header.name}: exported to {to}, its probabilities are not finite; nothing was written")
+        difference = (expected - found).abs().amax(1)
+        max_difference = max(max_difference, float(difference.max()))
+        # rounding may swap two classes that are equally probable
+        gap = expected.amax(1) - expected.gather(1, found.argmax(1, keepdim=True)).squeeze(1)
+        tied = (gap <= 2 * difference) & (difference <= MAX_DIFFERENCE)
+        num_same += int((expected.argmax(1) == found.argmax(1)).logical_or(tied).sum())
+    if exact and (num_same < len(pixels) or max_difference > MAX_DIFFERENCE):
         raise EngineError(
-            f"{header.name}: exported to {to}, it does not answer like the network: {same} of {len(pixels)} images "
-            f"with the same answer, probabilities up to {difference:.1e} apart; nothing was written"
+            f"{header.name}: exported to {to}, its predictions differ: the same class for {num_same} of {len(pixels)} "
+            f"images, probabilities by up to {max_difference:.1e}; nothing was written"
         )
-    return Parity(len(pixels), same, difference)
+    return Parity(len(pixels), num_same, max_difference)
 
 
-def _of_onnx(data: bytes) -> Run:
-    engine = OnnxRuntime(data)
+def _onnx_forward(data: bytes) -> ExportedForward:
+    engine = OnnxRuntimeEngine(data)
 
-    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = engine.answers(pixels, PROBABILITIES, OUTPUTS)
-        return torch.from_numpy(first), torch.from_numpy(second)
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities, outputs = engine.run(pixels, PROBABILITIES, OUTPUTS)
+        return torch.from_numpy(probabilities), torch.from_numpy(outputs)
 
-    return run
-
-
-def _of_openvino(data: bytes) -> Run:
-    engine = OpenVino(data, batch=8)
-
-    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        told = engine.answers(pixels)
-        return told[PROBABILITIES], told[OUTPUTS]
-
-    return run
+    return forward
 
 
-def _traced(model: Model) -> bytes:
-    """Return the file of torch.export, for any number of images."""
-    module = DeployModule(folded(model.own), model.header).eval()
+def _openvino_forward(data: bytes) -> ExportedForward:
+    engine = OpenVinoEngine(data, batch=8)
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        values = engine.run(pixels)
+        return values[PROBABILITIES], values[OUTPUTS]
+
+    return forward
+
+
+def _export_program(model: Model) -> bytes:
+    """Return the file of torch.export, for any batch size."""
+    module = DeployModule(fold_norms(model.module), model.header).eval()
     try:
         program = torch.export.export(
-            module, (example(model.header),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},)
-        )
+            module, (example_pixels(model.header),),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
+        )  # fmt: skip
         file = io.BytesIO()
-        torch.export.save(program, file, extra_files=told(model.header))
-    except Exception as error:  # torch.export has dozens of errors of its own
-        raise EngineError(f"{model.header.name}: torch.export cannot trace it: {brief(error)}") from error
+        torch.export.save(program, file, extra_files=describe_header(model.header))
+    except Exception as error:  # torch.export has dozens of error types
+        raise EngineError(f"{model.header.name}: cannot be exported to torch-export ({brief(error)})") from error
     return file.getvalue()
 
 
-def _of_program(data: bytes) -> Run:
+def _program_forward(data: bytes) -> ExportedForward:
     program: Any = torch.export.load(io.BytesIO(data)).module()
 
     @torch.inference_mode()
-    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
         probabilities, outputs = program(pixels)
         return probabilities, outputs
 
-    return run
+    return forward
 
 
-def _images(model: Model, check: str | Path | None, progress: Progress | None) -> Tensor:
-    """Return pixels of the images with which an export is checked: (n, channels, size, size)."""
+def _load_check_images(model: Model, check: str | Path | None, progress: Progress | None) -> Tensor:
+    """Return the pixels (n, channels, size, size) on which an export is compared with the model."""
     header, steps = model.header, model.header.preprocessing
+    advice = "pass images with --check"
     if check is None:
         check = str(header.training.get("data", ""))
         if not check:
-            raise DataError(f"{header.name}: say with --check which images to compare the answers on")
+            raise DataError(f"{header.name}: needs images to compare the predictions on; {advice}")
     path = Path(check)
-    files = [path] if path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".npz") else []
+    files = [path] if path.is_file() and path.suffix.lower() not in _TABLE_SUFFIXES else []
     if not files and path.is_dir():
         files = images_in(path)
     if not files:
         try:
-            data = find(check).load(steps, progress=progress)
+            data = open_data(check).load(steps, progress=progress)
         except DataError as error:
-            raise DataError(f"{error}; say with --check which images to compare the answers on") from error
-        return spread(data.whole, CHECKED)
-    read = list(islice(_readable(model, files[:: max(1, len(files) // CHECKED)]), CHECKED))
+            raise DataError(f"{error}; {advice}") from error
+        return take_evenly(data.whole, MAX_PARITY_IMAGES)
+    step = max(1, len(files) // MAX_PARITY_IMAGES)
+    read = list(islice(_read_readable(model, files[::step]), MAX_PARITY_IMAGES))
     if not read:
-        raise DataError(f"{check}: none of the images can be read")
+        raise DataError(f"{check}: all images are unreadable; {advice}")
     return torch.stack(read)
 
 
-def _readable(model: Model, files: list[Path]) -> Iterator[Tensor]:
+def _read_readable(model: Model, files: list[Path]) -> Iterator[Tensor]:
     steps = model.header.preprocessing
     for file in files:
         try:
-            yield steps.geometry(read_image(file, steps.channels, steps.window))
+            yield steps.resize_and_crop(read_image(file, steps.channels, steps.window))
         except ConvatlasError:
             continue
 
 
-def spread(images: Images, count: int) -> Tensor:
-    """Return so many images of a split, from its beginning to its end."""
+def take_evenly(images: Images, count: int) -> Tensor:
+    """Return the pixels of at most `count` images, evenly distributed over a split."""
     numbers = torch.arange(len(images))
     return images.pixels[numbers[:: max(1, len(numbers) // count)][:count]]
 
 
-def _calibration(model: Model, data: str | Path, progress: Progress | None) -> tuple[Tensor, quantize.Gate]:
-    """Return images to calibrate with, and the labeled ones on which accuracy is measured."""
-    dataset, split, labels = model.split_of(data, progress=progress)
-    images = dataset.splits[split]
-    gate = quantize.Gate(images.pixels, labels, CRITERIA[model.header.criterion], model.engine.outputs)
-    return spread(dataset.train, CALIBRATED), gate
+def _load_labeled_images(
+    model: Model, data: str | Path, progress: Progress | None
+) -> tuple[Tensor, AccuracyCheck]:  # fmt: skip
+    """Return images for the calibration of int8, and labeled ones on which the accuracy is measured."""
+    dataset, split = model.load_split(data, progress=progress)
+    images = dataset.whole if split == "all" else dataset.splits[split]
+    check = AccuracyCheck(images, model.header.task, model.engine.outputs)
+    return take_evenly(dataset.train, MAX_CALIBRATION_IMAGES), check

@@ -1,4 +1,4 @@
-"""What networks say about images: read, looked at, answered and named, one batch ahead."""
+"""Predictions: images are read, preprocessed and predicted in batches, one batch ahead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,20 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from convatlas.core.preprocessing import Preprocessing, Views
+from convatlas.core.preprocessing import TTA, Preprocessing
+from convatlas.core.record import Record, at_least, between
 from convatlas.data.decode.pixels import decode, pixels_of, read_image
 from convatlas.engines.engine import Engine
 from convatlas.errors import DataError
 from convatlas.system.download import fetch_bytes
-from convatlas.tasks.classification.losses import CRITERIA
+from convatlas.tasks.task import Prediction
 from convatlas.weights.modelfile import Header
-
-NONE = "none of these"
-"""What is said about an image whose most probable class is not probable enough."""
 
 
 class EncodedImage(NamedTuple):
-    """The bytes of an image file, and what to call it."""
+    """The bytes of an image file, and a name for it."""
 
     name: str
     data: bytes
@@ -38,61 +36,29 @@ class EncodedImage(NamedTuple):
 ImageLike = str | Path | EncodedImage | Image.Image | NDArray[Any] | Tensor
 """A file or its bytes, a PIL image, or values: arrays (height, width[, channels]), tensors (channels, height, width).
 
-A text that begins with http:// or https:// is fetched, if that is asked for.
+Text that begins with http:// or https:// is a URL, which is fetched only if the options allow it.
 """
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What is said about one image: all classes, most probable first; `error` says why it was unreadable.
+class PredictOptions(Record):
+    """How images are predicted.
 
-    labels: the classes that the image is said to be of: the most probable one, unless it is less probable than was
-        asked for; where an image may be of several, all above their thresholds.
+    batch: images per forward pass. tta: test-time augmentation (see `Preprocessing.tta_views`); the predictions of the
+    views are averaged. threshold: the probability from which on a class is predicted; by default the model's own.
+    fetch: whether images may be fetched from URLs.
     """
 
-    source: str
-    probabilities: dict[str, float]
-    error: str = ""
-    labels: tuple[str, ...] = ()
+    error = DataError
 
-    @property
-    def label(self) -> str:
-        """The most probable class; empty where the image could not be read."""
-        return next(iter(self.probabilities), "")
-
-    @property
-    def probability(self) -> float:
-        return self.probabilities.get(self.label, 0.0)
-
-    @property
-    def text(self) -> str:
-        """What the image is said to be: the labels, or that it is none of the classes."""
-        return "" if self.error else ", ".join(self.labels) or NONE
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How images are to be looked at.
-
-    batch: how many go through a network at once. views: how often each is looked at (see Preprocessing.views); the
-        probabilities are the mean. threshold: the probability from which on a class is said to be there; the network's
-        own where left out. fetch: whether images may be fetched from the network.
-    """
-
-    batch: int = 16
-    views: Views = "one"
-    threshold: float | None = None
+    batch: Annotated[int, at_least(1)] = 16
+    tta: TTA = "none"
+    threshold: Annotated[float, between(0, 1)] | None = None
     fetch: bool = False
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise DataError(f"batch: {self.batch} is not a number of images from 1 on")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise DataError(f"threshold: {self.threshold:g} is not a probability from 0 to 1")
 
 
 class Member(Protocol):
-    """One of the networks that are asked; their probabilities are averaged."""
+    """One model of an ensemble."""
 
     @property
     def header(self) -> Header: ...
@@ -102,49 +68,55 @@ class Member(Protocol):
 
 
 def stream(members: Sequence[Member], images: Iterable[ImageLike], options: PredictOptions) -> Iterator[Prediction]:
-    """Yield what the members say about each image, in order; the next batch is read meanwhile.
+    """Yield one prediction for each image, in order; the predictions of the members are averaged.
 
-    An image that cannot be read gives a prediction with an `error`. Raises DataError if the members were not trained
-    for the same classes.
+    The next batch is read while one is computed. An unreadable image gives a prediction with an `error`.
+    Raises DataError if the members were trained for different tasks or classes.
     """
-    order = [_order(members[0].header, member.header) for member in members]
-    steps = list(dict.fromkeys(member.header.preprocessing for member in members))
+    first = members[0].header
+    order = [first.task.output_order(member.header.task, member.header.name, first.name) for member in members]
+    preprocessings = list(dict.fromkeys(member.header.preprocessing for member in members))
     numbered = enumerate(images)
     with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as ahead:
 
-        def submitted() -> list[tuple[str, Future[list[Tensor]]]]:
-            group = list(islice(numbered, options.batch))
-            return [(named(p, i), readers.submit(load_views, p, named(p, i), steps, options)) for i, p in group]
+        def read_batch() -> list[tuple[str, Future[list[Tensor]]]]:
+            group = [(display_name(image, i), image) for i, image in islice(numbered, options.batch)]
+            return [(name, readers.submit(load_views, image, name, preprocessings, options)) for name, image in group]
 
-        coming = ahead.submit(submitted)
-        while group := coming.result():
-            coming = ahead.submit(submitted)
-            yield from _predict_batch(members, order, steps, group, options)
+        coming = ahead.submit(read_batch)
+        while batch := coming.result():
+            coming = ahead.submit(read_batch)
+            yield from _predict_batch(members, order, preprocessings, batch, options)
 
 
-def named(image: ImageLike, number: int) -> str:
-    """Return what an image is called: its file, or its place in the order."""
+def display_name(image: ImageLike, number: int) -> str:
+    """Return the file of an image, or its number."""
     if isinstance(image, EncodedImage):
         return image.name
     return str(image) if isinstance(image, str | Path) else f"image {number}"
 
 
-def load_views(image: ImageLike, name: str, steps: Sequence[Preprocessing], options: PredictOptions) -> list[Tensor]:
-    """Return the views of an image for each kind of preprocessing; raises DataError that names it."""
+def load_views(
+    image: ImageLike, name: str, preprocessings: Sequence[Preprocessing], options: PredictOptions
+) -> list[Tensor]:
+    """Return the views (views, channels, size, size) of an image for each preprocessing.
+
+    Raises DataError that names the image if it is unreadable.
+    """
     read: dict[tuple[int, Any], Tensor] = {}
     if options.fetch and isinstance(image, str) and image.startswith(("http://", "https://")):
         image = EncodedImage(image, fetch_bytes(image))
     try:
-        for step in steps:
-            kind = (step.channels, step.window)
+        for steps in preprocessings:
+            kind = (steps.channels, steps.window)
             if kind not in read:
-                read[kind] = _pixels(image, name, step)
-        return [step.views(read[step.channels, step.window], options.views) for step in steps]
+                read[kind] = _read_pixels(image, name, steps)
+        return [steps.tta_views(read[steps.channels, steps.window], options.tta) for steps in preprocessings]
     except DataError as error:
         raise error if str(error).startswith(name) else DataError(f"{name}: {error}") from error
 
 
-def _pixels(image: ImageLike, name: str, steps: Preprocessing) -> Tensor:
+def _read_pixels(image: ImageLike, name: str, steps: Preprocessing) -> Tensor:
     channels, window = steps.channels, steps.window
     if isinstance(image, EncodedImage):
         return read_image(Path(name), channels, window, data=image.data)
@@ -154,18 +126,18 @@ def _pixels(image: ImageLike, name: str, steps: Preprocessing) -> Tensor:
         return decode(image, channels, name, window)
     if isinstance(image, Tensor):
         if image.ndim != 3:
-            raise DataError(f"a tensor is (channels, height, width), got {tuple(image.shape)}")
+            raise DataError(f"a tensor must be (channels, height, width), got {tuple(image.shape)}")
         image = image.permute(1, 2, 0).cpu().numpy()
     return pixels_of(np.asarray(image), channels, name, window)
 
 
 def _predict_batch(
-    members: Sequence[Member], order: Sequence[Tensor], steps: Sequence[Preprocessing],
-    group: Sequence[tuple[str, Future[list[Tensor]]]], options: PredictOptions,
+    members: Sequence[Member], order: Sequence[Tensor], preprocessings: Sequence[Preprocessing],
+    batch: Sequence[tuple[str, Future[list[Tensor]]]], options: PredictOptions,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Yield the predictions of one batch."""
     read: list[tuple[str, list[Tensor] | DataError]] = []
-    for name, future in group:
+    for name, future in batch:
         try:
             read.append((name, future.result()))
         except DataError as error:
@@ -173,47 +145,29 @@ def _predict_batch(
     good = [views for _, views in read if not isinstance(views, DataError)]
     rows: Iterator[Tensor] = iter(())
     if good:
-        told = [
-            probabilities(member, torch.stack([views[steps.index(member.header.preprocessing)] for views in good]),
-                          options.batch)[:, places]
-            for member, places in zip(members, order, strict=True)
-        ]  # fmt: skip
-        rows = iter(torch.stack(told).mean(0))
+        decoded = []
+        for member, columns in zip(members, order, strict=True):
+            number = preprocessings.index(member.header.preprocessing)
+            views = torch.stack([each[number] for each in good])
+            decoded.append(predict_views(member, views, options.batch)[:, columns])
+        rows = iter(torch.stack(decoded).mean(0))
     header = members[0].header
-    for name, views in read:
-        failed = isinstance(views, DataError)
-        yield Prediction(name, {}, str(views)) if failed else to_prediction(name, next(rows), header, options.threshold)
+    for name, result in read:
+        if isinstance(result, DataError):
+            yield header.task.unreadable(name, str(result))
+        else:
+            yield to_prediction(name, next(rows), header, options.threshold)
 
 
-def probabilities(member: Member, views: Tensor, batch: int) -> Tensor:
-    """Return the calibrated probabilities (n, classes) of images (n, views, channels, size, size)."""
+def predict_views(member: Member, views: Tensor, batch: int) -> Tensor:
+    """Return the decoded outputs (n, outputs) of images (n, views, channels, size, size), averaged over the views."""
     count, each = views.shape[:2]
     outputs = torch.cat([member.engine.outputs(part) for part in views.flatten(0, 1).split(batch)])
-    told = CRITERIA[member.header.criterion].probabilities(outputs / member.header.temperature)
-    mean: Tensor = told.unflatten(0, (count, each)).mean(1)
+    decoded = member.header.task.decode(outputs, member.header.calibration)
+    mean: Tensor = decoded.unflatten(0, (count, each)).mean(1)
     return mean
 
 
-def to_prediction(source: str, row: Tensor, header: Header, threshold: float | None) -> Prediction:
-    """Return what probabilities (classes,) say, with the names of the classes."""
-    order = row.argsort(descending=True, stable=True).tolist()
-    values = row.tolist()
-    found = {header.classes[i]: values[i] for i in order}
-    several = CRITERIA[header.criterion].several
-    if several and threshold is None:
-        least = dict(zip(header.classes, header.thresholds, strict=True))
-        return Prediction(source, found, labels=tuple(name for name, p in found.items() if p >= least[name]))
-    said = tuple(name for name, p in found.items() if p >= (threshold or 0.0))
-    return Prediction(source, found, labels=said if several else said[:1])
-
-
-def _order(first: Header, other: Header) -> Tensor:
-    """Return where the classes of the first network are among those of another one."""
-    if set(first.classes) != set(other.classes):
-        missing = sorted(set(first.classes) ^ set(other.classes))
-        raise DataError(
-            f"{other.name}: its classes are not those of {first.name}; not in both: {', '.join(missing[:3])}"
-        )
-    if CRITERIA[first.criterion].several != CRITERIA[other.criterion].several:
-        raise DataError(f"{other.name}: one class for each image and several cannot be averaged")
-    return torch.tensor([other.classes.index(name) for name in first.classes])
+def to_prediction(source: str, row: Tensor, header: Header, threshold: float | None = None) -> Prediction:
+    """Return the prediction of a model for one image from its decoded outputs (outputs,)."""
+    return header.task.predict(source, row, header.calibration, threshold)

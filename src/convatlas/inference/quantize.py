@@ -1,115 +1,148 @@
-"""8-bit networks: static quantization by ONNX Runtime, the error of each layer, and as much float32 as they need."""
+"""int8 quantization: static quantization by ONNX Runtime, with as many layers in float32 as the accuracy needs."""
 
 from __future__ import annotations
 
-import logging
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.stream import Pixels, prefetch
-from convatlas.engines.onnx_graph import OUTPUTS, PIXELS, seal
-from convatlas.engines.onnxruntime import OnnxRuntime
-from convatlas.engines.openvino import OpenVino
+from convatlas.data.dataset import Images
+from convatlas.engines.deploy import OUTPUTS, PIXELS
+from convatlas.engines.evaluation import Forward, compute_outputs
+from convatlas.engines.onnx_graph import add_checksum
+from convatlas.engines.onnxruntime import OnnxRuntimeEngine
+from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.errors import EngineError, brief
-from convatlas.system.extras import needed
+from convatlas.system.extras import import_optional
 from convatlas.system.progress import Progress
-from convatlas.tasks.classification.evaluate import judged
-from convatlas.tasks.classification.losses import Criterion
+from convatlas.tasks.task import Task
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+WEIGHTED_OPERATORS = ("Conv", "Gemm", "MatMul")
+"""Operators with weights; they are the layers whose noise is measured."""
 
-WEIGHED = ("Conv", "Gemm", "MatMul")
-"""The operators with weights, whose errors are reported."""
+_QUANTIZED_OPERATORS = (
+    *WEIGHTED_OPERATORS, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu",
+)  # fmt: skip
 
-_QUANTISED = (*WEIGHED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu")
+_NOISE_IMAGES = 4
+"""Number of images on which the noise of layers is measured."""
 
 
 @dataclass(frozen=True)
-class LayerError:
-    """How much noise a layer of an 8-bit network adds: dB below the signal.
+class LayerNoise:
+    """The noise that quantization adds in one layer.
 
-    kept: whether the layer was left in float32 for it.
+    signal_to_noise_db: power of the output divided by the power of the noise, in dB; low is bad.
+    in_float32: whether the layer stayed in float32.
     """
 
     name: str
-    decibels: float
-    kept: bool = False
+    signal_to_noise_db: float
+    in_float32: bool = False
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "signal_to_noise_db": self.signal_to_noise_db, "in_float32": self.in_float32,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Labelled images on which an 8-bit network must be as good as the network that it came from."""
+class AccuracyChange:
+    """The headline metric on the same images before and after quantization, such as the accuracy in [0, 1]."""
 
-    pixels: Pixels
-    labels: Tensor
-    criterion: Criterion
-    run: Callable[[Tensor], Tensor]
+    float32: float
+    int8: float
 
-    def score(self, run: Callable[[Tensor], Tensor]) -> float:
-        """Return the accuracy, or the mean average precision, of what runs images (n, channels, size, size)."""
-        batches = torch.arange(len(self.labels)).split(16)
-        outputs = torch.cat([run(pixels) for _, pixels in prefetch(self.pixels, batches)])
-        return judged(outputs, self.labels, self.criterion).score
+    def to_plain(self) -> dict[str, float]:
+        return {"float32": self.float32, "int8": self.int8}
 
 
-def quantized(
+@dataclass(frozen=True)
+class AccuracyCheck:
+    """Labeled images on which a quantized network is compared with the original one, `forward`."""
+
+    images: Images
+    task: Task
+    forward: Forward
+
+    def score(self, forward: Forward) -> float:
+        """Return the headline metric of a network."""
+        outputs = compute_outputs(forward, self.images, batch=16)
+        return self.task.evaluate(outputs, self.images.targets).score
+
+
+class QuantizedGraph(NamedTuple):
+    """A quantized graph; its layers, the one with the most noise first; and the metric before and after."""
+
+    graph: ModelProto
+    layers: tuple[LayerNoise, ...]
+    accuracy: AccuracyChange
+
+
+def quantize_graph(
     graph: ModelProto,
     images: Tensor,
-    gate: Gate,
+    check: AccuracyCheck,
     *,
     engine: str,
     max_accuracy_drop: float,
     progress: Progress | None = None,
-) -> tuple[ModelProto, tuple[LayerError, ...], tuple[float, float]]:
-    """Return the 8-bit graph, the error of each layer with the worst first, and the scores before and after.
+) -> QuantizedGraph:
+    """Quantize a graph; layers go back to float32, those with the most noise first, until the accuracy suffices.
 
     images: (n, channels, size, size), from which the ranges of activations are taken.
-    engine: on which the score is measured. Raises EngineError if it stays below with half of the layers in float32.
+    engine: "onnxruntime" or "openvino", on which the accuracy is measured.
+    max_accuracy_drop: maximum loss of the headline metric, as a fraction: 0.005 is half a percentage point.
+    Raises EngineError if more is lost with half of the layers in float32.
     """
-    before = gate.score(gate.run)
-    kept: list[str] = []
-    errors: list[LayerError] = []
-    layers = [node.name for node in graph.graph.node if node.op_type in WEIGHED]
+    before = check.score(check.forward)
+    float32_layers: list[str] = []
+    noise: list[LayerNoise] = []
+    layers = [node.name for node in graph.graph.node if node.op_type in WEIGHTED_OPERATORS]
     count = 1
     while True:
         if progress:
-            progress("quantizing", len(kept), len(layers))
-        made = _static(graph, images, kept)
-        after = gate.score(_running(made, engine))
-        if not errors:
-            errors = layer_errors(graph, made, images[:4])
+            progress("quantizing", len(float32_layers), len(layers))
+        quantized = quantize_static(graph, images, float32_layers)
+        after = check.score(_start(quantized, engine))
+        if not noise:
+            noise = measure_noise(graph, quantized, images[:_NOISE_IMAGES])
         if before - after <= max_accuracy_drop + 1e-9:
-            told = tuple(LayerError(each.name, each.decibels, each.name in kept) for each in errors)
-            _noted(made, graph, kept)
-            return made, told, (before, after)
-        if 2 * len(kept) >= len(layers):
+            _copy_metadata(graph, quantized, float32_layers)
+            marked = tuple(replace(each, in_float32=each.name in float32_layers) for each in noise)
+            return QuantizedGraph(quantized, marked, AccuracyChange(before, after))
+        if 2 * len(float32_layers) >= len(layers):
             raise EngineError(
-                f"int8: {before:.2%} becomes {after:.2%} on the validation images, with {len(kept)} of {len(layers)} "
-                "layers in float32; allow more with --most-lost, or calibrate with more images; nothing was written"
+                f"int8: the accuracy must drop by at most {100 * max_accuracy_drop:g} pp, got {before:.2%} -> "
+                f"{after:.2%} with {len(float32_layers)} of {len(layers)} layers in float32; increase "
+                "--max-accuracy-drop or calibrate with more images; nothing was written"
             )
-        kept = [each.name for each in errors[:count]]
+        float32_layers = [each.name for each in noise[:count]]
         count *= 2
 
 
-def _running(graph: ModelProto, engine: str) -> Callable[[Tensor], Tensor]:
+def _start(graph: ModelProto, engine: str) -> Callable[[Tensor], Tensor]:
     data = graph.SerializeToString()
-    return (OpenVino(data, batch=16) if engine == "openvino" else OnnxRuntime(data)).outputs
+    return (OpenVinoEngine(data, batch=16) if engine == "openvino" else OnnxRuntimeEngine(data)).outputs
 
 
-def _static(graph: ModelProto, images: Tensor, kept: list[str]) -> ModelProto:
-    """Return the graph with 8-bit weights, a scale for each channel, and 8-bit activations; `kept` stay float32."""
-    onnx = needed("onnx", "onnx")
-    quantization: Any = needed("onnxruntime.quantization", "onnx")
+def quantize_static(graph: ModelProto, images: Tensor, float32_layers: Sequence[str]) -> ModelProto:
+    """Return a graph with int8 weights, a scale for each channel, and uint8 activations.
+
+    images: (n, channels, size, size) for calibration. float32_layers: nodes that are not quantized.
+    """
+    onnx = import_optional("onnx", "convatlas[onnx]", where="int8")
+    quantization: Any = import_optional("onnxruntime.quantization", "convatlas[onnx]", where="int8")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -119,87 +152,93 @@ def _static(graph: ModelProto, images: Tensor, kept: list[str]) -> ModelProto:
             batch = next(self.batches, None)
             return None if batch is None else {PIXELS: batch.numpy()}
 
+    source = type(graph)()
+    source.CopyFrom(graph)
+    # the exporter has optimized the graph; without this mark ONNX Runtime logs a warning that asks for it
+    entry = source.metadata_props.add()
+    entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
     with tempfile.TemporaryDirectory(prefix="convatlas-int8-") as folder:
-        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(graph.SerializeToString())
-        logging.disable(logging.WARNING)  # it asks for what was done already
+        source_file, target_file = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        source_file.write_bytes(source.SerializeToString())
         try:
             quantization.quantize_static(
-                source, target, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-                reduce_range=not has_dot_products(), activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8, op_types_to_quantize=list(_QUANTISED),
-                nodes_to_exclude=[*kept, *_outside(graph)], calibrate_method=quantization.CalibrationMethod.MinMax,
+                source_file, target_file, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+                reduce_range=not has_int8_dot_products(), activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8, op_types_to_quantize=list(_QUANTIZED_OPERATORS),
+                nodes_to_exclude=[*float32_layers, *_outer_nodes(graph)],
+                calibrate_method=quantization.CalibrationMethod.MinMax,
             )  # fmt: skip
         except Exception as error:  # its errors have no common class
-            raise EngineError(f"int8: ONNX Runtime cannot quantize this graph: {brief(error)}") from error
-        finally:
-            logging.disable(logging.NOTSET)
-        made: ModelProto = onnx.load(target)
-    return made
+            raise EngineError(f"int8: ONNX Runtime cannot quantize this graph ({brief(error)})") from error
+        quantized: ModelProto = onnx.load(target_file)
+    return quantized
 
 
-def has_dot_products() -> bool:
-    """Return whether this processor adds up products of 8-bit numbers in 32 bits (VNNI, from 2019 on).
+def has_int8_dot_products() -> bool:
+    """Return whether this processor sums products of 8-bit numbers in 32 bits (VNNI, on x86 since 2019).
 
-    Others add pairs of them in 16 bits, which overflow: weights must then do with 7 bits.
+    Other x86 processors sum pairs of products in 16 bits, which overflow; there weights must have 7 bits.
     """
-    known = (getattr(torch.cpu, name, bool) for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"))
-    return platform.machine() not in ("x86_64", "AMD64") or any(check() for check in known)
+    checks = (getattr(torch.cpu, name, bool) for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"))
+    return platform.machine() not in ("x86_64", "AMD64") or any(check() for check in checks)
 
 
-def _outside(graph: ModelProto) -> list[str]:
-    """Return the nodes before the first and after the last weights: what prepares pixels and makes probabilities."""
+def _outer_nodes(graph: ModelProto) -> list[str]:
+    """Return the nodes before the first layer (normalization) and after the network's outputs (decoding)."""
     nodes = list(graph.graph.node)
-    first = next(i for i, node in enumerate(nodes) if node.op_type in WEIGHED)
+    first = next(i for i, node in enumerate(nodes) if node.op_type in WEIGHTED_OPERATORS)
     last = max(i for i, node in enumerate(nodes) if OUTPUTS in node.output)
     return [node.name for node in [*nodes[:first], *nodes[last + 1 :]]]
 
 
-def layer_errors(graph: ModelProto, made: ModelProto, images: Tensor) -> list[LayerError]:
-    """Return the noise that each layer of an 8-bit graph adds to what it reads, on some images, the loudest first."""
-    there = {output for node in made.graph.node for output in node.output} | {PIXELS}
+def measure_noise(graph: ModelProto, quantized: ModelProto, images: Tensor) -> list[LayerNoise]:
+    """Return the noise that each layer of a quantized graph adds to its input, the worst layer first."""
+    available = {output for node in quantized.graph.node for output in node.output} | {PIXELS}
     readers = {name: node for node in reversed(graph.graph.node) for name in node.input}
-    ends = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # how the quantizer may call a value
+    suffixes = ("_DequantizeLinear_Output", "", "_QuantizeLinear_Input")  # of the quantizer's names of a value
 
-    def places(name: str) -> tuple[str, str]:
-        """Return where a value is in both graphs; behind the activation that became a part of its layer, if one did."""
-        while not any(name + end in there for end in ends):
+    def names_of(name: str) -> tuple[str, str]:
+        """Return the names of a value in both graphs; if a layer was fused with its activation, those behind it."""
+        while not any(name + suffix in available for suffix in suffixes):
             name = readers[name].output[0]
-        return name, next(name + end for end in ends if name + end in there)
+        return name, next(name + suffix for suffix in suffixes if name + suffix in available)
 
-    layers = [node for node in graph.graph.node if node.op_type in WEIGHED]
-    taps = dict(places(name) for node in layers for name in (node.input[0], node.output[0]))
-    taps.pop(PIXELS, None)
-    pairs = zip(taps, _tapped(graph, list(taps), images), _tapped(made, list(taps.values()), images), strict=True)
-    noise = {name: _power(rough - exact) / max(_power(exact), 1e-30) for name, exact, rough in pairs}
-    found = []
+    layers = [node for node in graph.graph.node if node.op_type in WEIGHTED_OPERATORS]
+    values = dict(names_of(name) for node in layers for name in (node.input[0], node.output[0]))
+    values.pop(PIXELS, None)
+    exact, rough = _run(graph, list(values), images), _run(quantized, list(values.values()), images)
+    noise = {
+        name: _power(right - left) / max(_power(left), 1e-30)
+        for name, left, right in zip(values, exact, rough, strict=True)
+    }
+    result = []
     for node in layers:
-        before, after = (noise.get(places(name)[0], 0.0) for name in (node.input[0], node.output[0]))
-        found.append(LayerError(node.name, -10 * float(np.log10(max(after - before, 1e-12)))))
-    return sorted(found, key=lambda each: each.decibels)
+        before, after = (noise.get(names_of(name)[0], 0.0) for name in (node.input[0], node.output[0]))
+        result.append(LayerNoise(node.name, -10 * float(np.log10(max(after - before, 1e-12)))))
+    return sorted(result, key=lambda each: each.signal_to_noise_db)
 
 
 def _power(values: Any) -> float:
     return float(np.square(values, dtype=np.float64).mean())
 
 
-def _tapped(graph: ModelProto, names: list[str], images: Tensor) -> list[Any]:
-    """Return what a graph computes under these names."""
-    onnx = needed("onnx", "onnx")
-    tapped = type(graph)()
-    tapped.CopyFrom(graph)
-    there = {output.name for output in tapped.graph.output}
+def _run(graph: ModelProto, names: list[str], images: Tensor) -> list[Any]:
+    """Return the values with these names that a graph computes."""
+    onnx = import_optional("onnx", "convatlas[onnx]", where="int8")
+    extended = type(graph)()
+    extended.CopyFrom(graph)
+    outputs = {output.name for output in extended.graph.output}
     for name in names:
-        if name not in there:
-            tapped.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    return OnnxRuntime(tapped.SerializeToString()).answers(images, *names)
+        if name not in outputs:
+            extended.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return OnnxRuntimeEngine(extended.SerializeToString()).run(images, *names)
 
 
-def _noted(made: ModelProto, graph: ModelProto, kept: list[str]) -> None:
-    """Carry the metadata over, and note what is 8-bit."""
-    del made.metadata_props[:]
-    made.metadata_props.extend(graph.metadata_props)
-    entry = made.metadata_props.add()
-    bits = "8 bits, for processors with VNNI" if has_dot_products() else "7 bits, for any processor"
-    entry.key, entry.value = "int8", f"weights of {bits}; in float32 stayed {', '.join(kept) or 'no layer'}"
-    seal(made)
+def _copy_metadata(graph: ModelProto, quantized: ModelProto, float32_layers: list[str]) -> None:
+    """Copy the metadata of a graph to its quantized version, with a note on the quantization."""
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(graph.metadata_props)
+    entry = quantized.metadata_props.add()
+    bits = "8 bits, for processors with VNNI" if has_int8_dot_products() else "7 bits, for any processor"
+    entry.key, entry.value = "int8", f"weights of {bits}; layers in float32: {', '.join(float32_layers) or 'none'}"
+    add_checksum(quantized)

@@ -1,28 +1,29 @@
-"""What published weights claim, and what they do here: measured on labeled images, beside their own library."""
+"""Verify pretrained weights: measure them on labeled images, and compare them with the library they come from."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.pixels import read_image
-from convatlas.data.readers.folder import images_in
-from convatlas.errors import DataError, WeightsError, brief, nearest
+from convatlas.errors import DataError, WeightsError, brief
+from convatlas.inference.labeled_images import LabeledImages, list_labeled_images
 from convatlas.inference.model import Model, from_weights
 from convatlas.models.catalog import variant
 from convatlas.system.files import sha256, write_text
 from convatlas.system.progress import Progress
+from convatlas.tasks.known import Classification
 from convatlas.weights.build import build
 from convatlas.weights.fetch import pull
 from convatlas.weights.modelfile import Header
@@ -30,242 +31,274 @@ from convatlas.weights.open import open_weights
 from convatlas.weights.pretrained import Weights, find_weights
 from convatlas.weights.read import load_tensors
 
-LABELS = "labels.csv"
-"""The table that says which class an image shows: columns `file` and `index`."""
+BATCH = 16
+
+Transform = Callable[[Path], Tensor]
+"""From an image file to the input (channels, size, size) of a network."""
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Labelled images: their files and classes, and the names of the classes where folders give them."""
+class TopAccuracy:
+    """Number of images whose class is the most probable one (top1), or among the five most probable ones (top5)."""
 
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...] = ()
+    n: int
+    num_top1: int
+    num_top5: int
+
+    @property
+    def top1(self) -> float:
+        return self.num_top1 / self.n
+
+    @property
+    def top5(self) -> float:
+        return self.num_top5 / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson score interval of top1."""
+        z, n, p = 1.959964, self.n, self.top1
+        center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        scale = 1 + z * z / n
+        return (center - half) / scale, (center + half) / scale
+
+    def to_plain(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {
+            "n": self.n, "num_top1": self.num_top1, "num_top5": self.num_top5, "top1": self.top1, "top5": self.top5,
+            "top1_low": low, "top1_high": high,
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, probabilities: Tensor, labels: Tensor) -> TopAccuracy:
+        """Count correct predictions: probabilities (n, classes), labels (n,)."""
+        correct = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
+        return cls(len(labels), int(correct[:, 0].sum()), int(correct.any(1).sum()))
+
+
+@dataclass(frozen=True)
+class UpstreamComparison:
+    """The library's own module with its own transforms, on the same images.
+
+    num_same_top5: number of images with the same five most probable classes in the same order.
+    max_difference: largest difference of a probability.
+    """
+
+    library: str
+    accuracy: TopAccuracy
+    num_same_top5: int
+    max_difference: float
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "library": self.library, "accuracy": self.accuracy.to_plain(), "num_same_top5": self.num_same_top5,
+            "max_difference": self.max_difference,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Verification:
-    """One row of the ledger.
+    """What was measured with weights.
 
-    right1, right5: images whose class is the most probable one, or among the five most probable.
-    published: whether the file is the one that was published, as far as its digest is known.
-    peer: the same of the library's own class and transforms, and on how many images the five most probable
-    classes are the same, in the same order; None where there is no such library.
-    difference: the largest difference between the two of any probability. protocol: how images were prepared.
+    protocol: how images are prepared. is_published_file: whether the file's SHA-256 is the published one, as far as it
+    is published; None for weights that are not published. upstream: None if they are not a library's.
     """
 
-    name: str
-    digest: str
-    count: int
-    right1: int
-    right5: int
-    reported_metrics: str
-    published: bool = True
-    library: str = ""
-    peer: tuple[int, int, int] | None = None
-    difference: float = 0.0
-    protocol: str = ""
+    weights: str
+    sha256: str
+    accuracy: TopAccuracy
+    protocol: str
+    reported_metrics: Mapping[str, float] = field(default_factory=dict)
+    is_published_file: bool | None = None
+    upstream: UpstreamComparison | None = None
 
-    @property
-    def top1(self) -> float:
-        return self.right1 / self.count
+    def to_plain(self) -> dict[str, Any]:
+        """Return the verification as plain data."""
+        return {
+            "weights": self.weights, "sha256": self.sha256, "is_published_file": self.is_published_file,
+            "protocol": self.protocol, "accuracy": self.accuracy.to_plain(),
+            "reported_metrics": dict(self.reported_metrics),
+            "upstream": None if self.upstream is None else self.upstream.to_plain(),
+        }  # fmt: skip
 
-    @property
-    def top5(self) -> float:
-        return self.right5 / self.count
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return (library, correct top-1, top-1, correct top-5, top-5) as text, for convatlas and for the library."""
+        measured = {"convatlas": self.accuracy}
+        if self.upstream:
+            measured[self.upstream.library] = self.upstream.accuracy
+        return [
+            (name, f"{each.num_top1:,} of {each.n:,}", f"{each.top1:.2%}", f"{each.num_top5:,} of {each.n:,}",
+             f"{each.top5:.2%}")
+            for name, each in measured.items()
+        ]  # fmt: skip
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval of top-1 (Wilson)."""
-        z, n, p = 1.959964, self.count, self.top1
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        return (middle - half) / scale, (middle + half) / scale
+    def notes(self) -> list[str]:
+        """Return further results, one a line."""
+        low, high = self.accuracy.interval
+        lines = [f"95 % interval of top-1: {low:.1%} to {high:.1%}"]
+        if self.upstream:
+            lines.append(
+                f"same five most probable classes in the same order for {self.upstream.num_same_top5:,} of "
+                f"{self.accuracy.n:,} images; maximum difference of a probability {self.upstream.max_difference:.1e}"
+            )
+        if self.reported_metrics:
+            lines.append(f"reported metrics: {format_metrics(self.reported_metrics)}")
+        not_published = ": not the published file" if self.is_published_file is False else ""
+        return [*lines, f"sha256 {self.sha256}{not_published}"]
 
 
-def protocol(steps: Preprocessing) -> str:
-    """Say in one line how images are prepared."""
-    smooth = "" if steps.antialias else ", not antialiased"
-    return f"short side to {steps.resize} px ({steps.interpolation}{smooth}), center {steps.crop} px, one view"
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Return metrics as text, such as "ImageNet-1K acc@1 80.858, ImageNet-1K acc@5 95.434"."""
+    return ", ".join(f"{name} {value:g}" for name, value in metrics.items())
 
 
-def record(row: Verification, command: str, path: Path) -> None:
-    """Add a row to a ledger, a CSV file, which is made where it is not there; a row is never changed.
+def append_row(result: Verification, command: str, path: Path) -> None:
+    """Append a result to a CSV file, which is created if it does not exist; earlier rows are kept.
 
-    Raises DataError for a file that is no ledger.
+    Raises DataError for a file with other columns.
     """
-    low, high = row.interval
-    told = {
-        "weights": row.name, "reported_metrics": row.reported_metrics, "measured_top1": f"{row.top1:.4f}",
-        "measured_top5": f"{row.top5:.4f}", "n": row.count, "top1_low": f"{low:.4f}", "top1_high": f"{high:.4f}",
-        "protocol": row.protocol, "command": command, "sha256": row.digest,
+    accuracy = result.accuracy
+    low, high = accuracy.interval
+    row = {
+        "weights": result.weights, "reported_metrics": format_metrics(result.reported_metrics),
+        "measured_top1": f"{accuracy.top1:.4f}", "measured_top5": f"{accuracy.top5:.4f}", "n": accuracy.n,
+        "top1_low": f"{low:.4f}", "top1_high": f"{high:.4f}", "protocol": result.protocol, "command": command,
+        "sha256": result.sha256,
     }  # fmt: skip
-    head = io.StringIO()
-    csv.DictWriter(head, told, lineterminator="\n").writeheader()
+    head, line = io.StringIO(), io.StringIO()
+    csv.DictWriter(head, row, lineterminator="\n").writeheader()
+    csv.DictWriter(line, row, lineterminator="\n").writerow(row)
     text = path.read_text(encoding="utf-8") if path.exists() else head.getvalue()
     if not text.startswith(head.getvalue()):
-        raise DataError(f"{path}: is no ledger; its first line should be {head.getvalue().strip()}")
-    line = io.StringIO()
-    csv.DictWriter(line, told, lineterminator="\n").writerow(told)
+        raise DataError(f"{path}: the first line must be {head.getvalue().strip()}; choose another file to append to")
     write_text(path, text + line.getvalue())
-
-
-def find_images(folder: str | Path) -> Photos:
-    """Return the labeled images of a folder: by its labels.csv, or by its folders, one for each class.
-
-    With labels.csv, the files lie beside it or in `images/`. Raises DataError for files and labels that are not there.
-    """
-    folder = Path(folder)
-    table = folder / LABELS
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    if table.is_file():
-        try:
-            with table.open(encoding="utf-8", newline="") as lines:
-                reader = csv.DictReader(lines)
-                columns = reader.fieldnames or ()
-                if not {"file", "index"} <= set(columns):
-                    raise DataError(f"{table}: expected the columns file and index, found {', '.join(columns)}")
-                rows = [(row["file"] or "", row["index"] or "") for row in reader]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{table}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
-        bad = next(((line, index) for line, (_, index) in enumerate(rows, 2) if not index.isdecimal()), None)
-        if bad:
-            raise DataError(f"{table}: line {bad[0]}: {bad[1]!r} is no class index")
-        if not rows:
-            raise DataError(f"{table}: holds no images")
-        paths = [next((p for p in (folder / f, folder / "images" / f) if p.is_file()), folder / f) for f, _ in rows]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise DataError(f"{missing[0]}: named in {table}, but not there")
-        return Photos(tuple(paths), tuple(int(index) for _, index in rows))
-    inside = {
-        entry.name: images_in(entry)
-        for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")
-    }  # fmt: skip
-    classes = [name for name, paths in inside.items() if paths]
-    found = [(path, label) for label, name in enumerate(classes) for path in inside[name]]
-    if not found:
-        raise DataError(f"{folder}: holds neither {LABELS} nor folders of images, one for each class")
-    return Photos(tuple(path for path, _ in found), tuple(label for _, label in found), tuple(classes))
 
 
 def verify(
     name: str, folder: str | Path, *, file: str | Path | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Measure weights on the labeled images of a folder, and their own library's class beside them.
+    """Measure weights on labeled images, and pretrained weights also with the library they come from.
 
-    name: published weights, "network@library:tag", whose class names the folders of the data have; or a network, with a
-        `file` for it, where the folders are its classes in order of their names, or the table counts them.
-    file: the weights where they are not in the cache; its tensors are those of the library.
+    name: pretrained weights, "network@library:tag"; or a network of the catalog with the weights in `file`.
+    folder: see `list_labeled_images`. Its class names are matched with those of the weights; a `file` without class
+        names has the classes of the folder in alphabetical order.
+    file: the weights, if they are not in the cache.
+    Raises DataError for other classes, WeightsError for weights that cannot be used.
     """
-    photos = find_images(folder)
+    images = list_labeled_images(folder)
     weights: Weights | None = None
     if "@" in name:
         weights = find_weights(name)
         path = pull(weights, progress=progress) if file is None else Path(file)
         model = from_weights(weights, file=path)
     elif file is None:
-        raise WeightsError(f"{name}: give published weights, network@library:tag, or a file")
+        raise WeightsError(f"{name}: must be pretrained weights, network@library:tag, or a network with --file")
     else:
         path = Path(file)
-        model = _of_file(name, path, photos)
-    labels = torch.tensor(_labels(photos, model.classes, folder))
-    ours = _probabilities(model, photos, progress)
-    right1, right5 = _right(ours, labels)
-    digest, how = sha256(path), protocol(model.header.preprocessing)
+        model = _build_from_file(name, path, images)
+    labels = torch.tensor(images.labels_for(model.classes, folder))
+    preprocessing = model.header.preprocessing
+    found = _compute_probabilities(
+        model.module, _transform(preprocessing), images.files, progress, f"evaluating {model.header.name}"
+    )
+    accuracy, digest = TopAccuracy.of(found, labels), sha256(path)
     if weights is None:
-        return Verification(name, digest, len(labels), right1, right5, reported_metrics="", protocol=how)
-    reported_metrics = ", ".join(f"{what} {value:g}" for what, value in weights.reported_metrics.items())
-    theirs = _peer(weights, path, photos, progress)
-    top = min(5, ours.shape[1])
-    same = int((ours.topk(top).indices == theirs.topk(top).indices).all(1).sum())
+        return Verification(name, digest, accuracy, describe_protocol(preprocessing))
+    network, transform = build_upstream(weights, path)
+    expected = _compute_probabilities(network, transform, images.files, progress, f"evaluating {weights.library}")
+    top = min(5, found.shape[1])
+    same = (found.topk(top).indices == expected.topk(top).indices).all(1)
+    upstream = UpstreamComparison(
+        weights.library, TopAccuracy.of(expected, labels), int(same.sum()), float((found - expected).abs().max())
+    )
     return Verification(
-        name, digest, len(labels), right1, right5, reported_metrics, digest.startswith(weights.digest), weights.library,
-        (*_right(theirs, labels), same), float((ours - theirs).abs().max()), how,
+        name, digest, accuracy, describe_protocol(preprocessing), weights.reported_metrics,
+        digest.startswith(weights.sha256_prefix), upstream,
     )  # fmt: skip
 
 
-def _labels(photos: Photos, classes: Sequence[str], folder: str | Path) -> list[int]:
-    """Return the number of each image's class among those of the network, by the name of its folder."""
-    for name in photos.classes:
-        if name not in classes:
-            raise DataError(f"{Path(folder) / name}: {name} is no class of these weights{nearest(name, classes)}")
-    numbers = [classes.index(photos.classes[label]) if photos.classes else label for label in photos.labels]
-    if max(numbers) >= len(classes):
-        raise DataError(f"{folder}: class {max(numbers)} is beyond the {len(classes)} classes of these weights")
-    return numbers
-
-
-def _of_file(name: str, path: Path, photos: Photos) -> Model:
-    """Return the model of a file whose classes are the folders, unless it is sealed and knows their names."""
-    row = variant(name)
-    given = open_weights(path, row.spec, name=name, row=row)
-    classes = given.names or photos.classes or tuple(map(str, range(given.classes)))
-    if len(classes) != given.classes:
-        raise DataError(f"{path}: holds {given.classes} classes, the data has {len(classes)} folders")
-    network = build(name, weights=path).eval()
-    header = Header(
-        name=name, spec=row.spec, classes=classes, preprocessing=given.preprocessing, criterion="cross_entropy"
+def describe_protocol(preprocessing: Preprocessing) -> str:
+    """Return in one line how images are prepared."""
+    antialias = "" if preprocessing.antialias else ", not antialiased"
+    return (
+        f"short side resized to {preprocessing.resize} px ({preprocessing.interpolation}{antialias}), "
+        f"central crop of {preprocessing.crop} px, no test-time augmentation"
     )
-    return Model(network, header)
 
 
-def _right(probabilities: Tensor, labels: Tensor) -> tuple[int, int]:
-    """Return how many labels are the most probable class, and among the five most probable."""
-    top = probabilities.topk(min(5, probabilities.shape[1])).indices == labels.unsqueeze(1)
-    return int(top[:, 0].sum()), int(top.any(1).sum())
+def _build_from_file(name: str, path: Path, images: LabeledImages) -> Model:
+    """Return the model of a checkpoint, with its own class names or those of the images."""
+    row = variant(name)
+    checkpoint = open_weights(path, row.spec, name=name, row=row)
+    classes = checkpoint.class_names or images.classes or tuple(map(str, range(checkpoint.num_classes)))
+    if len(classes) != checkpoint.num_classes:
+        raise DataError(f"{path}: the data must have {checkpoint.num_classes} classes, got {len(classes)} folders")
+    network = build(name, weights=path).eval()
+    return Model(network, Header(name, Classification(classes), row.spec, checkpoint.preprocessing))
+
+
+def build_upstream(weights: Weights, path: Path) -> tuple[nn.Module, Transform]:
+    """Return the library's own module with the weights of a file, and its own transforms.
+
+    Raises WeightsError if the file does not fit the module.
+    """
+    upstream_name = variant(weights.network).upstream[weights.library]
+    try:
+        network, transform = (
+            _build_torchvision(weights, upstream_name, path)
+            if weights.library == "torchvision"
+            else _build_timm(weights, upstream_name, path)
+        )
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: does not fit {upstream_name} of {weights.library} ({brief(error)})") from error
+
+    def read(file: Path) -> Tensor:
+        with Image.open(file) as image:
+            inputs: Tensor = transform(image.convert("RGB"))
+        return inputs
+
+    return network.eval(), read
+
+
+def _build_torchvision(weights: Weights, upstream_name: str, path: Path) -> tuple[nn.Module, Any]:
+    from torchvision import models
+
+    options: dict[str, Any] = {"num_classes": len(weights.classes)}
+    if variant(weights.network).transforms_input:  # what torchvision sets if it loads the weights itself
+        options |= {"transform_input": True, "init_weights": False}
+    network: nn.Module = models.get_model(upstream_name, weights=None, **options)
+    tensors = load_tensors(path)
+    if weights.network.startswith("densenet"):  # its files are older than the names of its module, as norm.1 for norm1
+        tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): t for key, t in tensors.items()}
+    network.load_state_dict(tensors)
+    return network, models.get_model_weights(upstream_name)[weights.tag].transforms()
+
+
+def _build_timm(weights: Weights, upstream_name: str, path: Path) -> tuple[nn.Module, Any]:
+    import timm
+
+    network: Any = timm.create_model(
+        f"{upstream_name}.{weights.tag}", pretrained=True, pretrained_cfg_overlay={"file": str(path)}
+    )
+    return network, timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
+
+
+def _transform(preprocessing: Preprocessing) -> Transform:
+    def read(file: Path) -> Tensor:
+        pixels = preprocessing.resize_and_crop(read_image(file, preprocessing.channels))
+        return preprocessing.normalize(pixels[None])[0]
+
+    return read
 
 
 @torch.inference_mode()
-def _probabilities(model: Model, photos: Photos, progress: Progress | None) -> Tensor:
-    steps = model.header.preprocessing
-
-    def prepared(path: Path) -> Tensor:
-        return steps.normalize(steps.geometry(read_image(path, steps.channels))[None])[0]
-
-    return _run(model.own, prepared, photos, progress, f"reading with {model.header.name}")
-
-
-def _peer(weights: Weights, path: Path, photos: Photos, progress: Progress | None) -> Tensor:
-    """Return the probabilities of the library's own class with its own transforms."""
-    peer = variant(weights.network).peers[weights.library]
-    network: Any
-    transform: Any
-    try:
-        if weights.library == "torchvision":
-            import torchvision
-
-            record = torchvision.models.get_model_weights(peer)[weights.tag]
-            transform = record.transforms()
-            # the library fills its class itself, with its own corrections of old names, from the file at hand
-            with patch("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: load_tensors(path)):
-                network = torchvision.models.get_model(peer, weights=record)
-        else:
-            import timm
-
-            full = f"{peer}.{weights.tag}"
-            network = timm.create_model(full, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-            transform = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: {weights.library} cannot fill its own {peer} with it ({brief(error)})") from error
-
-    def prepared(path: Path) -> Tensor:
-        image: Tensor = transform(Image.open(path).convert("RGB"))
-        return image
-
-    with torch.inference_mode():
-        return _run(network.eval(), prepared, photos, progress, f"reading with {weights.library}")
-
-
-def _run(
-    network: torch.nn.Module, prepared: Callable[[Path], Tensor], photos: Photos, progress: Progress | None, what: str
+def _compute_probabilities(
+    network: nn.Module, transform: Transform, files: Sequence[Path], progress: Progress | None, what: str
 ) -> Tensor:
-    """Return the softmax of the outputs, (images, classes), 16 images at a time."""
+    """Return the softmax of the outputs, (n, classes)."""
     rows = []
-    files: Sequence[Path] = photos.files
-    for start in range(0, len(files), 16):
-        rows.append(network(torch.stack([prepared(path) for path in files[start : start + 16]])).softmax(1))
+    for start in range(0, len(files), BATCH):
+        inputs = torch.stack([transform(file) for file in files[start : start + BATCH]])
+        rows.append(network(inputs).softmax(1))
         if progress:
-            progress(what, min(start + 16, len(files)), len(files))
+            progress(what, min(start + BATCH, len(files)), len(files))
     return torch.cat(rows)

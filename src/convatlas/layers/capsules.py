@@ -1,4 +1,4 @@
-"""Capsules: groups of units whose length says "it is there" and whose direction says how (Sabour et al. 2017)."""
+"""Capsules: vectors whose length is a probability and whose direction is a pose (Sabour et al. 2017)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from convatlas.core.cost import Signal, Tally, rule, slide
+from convatlas.core.cost_rules import slide
 from convatlas.core.outline import Box, always, outline
+from convatlas.core.signal import Signal, Tally, rule
 from convatlas.errors import SpecError
 from convatlas.layers.init import is_empty
 
-TINY = 1e-9
-"""Keeps the gradient of a length finite at zero."""
+EPSILON = 1e-9
+"""Added to squared lengths, so that the gradient of a length is finite at zero."""
 
 
 def squash(s: Tensor) -> Tensor:
-    """Return s, shortened to a length of n²/(1 + n²), n its own (equation 1); over the last axis."""
+    """Return s scaled to the length n² / (1 + n²), where n is its own; over the last axis (equation 1)."""
     square = s.square().sum(-1, keepdim=True)
-    return s * (square / (1 + square) * (square + TINY).rsqrt())
+    return s * (square / (1 + square) * (square + EPSILON).rsqrt())
 
 
 class PrimaryCapsules(nn.Module):
-    """A convolution whose channels are `types` capsules of `size` units: (n, channels, h, w) to (n, capsules, size)."""
+    """kxk /s convolution -> squash: `types` capsules of `size` units at each position.
+
+    (n, channels, h, w) to (n, capsules, size).
+    """
 
     def __init__(self, inputs: int, types: int, size: int, *, kernel: int, stride: int) -> None:
         super().__init__()
@@ -38,12 +42,12 @@ class PrimaryCapsules(nn.Module):
 
 
 class RoutedCapsules(nn.Module):
-    """Every capsule votes for every parent; votes that agree with the parent count more (procedure 1).
+    """Dynamic routing: votes of all capsules for all parents, weighted by agreement (procedure 1).
 
     (n, inputs, in_size) to (n, outputs, out_size). The weight is (inputs, outputs * out_size, in_size): a matrix for
     each pair of a capsule and a parent.
-    through: gradients flow through all iterations, as in the authors' code; otherwise only through the last, which
-        gives the same output in half of the time.
+    iterations: of the routing. through: gradients flow through all iterations, as in the authors' code; by default only
+        through the last one, which gives the same output in half of the time.
     """
 
     def __init__(
@@ -51,27 +55,27 @@ class RoutedCapsules(nn.Module):
     ) -> None:
         super().__init__()
         if iterations < 1:
-            raise SpecError(f"routing needs at least one iteration, not {iterations}")
+            raise SpecError(f"RoutedCapsules: iterations must be an integer >= 1, got {iterations}")
         self.outputs, self.out_size, self.iterations, self.through = outputs, out_size, iterations, through
         self.weight = nn.Parameter(torch.empty(inputs, outputs * out_size, in_size))
         if not is_empty(self):
             nn.init.normal_(self.weight, std=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # one matrix product for each input capsule
+        # batched over the input capsules
         votes = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
         votes = votes.view(*votes.shape[:2], self.outputs, self.out_size).permute(1, 2, 0, 3)
         # (n, outputs, inputs, out_size)
-        steady = votes if self.through else votes.detach()
+        fixed = votes if self.through else votes.detach()
         logits = votes.new_zeros(votes.shape[:3])
         for _ in range(self.iterations - 1):
-            parents = squash(self.gather(logits, steady))
-            logits = logits + torch.matmul(steady, parents.unsqueeze(-1)).squeeze(-1)
-        return squash(self.gather(logits, votes))
+            parents = squash(self.weighted_sum(logits, fixed))
+            logits = logits + torch.matmul(fixed, parents.unsqueeze(-1)).squeeze(-1)
+        return squash(self.weighted_sum(logits, votes))
 
     @staticmethod
-    def gather(logits: Tensor, votes: Tensor) -> Tensor:
-        """Return the mean of the votes for each parent; a capsule spreads over the parents, not over the children."""
+    def weighted_sum(logits: Tensor, votes: Tensor) -> Tensor:
+        """Return the weighted votes for each parent; the softmax is over the parents, not over the children."""
         return torch.matmul(logits.softmax(1).unsqueeze(2), votes).squeeze(2)
 
     def extra_repr(self) -> str:
@@ -81,10 +85,10 @@ class RoutedCapsules(nn.Module):
 
 
 class Length(nn.Module):
-    """The length of each capsule: (n, capsules, size) to (n, capsules)."""
+    """Length of each capsule: (n, capsules, size) to (n, capsules)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x.square().sum(-1) + TINY).sqrt()
+        return (x.square().sum(-1) + EPSILON).sqrt()
 
 
 @outline.register
@@ -105,10 +109,10 @@ always(Length, "length")
 def _(layer: PrimaryCapsules, x: Signal, tally: Tally) -> Signal:
     conv = layer.conv
     if x.channels != conv.in_channels:
-        raise tally.refuse(layer, f"expects {conv.in_channels} channels, got {x.channels}")
+        raise tally.error(layer, f"expects {conv.in_channels} channels, got {x.channels}")
     maps = slide(layer, x, tally, channels=conv.out_channels, kernel=conv.kernel_size, stride=conv.stride)
     macs = maps.size * conv.in_channels * math.prod(conv.kernel_size)
-    y = maps.like((layer.types * math.prod(maps.space), layer.size))
+    y = maps.like((layer.types * math.prod(maps.spatial), layer.size))
     return tally.add(layer, x, y, macs=macs, activations=maps.size, connections=macs + maps.size)
 
 
@@ -116,11 +120,11 @@ def _(layer: PrimaryCapsules, x: Signal, tally: Tally) -> Signal:
 def _(layer: RoutedCapsules, x: Signal, tally: Tally) -> Signal:
     (inputs, _, in_size), outputs, out_size = layer.weight.shape, layer.outputs, layer.out_size
     if x.shape != (inputs, in_size):
-        raise tally.refuse(layer, f"expects {inputs} capsules of {in_size} units, got {x.shape}")
+        raise tally.error(layer, f"expects {inputs} capsules of {in_size} units, got {x.shape}")
     votes = inputs * outputs * out_size
     # the votes, a weighted sum in every iteration, an agreement after every one but the last
     macs = votes * in_size + votes * layer.iterations + votes * (layer.iterations - 1)
-    y = replace(x, shape=(outputs, out_size), whole=True)
+    y = replace(x, shape=(outputs, out_size), is_global=True)
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=votes * in_size)
 
 

@@ -1,4 +1,4 @@
-"""Layers that choose, scale, pad or reorder channels and pixels."""
+"""Layers that select, scale, pad or reorder channels and pixels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convatlas.core.compose import Chain, Pair
-from convatlas.core.cost import PairSignal, Signal, Tally, rule, same, walk
+from convatlas.core.compose import Chain, Layer, Pair
+from convatlas.core.cost_rules import same
 from convatlas.core.outline import Box, always, outline
+from convatlas.core.signal import PairSignal, Signal, Tally, rule, walk
 
 
 class Select(nn.Module):
-    """The channels from `start` up to `stop`, without a copy."""
+    """x[:, start:stop]: a range of channels, without a copy."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__()
@@ -27,10 +28,10 @@ class Select(nn.Module):
         return f"{self.start}, {self.stop}"
 
 
-class Scale(nn.Module):
-    """x times a fixed number."""
+class Scale(Layer):
+    """x * factor, a constant."""
 
-    fresh = True
+    allocates_output = True
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -43,10 +44,10 @@ class Scale(nn.Module):
         return f"{self.factor}"
 
 
-class LayerScale(nn.Module):
-    """Every channel times a learned number that starts small (Touvron et al. 2021, used by ConvNeXt)."""
+class LayerScale(Layer):
+    """x * gain, one learned gain per channel that starts small (Touvron et al. 2021, used by ConvNeXt)."""
 
-    fresh = True
+    allocates_output = True
 
     def __init__(self, channels: int, *, start: float = 1e-6) -> None:
         super().__init__()
@@ -56,10 +57,10 @@ class LayerScale(nn.Module):
         return self.gain[:, None, None] * x
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training the whole branch is dropped for a share of the images (Huang et al. 2016)."""
+class DropPath(Layer):
+    """Stochastic depth: in training, the branch is dropped for a fraction `rate` of the images (Huang et al. 2016)."""
 
-    passing = True
+    returns_input = True
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -68,22 +69,25 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.rate:
             return x
-        kept = 1 - self.rate
-        return x * x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(kept).div_(kept)
+        keep = 1 - self.rate
+        return x * x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"{self.rate}"
 
 
-def rising(rate: float, count: int) -> list[float]:
-    """Return the drop rates of `count` blocks: from 0, linear, `rate` after the last (Huang et al. 2016)."""
+def linear_drop_rates(rate: float, count: int) -> list[float]:
+    """Return the drop rates of `count` blocks: linear from 0, reaching `rate` behind the last (Huang et al. 2016)."""
     return [rate * i / count for i in range(count)]
 
 
 class ChannelsLast(Chain):
-    """Layers that see (n, h, w, channels): linear layers and layer norms then work at each pixel by itself."""
+    """Layers in series on (n, h, w, channels), so that linear layers and layer norms act on each pixel.
 
-    titled = False
+    Input and output are (n, channels, h, w). `permute` copies nothing; it changes the strides only.
+    """
+
+    show_title = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
@@ -93,9 +97,9 @@ class ChannelsLast(Chain):
 
 
 class SamePad(nn.Module):
-    """Pad so that a window of `kernel` gives ceil(size / stride) outputs; an odd pixel goes to the right and bottom.
+    """TensorFlow's padding "SAME": a window of `kernel` then gives ceil(size / stride) outputs.
 
-    TensorFlow's rule "SAME". `value` is what the border reads as.
+    An odd pixel goes to the right and bottom. value: of the border.
     """
 
     def __init__(self, kernel: int, stride: int, *, value: float = 0.0) -> None:
@@ -115,9 +119,9 @@ class SamePad(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Every second pixel, and zeros for the channels that are new, half of them on each side.
+    """Every `stride`-th pixel, and zeros for the additional channels, half of them on each side.
 
-    The shortcut without parameters of He et al. 2015, option A.
+    The shortcut without parameters (He et al. 2015, section 3.3, option A).
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -132,15 +136,17 @@ class PadShortcut(nn.Module):
         return f"{self.inputs}, {self.outputs}, stride={self.stride}"
 
 
-class TakeCurrent(nn.Module):
-    """The last of the two outputs that flow through NASNet's cells."""
+class TakeCurrent(Layer):
+    """The output of the last cell, from the pair that NASNet's cells pass on."""
+
+    returns_input = True
 
     def forward(self, x: Pair) -> Tensor:
         return x.now
 
 
-for _shape_kept in (Scale, LayerScale, DropPath):
-    rule.register(_shape_kept, same)
+for _elementwise in (Scale, LayerScale, DropPath):
+    rule.register(_elementwise, same)
 for _kind, _text in {
     LayerScale: "scale",
     DropPath: "drop path",
@@ -164,32 +170,34 @@ def _(layer: Select) -> Box:
 @rule.register
 def _(layer: nn.ChannelShuffle, x: Signal, tally: Tally) -> Signal:
     if x.channels % layer.groups:
-        raise tally.refuse(layer, f"{x.channels} channels do not divide into {layer.groups} groups")
+        raise tally.error(
+            layer, f"the number of channels must be a multiple of {layer.groups} groups, got {x.channels}"
+        )
     return same(layer, x, tally)
 
 
 @rule.register
 def _(layer: Select, x: Signal, tally: Tally) -> Signal:
     if layer.stop > x.channels:
-        raise tally.refuse(layer, f"selects channels up to {layer.stop} of {x.channels}")
-    return tally.add(layer, x, x.like((layer.stop - layer.start, *x.space)))
+        raise tally.error(layer, f"selects channels up to {layer.stop}, got {x.channels}")
+    return tally.add(layer, x, x.like((layer.stop - layer.start, *x.spatial)))
 
 
 @rule.register
 def _(layer: ChannelsLast, x: Signal, tally: Tally) -> Signal:
-    positions = math.prod(x.space)
+    positions = math.prod(x.spatial)
     for name, inner in layer.named_children():
         with tally.inside(name):
             if isinstance(inner, nn.Linear):
                 if x.channels != inner.in_features:
-                    raise tally.refuse(inner, f"expects {inner.in_features} channels, got {x.channels}")
-                y = x.like((inner.out_features, *x.space))
+                    raise tally.error(inner, f"expects {inner.in_features} channels, got {x.channels}")
+                y = x.like((inner.out_features, *x.spatial))
                 macs = positions * inner.in_features * inner.out_features
                 biases = y.size if inner.bias is not None else 0
                 x = tally.add(inner, x, y, macs=macs, activations=y.size, connections=macs + biases)
             elif isinstance(inner, nn.LayerNorm):
                 if inner.normalized_shape != (x.channels,):
-                    raise tally.refuse(inner, f"expects {inner.normalized_shape} channels, got {x.channels}")
+                    raise tally.error(inner, f"expects {inner.normalized_shape} channels, got {x.channels}")
                 x = same(inner, x, tally)
             else:
                 x = walk(inner, x, tally)
@@ -198,16 +206,18 @@ def _(layer: ChannelsLast, x: Signal, tally: Tally) -> Signal:
 
 @rule.register
 def _(layer: SamePad, x: Signal, tally: Tally) -> Signal:
-    space = tuple(size + sum(layer.border(size)) for size in x.space)
-    return tally.add(layer, x, x.like((x.channels, *space)))
+    spatial = tuple(size + sum(layer.border(size)) for size in x.spatial)
+    return tally.add(layer, x, x.like((x.channels, *spatial)))
 
 
 @rule.register
 def _(layer: PadShortcut, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.inputs:
-        raise tally.refuse(layer, f"expects {layer.inputs} channels, got {x.channels}")
-    space = tuple(-(-size // layer.stride) for size in x.space)
-    y = Signal((layer.outputs, *space), x.field, tuple(s * layer.stride for s in x.stride), x.whole, x.depth)
+        raise tally.error(layer, f"expects {layer.inputs} channels, got {x.channels}")
+    spatial = tuple(-(-size // layer.stride) for size in x.spatial)
+    y = Signal(
+        (layer.outputs, *spatial), x.receptive_field, tuple(s * layer.stride for s in x.stride), x.is_global, x.depth
+    )
     return tally.add(layer, x, y)
 
 

@@ -1,8 +1,8 @@
-"""Convolution with its norm and activation, in both orders, and the gate of squeeze-and-excitation."""
+"""Convolution with norm and activation, in both orders, and squeeze-and-excitation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import nn
 
@@ -11,28 +11,28 @@ from convatlas.core.compose import Chain, Product
 Activation = type[nn.Module]
 Size = int | tuple[int, int]
 Norm = Callable[[int], nn.Module]
-"""Makes a norm for a number of channels, such as `nn.BatchNorm2d` or a partial of it."""
+"""Builds a norm for a number of channels, such as `nn.BatchNorm2d` or a partial of it."""
 
 _IN_PLACE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 
 
 def activation(kind: Activation) -> nn.Module:
-    """Return an activation for the place right after a norm or a convolution: it overwrites its input where it can."""
+    """Return an activation for use right behind a norm or a convolution: in place if the kind supports it."""
     return kind(inplace=True) if kind in _IN_PLACE else kind()
 
 
-def centerd(kernel: Size) -> Size:
-    """Return the padding that keeps the size of the map for odd kernels and stride 1."""
+def same_padding(kernel: Size) -> Size:
+    """Return the padding that keeps the size of the map, for odd kernels and stride 1."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
 
 
 class ConvNorm(Chain):
-    """Convolution, norm, activation. Without a norm the convolution has a bias.
+    """Convolution -> norm -> activation. Without a norm the convolution has a bias.
 
-    padding: half the kernel where left out.
+    padding: half the kernel by default, which keeps the size of the map at stride 1.
     """
 
-    titled = False
+    show_title = False
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ConvNorm(Chain):
         norm: Norm | None = nn.BatchNorm2d,
         act: Activation | None = nn.ReLU,
     ) -> None:
-        padding = centerd(kernel) if padding is None else padding
+        padding = same_padding(kernel) if padding is None else padding
         layers: dict[str, nn.Module] = {
             "conv": nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=norm is None)
         }
@@ -57,22 +57,10 @@ class ConvNorm(Chain):
         super().__init__(**layers)
 
 
-def tower_of(
-    conv: Callable[..., nn.Module], inputs: int, widths: Sequence[int], kernels: Sequence[Size], *, stride: int = 1
-) -> Chain:
-    """Convolutions one after another, as Inception's branches have them; a last one of stride 2 has no border."""
-    layers: dict[str, nn.Module] = {}
-    for i, (width, kernel) in enumerate(zip(widths, kernels, strict=True), 1):
-        reducing: dict[str, int] = {"stride": 2, "padding": 0} if i == len(widths) and stride == 2 else {}
-        layers[f"conv{i}"] = conv(inputs, width, kernel=kernel, **reducing)
-        inputs = width
-    return Chain(**layers)
-
-
 class NormConv(Chain):
-    """Norm, activation, convolution: the order of DenseNet and of pre-activation ResNet."""
+    """Norm -> ReLU -> convolution: the order of DenseNet and of pre-activation ResNet."""
 
-    titled = False
+    show_title = False
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(
@@ -83,7 +71,10 @@ class NormConv(Chain):
 
 
 class SqueezeExcitation(Product):
-    """Every channel times a gate computed from the means of all (Hu et al. 2017, figure 2)."""
+    """x * sigmoid(global avg pool -> 1x1 -> ReLU -> 1x1): one gate per channel (Hu et al. 2017, figure 2).
+
+    middle: channels of the gate's hidden layer. act, gate: kinds of the hidden and the last activation.
+    """
 
     def __init__(self, width: int, middle: int, *, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Heads: from the last maps to the scores of the classes."""
+"""Heads: from the last feature maps to one score per class."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from convatlas.core.compose import Chain
 from convatlas.core.network import Auxiliary, Criterion
 
 
+def pooled_layers(inputs: int, classes: int, *, dropout: float = 0.0, axes: int = 2) -> dict[str, nn.Module]:
+    """Return the layers of `pooled` by name, for a head with other layers in front. axes: 2 (images) or 3 (clips)."""
+    layers: dict[str, nn.Module] = {
+        "pool": nn.AdaptiveAvgPool2d(1) if axes == 2 else nn.AdaptiveAvgPool3d(1),
+        "flat": nn.Flatten(),
+    }
+    if dropout:
+        layers["drop"] = nn.Dropout(dropout)
+    return layers | {"out": nn.Linear(inputs, classes)}
+
+
 def pooled(inputs: int, classes: int, *, dropout: float = 0.0, axes: int = 2) -> Chain:
-    """Global average pooling, dropout, one linear layer: the head of most networks since 2013."""
-    pool = nn.AdaptiveAvgPool2d(1) if axes == 2 else nn.AdaptiveAvgPool3d(1)
-    drop = {"drop": nn.Dropout(dropout)} if dropout else {}
-    return Chain(pool=pool, flat=nn.Flatten(), **drop, out=nn.Linear(inputs, classes))
+    """Global avg pool -> [dropout] -> linear: the head of most networks since 2013."""
+    return Chain(**pooled_layers(inputs, classes, dropout=dropout, axes=axes))
 
 
 class AuxiliaryClassifier(Auxiliary):
-    """A second classifier at an inner layer; its loss is added `weight` times (Szegedy et al. 2014, section 5)."""
+    """A second classifier at an inner layer; `weight` times its loss is added (Szegedy et al. 2014, section 5)."""
 
     weight = 0.3
 

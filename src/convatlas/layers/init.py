@@ -1,4 +1,4 @@
-"""How fresh weights are drawn: one function over a tree, told what convolutions and linear layers get."""
+"""Initialization of weights: one function over a tree, with the distributions for convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def normal(std: float) -> Draw:
 
 
 def truncated(std: float) -> Draw:
-    """N(0, std), drawn again beyond +-2."""
+    """N(0, std), truncated to [-2, 2]."""
     return partial(nn.init.trunc_normal_, std=std)
 
 
@@ -32,14 +32,14 @@ Tree = TypeVar("Tree", bound=nn.Module)
 
 
 def is_empty(layer: nn.Module) -> bool:
-    """Return whether a layer was made without memory (device "meta"); torch would import its compiler to fill it."""
+    """Return whether a layer is on the device "meta", without memory; torch would import its compiler to fill it."""
     return any(parameter.is_meta for parameter in layer.parameters(recurse=False))
 
 
 def initialize(tree: Tree, *, conv: Draw | None = None, linear: Draw | None = None) -> Tree:
     """Draw the weights of all convolutions and linear layers, set their biases to zero, and return the tree.
 
-    A kind that is left out keeps torch's own weights.
+    A kind without a distribution keeps the weights that torch drew.
     """
     for layer in tree.modules():
         if is_empty(layer):

@@ -1,4 +1,4 @@
-"""The layers of the 1990s: sparse links, trainable subsampling, a bias for each unit, distances to codes."""
+"""Layers of the LeNet papers: sparse connections, trainable subsampling, a bias per unit, distances to class codes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convatlas.core.cost import Signal, Tally, rule, same, slide
+from convatlas.core.cost_rules import same, slide
 from convatlas.core.outline import Box, always, outline
+from convatlas.core.signal import Signal, Tally, rule
 from convatlas.errors import SpecError
 from convatlas.layers.init import is_empty
 
+INITIAL_RANGE = 2.4
+"""Weights start uniform in +-2.4 / fan-in (LeCun et al. 1989 and 1998)."""
+
+CODE_SEED = 1998
+"""Seed of the random codes for networks whose size the published bitmaps do not fit."""
+
+BITMAP_CLASSES, BITMAP_UNITS = 10, 84
+"""The published bitmaps: ten digits of 7 x 12 units."""
+
 Links = tuple[tuple[int, ...], ...]
 """For each output map, the input maps that it reads."""
+
+# ConvNet 1989: "each unit in H2 reads 8 of the 12 maps"; the scheme was never published, this is Karpathy's (2022).
+H2_LINKS: Links = (
+    ((0, 1, 2, 3, 4, 5, 6, 7),) * 4 + ((4, 5, 6, 7, 8, 9, 10, 11),) * 4 + ((0, 1, 2, 3, 8, 9, 10, 11),) * 4
+)
+
+# LeNet-1: two independent halves (LeCun et al. 1990, table 1).
+LENET1_LINKS: Links = ((0,), (0, 1), (0, 1), (1,), (0, 1), (0, 1), (2,), (2, 3), (2, 3), (3,), (2, 3), (2, 3))
+
+# LeNet-5: which maps of S2 each map of C3 reads (LeCun et al. 1998, table I).
+C3_LINKS: Links = (
+    (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
+    (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
+    (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5),
+)  # fmt: skip
+
+# The codes of LeNet-5's output units: 7 x 12 bitmaps of the digits (LeCun et al. 1998, figure 3).
+DIGIT_BITMAPS = """
+.#####. ...##.. .#####. ####### .#####. .#####. ..####. ####### .#####. .#####.
+....... ..###.. ....... .....## ....... ....... .##.... .....## ##...## ##..###
+..###.. .####.. .#####. ....##. ....... ####### ##..... .....## ##...## ##...##
+.##.##. ...##.. ##...## ...##.. .##..## ##..... ##..... ....##. ##...## ##...##
+##...## ...##.. #....## ..####. .##..## ##..... ######. ...##.. .#####. ##..###
+##...## ...##.. ....##. .....## ###..## .####.. ###..## ...##.. ##...## .######
+##...## ...##.. ..###.. .....## ##...## ..####. ##...## ..##... ##...## .....##
+##...## ...##.. .##.... .....## ##...## .....## ##...## ..##... ##...## .....##
+.##.##. ...##.. ##..... ##...## ##..### ##...## ###..## ..##... ##...## ....##.
+..###.. .###### ####### .#####. .###### .#####. .#####. ..##... .#####. .####..
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+"""
 
 
 class ScaledTanh(nn.Module):
@@ -25,7 +66,7 @@ class ScaledTanh(nn.Module):
 
 
 class Negate(nn.Module):
-    """-x: turns a penalty (small is good) into a score (large is good)."""
+    """-x: turns a penalty (smaller is better) into a score (larger is better)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return -x
@@ -34,7 +75,7 @@ class Negate(nn.Module):
 class Subsample(nn.Module):
     """Sum of each 2x2 window, times a trainable gain, plus a trainable bias, one pair for each map (LeNet's S layers).
 
-    `links` lets each output map read another input map than its own.
+    links: the one input map of each output map; by default each map reads itself.
     """
 
     sources: Tensor | None
@@ -57,9 +98,9 @@ class Subsample(nn.Module):
 
 
 class SparseConnectionConv2d(nn.Module):
-    """A convolution in which each output map reads only the input maps that `links` names (LeNet-5, table I).
+    """kxk convolution in which each output map reads only the input maps in its row of `links` (LeNet-5, table I).
 
-    Holds one kernel for each link: `weight` is (links, kernel, kernel), in the order of the table.
+    There is one kernel for each link: `weight` is (links, kernel, kernel), in the order of the table.
     """
 
     places: Tensor
@@ -67,7 +108,7 @@ class SparseConnectionConv2d(nn.Module):
     def __init__(self, maps: int, links: Links, *, kernel: int, stride: int = 1, bias: bool = True) -> None:
         super().__init__()
         if any(not 0 <= source < maps for sources in links for source in sources):
-            raise SpecError(f"links name an input map outside 0..{maps - 1}")
+            raise SpecError(f"SparseConnectionConv2d: links must be input maps in [0, {maps - 1}], got {links}")
         self.maps, self.links, self.kernel, self.stride = maps, links, kernel, stride
         self.weight = nn.Parameter(torch.empty(sum(map(len, links)), kernel, kernel))
         self.bias = nn.Parameter(torch.empty(len(links))) if bias else None
@@ -84,15 +125,15 @@ class SparseConnectionConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.dense(), self.bias, self.stride)
 
-    def simplified(self) -> nn.Conv2d:
-        """Return the equivalent full convolution, with these weights: for answers alone."""
+    def simplify(self) -> nn.Conv2d:
+        """Return the equivalent full convolution, with these weights, for inference."""
         twin = nn.Conv2d(self.maps, len(self.links), self.kernel, self.stride, bias=self.bias is not None)
         twin.weight, twin.bias = nn.Parameter(self.dense().detach()), self.bias
         return twin
 
 
 class UnitBias(nn.Module):
-    """A bias of its own for every unit of every map: (maps, height, width) (LeCun et al. 1989)."""
+    """One bias for each unit of each map: (maps, height, width) (LeCun et al. 1989)."""
 
     def __init__(self, maps: int, size: int) -> None:
         super().__init__()
@@ -103,7 +144,7 @@ class UnitBias(nn.Module):
 
 
 class RadialBasis(nn.Module):
-    """Squared distance of the features to each class's fixed code (LeNet-5's output layer): (batch, classes)."""
+    """RBF outputs: squared distances of the features to the fixed code of each class, (batch, classes) (LeNet-5)."""
 
     codes: Tensor
 
@@ -115,6 +156,45 @@ class RadialBasis(nn.Module):
         return (x.unsqueeze(1) - self.codes).square().sum(-1)
 
 
+def stretch_links(links: Links, inputs: int, outputs: int) -> Links:
+    """Return a published table for other numbers of maps: each published map becomes a group of maps with its links."""
+    published = 1 + max(source for sources in links for source in sources)
+    groups = [source * published // inputs for source in range(inputs)]
+    rows = [links[target * len(links) // outputs] for target in range(outputs)]
+    stretched = tuple(tuple(i for i, group in enumerate(groups) if group in row) for row in rows)
+    # with fewer maps than published, a row can lose all its links; it then reads all maps
+    return tuple(row or tuple(range(inputs)) for row in stretched)
+
+
+def full_links(inputs: int, outputs: int) -> Links:
+    """Return the table in which every output map reads every input map."""
+    return (tuple(range(inputs)),) * outputs
+
+
+def neighbor_links(start: int, count: int, maps: int) -> tuple[int, ...]:
+    """Return `count` neighboring maps from `start` on, modulo `maps`."""
+    return tuple(sorted({(start + i) % maps for i in range(count)}))
+
+
+def class_codes(classes: int, features: int) -> Tensor:
+    """Return the +-1 code of each class, (classes, features): the published bitmaps, or random codes of a fixed seed.
+
+    The bitmaps fit up to ten classes of 84 features. The paper names random +-1 codes as the alternative (section II-B,
+    output layer). Raises SpecError if there are fewer different codes than classes.
+    """
+    rows = [line.split() for line in DIGIT_BITMAPS.split("\n") if line]
+    if features == BITMAP_UNITS and classes <= BITMAP_CLASSES:
+        bitmaps = ["".join(row[digit] for row in rows) for digit in range(classes)]
+        return torch.tensor([[1.0 if dot == "#" else -1.0 for dot in bitmap] for bitmap in bitmaps])
+    if 2**features < classes:
+        raise SpecError(f"LeNet5: hidden[1] must have 2^units >= classes, got {features} units for {classes} classes")
+    codes: dict[tuple[int, ...], None] = {}
+    generator = torch.Generator(device="cpu").manual_seed(CODE_SEED)
+    while len(codes) < classes:
+        codes[tuple(torch.randint(0, 2, (features,), generator=generator, device="cpu").tolist())] = None
+    return torch.tensor(list(codes)).float() * 2 - 1
+
+
 def reset_uniform(module: nn.Module) -> None:
     """Draw weights and biases from U(-2.4/F, 2.4/F), F the number of inputs of a unit (LeCun et al. 1989 and 1998)."""
     bounds: dict[nn.Parameter, float]
@@ -122,19 +202,19 @@ def reset_uniform(module: nn.Module) -> None:
         if is_empty(layer):
             continue
         if isinstance(layer, Subsample):
-            bounds = {layer.gain: 2.4 / 4, layer.bias: 2.4 / 4}
+            bounds = {layer.gain: INITIAL_RANGE / 4, layer.bias: INITIAL_RANGE / 4}
         elif isinstance(layer, SparseConnectionConv2d):
             fan_in = layer.weight.new_tensor([len(sources) for sources in layer.links]) * layer.kernel**2
             of_link = (
                 layer.weight.new_tensor([len(sources) for sources in layer.links for _ in sources]) * layer.kernel**2
             )
             with torch.no_grad():
-                layer.weight.uniform_(-2.4, 2.4).div_(of_link.view(-1, 1, 1))
+                layer.weight.uniform_(-INITIAL_RANGE, INITIAL_RANGE).div_(of_link.view(-1, 1, 1))
                 if layer.bias is not None:
-                    layer.bias.uniform_(-2.4, 2.4).div_(fan_in)
+                    layer.bias.uniform_(-INITIAL_RANGE, INITIAL_RANGE).div_(fan_in)
             continue
         elif isinstance(layer, nn.Linear | nn.Conv2d):
-            bound = 2.4 / math.prod(layer.weight.shape[1:])
+            bound = INITIAL_RANGE / math.prod(layer.weight.shape[1:])
             bounds = dict.fromkeys(layer.parameters(), bound)
         else:
             continue
@@ -165,7 +245,7 @@ def _(layer: RadialBasis) -> Box:
 @rule.register
 def _(layer: Subsample, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.inputs:
-        raise tally.refuse(layer, f"expects {layer.inputs} maps, got {x.channels}")
+        raise tally.error(layer, f"expects {layer.inputs} maps, got {x.channels}")
     y = slide(layer, x, tally, channels=layer.maps, kernel=2, stride=2)
     return tally.add(layer, x, y, activations=y.size, connections=5 * y.size)
 
@@ -173,9 +253,9 @@ def _(layer: Subsample, x: Signal, tally: Tally) -> Signal:
 @rule.register
 def _(layer: SparseConnectionConv2d, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.maps:
-        raise tally.refuse(layer, f"expects {layer.maps} maps, got {x.channels}")
+        raise tally.error(layer, f"expects {layer.maps} maps, got {x.channels}")
     y = slide(layer, x, tally, channels=len(layer.links), kernel=layer.kernel, stride=layer.stride)
-    macs = layer.weight.numel() * math.prod(y.space)
+    macs = layer.weight.numel() * math.prod(y.spatial)
     biases = y.size if layer.bias is not None else 0
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
 
@@ -183,7 +263,7 @@ def _(layer: SparseConnectionConv2d, x: Signal, tally: Tally) -> Signal:
 @rule.register
 def _(layer: UnitBias, x: Signal, tally: Tally) -> Signal:
     if x.shape != layer.bias.shape:
-        raise tally.refuse(layer, f"has one bias for each unit of {tuple(layer.bias.shape)}, got {x.shape}")
+        raise tally.error(layer, f"has one bias for each unit of {tuple(layer.bias.shape)}, got {x.shape}")
     return tally.add(layer, x, x, connections=x.size)
 
 
@@ -191,6 +271,6 @@ def _(layer: UnitBias, x: Signal, tally: Tally) -> Signal:
 def _(layer: RadialBasis, x: Signal, tally: Tally) -> Signal:
     classes, features = layer.codes.shape
     if x.shape != (features,):
-        raise tally.refuse(layer, f"expects {features} features, got {x.shape}")
+        raise tally.error(layer, f"expects {features} features, got {x.shape}")
     macs = classes * features
     return tally.add(layer, x, x.like((classes,)), macs=macs, activations=classes, connections=macs)

@@ -1,21 +1,34 @@
-"""The inverted residual: narrow, wide inside each channel, narrow again. MobileNet v2 and all that followed it."""
+"""Inverted residuals: MBConv of MobileNetV2 and its successors, and FusedMBConv of EfficientNetV2."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
 from convatlas.core.compose import Chain, Sum
 from convatlas.layers.channels import DropPath
-from convatlas.layers.conv import Activation, ConvNorm, Norm
+
+Conv = Callable[..., nn.Module]
+"""A `ConvNorm` with the norm and activation of the network filled in."""
 
 
-class InvertedResidual(Sum):
-    """1x1 expand, kxk within each channel, [gate], 1x1 project, beside the identity where the shape stays.
+def _beside_identity(layers: dict[str, nn.Module], *, skip: bool, drop: float) -> dict[str, nn.Module]:
+    """Return the branches of the sum: the layers, with stochastic depth, and the identity if there is a shortcut."""
+    if not skip:
+        return {"body": Chain(**layers)}
+    if drop:
+        layers["drop"] = DropPath(drop)
+    return {"body": Chain(**layers), "skip": nn.Identity()}
 
-    Sandler et al. 2018, figure 3b. Nothing is expanded where `middle` equals `inputs`; the projection is linear.
-    fused: one full kxk convolution expands (EfficientNetV2, figure 2); where nothing is expanded it is all there is.
+
+class MBConv(Sum):
+    """[x +] 1x1 expand -> kxk depthwise /s -> [gate] -> 1x1 project, linear (Sandler et al. 2018, figure 3b).
+
+    The shortcut exists where input and output have the same shape. There is no expansion if `middle` equals `inputs`.
+    conv: builds convolution, norm and activation. gate: squeeze-and-excitation. drop: rate of stochastic depth.
+    skip: False for a block without shortcut.
     """
 
     def __init__(
@@ -24,56 +37,73 @@ class InvertedResidual(Sum):
         middle: int,
         outputs: int,
         *,
+        conv: Conv,
         kernel: int = 3,
         stride: int = 1,
-        act: Activation = nn.ReLU6,
-        norm: Norm = nn.BatchNorm2d,
         gate: nn.Module | None = None,
         drop: float = 0.0,
-        fused: bool = False,
         skip: bool = True,
     ) -> None:
         layers: dict[str, nn.Module] = {}
-        if fused:
-            wide = middle if middle != inputs else outputs
-            layers["expand"] = ConvNorm(inputs, wide, kernel=kernel, stride=stride, norm=norm, act=act)
-        else:
-            if middle != inputs:
-                layers["expand"] = ConvNorm(inputs, middle, kernel=1, norm=norm, act=act)
-            layers["depthwise"] = ConvNorm(
-                middle, middle, kernel=kernel, stride=stride, groups=middle, norm=norm, act=act
-            )
+        if middle != inputs:
+            layers["expand"] = conv(inputs, middle, kernel=1)
+        layers["depthwise"] = conv(middle, middle, kernel=kernel, stride=stride, groups=middle)
         if gate is not None:
             layers["gate"] = gate
-        if not fused or middle != inputs:
-            layers["project"] = ConvNorm(middle, outputs, kernel=1, norm=norm, act=None)
-        beside = skip and (inputs, stride) == (outputs, 1)
-        if beside and drop:
-            layers["drop"] = DropPath(drop)
-        super().__init__(body=Chain(**layers), **({"skip": nn.Identity()} if beside else {}))
+        layers["project"] = conv(middle, outputs, kernel=1, act=None)
+        super().__init__(**_beside_identity(layers, skip=skip and (inputs, stride) == (outputs, 1), drop=drop))
 
 
-def timm_stages(blocks: list[tuple[str, bool, bool]]) -> list[tuple[str, str]]:
-    """Return timm's key rules for inverted residuals: (path "stage.block", expanded?, fused?) of each.
+class FusedMBConv(Sum):
+    """[x +] kxk expand /s -> 1x1 project, linear; without expansion one kxk /s (EfficientNetV2, figure 2).
 
-    timm calls the layers conv_pw, conv_dw, conv_pwl; without an expansion the projection is conv_pw.
+    The shortcut exists where input and output have the same shape. Arguments as for `MBConv`.
     """
-    rules = []
+
+    def __init__(
+        self, inputs: int, middle: int, outputs: int, *, conv: Conv, kernel: int, stride: int, drop: float = 0.0
+    ) -> None:
+        layers: dict[str, nn.Module] = {}
+        if middle == inputs:
+            layers["expand"] = conv(inputs, outputs, kernel=kernel, stride=stride)
+        else:
+            layers["expand"] = conv(inputs, middle, kernel=kernel, stride=stride)
+            layers["project"] = conv(middle, outputs, kernel=1, act=None)
+        super().__init__(**_beside_identity(layers, skip=(inputs, stride) == (outputs, 1), drop=drop))
+
+
+def mbconv_layers(*, expanded: bool, fused: bool = False, gated: bool = False) -> list[str]:
+    """Return the names of a block's layers, in order."""
+    if fused:
+        return ["expand", "project"] if expanded else ["expand"]
+    names = {"expand": expanded, "depthwise": True, "gate": gated, "project": True}
+    return [name for name, present in names.items() if present]
+
+
+def timm_mbconv_rules(blocks: Iterable[tuple[str, bool, bool]]) -> list[tuple[str, str]]:
+    """Return timm's key rules for stages of MBConv: (path "stage.block", expanded, fused) of each block.
+
+    "blocks.1.0.conv_pwl.weight" -> "stages.1.0.body.project.conv.weight" for an expanded block. Without an expansion
+    timm calls the projection conv_pw.
+    """
+    rules = [
+        (r"^conv_stem\.", "stem.conv."),
+        (r"^bn1\.", "stem.norm."),
+        (r"^conv_head\.", "head.conv.conv."),
+        (r"^bn2\.", "head.conv.norm."),
+        (r"^classifier\.", "head.out."),
+    ]
     for path, expanded, fused in blocks:
         if fused:
-            names = {"conv_exp": "expand", "conv_pwl": "project"} if expanded else {"conv": "expand"}
-        elif expanded:
-            names = {"conv_pw": "expand", "conv_dw": "depthwise", "conv_pwl": "project"}
+            theirs = ["conv_exp", "conv_pwl"] if expanded else ["conv"]
         else:
-            names = {"conv_dw": "depthwise", "conv_pw": "project"}
-        at, ours = rf"^{re.escape(f'blocks.{path}.')}", f"stages.{path}.body."
-        rules += [(rf"{at}{conv}\.", f"{ours}{name}.conv.") for conv, name in names.items()]
-        rules += [(rf"{at}bn{i}\.", f"{ours}{name}.norm.") for i, name in enumerate(names.values(), 1)]
+            theirs = ["conv_pw", "conv_dw", "conv_pwl"] if expanded else ["conv_dw", "conv_pw"]
+        at, body = rf"^{re.escape(f'blocks.{path}.')}", f"stages.{path}.body."
+        ours = mbconv_layers(expanded=expanded, fused=fused)
+        for i, (their_name, name) in enumerate(zip(theirs, ours, strict=True), 1):
+            rules += [(rf"{at}{their_name}\.", f"{body}{name}.conv."), (rf"{at}bn{i}\.", f"{body}{name}.norm.")]
         rules += [
-            (rf"{at}se\.conv_reduce\.", f"{ours}gate.gate.reduce."),
-            (rf"{at}se\.conv_expand\.", f"{ours}gate.gate.expand."),
+            (rf"{at}se\.conv_reduce\.", f"{body}gate.gate.reduce."),
+            (rf"{at}se\.conv_expand\.", f"{body}gate.gate.expand."),
         ]
-    return [
-        (r"^conv_stem\.", "stem.conv."), (r"^bn1\.", "stem.norm."), (r"^conv_head\.", "head.conv.conv."),
-        (r"^bn2\.", "head.conv.norm."), (r"^classifier\.", "head.out."), *rules,
-    ]  # fmt: skip
+    return rules

@@ -1,4 +1,4 @@
-"""What is known about a network besides its table: history, place in the taxonomy, defaults."""
+"""What is known about a network besides its table: history, category, reported metrics, defaults, upstream names."""
 
 from __future__ import annotations
 
@@ -9,57 +9,109 @@ from typing import Any, Literal, get_args
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
-from convatlas.errors import SpecError
+from convatlas.errors import SpecError, nearest
 from convatlas.models.keys import KeyMapping
 
-Taxonomy = Literal[
+Category = Literal[
     "spatial exploitation", "depth", "multi-path", "width", "feature-map exploitation", "attention",
     "channel boosting", "efficiency", "search", "routing", "time",
 ]  # fmt: skip
-"""What a network is known for: the classes of Khan et al. 2020 (arXiv 1901.06032), efficiency and search, and two more.
+"""The idea a network is known for: the categories of Khan et al. 2020 (arXiv 1901.06032), and four more.
 
-Routing is what capsules do; time is the third axis of networks for video.
+The four are efficiency, (architecture) search, routing (capsules) and time (the third axis of video networks).
 """
 
-TAXONOMY: tuple[Taxonomy, ...] = get_args(Taxonomy)
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+Library = Literal["torchvision", "timm"]
+"""A library that publishes weights."""
+
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+
+IMAGENET = "ImageNet-1K"
+
+
+@dataclass(frozen=True)
+class ReportedMetrics:
+    """Accuracy that others reported; never measured here.
+
+    top1, top5: accuracy in percent on the validation or test images of `dataset`; None if not reported.
+    source: who reported it, such as "paper" or "torchvision IMAGENET1K_V1".
+    protocol: how the network was tested, such as "10 crops"; empty if one central crop of the default resolution.
+    """
+
+    top1: float | None = None
+    top5: float | None = None
+    dataset: str = IMAGENET
+    source: str = "paper"
+    protocol: str = ""
+
+    def __post_init__(self) -> None:
+        if self.top1 is None and self.top5 is None:
+            raise SpecError("ReportedMetrics: top1 or top5 must be given")
+        for name in ("top1", "top5"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 100:
+                raise SpecError(f"ReportedMetrics: {name} must be a percentage in [0, 100], got {value}")
+
+    @property
+    def conditions(self) -> str:
+        """Data set, source and protocol, such as "ImageNet-1K, paper, 10 crops"."""
+        return ", ".join(filter(None, (self.dataset, self.source, self.protocol)))
+
+
+def error_rate(percent: float, dataset: str, protocol: str = "") -> ReportedMetrics:
+    """Return the metrics of a paper that prints the error rate, in percent."""
+    return ReportedMetrics(round(100 - percent, 2), dataset=dataset, protocol=protocol)
 
 
 @dataclass(frozen=True)
 class Card:
-    """The history of a network, in the words of its paper.
+    """The history of a network.
 
-    taxonomy: what it is known for, the first first.
-    reported: numbers quoted from the paper or the authors, with their conditions; never measured here.
-    note: where our version had to choose, and what it chose.
-    family: what this network and those of the same paper are called together; the title where it stands alone.
+    categories: the ideas it is known for, the most important one first.
+    innovation: what was new, in one sentence.
+    reported: accuracy reported by the paper or by a library; None if there is none for this network.
+    note: where the paper leaves a choice, and what was chosen here; other facts about the published network.
+    family_title: the common name of this network and its variants; `title` by default.
     """
 
     title: str
     year: int
     paper: str
-    taxonomy: tuple[Taxonomy, ...]
+    categories: tuple[Category, ...]
     innovation: str
-    reported: str = ""
+    reported: ReportedMetrics | None = None
     note: str = ""
-    family: str = ""
+    family_title: str = ""
 
     def __post_init__(self) -> None:
-        if not self.family:
-            object.__setattr__(self, "family", self.title)
-        if not self.taxonomy or not set(self.taxonomy) <= set(TAXONOMY):
-            raise SpecError(f"card {self.title}: taxonomy {self.taxonomy} is not among {', '.join(TAXONOMY)}")
+        if not self.categories or not set(self.categories) <= set(CATEGORIES):
+            raise SpecError(
+                f"Card {self.title}: categories must be among {', '.join(CATEGORIES)}, got {self.categories}"
+            )
 
-    def of(self, title: str, reported: str = "", **changes: Any) -> Card:
-        """Return the card of one variant of the family."""
-        family = {"family": title if "paper" in changes else self.family} | changes
-        return dataclasses.replace(self, title=title, reported=reported or self.reported, **family)
+    @property
+    def family(self) -> str:
+        """The common name of this network and its variants."""
+        return self.family_title or self.title
+
+    def of(self, title: str, **changes: Any) -> Card:
+        """Return the card of one variant of the family; another paper starts a family of its own.
+
+        Reported metrics belong to one network: the variant has none unless they are given.
+        """
+        defaults = {"family_title": title if "paper" in changes else self.family, "reported": None}
+        return dataclasses.replace(self, title=title, **(defaults | changes))
 
 
 @dataclass(frozen=True)
 class Variant:
     """One row of the catalog: a spec, its card, and the defaults it is used with.
 
-    peers: what other libraries call this very network, by library; empty where they call it as we do.
+    upstream: the network's name in other libraries, such as {"timm": "seresnet50"}; empty if none has it.
+    transforms_input: torchvision's module normalizes its input once more (`transform_input`), so that its weights
+        expect values in [-1, 1] and not the mean and deviation that its records state.
     """
 
     spec: Spec
@@ -67,31 +119,56 @@ class Variant:
     preprocessing: Preprocessing
     classes: int = 1000
     recipe: str = "default"
-    peers: Mapping[str, str] = field(default_factory=dict)
+    upstream: Mapping[Library, str] = field(default_factory=dict)
+    transforms_input: bool = False
+
+    def __post_init__(self) -> None:
+        for library in self.upstream:
+            if library not in LIBRARIES:
+                raise SpecError(
+                    f"{self.card.title}: upstream must name one of {', '.join(LIBRARIES)}, got "
+                    f"{library!r}{nearest(library, LIBRARIES)}"
+                )
 
 
 @dataclass(frozen=True)
 class Family:
-    """The variants of one file by name, and how other libraries call their tensors."""
+    """The variants of one file by name, and the key rules of each library for their checkpoints."""
 
     variants: Mapping[str, Variant]
     key_mappings: Mapping[str, KeyMapping] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name, row in self.variants.items():
-            peers = {library: peer or name for library, peer in row.peers.items()}
-            self.variants[name] = dataclasses.replace(row, peers=peers)  # type: ignore[index]
+
+def torchvision_and_timm(name: str) -> dict[Library, str]:
+    """Return the upstream names of a network that both libraries call `name`."""
+    return {"torchvision": name, "timm": name}
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def imagenet(
-    spec: Spec, card: Card, *libraries: str, share: float = 0.875, half: bool = False, **peers: str
+    spec: Spec,
+    card: Card,
+    *,
+    upstream: Mapping[Library, str] | None = None,
+    crop_share: float = 0.875,
+    scaling: Literal["mean and std", "-1 to 1"] = "mean and std",
+    transforms_input: bool = False,
 ) -> Variant:
-    """Return a row with ImageNet's 1,000 classes: RGB, the central `share` of the short side cut out.
+    """Return a row for RGB images and ImageNet's 1,000 classes.
 
-    libraries: those that have this network under our name; peers: library=name, where it has another one there.
-    half: values are scaled to [-1, 1], as Google's networks have it, and not by ImageNet's mean and deviation.
+    crop_share: side of the central crop divided by the short side of the resized image.
+    scaling: normalization by ImageNet's mean and standard deviation, or to [-1, 1] as in Google's networks.
+    upstream, transforms_input: see `Variant`.
     """
-    mean, std = ((0.5,) * 3,) * 2 if half else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    size = spec.resolution
-    preprocessing = Preprocessing(resize=max(size, round(size / share)), crop=size, mean=mean, std=std)
-    return Variant(spec, card, preprocessing, peers=dict.fromkeys(libraries, "") | peers)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if scaling == "mean and std" else ((0.5,) * 3, (0.5,) * 3)
+    crop = spec.resolution
+    preprocessing = Preprocessing(resize=max(crop, round(crop / crop_share)), crop=crop, mean=mean, std=std)
+    return Variant(spec, card, preprocessing, upstream=upstream or {}, transforms_input=transforms_input)
+
+
+def cifar10(spec: Spec, card: Card) -> Variant:
+    """Return a row for the 32-pixel RGB images and ten classes of CIFAR-10, normalized by its mean and deviation."""
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return Variant(spec, card, Preprocessing(resize=32, crop=32, mean=mean, std=std), classes=10)

@@ -1,21 +1,17 @@
-"""Every network by name: one explicit dictionary."""
+"""The catalog: every network by name, in one explicit dictionary, with lookup and building."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import fnmatch
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Literal, get_args
 
 import torch
 
 from convatlas.core.cost import Cost, cost
 from convatlas.core.network import Network
-from convatlas.core.spec import SMALL, Record, Spec, diff
+from convatlas.core.spec import SMALL, Row, Spec, diff
 from convatlas.errors import SpecError, nearest
 from convatlas.models.card import Family, Variant
 from convatlas.models.families import (
@@ -26,8 +22,9 @@ from convatlas.models.families import (
     densenet,
     efficientnet,
     googlenet,
-    inception,
     inception_resnet,
+    inception_v3,
+    inception_v4,
     lenet,
     mnasnet,
     mobilenet,
@@ -42,9 +39,13 @@ from convatlas.models.families import (
     video_resnet,
     xception,
 )
+from convatlas.models.stats import CatalogStats, read_stats
 
-Stem = Literal["own", "small"]
-"""A network's own first layers, or those for images of up to 64 pixels."""
+Stem = Literal["default", "cifar"]
+"""First layers: those of the paper, or the stem for images of up to 64 pixels, which keeps their size."""
+
+MAX_COUNT = 2**31 - 1
+"""The largest number of classes or channels."""
 
 _RESNETS = resnet.FAMILY.variants
 
@@ -54,7 +55,8 @@ FAMILIES: dict[str, Family] = {
     "nin": nin.FAMILY,
     "vgg": vgg.FAMILY,
     "googlenet": googlenet.FAMILY,
-    "inception": inception.FAMILY,
+    "inception_v3": inception_v3.FAMILY,
+    "inception_v4": inception_v4.FAMILY,
     "inception_resnet": inception_resnet.FAMILY,
     "xception": xception.FAMILY,
     "resnet": resnet.FAMILY,
@@ -77,7 +79,7 @@ FAMILIES: dict[str, Family] = {
 CATALOG: dict[str, Variant] = {name: row for family in FAMILIES.values() for name, row in family.variants.items()}
 """Network name -> spec, card and defaults."""
 
-SPEC_TYPES: dict[str, type[Record]] = {type(row.spec).__name__: type(row.spec) for row in CATALOG.values()}
+SPEC_TYPES: dict[str, type[Row]] = {type(row.spec).__name__: type(row.spec) for row in CATALOG.values()}
 """Spec type name -> class, for reading specs back from plain data."""
 
 
@@ -88,80 +90,73 @@ def variant(name: str) -> Variant:
     return CATALOG[name]
 
 
-def resolve(network: str | Spec) -> tuple[str, Variant]:
-    """Return a name and the defaults for a network: the catalog's row, or for a spec the row that is most like it."""
-    if isinstance(network, str):
-        return network, variant(network)
-    alike = [name for name, row in CATALOG.items() if type(row.spec) is type(network)]
-    if not alike:
-        raise SpecError(f"a network is a name of the catalog or a spec of its families, not {type(network).__name__}")
-    name = min(alike, key=lambda name: len(diff(CATALOG[name].spec, network)))
-    row = CATALOG[name]
-    if row.spec == network:
-        return name, row
-    if isinstance(network, boosted.Boosted):  # its images and classes are those of the network inside
-        inner, own = resolve(network.backbone)
-        return f"boosted-{inner}", boosted.row(own, network)
-    return f"{name}-custom", dataclasses.replace(row, spec=network)
-
-
 def spec(name: str) -> Spec:
-    """Return the table of a network by name."""
+    """Return the spec of a network by name."""
     return variant(name).spec
 
 
+def resolve(network: str | Spec) -> tuple[str, Variant]:
+    """Return the name and the defaults of a network.
+
+    For a name: its row of the catalog. For a spec: the row of the same type that differs in the fewest cells, with this
+    spec; unless they are equal, the name ends in "-custom".
+    """
+    if isinstance(network, str):
+        return network, variant(network)
+    _check_type(network)
+    same_type = [name for name, row in CATALOG.items() if type(row.spec) is type(network)]
+    name = min(same_type, key=lambda name: len(diff(CATALOG[name].spec, network)))
+    row = CATALOG[name]
+    if row.spec == network:
+        return name, row
+    if isinstance(network, boosted.Boosted):  # its images and classes are those of the backbone
+        backbone_name, backbone = resolve(network.backbone)
+        return f"boosted-{backbone_name}", boosted.row(backbone, network)
+    return f"{name}-custom", dataclasses.replace(row, spec=network)
+
+
+def _check_type(network: Spec) -> None:
+    if SPEC_TYPES.get(type(network).__name__) is not type(network):
+        raise SpecError(
+            f"network must be a name of the catalog or a spec of one of its families, got {type(network).__name__}"
+        )
+
+
 def reads_clips(spec: Spec) -> bool:
-    """Return whether the input has an axis of time."""
+    """Return whether the input has a time axis: (channels, frames, height, width)."""
     return len(spec.input_shape(1)) != 3
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The exact numbers of a network of the catalog, for one image of its own size."""
-
-    parameters: int
-    macs: int
-    activations: int
-    receptive_field: int
-
-
-FACTS = files("convatlas.models") / "catalog.csv"
-"""The numbers of all networks as they were counted once, since counting all takes seconds; the tests count again."""
-
-
-@cache
-def _facts() -> dict[str, Facts]:
-    with FACTS.open(encoding="utf-8") as table:
-        return {row.pop("name"): Facts(**{k: int(v) for k, v in row.items()}) for row in csv.DictReader(table)}
-
-
-def facts(name: str) -> Facts:
-    """Return the numbers of a network: from the table, or counted now if it is not there yet."""
-    variant(name)
-    return _facts()[name] if name in _facts() else count(name)
-
-
-def count(name: str) -> Facts:
-    """Count the numbers of a network."""
-    measured = measure(name)
-    return Facts(measured.parameters, measured.macs, measured.activations, max(measured.receptive_field))
-
-
-def measure(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> Cost:
-    """Return the exact cost of a network of the catalog, at its own size or another one in pixels."""
-    return cost(build_fresh(variant(name).spec, classes=classes, channels=channels, resolution=size, device="meta"))
-
-
 def list_models(pattern: str = "*", *, family: str | None = None, max_params: float | None = None) -> list[str]:
-    """Return the catalog's names, by year: those that match `pattern` (as files do: "resnet*"), of one family, or
-    with at most `max_params` parameters.
+    """Return the catalog's names by year.
+
+    pattern: a glob pattern, such as "resnet*". family: a key of `FAMILIES`. max_params: maximum number of parameters.
     """
     if family is not None and family not in FAMILIES:
         raise SpecError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")
-    chosen = fnmatch.filter(CATALOG if family is None else FAMILIES[family].variants, pattern)
+    names = fnmatch.filter(CATALOG if family is None else FAMILIES[family].variants, pattern)
     if max_params is not None:
-        chosen = [name for name in chosen if facts(name).parameters <= max_params]
-    return sorted(chosen, key=lambda name: CATALOG[name].card.year)
+        names = [name for name in names if stats(name).parameters <= max_params]
+    return sorted(names, key=lambda name: CATALOG[name].card.year)
+
+
+def stats(name: str) -> CatalogStats:
+    """Return the stats of a network: from catalog.csv, or counted now if it has no row there yet."""
+    variant(name)
+    return read_stats()[name] if name in read_stats() else count_stats(name)
+
+
+def count_stats(name: str) -> CatalogStats:
+    """Count the stats of a network."""
+    return CatalogStats.of(measure(name))
+
+
+def measure(
+    name: str, *, resolution: int | None = None, channels: int | None = None, classes: int | None = None
+) -> Cost:
+    """Return the exact cost of a network of the catalog, for one image of `resolution` pixels (default: its own)."""
+    network = build_fresh(name, classes=classes, channels=channels, resolution=resolution, device="meta")
+    return cost(network)
 
 
 def build_fresh(
@@ -169,27 +164,30 @@ def build_fresh(
     *,
     classes: int | None = None,
     channels: int | None = None,
-    stem: Stem = "own",
+    stem: Stem = "default",
     resolution: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Network:
-    """Grow a network from its name or its spec with fresh weights; see `convatlas.build`."""
-    _, row = resolve(network)
-    spec = adapted(row.spec, stem=stem, resolution=resolution)
-    classes = row.classes if classes is None else classes
-    channels = row.preprocessing.channels if channels is None else channels
-    for what, value in (("classes", classes), ("channels", channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise SpecError(f"build: {what} is a whole number from 1 on, below 2^31, not {value!r}")
+    """Build a network from its name or its spec with freshly initialized weights; see `convatlas.build`."""
+    table = spec(network) if isinstance(network, str) else network
+    _check_type(table)
+    if classes is None or channels is None:  # finding the defaults of a spec compares it with all rows of its type
+        _, row = resolve(network)
+        classes = row.classes if classes is None else classes
+        channels = row.preprocessing.channels if channels is None else channels
+    for name, value in (("classes", classes), ("channels", channels)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+            raise SpecError(f"build: {name} must be an integer in [1, {MAX_COUNT}], got {value!r}")
+    table = adapted(table, stem=stem, resolution=resolution)
     # the context costs time at every call into torch
     with nullcontext() if torch.device(device) == torch.get_default_device() else torch.device(device):
-        return spec.build(classes=classes, channels=channels)
+        return table.build(classes=classes, channels=channels)
 
 
-def adapted(spec: Spec, *, stem: Stem = "own", resolution: int | None = None) -> Spec:
-    """Return the spec with another resolution, or with a small stem (at 32 px where no resolution is given)."""
+def adapted(spec: Spec, *, stem: Stem = "default", resolution: int | None = None) -> Spec:
+    """Return the spec at another resolution in pixels, or with the stem for small images (default: at 32 px)."""
     if stem not in get_args(Stem):
-        raise SpecError(f"build: stem is one of {', '.join(get_args(Stem))}, not {stem!r}")
-    if stem == "small":
+        raise SpecError(f"build: stem must be one of {', '.join(get_args(Stem))}, got {stem!r}")
+    if stem == "cifar":
         return spec.small(resolution=SMALL if resolution is None else resolution)
     return spec.scaled(resolution=resolution) if resolution is not None else spec

@@ -1,7 +1,8 @@
-"""Networks described and compared as text tables."""
+"""Networks described and compared: cards, layer tables and the cells in which specs differ."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,31 +10,47 @@ from typing import Any
 from convatlas.core.cost import cost
 from convatlas.core.spec import Spec, cells
 from convatlas.core.summary import fields, layer_table, totals
+from convatlas.models.card import Card
 from convatlas.models.catalog import build_fresh, measure, resolve, variant
 
 
-def show(name: str, *, size: int | None = None, channels: int | None = None, classes: int | None = None) -> str:
-    """Return a network's card, layer table and cost as text."""
-    card, measured = variant(name).card, measure(name, size=size, channels=channels, classes=classes)
-    told = {what: getattr(card, what) for what in ("paper", "innovation", "reported", "note")}
-    head = f"{card.title} ({card.year}), {', '.join(card.taxonomy)}"
-    return "\n".join([head, fields(told), "", layer_table(measured), "", fields(totals(measured))])
+def show(name: str, *, resolution: int | None = None, channels: int | None = None, classes: int | None = None) -> str:
+    """Return a network's card, layer table and cost as text, for one image of `resolution` pixels."""
+    card = variant(name).card
+    measured = measure(name, resolution=resolution, channels=channels, classes=classes)
+    return "\n".join([_describe(card), "", layer_table(measured), "", fields(totals(measured))])
+
+
+def _describe(card: Card) -> str:
+    head = f"{card.title} ({card.year})"
+    facts = {"category": ", ".join(card.categories), "paper": card.paper, "innovation": card.innovation}
+    if card.reported is not None:
+        metrics = {"top-1": card.reported.top1, "top-5": card.reported.top5}
+        numbers = ", ".join(f"{metric} {value:g} %" for metric, value in metrics.items() if value is not None)
+        facts["reported"] = f"{numbers} ({card.reported.conditions})"
+    if card.note:
+        facts["note"] = card.note
+    return f"{head}\n{fields(facts)}"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is compared of one network.
+class ComparedNetwork:
+    """One row of a comparison.
 
-    depth: layers with weights on the longest way from the image to the scores, gates aside.
-    parameters, macs, activations, receptive_field (px): counted for one image of `resolution` px.
+    top1, top5: reported accuracy in percent, None if there is none. reported_on: data set, source and protocol.
+    resolution: of the image, in pixels.
+    depth: number of layers with weights on the longest path from the image to the scores, without gates.
+    parameters, macs, activations, receptive_field (px): counted for one image.
     """
 
     name: str
     title: str
     year: int
-    taxonomy: str
+    category: str
     innovation: str
-    reported: str
+    top1: float | None
+    top5: float | None
+    reported_on: str
     resolution: int
     depth: int
     parameters: int
@@ -44,32 +61,55 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows, and the cells in which the tables differ: {cell: values in order of the rows}.
+    """Networks side by side.
 
-    cells is empty where the networks are not of one family; None stands for a cell that a table does not have.
+    cells: the cells in which their specs differ, {path: values in the order of the rows}; None stands for a cell that
+        a spec does not have. Empty if the networks are not of one spec type.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedNetwork, ...]
     cells: dict[str, tuple[Any, ...]]
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the comparison as dicts, lists, numbers and strings."""
+        networks = [dataclasses.asdict(row) for row in self.rows]
+        return {"networks": networks, "cells": {path: list(values) for path, values in self.cells.items()}}
 
-def compare(*networks: str | Spec, size: int | None = None) -> Comparison:
-    """Compare networks of the catalog, or specs; all at `size` pixels, or each at its own size."""
-    found = [resolve(network) for network in networks]
-    specs = [row.spec.scaled(resolution=size) if size is not None else row.spec for _, row in found]
+    def to_plain(self) -> dict[str, Any]:
+        """Return the comparison as plain data."""
+        return {"networks": [dataclasses.asdict(row) for row in self.rows], "cells": self.cells}
+
+
+def compare(*networks: str | Spec, resolution: int | None = None) -> Comparison:
+    """Compare networks of the catalog, or specs; each at its own resolution unless one is given, in pixels."""
+    resolved = [resolve(network) for network in networks]
+    specs = [row.spec.scaled(resolution=resolution) for _, row in resolved]
     rows = []
-    for (name, row), spec in zip(found, specs, strict=True):
+    for (name, row), spec in zip(resolved, specs, strict=True):
         network = build_fresh(spec, classes=row.classes, channels=row.preprocessing.channels, device="meta")
-        measured = cost(network)
-        rows.append(Row(
-            name, row.card.title, row.card.year, ", ".join(row.card.taxonomy), row.card.innovation, row.card.reported,
-            spec.resolution, measured.output.depth, measured.parameters, measured.macs, measured.activations,
-            max(measured.receptive_field),
-        ))  # fmt: skip
-    return Comparison(tuple(rows), _cells(specs))
+        measured, card = cost(network), row.card
+        rows.append(
+            ComparedNetwork(
+                name=name,
+                title=card.title,
+                year=card.year,
+                category=", ".join(card.categories),
+                innovation=card.innovation,
+                top1=card.reported.top1 if card.reported else None,
+                top5=card.reported.top5 if card.reported else None,
+                reported_on=card.reported.conditions if card.reported else "",
+                resolution=spec.resolution,
+                depth=measured.output.depth,
+                parameters=measured.parameters,
+                macs=measured.macs,
+                activations=measured.activations,
+                receptive_field=max(measured.receptive_field),
+            )
+        )
+    return Comparison(tuple(rows), _differing_cells(specs))
 
 
-def _cells(specs: Sequence[Spec]) -> dict[str, tuple[Any, ...]]:
+def _differing_cells(specs: Sequence[Spec]) -> dict[str, tuple[Any, ...]]:
     if len({type(spec) for spec in specs}) != 1:
         return {}
     tables = [{path: value for path, value, _ in cells(spec)} for spec in specs]

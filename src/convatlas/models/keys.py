@@ -1,4 +1,4 @@
-"""Key rules: how the tensors of another library's checkpoint are called in our trees."""
+"""Key rules: from the tensor names of another library's checkpoint to the paths in our trees."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from torch import Tensor
 from convatlas.errors import WeightsError
 
 Rules = Sequence[tuple[str, str]]
-"""(pattern, template) pairs, applied one after another wherever the pattern is found.
+"""(pattern, template) pairs: each is applied in order, wherever its pattern occurs in the name.
 
-A template may hold the groups of its pattern, with a number moved: "{1}", "{1-1}", "{2+3}". A name that ends up empty
-is a tensor that has no place in our tree and is left out on purpose.
+A template may contain the groups of its pattern, and numbers with an offset: "{1}", "{1-1}", "{2+3}". A name that
+becomes empty is a tensor that has no place in our tree and is left out on purpose.
 """
 
 KeyMapping = Callable[[Any], Rules]
-"""The rules of one library for a spec of the family."""
+"""Spec of the family -> the rules of one library. Its docstring gives an example, as `"their.name" -> "our.name"`."""
 
 _GROUP = re.compile(r"\{(\d)([+-]\d+)?\}")
+
+_MAX_NAMES = 3
+"""Maximum number of tensor names in an error message."""
 
 
 def rename(key: str, rules: Rules) -> str:
     """Return our name of a foreign tensor; empty if it has no place here."""
     for pattern, template in rules:
-        key = re.sub(pattern, lambda found, template=template: _fill(template, found), key)  # type: ignore[misc]
+        key = re.sub(pattern, lambda match, template=template: _fill(template, match), key)  # type: ignore[misc]
     return key
 
 
-def _fill(template: str, found: re.Match[str]) -> str:
+def _fill(template: str, match: re.Match[str]) -> str:
     def group(place: re.Match[str]) -> str:
-        text = found[int(place[1])]
+        text = match[int(place[1])]
         return str(int(text) + int(place[2])) if place[2] else text
 
     return _GROUP.sub(group, template)
@@ -41,9 +44,9 @@ def _fill(template: str, found: re.Match[str]) -> str:
 def remap_keys(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under our names, in the shapes of `expected`.
 
-    The names and shapes must be exactly those of `expected`: nothing may be missing, left over or of another shape. Two
-    things are forgiven, since they carry no weights: a checkpoint older than `num_batches_tracked`, and axes that are
-    only written in another way (a linear layer as a 1x1 convolution). Raises WeightsError that names what differs.
+    Names and shapes must be exactly those of `expected`. Two differences are allowed, because they carry no weights:
+    a checkpoint without `num_batches_tracked` (older versions of torch), and a linear layer written as a 1x1
+    convolution. Raises WeightsError that names the missing, unexpected or misshapen tensors.
     """
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -51,33 +54,35 @@ def remap_keys(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[st
         if not name:
             continue
         if name in named:
-            raise WeightsError(f"two tensors of the checkpoint become {name}, the second is {key}")
+            raise WeightsError(f"checkpoint: two tensors map to {name}; the second one is {key}")
         named[name] = tensor
     for name, tensor in expected.items():
         if name.endswith(".num_batches_tracked") and name not in named:
             named[name] = tensor.new_zeros(tensor.shape, device="cpu")
-    missing, left = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
-    if missing or left:
-        told = [f"{what} {_some(names)}" for what, names in (("missing", missing), ("left over", left)) if names]
-        raise WeightsError(f"the tensors are not those of this network: {'; '.join(told)}")
-    fitted = {name: _fitted(named[name], tensor) for name, tensor in expected.items()}
+    missing, unexpected = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
+    if missing or unexpected:
+        parts = [
+            f"{what} {_first(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+        ]
+        raise WeightsError(f"checkpoint: tensors do not match this network: {'; '.join(parts)}")
+    reshaped = {name: _reshaped(named[name], tensor) for name, tensor in expected.items()}
     wrong = [
-        f"{name} is {tuple(named[name].shape)}, not {tuple(expected[name].shape)}"
-        for name, tensor in fitted.items()
+        f"{name} must have shape {tuple(expected[name].shape)}, got {tuple(named[name].shape)}"
+        for name, tensor in reshaped.items()
         if tensor is None
     ]
     if wrong:
-        raise WeightsError(f"the shapes are not those of this network: {_some(wrong)}")
-    return {name: tensor for name, tensor in fitted.items() if tensor is not None}
+        raise WeightsError(f"checkpoint: shapes do not match this network: {_first(wrong)}")
+    return {name: tensor for name, tensor in reshaped.items() if tensor is not None}
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return the first three names, and how many there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def _fitted(tensor: Tensor, like: Tensor) -> Tensor | None:
-    """Return the tensor in the shape of `like`, if only axes of length one or flattened axes differ."""
+def _reshaped(tensor: Tensor, like: Tensor) -> Tensor | None:
+    """Return the tensor in the shape of `like`; None if more differs than axes of length one or flattened axes."""
     if tensor.shape == like.shape:
         return tensor
     rewritten = {tensor.ndim, like.ndim} in ({2, 4}, {1, 3})

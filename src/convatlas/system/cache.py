@@ -1,11 +1,90 @@
-"""The cache folder."""
+"""The cache directory, and size-limited folders in it whose least recently used entries are deleted."""
 
 from __future__ import annotations
 
 import os
+import platform
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from convatlas.system.files import PART
 
 
 def cache_folder() -> Path:
-    """Return where downloads are kept: $CONVATLAS_CACHE, or ~/.cache/convatlas."""
+    """Return the directory of downloads and caches: $CONVATLAS_CACHE, or ~/.cache/convatlas."""
     return Path(os.environ.get("CONVATLAS_CACHE") or Path.home() / ".cache" / "convatlas")
+
+
+@dataclass(frozen=True)
+class LruFolder:
+    """A folder of the cache that holds at most `limit` bytes.
+
+    An entry is a file with the suffix `suffix`, together with files of the same stem and another suffix (its notes).
+    Its modification time is the time of its last use.
+    free: bytes that stay free on the disk.
+    """
+
+    path: Path
+    suffix: str
+    limit: int
+    free: int = 0
+
+    def mark_used(self, entry: Path) -> None:
+        """Make an entry the most recently used one."""
+        with suppress(OSError):
+            os.utime(entry)
+
+    def make_room(self, size: int) -> None:
+        """Create the folder and delete the least recently used entries until `size` more bytes fit.
+
+        Raises OSError if they cannot fit.
+        """
+        if size > self.limit:
+            raise OSError(f"{self.path}: {size:,} bytes do not fit into a cache of {self.limit:,} bytes")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._delete_abandoned()
+        entries = []
+        for entry in self.path.glob(f"*{self.suffix}"):
+            with suppress(FileNotFoundError):  # another process deletes, too
+                status = entry.stat()
+                entries.append((status.st_mtime, status.st_size, entry))
+        entries.sort(reverse=True)
+        total = sum(bytes_ for _, bytes_, _ in entries)
+        while entries and (total + size > self.limit or self._free_bytes() < size + self.free):
+            _, bytes_, oldest = entries.pop()
+            for file in (*self.path.glob(f"{oldest.stem}.*"), oldest):
+                file.unlink(missing_ok=True)
+            total -= bytes_
+        if self._free_bytes() < size + self.free:
+            raise OSError(f"{self.path}: the disk is full")
+
+    def fits(self, size: int) -> bool:
+        """Return whether an entry of `size` bytes fits without deleting others from the disk."""
+        return size <= self.limit and self._free_bytes() >= size + self.free
+
+    def partial_file(self, name: str) -> Path:
+        """Return the path of an unfinished entry; it names this process, so that it is deleted if the process dies."""
+        return self.path / f".{name}.{platform.node()}.{os.getpid()}{PART}"
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self.path).free
+
+    def _delete_abandoned(self) -> None:
+        """Delete unfinished entries of processes of this machine that no longer exist."""
+        for part in self.path.glob(f".*.{platform.node()}.*{PART}"):
+            process = part.name.split(".")[-2]
+            if process.isdigit() and not _exists(int(process)):
+                part.unlink(missing_ok=True)
+
+
+def _exists(process: int) -> bool:
+    """Return whether a process of this machine exists, possibly another user's."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

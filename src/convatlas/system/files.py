@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside the target, flushed to disk, then renamed."""
+"""Atomic writes: a file is written beside its target, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from convatlas.errors import RunError
+from convatlas.errors import MachineError
 
 PART = ".part"
-"""How the names of unfinished files end."""
+"""Suffix of unfinished files."""
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing; it appears complete at the end of the block, or is left as it was.
+    """Open a temporary file that replaces `path` at the end of the block; after an error `path` is unchanged.
 
-    Raises RunError that names the file where it cannot be written (no permission, full disk).
+    Raises MachineError that names the file if it cannot be written (no permission, full disk).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
@@ -31,7 +31,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -44,5 +44,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 digest of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,108 @@
-"""How long work reports its progress."""
+"""Progress of long work: how it is reported, and how it is shown in terminals, notebooks and log files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with a description of the work, the amount done, and the total amount (0 if unknown).
+
+The part of the description before the first colon identifies the bar; the rest may change from call to call, as in
+`training: loss 0.312`.
+"""
+
+REFRESH_S = 0.1
+"""Seconds between two updates of a bar; more of them would cost more than a step of a small network."""
+
+
+@contextmanager
+def progress_display(
+    enabled: bool = True, *, console: Console | None = None, line_interval: float | None = None
+) -> Iterator[Progress]:
+    """Yield a Progress callback that shows a bar in a terminal and a text line in a notebook.
+
+    enabled: False shows nothing.
+    console: where the bar is drawn; standard error by default.
+    line_interval: seconds between two plain lines where the output is neither a terminal nor a notebook. None (the
+        default) prints nothing there, as a library should.
+    """
+    from rich.console import Console as RichConsole
+
+    console = console or RichConsole(stderr=True, markup=False, highlight=False)
+    if not enabled or console.quiet:
+        yield _ignore
+    elif console.is_jupyter:
+        yield _notebook_line()
+    elif console.is_terminal:
+        with _bars(console) as advance:
+            yield advance
+    else:
+        yield _ignore if line_interval is None else _plain_lines(console, line_interval)
+
+
+def _ignore(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # rich would send redirected standard output to the console of the bars, away from its file or pipe
+    redirect = sys.stdout.isatty()
+    with Bars(*columns, console=console, transient=True, redirect_stdout=redirect) as bars:
+        tasks: dict[str, Any] = {}
+        updated: dict[str, float] = {}
+
+        def advance(what: str, done: int, total: int) -> None:
+            key, now = what.partition(":")[0], time.monotonic()
+            if key not in tasks:
+                tasks[key] = bars.add_task(what, total=total or None)
+            elif now - updated[key] < REFRESH_S and done != total:
+                return
+            updated[key] = now
+            bars.update(tasks[key], completed=done, total=total or None, description=what)
+
+        yield advance
+
+
+def _notebook_line() -> Progress:
+    """Return a callback that rewrites one line of the cell's output; it needs no widgets."""
+    from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook has it
+
+    line = display({"text/plain": ""}, raw=True, display_id=True)
+    updated = 0.0
+
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal updated
+        if time.monotonic() - updated >= REFRESH_S or done == total:
+            updated = time.monotonic()
+            line.update({"text/plain": describe(what, done, total)}, raw=True)
+
+    return advance
+
+
+def _plain_lines(console: Console, interval: float) -> Progress:
+    last = time.monotonic()
+
+    def advance(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval:
+            last = time.monotonic()
+            console.print(describe(what, done, total))
+
+    return advance
+
+
+def describe(what: str, done: int, total: int) -> str:
+    """Return progress as one line of text."""
+    return f"{what} ({done:,} of {total:,})" if total else f"{what} ({done:,})"

@@ -1,1 +1,1 @@
-"""What differs between tasks: losses, metrics, images of results."""
+"""Tasks: what differs between one label for each image, several labels, boxes, masks, keypoints and clips."""

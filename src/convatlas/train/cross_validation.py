@@ -1,32 +1,59 @@
-"""Cross-validation: as many runs as there are folds, each measured on the images that it did not see."""
+"""Cross-validation: one run for each fold, evaluated on the images of the fold, which it was not trained on."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convatlas.core.spec import Spec
-from convatlas.data.open import find
+from convatlas.data.open import open_data
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError
 from convatlas.models.catalog import resolve
-from convatlas.system.devices import device_named
+from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
 from convatlas.train.distributed import init_distributed
-from convatlas.train.fit import fitted, reopen, start
+from convatlas.train.fit import choose_recipe, open_run, prepare_run
 from convatlas.train.recipe import Recipe
-from convatlas.train.run import Run, Watch
+from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CONFIG, new_folder, write_table
-from convatlas.train.settings import Settings
+from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
+
+FOLDS = "folds.csv"
+
+
+@dataclass(frozen=True)
+class FoldStart:
+    """A fold begins, resumes, or is evaluated again because its run is finished. number: from 1 to `folds`."""
+
+    number: int
+    folds: int
+    run: Run
+
+
+@dataclass(frozen=True)
+class FoldEnd:
+    """A fold is trained and evaluated. score: of the best epoch on the images of the fold."""
+
+    number: int
+    folds: int
+    run: Run
+    score: float
+
+
+FoldEvent = FoldStart | Event | FoldEnd
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """The runs of a cross-validation, and what each reached on the images that it did not see."""
+    """The runs of a cross-validation, one for each fold, and their scores on the images of the fold.
+
+    headline: the key of the metric.
+    """
 
     folder: Path
     runs: tuple[Run, ...]
@@ -38,24 +65,21 @@ class CrossValidation:
         return statistics.fmean(self.scores)
 
     @property
-    def deviation(self) -> float:
-        """The standard deviation over the folds."""
+    def std(self) -> float:
+        """The standard deviation over the folds (n - 1 in the denominator)."""
         return statistics.stdev(self.scores)
 
+    def to_plain(self) -> list[dict[str, Any]]:
+        """Return {"fold", "images", headline} for each fold."""
+        return [
+            {"fold": number, "images": run.results["val"].n, self.headline: score}
+            for number, (run, score) in enumerate(zip(self.runs, self.scores, strict=True), 1)
+        ]
 
-def _check_same(
-    run: Run, part: Path, source: Source, name: str, weights: str | Path | None, recipe: str | Recipe | None, seed: int,
-    fold: tuple[int, int],
-) -> None:  # fmt: skip
-    """Raise RunError that names what differs, if a run in the folder was asked for otherwise."""
-    had = run.config
-    options = {"data": source.location, "model": name, "weights": str(weights or ""), "seed": seed, "fold": fold}
-    there = {"data": had.data, "model": had.model, "weights": had.weights, "seed": had.seed, "fold": had.settings.fold}
-    if isinstance(recipe, Recipe):
-        options["recipe"], there["recipe"] = fitted(recipe, source), had.recipe
-    different = [what for what, value in options.items() if there[what] != value]
-    if different:
-        raise RunError(f"{part}: is a run of another cross-validation ({', '.join(different)}); choose another folder")
+    def __repr__(self) -> str:
+        lines = [f"{'fold':>4}  {'images':>8}  {self.headline}"]
+        lines += [f"{row['fold']:>4}  {row['images']:>8,}  {row[self.headline]:.4f}" for row in self.to_plain()]
+        return "\n".join([*lines, f"mean {self.mean:.4f}, standard deviation {self.std:.4f}; runs in {self.folder}"])
 
 
 def cross_validate(
@@ -65,57 +89,84 @@ def cross_validate(
     folds: int = 5,
     weights: str | Path | None = None,
     recipe: str | Recipe | None = None,
+    overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
-    settings: Settings | None = None,
-    watch: Watch | None = None,
-    drive: Callable[[Run], Any] | None = None,
+    data_options: DataOptions | None = None,
+    execution: ExecutionOptions | None = None,
+    options: RunOptions | None = None,
+    on_event: Callable[[FoldEvent], None] | None = None,
     progress: Progress | None = None,
 ) -> CrossValidation:
-    """Train once for each fold, class by class and group by group, into `<out>/fold-1` and so on; see `fit`.
+    """Train one run for each fold, in `<out>/fold-1` and so on, and return their scores; other arguments as for `fit`.
 
-    What was done of it before is kept: runs that are there are resumed, finished ones are measured.
-    drive: takes each run to its end, instead of its own steps with `watch`.
+    Folds are stratified by class and keep groups together. Called again with the same arguments, it resumes interrupted
+    runs and evaluates finished ones. The scores are also written to `<out>/folds.csv`.
+    out: by default runs/<data>-<model>-folds.
+    on_event: called with FoldStart, every Step and Epoch, and FoldEnd.
+    progress: reports the preparation of each run.
+    Raises DataError if the data has a val split, RunError if `out` has runs with other arguments.
     """
-    settings = settings or Settings()
-    source = find(data, download=settings.download, progress=progress)
-    if "val" in source.listings:
-        raise DataError(f"{source.name}: has a val split of its own; folds are for data without one")
-    if not 2 <= folds <= len(source.listings["train"]):
-        raise RunError(f"folds: a number from 2 to that of the training images, not {folds}")
-    distributed = init_distributed(device_named(settings.device))
-    folder = Path(out) if out is not None else None
-    if folder is None:
-        folder = distributed.broadcast(
-            new_folder(None, source.name, f"{resolve(model)[0]}-folds") if distributed.is_main else None
-        )
+    data_options, execution = data_options or DataOptions(), execution or ExecutionOptions()
+    report = on_event or (lambda event: None)
+    source = open_data(data, download=data_options.download, progress=progress)
+    if "val" in source.splits:
+        raise DataError(f"{source.name}: must not have a val split for a cross-validation; merge it into train")
+    images = len(source.splits["train"])
+    if not 2 <= folds <= images:
+        raise RunError(f"folds: must be an integer in [2, {images}] (the number of training images), got {folds}")
+    distributed = init_distributed(resolve_device(execution.device))
+    name, row = resolve(model)
+    chosen = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
+    if out is not None:
+        folder = Path(out)
+    else:
+        created = new_folder(None, source.name, f"{name}-folds") if distributed.is_main else None
+        folder = distributed.broadcast(created)
     runs, scores = [], []
-    headline = "accuracy"
+    headline = ""
     for number in range(1, folds + 1):
         part = folder / f"fold-{number}"
         if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
-            run = reopen(part, progress=progress)
-            _check_same(run, part, source, resolve(model)[0], weights, recipe, seed, (number, folds))
+            run = open_run(part, progress=progress)
+            _check_same(run, part, source, name, weights, chosen, seed, (number, folds))
         else:
-            chosen = dataclasses.replace(settings, fold=(number, folds))
-            run = start(
-                data, model, weights=weights, recipe=recipe, seed=seed, out=part, settings=chosen, progress=progress
-            )
+            run = prepare_run(
+                data, model, weights=weights, recipe=chosen, seed=seed, out=part, execution=execution, options=options,
+                data_options=dataclasses.replace(data_options, fold=(number, folds)), progress=progress,
+            )  # fmt: skip
+        report(FoldStart(number, folds, run))
         if run.state.finished:
             run.finish()
-        elif drive:
-            drive(run)
-        else:
-            for event in run.steps():
-                if watch:
-                    watch(event)
+        for event in run.steps():
+            report(event)
+        result = run.results["val"]
+        headline = result.headline
         runs.append(run)
-        headline = run.results["val"].headline
-        scores.append(run.results["val"].score)
+        scores.append(result.score)
+        report(FoldEnd(number, folds, run, result.score))
+    outcome = CrossValidation(folder, tuple(runs), headline, tuple(scores))
     if distributed.is_main:
-        rows = [
-            {"fold": number, "images": len(run.results["val"].labels), headline: score}
-            for number, (run, score) in enumerate(zip(runs, scores, strict=True), 1)
-        ]
-        write_table(folder / "folds.csv", rows)
-    return CrossValidation(folder, tuple(runs), headline, tuple(scores))
+        write_table(folder / FOLDS, outcome.to_plain())
+    return outcome
+
+
+def _check_same(
+    run: Run, part: Path, source: Source, model: str, weights: str | Path | None, recipe: Recipe, seed: int,
+    fold: tuple[int, int],
+) -> None:  # fmt: skip
+    """Raise RunError that names the arguments with which an existing run was not started."""
+    config = run.config
+    arguments: dict[str, tuple[object, object]] = {
+        "data": (source.location, config.data),
+        "model": (model, config.model),
+        "weights": (str(weights or ""), config.weights),
+        "seed": (seed, config.seed),
+        "fold": (fold, config.data_options.fold),
+        "recipe": (recipe, config.recipe),
+    }
+    different = [argument for argument, (given, existing) in arguments.items() if given != existing]
+    if different:
+        raise RunError(
+            f"{part}: is a run of another cross-validation (its {' and '.join(different)} differ); choose another --out"
+        )

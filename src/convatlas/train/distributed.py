@@ -1,4 +1,4 @@
-"""The processes of one training: who does which share, and how their sums come together."""
+"""Data-parallel training: the ranks started by torchrun, their collectives, and batch norms over all ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,20 +19,27 @@ from torch.nn import functional as F
 
 from convatlas.errors import RunError, brief
 from convatlas.system.progress import Progress
+from convatlas.train.swap_forward import swap_forward
 
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits for the others."""
+"""Maximum time that a rank waits for the others."""
+
+HEARTBEAT_S = 1.0
+"""Minimum seconds between two heartbeats of a rank that works while others wait."""
+
+POLL_S = 0.05
+"""Seconds between two looks at the store while a rank waits."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among the `count` of a training, which `torchrun` started; alone by default.
+    """This process among the `world_size` ranks of a training; a single rank by default.
 
-    Each takes every `count`-th image of a batch and of a split. Sums over the shares are those over the whole,
-    so batch, loss, statistics of norms and metrics are what one process has, but for the order of the sums.
-    store: where each process counts how often it came to a meeting, so that one that stays away can be named.
+    Each rank takes every `world_size`-th image of a batch and of a split. Gradients, losses and batch-norm statistics
+    are sums over all ranks, so all results equal those of one process, except for the order of summation.
+    store: counts the collectives that each rank has entered, so that a straggler can be named.
     """
 
     rank: int = 0
@@ -41,19 +47,19 @@ class Distributed:
     store: Store | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distributed:
-        return self  # a copy of a network has the same company
+        return self  # copies of a network, such as its EMA, share the process group
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def shard(self, items: Tensor) -> Tensor:
-        """Return this process's part of the items; it may be empty."""
+        """Return this rank's share of the items (n, ...); it may be empty."""
         return items[self.rank :: self.world_size]
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes."""
+        """Replace each tensor by its sum over all ranks, in place."""
         if self.world_size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -62,142 +68,154 @@ class Distributed:
             tensor.copy_(part.view_as(tensor))
 
     def all_gather(self, part: Tensor, count: int) -> Tensor:
-        """Return the rows of all processes, in the order of the `count` items that were shared out."""
+        """Return the rows of all ranks (count, ...), in the order of the items before `shard`."""
         if self.world_size == 1:
             return part
         whole = part.new_zeros(count, *part.shape[1:])
         whole[self.rank :: self.world_size] = part
-        self._collective(lambda: dist.all_reduce(whole))  # all others have zeros there: exact
+        self._collective(lambda: dist.all_reduce(whole))  # exact: all other ranks have zeros there
         return whole
 
     def broadcast(self, value: Value | None) -> Value:
-        """Return what the first process says, everywhere."""
+        """Return rank 0's value on all ranks."""
         box: list[Any] = [value]
         if self.world_size > 1:
             self._collective(lambda: dist.broadcast_object_list(box))
-        found: Value = box[0]
-        return found
+        received: Value = box[0]
+        return received
 
     def barrier(self) -> None:
-        """Wait until all processes are here; raises RunError that names one that is not."""
+        """Wait for all ranks; raises RunError that names a rank that timed out."""
         if self.world_size > 1:
             self._collective(lambda: dist.all_reduce(torch.zeros(1)))
 
     def rank0_first(self, work: Callable[[Progress], Value], progress: Progress | None) -> Value:
-        """Return what `work` returns: first the first process does it, then the others, who find what it left behind.
+        """Run `work` on rank 0, then on the other ranks, which can use the files that rank 0 wrote; return its result.
 
-        It may take as long as it likes, while it tells of its progress. Raises RunError if that stops.
+        `work` may take any time as long as it reports progress. Raises RunError if a rank reports none for `TIMEOUT`.
         """
         store = self.store
         if store is None:
             return work(progress or (lambda *_: None))
-        turn, told = store.add(f"done/{self.rank}", 0) + 1, time.monotonic()
+        turn, last = store.add(f"done/{self.rank}", 0) + 1, time.monotonic()
 
-        def going(what: str, done: int, total: int) -> None:
-            nonlocal told
-            if time.monotonic() - told > 1:
-                told = time.monotonic()
-                store.add("going", 1)
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > HEARTBEAT_S:
+                last = time.monotonic()
+                store.add("heartbeat", 1)
             if progress:
                 progress(what, done, total)
 
         if not self.is_main:
             self._wait_for([0], turn)
-        result = work(going)
+        result = work(report)
         store.add(f"done/{self.rank}", 1)
         self._wait_for(range(self.world_size), turn)
         return result
 
-    def _wait_for(self, distributed: Iterable[int], turn: int) -> None:
-        """Wait until these processes have done so many works, or none makes progress any more."""
+    def _wait_for(self, ranks: Iterable[int], turn: int) -> None:
+        """Wait until these ranks have finished `turn` calls of `rank0_first`."""
         assert self.store is not None
-        seen, since = -1, time.monotonic()
+        heartbeat, since = -1, time.monotonic()
         try:
-            while waiting := [rank for rank in distributed if self.store.add(f"done/{rank}", 0) < turn]:
-                if (going := self.store.add("going", 0)) != seen:
-                    seen, since = going, time.monotonic()
+            while waiting := [rank for rank in ranks if self.store.add(f"done/{rank}", 0) < turn]:
+                if (latest := self.store.add("heartbeat", 0)) != heartbeat:
+                    heartbeat, since = latest, time.monotonic()
                 if time.monotonic() - since > TIMEOUT.total_seconds():
-                    who = f"process {' and '.join(map(str, waiting))}"
-                    raise RunError(f"process {self.rank} of {self.world_size}: {who} did not get ready; start again")
-                time.sleep(0.05)
-        except RuntimeError as error:  # the store is gone
-            raise RunError(f"process {self.rank} of {self.world_size}: another process ended; start again") from error
+                    raise RunError(f"{self}: {_name(waiting)} timed out while preparing; start again")
+                time.sleep(POLL_S)
+        except RuntimeError as error:  # the store was on a rank that exited
+            raise RunError(f"{self}: another rank exited while preparing; start again") from error
 
-    def _collective(self, meet: Any) -> None:
+    def _collective(self, run: Callable[[], Any]) -> None:
         try:
             self.mark_arrival()
-            meet()
+            run()
         except RuntimeError as error:
             raise self.straggler_error(error) from error
 
     def mark_arrival(self) -> None:
-        """Tell the others that this process is about to meet them."""
+        """Count that this rank enters a collective."""
         if self.store:
-            self.store.add(f"came/{self.rank}", 1)
+            self.store.add(f"arrived/{self.rank}", 1)
 
     def straggler_error(self, error: RuntimeError) -> RunError:
-        """Return an error that names the processes that came to fewer meetings than this one."""
-        late: list[str] = []
+        """Return an error that names the ranks that entered fewer collectives than this one."""
+        late: list[int] = []
         if self.store:
-            with suppress(RuntimeError):  # it may be gone, too
-                came = [self.store.add(f"came/{rank}", 0) for rank in range(self.world_size)]
-                late = [str(rank) for rank, times in enumerate(came) if times < came[self.rank]]
-        who = f"process {' and '.join(late)}" if late else "another process"
+            with suppress(RuntimeError):  # the store may be unreachable, too
+                arrivals = [self.store.add(f"arrived/{rank}", 0) for rank in range(self.world_size)]
+                late = [rank for rank, count in enumerate(arrivals) if count < arrivals[self.rank]]
         return RunError(
-            f"process {self.rank} of {self.world_size}: {who} did not come ({brief(error)}); "
-            "`convatlas resume` goes on from the last checkpoint"
+            f"{self}: {_name(late)} timed out ({brief(error)}); `convatlas resume` continues from the last checkpoint"
         )
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.world_size}"
+
+
+def _name(ranks: Sequence[int]) -> str:
+    if not ranks:
+        return "another rank"
+    return ("rank " if len(ranks) == 1 else "ranks ") + " and ".join(map(str, ranks))
 
 
 def init_distributed(device: torch.device) -> Distributed:
-    """Return the place of this process among those that `torchrun` started; alone where it did not."""
+    """Join the process group of torchrun, and return this rank; a single rank without torchrun.
+
+    Uses gloo, and NCCL for tensors on GPUs. Raises RunError if the process group cannot be initialized.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         return Distributed()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
-            raise RunError(f"the processes of torchrun cannot meet: {brief(error)}") from error
+            raise RunError(f"torchrun: cannot initialize the process group: {brief(error)}") from error
         atexit.register(_shutdown)
-    # the store of the processes' own meeting place; torchrun counts its restarts
-    place = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=TIMEOUT)
-    name = "/".join(os.environ.get(f"TORCHELASTIC_{what}", "") for what in ("RUN_ID", "RESTART_COUNT"))
-    return Distributed(dist.get_rank(), count, PrefixStore(f"convatlas/{name}", place))
+    # a client of torchrun's own store; the prefix keeps restarts of the job apart
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=TIMEOUT)
+    job = "/".join(os.environ.get(f"TORCHELASTIC_{what}", "") for what in ("RUN_ID", "RESTART_COUNT"))
+    return Distributed(dist.get_rank(), world_size, PrefixStore(f"convatlas/{job}", store))
 
 
 def _shutdown() -> None:
-    """Take leave before Python ends: gloo's threads may still hold tensors, and abort a process that is half gone."""
+    """Destroy the process group before Python ends: gloo's threads may hold tensors, and abort a dying process."""
     if dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()
 
 
 def sync_batch_norms(network: nn.Module, distributed: Distributed) -> None:
-    """Let the batch norms of a network see the batches of all processes while they train."""
+    """Let the batch norms of a network use the statistics of all ranks in training mode.
+
+    torch.nn.SyncBatchNorm needs GPUs.
+    """
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.forward = partial(_synchronized, distributed, layer)  # type: ignore[method-assign]
+            swap_forward(layer, _synchronized, distributed)
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes; the gradient of what each gave is the sum of their gradients."""
+class _AllReduce(torch.autograd.Function):
+    """The sum over all ranks; the gradient of each rank's input is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, distributed: Distributed) -> Tensor:
         context.distributed = distributed
-        return _sum(x.clone(), distributed)
+        return _sum_in_place(x.clone(), distributed)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradient.clone(), context.distributed), None
+        return _sum_in_place(gradient.clone(), context.distributed), None
 
 
-def _sum(x: Tensor, distributed: Distributed) -> Tensor:
-    """Replace x by its sum over all processes; these many meetings are not counted one by one."""
+def _sum_in_place(x: Tensor, distributed: Distributed) -> Tensor:
+    """Replace x by its sum over all ranks. These collectives are not counted: there are several for each layer."""
     try:
         dist.all_reduce(x)
     except RuntimeError as error:
@@ -205,30 +223,33 @@ def _sum(x: Tensor, distributed: Distributed) -> Tensor:
     return x
 
 
-def _sum_of_all(x: Tensor, distributed: Distributed) -> Tensor:
-    total: Tensor = _Sum.apply(x, distributed)
+def _differentiable_sum(x: Tensor, distributed: Distributed) -> Tensor:
+    total: Tensor = _AllReduce.apply(x, distributed)
     return total
 
 
-def _synchronized(distributed: Distributed, layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """Batch norm over the images of all processes: two sums, so that the variance does not cancel."""
+def _synchronized(layer: nn.modules.batchnorm._BatchNorm, distributed: Distributed, x: Tensor) -> Tensor:
+    """Batch norm of x (n, c, ...) over all ranks; n may be 0 on some.
+
+    Two all-reduces, first the mean and then the squared deviations: a variance from E[x^2] - E[x]^2 would cancel.
+    """
     if not layer.training:
         return F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
     axes = [0, *range(2, x.ndim)]
     shape = (1, -1, *[1] * (x.ndim - 2))
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    count = _sum(wide.new_tensor([x.numel() // x.shape[1]]), distributed)
-    mean = _sum_of_all(wide.sum(axes), distributed) / count
-    centerd = wide - mean.view(shape)
-    variance = _sum_of_all(centerd.square().sum(axes), distributed) / count
+    x_float = x.to(torch.promote_types(x.dtype, torch.float32))
+    count = _sum_in_place(x_float.new_tensor([x.numel() // x.shape[1]]), distributed)
+    mean = _differentiable_sum(x_float.sum(axes), distributed) / count
+    centered = x_float - mean.view(shape)
+    variance = _differentiable_sum(centered.square().sum(axes), distributed) / count
     if layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None:
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)
             momentum = layer.momentum if layer.momentum is not None else 1.0 / float(layer.num_batches_tracked)
             layer.running_mean.lerp_(mean, momentum)
             layer.running_var.lerp_(variance * count / (count - 1), momentum)
-    y = centerd * (variance + layer.eps).rsqrt().view(shape)
+    y = centered * (variance + layer.eps).rsqrt().view(shape)
     if layer.weight is not None:
         y = y * layer.weight.view(shape) + layer.bias.view(shape)
-    normed: Tensor = y.to(x.dtype)
-    return normed
+    normalized: Tensor = y.to(x.dtype)
+    return normalized

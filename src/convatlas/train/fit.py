@@ -1,185 +1,263 @@
-"""Train a network: fit and resume."""
+"""Train a network: `fit` prepares a run and trains it, `resume` continues one from its last checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
 from convatlas.data.dataset import Dataset
-from convatlas.data.open import find
+from convatlas.data.open import open_data
+from convatlas.data.rng import derive_key
 from convatlas.data.source import Source
-from convatlas.draw.charts import draw_lr_finder
+from convatlas.draw import charts
 from convatlas.errors import DataError, RunError, SpecError
-from convatlas.models.catalog import adapted, build_fresh, reads_clips, resolve
-from convatlas.system.devices import device_named
+from convatlas.models.card import Variant
+from convatlas.models.catalog import SPEC_TYPES, adapted, build_fresh, reads_clips, resolve
+from convatlas.system.devices import resolve_device
 from convatlas.system.files import write_text
-from convatlas.system.progress import Progress
-from convatlas.tasks.classification.losses import loss_for
+from convatlas.system.progress import Progress, progress_display
+from convatlas.tasks.known import TASKS
+from convatlas.tasks.task import Task
 from convatlas.train.checkpoint import load_checkpoint
-from convatlas.train.cpu import execution as execution_module
 from convatlas.train.cpu import fused_norm
-from convatlas.train.distributed import init_distributed
-from convatlas.train.recipe import Recipe, usual
-from convatlas.train.recipe import recipe as recipe_named
-from convatlas.train.run import Run, Watch, _versions
+from convatlas.train.cpu.execution import ExecutionPlan, process_settings
+from convatlas.train.cpu.tune import choose_plan
+from convatlas.train.distributed import Distributed, init_distributed
+from convatlas.train.recipe import Recipe, recipe_named
+from convatlas.train.regularization import regularize
+from convatlas.train.run import Event, Run, current_versions
 from convatlas.train.run_folder import (
     CHECKPOINT,
     CONFIG,
-    RATES,
+    LR_FINDER,
     UNREADABLE,
-    _cleared_if_refused,
     new_folder,
+    removed_on_error,
     write_table,
 )
-from convatlas.train.settings import Config, Settings
+from convatlas.train.settings import DataOptions, ExecutionOptions, RunConfig, RunOptions
+from convatlas.weights.adapt import load_into
 from convatlas.weights.open import open_weights
+from convatlas.weights.read import Checkpoint
 
 
-def load(
-    source: Source, preprocessing: Preprocessing, recipe: Recipe, seed: int, settings: Settings,
-    progress: Progress | None,
-) -> Dataset:  # fmt: skip
-    """Return the data set, prepared; raises DataError if there is nothing to measure on."""
+def choose_recipe(
+    recipe: str | Recipe | None, row: Variant, *, pretrained: bool, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Return the recipe that is asked for, or else "finetune" for pretrained weights and the network's own for others.
+
+    recipe: a recipe, its name, or a YAML file. overrides: other values of its fields.
+    """
+    if recipe is None:
+        recipe = "finetune" if pretrained else row.recipe
+    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
+    return chosen.replaced(overrides or {})
+
+
+def load_data(
+    source: Source,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    seed: int,
+    options: DataOptions,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Return the prepared data set; raises DataError if there is no split to evaluate on."""
     dataset = source.load(
-        preprocessing, seed=seed, val_share=settings.val_share, fold=settings.fold, for_random_crop=recipe.augment.min_crop_area > 0,
-        max_unreadable=settings.max_unreadable, progress=progress,
+        preprocessing, seed=seed, val_share=options.val_share, fold=options.fold,
+        for_random_crop=recipe.augment.min_crop_area > 0, max_unreadable=options.max_unreadable, progress=progress,
     )  # fmt: skip
     if dataset.val is None and dataset.test is None:
-        raise DataError(f"{source.name}: without val and test there is nothing to measure on; set a val share above 0")
+        raise DataError(f"{source.name}: there is no val or test split to evaluate on; set a val share above 0")
     return dataset
 
 
-def fitted(recipe: Recipe, source: Source) -> Recipe:
-    """Return the recipe with the loss that goes with the data; raises SpecError if its own does not."""
-    return dataclasses.replace(recipe, loss=loss_for(recipe.loss, several=source.several))
-
-
 def preprocessing_for(
-    source: Source, usual: Preprocessing, size: int, channels: int, seed: int, settings: Settings
+    source: Source, base: Preprocessing, resolution: int, channels: int, seed: int, options: DataOptions
 ) -> Preprocessing:
-    """Return a network's usual preprocessing for an input of `size` pixels, and for what the training images hold."""
-    steps = usual.for_size(size).for_channels(channels)
-    held = source.statistics(channels, seed=seed, val_share=settings.val_share, fold=settings.fold)
-    return dataclasses.replace(steps, window=held.window, mean=held.mean, std=held.std) if held else steps
+    """Return `base` for another resolution and number of channels, with the statistics of the training images.
+
+    The statistics are measured for images with more than 8 bits and for other channels than grayscale and RGB.
+    """
+    steps = base.for_resolution(resolution).for_channels(channels)
+    measured = source.statistics(channels, seed=seed, val_share=options.val_share, fold=options.fold)
+    if measured is None:
+        return steps
+    return dataclasses.replace(steps, window=measured.window, mean=measured.mean, std=measured.std)
 
 
-def start(
+def build_network(
+    spec: Spec, task: Task, channels: int, recipe: Recipe, seed: int, weights: Checkpoint | None = None
+) -> Network:
+    """Return the network that training starts from; its initial weights are a function of the seed.
+
+    The order matters: weights are drawn, then overwritten by pretrained ones, then layers for regularization are added.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_key(seed, 0, 8))
+        network = build_fresh(spec, classes=task.outputs, channels=channels)
+    if weights:
+        load_into(network, spec, weights, fresh_head=weights.class_names != task.classes)
+    regularize(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
+    return network
+
+
+def prepare_run(
     data: str | Path,
     model: str | Spec,
     *,
     weights: str | Path | None = None,
     recipe: str | Recipe | None = None,
+    overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
-    settings: Settings | None = None,
     find_lr: bool = False,
+    data_options: DataOptions | None = None,
+    execution: ExecutionOptions | None = None,
+    options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Prepare data, network and folder of a new run, without training yet; see `fit`.
+    """Prepare data, network and directory of a new run, without training yet; see `fit`.
 
-    find_lr: replace the recipe's learning rate by one that a short search finds; the search is kept in the run's
-        folder.
+    find_lr: replace the recipe's learning rate by the suggestion of the learning-rate finder, whose curve is saved in
+        the run directory.
     """
-    settings = settings or Settings()
-    if not 0 <= seed < 2**32:
-        raise RunError(f"seed: a whole number from 0 to {2**32 - 1}, not {seed}")
-    name, row = resolve(model)
-    if not isinstance(recipe, Recipe):
-        recipe = recipe_named(recipe or usual(row.recipe, pretrained=weights is not None))
-    spec = adapted(row.spec, stem=settings.stem, resolution=settings.size)
-    if reads_clips(spec):
-        raise RunError(f"{name}: reads clips; training on clips is not there yet, choose a network for images")
-    device = device_named(settings.device)
+    data_options = data_options or DataOptions()
+    execution = execution or ExecutionOptions()
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise RunError(f"seed must be an integer in [0, {2**32 - 1}], got {seed!r}")
+    device = resolve_device(execution.device)
     distributed = init_distributed(device)
-    threads = settings.threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    given = open_weights(weights, spec, name=name, row=row) if weights is not None else None
-    source = find(data, download=settings.download, progress=progress)
-    recipe = fitted(recipe, source)
-    channels = source.channels if settings.channels is None else settings.channels
-    counted = build_fresh(spec, classes=len(source.classes), channels=channels, device="meta")
-    kernels = settings.kernels and distributed.world_size == 1
-    if device.type == "cpu" and kernels:
-        fused_norm.prepare(counted)
-    usually = given.preprocessing if given else row.preprocessing
-    preprocessing = preprocessing_for(source, usually, spec.resolution, channels, seed, settings)
-    dataset = distributed.rank0_first(lambda told: load(source, preprocessing, recipe, seed, settings, told), progress)
-    way = None if not distributed.is_main else execution_module.choose(
-        spec, classes=len(source.classes), channels=channels, batch=recipe.micro_batch or recipe.batch, device=device,
-        layout=settings.layout, precision=settings.precision, compiled=settings.compiled, kernels=kernels,
-    ).execution  # fmt: skip
-    way = distributed.broadcast(way)
-    folder = distributed.broadcast(new_folder(out, source.name, name) if distributed.is_main else None)
-    config = Config(
-        data=source.location,
-        model=name,
-        weights="" if weights is None else str(weights),
-        spec=spec,
-        preprocessing=preprocessing,
-        recipe=recipe,
-        seed=seed,
-        settings=dataclasses.replace(
-            settings, threads=threads, device=device.type if settings.device == "auto" else settings.device,
-            layout=way.layout, precision=way.precision,
-        ),
-        classes=source.classes,
-        fingerprint=dataset.fingerprint(),
-        versions=_versions(device, way, counted),
-    )  # fmt: skip
-    with _cleared_if_refused(folder, distributed):
-        run = Run(folder, config, dataset, given, distributed)
-        if find_lr:
-            rates = run.find_lr(progress)
-            config = dataclasses.replace(config, recipe=dataclasses.replace(recipe, lr=rates.chosen))
-            run = Run(folder, config, dataset, given, distributed)
-            draw_lr_finder(rates.rates, rates.losses, rates.chosen, folder / RATES)
+    with process_settings(threads=execution.threads):
+        # 1. what is trained: network, recipe, task
+        name, row = resolve(model)
+        chosen = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
+        spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
+        if reads_clips(spec):
+            raise RunError(f"{name}: reads clips; training on clips is not supported yet, choose a network for images")
+        checkpoint = open_weights(weights, spec, name=name, row=row) if weights is not None else None
+        source = open_data(data, download=data_options.download, progress=progress)
+        task = source.task.with_loss(chosen.loss)
+        channels = source.channels if data_options.channels is None else data_options.channels
+
+        # 2. the network, built once; its kernels are compiled while the data is prepared
+        network = build_network(spec, task, channels, chosen, seed, checkpoint)
+        fused_norms = execution.fused_norms and distributed.world_size == 1
+        if device.type == "cpu" and fused_norms:
+            fused_norm.compile_in_background(network)
+
+        # 3. the data
+        base = checkpoint.preprocessing if checkpoint else row.preprocessing
+        preprocessing = preprocessing_for(source, base, spec.resolution, channels, seed, data_options)
+        dataset = distributed.rank0_first(
+            lambda report: load_data(source, preprocessing, chosen, seed, data_options, report), progress
+        )
+
+        # 4. how steps are executed: measured by one process for all
+        plan = None
         if distributed.is_main:
-            write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
-    if distributed.is_main and dataset.unreadable:
-        write_table(folder / UNREADABLE, [dataclasses.asdict(unreadable) for unreadable in dataset.unreadable])
-    if given:  # so that going on does not need the file of the weights
-        run._save()
+            plan = choose_plan(
+                network, spec, classes=task.outputs, batch=chosen.micro_batch or chosen.batch, device=device,
+                memory_format=execution.memory_format, precision=execution.precision, compiled=execution.compiled,
+                fused_norms=fused_norms,
+            ).plan  # fmt: skip
+        plan = distributed.broadcast(plan)
+
+        # 5. the run directory and its configuration
+        folder = distributed.broadcast(new_folder(out, source.name, name) if distributed.is_main else None)
+        config = RunConfig(
+            data=source.location,
+            model=name,
+            weights="" if weights is None else str(weights),
+            task=task,
+            spec=spec,
+            preprocessing=preprocessing,
+            recipe=chosen,
+            seed=seed,
+            data_options=data_options,
+            execution=dataclasses.replace(
+                execution, threads=torch.get_num_threads(), memory_format=plan.memory_format, precision=plan.precision,
+                device=device.type if execution.device == "auto" else execution.device,
+            ),
+            options=options or RunOptions(),
+            fingerprint=dataset.fingerprint(),
+            versions=current_versions(device, plan, network),
+        )  # fmt: skip
+        with removed_on_error(folder, is_main=distributed.is_main):
+            run = Run(folder, config, dataset, network, plan, distributed)
+            if find_lr:
+                found = run.find_lr(progress)
+                config = dataclasses.replace(config, recipe=chosen.replaced({"lr": found.suggestion}))
+                run = Run(folder, config, dataset, network, plan, distributed)
+                charts.lr_finder(found.lrs, found.losses, found.suggestion, path=folder / LR_FINDER)
+            if distributed.is_main:
+                write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
+        if distributed.is_main and dataset.unreadable:
+            write_table(folder / UNREADABLE, [dataclasses.asdict(image) for image in dataset.unreadable])
+        if checkpoint:  # so that resuming does not need the file of the weights
+            run.save()
     return run
 
 
-def reopen(folder: str | Path, *, progress: Progress | None = None) -> Run:
-    """Open a run where its last checkpoint stands, at step 0 before the first one.
+def open_run(folder: str | Path, *, progress: Progress | None = None) -> Run:
+    """Open a run at its last checkpoint, at step 0 before the first one.
 
-    Raises RunError if the folder is no run, the data changed, or the checkpoint is damaged.
+    Raises RunError if the folder is not a run directory, the data changed, or the checkpoint is damaged.
     """
     folder = Path(folder)
+    config = read_config(folder)
+    device = resolve_device(config.execution.device)
+    distributed = init_distributed(device)
+    with process_settings(threads=config.execution.threads):
+        source = open_data(config.data, progress=progress)
+        dataset = distributed.rank0_first(
+            lambda report: load_data(
+                source, config.preprocessing, config.recipe, config.seed, config.data_options, report
+            ),
+            progress,
+        )
+        if dataset.fingerprint() != config.fingerprint:
+            raise RunError(
+                f"{config.data}: the data changed since {folder} was started; restore it, or start a new run"
+            )
+        network = build_network(config.spec, config.task, config.preprocessing.channels, config.recipe, config.seed)
+        run = Run(folder, config, dataset, network, _plan_of(config, distributed), distributed)
+    if (folder / CHECKPOINT).exists():
+        run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer, run.ema)
+    elif config.weights:
+        raise RunError(f"{folder}: its checkpoint is missing, and with it the weights it started from; start a new run")
+    return run
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read the configuration of a run directory; raises RunError if it is missing or damaged."""
     path = folder / CONFIG
     if not path.is_file():
-        raise RunError(f"{folder}: not a run (there is no {CONFIG})")
+        raise RunError(f"{folder}: not a run directory (there is no {CONFIG})")
     try:
-        config = Config.from_plain(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return RunConfig.from_plain(plain, where=str(path), known={**SPEC_TYPES, **TASKS})
+    except (ValueError, SpecError) as error:
         raise RunError(f"{path}: damaged: {error}") from error
-    source = find(config.data, progress=progress)
-    distributed = init_distributed(device_named(config.settings.device))
-    dataset = distributed.rank0_first(
-        lambda told: load(source, config.preprocessing, config.recipe, config.seed, config.settings, told), progress
+
+
+def _plan_of(config: RunConfig, distributed: Distributed) -> ExecutionPlan:
+    """Return the execution plan that a run was started with."""
+    execution = config.execution
+    return ExecutionPlan(
+        execution.memory_format,  # type: ignore[arg-type]  # "auto" was replaced when the run was prepared
+        execution.precision,  # type: ignore[arg-type]
+        execution.compiled,
+        execution.fused_norms and distributed.world_size == 1,
     )
-    if dataset.fingerprint() != config.fingerprint:
-        raise RunError(f"{config.data}: the data changed since {folder} began; bring it back, or start a new run")
-    run = Run(folder, config, dataset, distributed=distributed)
-    if (folder / CHECKPOINT).exists():
-        run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer, run.average)
-    elif config.weights:
-        raise RunError(f"{folder}: its checkpoint is gone, and with it the weights it began from; start a new run")
-    return run
-
-
-def _drive(run: Run, watch: Watch | None) -> Run:
-    for event in run.steps():
-        if watch:
-            watch(event)
-    return run
 
 
 def fit(
@@ -188,30 +266,55 @@ def fit(
     *,
     weights: str | Path | None = None,
     recipe: str | Recipe | None = None,
+    overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
-    settings: Settings | None = None,
-    watch: Watch | None = None,
+    find_lr: bool = False,
+    data_options: DataOptions | None = None,
+    execution: ExecutionOptions | None = None,
+    options: RunOptions | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    progress: bool = True,
 ) -> Run:
-    """Train a network on a data set and seal the best weights into `<run>/model.safetensors`.
+    """Train a network on a data set and write the best weights into `<run>/model.safetensors`.
 
     data: a data set by name, a folder, a table of images, or arrays (see docs/data.md).
     model: a name of the catalog, or a spec of one of its families.
-    weights: where to begin, as for `convatlas.build`; fresh ones where left out. Other classes get a fresh head.
-    recipe: a Recipe or the name of one; the network's own, or "finetune" with weights, where left out.
+    weights: pretrained weights, as for `convatlas.build`; fresh ones by default. Other classes get a fresh head.
+    recipe: a Recipe, its name or a YAML file; by default "finetune" with weights, else the network's own.
+    overrides: other values of the recipe's fields, such as {"epochs": 3}.
     seed: decides initial weights, order, augmentation and missing splits.
-    out: the run's folder, new or empty; runs/<data>-<model> where left out.
-    watch: called with every Step and with each epoch's row of metrics.
+    out: the run directory, new or empty; by default runs/<data>-<model>.
+    find_lr: use the suggestion of the learning-rate finder.
+    on_event: called with every Step and every Epoch.
+    progress: show a progress bar in terminals and notebooks.
     """
-    return _drive(start(data, model, weights=weights, recipe=recipe, seed=seed, out=out, settings=settings), watch)
+    with progress_display(progress) as report:
+        run = prepare_run(
+            data, model, weights=weights, recipe=recipe, overrides=overrides, seed=seed, out=out, find_lr=find_lr,
+            data_options=data_options, execution=execution, options=options, progress=report,
+        )  # fmt: skip
+        return _train(run, on_event, report)
 
 
-def resume(folder: str | Path, *, watch: Watch | None = None) -> Run:
-    """Go on with a run that was stopped; the result is the one of a run that never was (bit for bit on CPU).
+def resume(folder: str | Path, *, on_event: Callable[[Event], None] | None = None, progress: bool = True) -> Run:
+    """Continue an interrupted run; the result equals that of an uninterrupted one (bit for bit on CPU).
 
-    A finished run is measured again, from its model file.
+    A finished run is evaluated again, from its model file.
     """
-    run = reopen(folder)
-    if run.state.finished:
-        run.finish()
-    return _drive(run, watch)
+    with progress_display(progress) as report:
+        run = open_run(folder, progress=report)
+        if run.state.finished:
+            run.finish()
+        return _train(run, on_event, report)
+
+
+def _train(run: Run, on_event: Callable[[Event], None] | None, progress: Progress) -> Run:
+    """Train a run to its end, with a progress bar."""
+    recipe = run.config.recipe
+    total = recipe.epochs * -(-len(run.dataset.train) // recipe.batch)
+    for event in run.steps():
+        if on_event:
+            on_event(event)
+        progress(f"training: {event.describe()}", run.state.step, total)
+    return run

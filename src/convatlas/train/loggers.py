@@ -1,91 +1,100 @@
-"""Where else the numbers of a run go: TensorBoard, Weights & Biases, MLflow; none of them is needed."""
+"""Experiment loggers: TensorBoard, Weights & Biases, MLflow. All are optional."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from convatlas.errors import RunError
 from convatlas.system.download import offline
-from convatlas.train.loop import Step
+from convatlas.system.extras import import_optional
+from convatlas.tasks.task import Result
 
-if TYPE_CHECKING:
-    from convatlas.train.run import Run
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
-EVERY = 20
-"""Every so many steps loss and learning rate are told."""
+LOG_EVERY_STEPS = 20
+"""Interval, in steps, at which loss and learning rate are logged."""
 
-Tell = Callable[[Mapping[str, float], int], None]
-"""Takes numbers by name, and the step they belong to."""
+LogMetrics = Callable[[Mapping[str, float], int], None]
+"""(metrics by name, step) -> None."""
+
+Logger = tuple[LogMetrics, Callable[[], None]]
+"""A function that logs metrics, and one that closes the logger."""
 
 
-def _tensorboard(run: Run) -> tuple[Tell, Callable[[], None]]:
-    _installed("tensorboard")
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a logger needs to know about a run.
+
+    run_id: the same for a resumed run. config: as written to run.json. start_step: steps before it are logged already.
+    """
+
+    folder: Path
+    run_id: str
+    config: Mapping[str, Any]
+    start_step: int
+
+
+def _tensorboard(run: RunIdentity) -> Logger:
+    import_optional("tensorboard", "tensorboard", where="log", error=RunError)
     from torch.utils.tensorboard import SummaryWriter
 
-    # what a stopped run told after its last checkpoint is told again
-    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.state.step)
+    # what an interrupted run logged after its last checkpoint is logged again
+    writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.start_step)
 
-    def tell(numbers: Mapping[str, float], step: int) -> None:
-        for name, value in numbers.items():
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
             writer.add_scalar(name, value, step)
 
-    return tell, writer.close
+    return log, writer.close
 
 
-def _wandb(run: Run) -> tuple[Tell, Callable[[], None]]:
-    wandb = _installed("wandb")
+def _wandb(run: RunIdentity) -> Logger:
+    wandb = import_optional("wandb", "wandb", where="log", error=RunError)
     session = wandb.init(
-        project="convatlas", name=run.folder.name, id=run.identity, resume="allow", dir=str(run.folder),
-        config=run.config.to_plain(), mode="offline" if offline() else None,
+        project="convatlas", name=run.folder.name, id=run.run_id, resume="allow", dir=str(run.folder),
+        config=dict(run.config), mode="offline" if offline() else None,
     )  # fmt: skip
-    return lambda numbers, step: session.log(dict(numbers), step=step), session.finish
+    return lambda metrics, step: session.log(dict(metrics), step=step), session.finish
 
 
-def _mlflow(run: Run) -> tuple[Tell, Callable[[], None]]:
-    mlflow = _installed("mlflow")
+def _mlflow(run: RunIdentity) -> Logger:
+    mlflow = import_optional("mlflow", "mlflow", where="log", error=RunError)
     mlflow.set_experiment("convatlas")
     mlflow.start_run(run_name=run.folder.name)
-    mlflow.log_params({**run.config.recipe.to_plain(), "model": run.config.model, "data": run.dataset.name})
-    return lambda numbers, step: mlflow.log_metrics(dict(numbers), step=step), mlflow.end_run
+    mlflow.log_params({**run.config["recipe"], "model": run.config["model"], "data": run.config["data"]})
+    return lambda metrics, step: mlflow.log_metrics(dict(metrics), step=step), mlflow.end_run
 
 
-def _installed(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise RunError(f"log: {name} is not installed; pip install {name}") from None
-
-
-LOGGERS: dict[str, Callable[[Run], tuple[Tell, Callable[[], None]]]] = {
+LOGGERS: dict[str, Callable[[RunIdentity], Logger]] = {
     "tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow,
 }  # fmt: skip
 
 
 class Log:
-    """The loggers of a run, opened; numbers of steps go by the number of the step, those of epochs by its last one."""
+    """The open loggers of a run."""
 
-    def __init__(self, run: Run, names: tuple[str, ...]) -> None:
-        self.run = run
-        self.opened = [LOGGERS[name](run) for name in names]
+    def __init__(self, run: RunIdentity, names: tuple[str, ...]) -> None:
+        self._loggers = [LOGGERS[name](run) for name in names]
 
-    def tell(self, event: Step | Mapping[str, float]) -> None:
-        """Take a step, of which every 20th is told, or the row of an epoch."""
-        if isinstance(event, Step):
-            if event.number % EVERY == 0 and not event.skipped:
-                self._all({"step/loss": event.loss, "step/lr": event.lr}, event.number)
-        else:
-            named = {f"epoch/{name}": value for name, value in event.items() if name != "epoch"}
-            self._all(named, self.run.state.step - 1)
+    def step(self, number: int, loss: float, lr: float) -> None:
+        """Log a step; only every 20th is written."""
+        if number % LOG_EVERY_STEPS == 0:
+            self._log({"step/loss": loss, "step/lr": lr}, number)
 
-    def close(self) -> None:
-        """Tell what the finished run measured, if it is, and close."""
-        for split, result in self.run.results.items():
-            self._all({f"{split}/{name}": value for name, value in result.summary().items()}, self.run.state.step)
-        for _, close in self.opened:
+    def epoch(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of an epoch, at its last step."""
+        self._log({f"epoch/{name}": value for name, value in metrics.items() if name != "epoch"}, step)
+
+    def close(self, results: Mapping[str, Result], step: int) -> None:
+        """Log the metrics of a finished run, if there are any, and close the loggers."""
+        for split, result in results.items():
+            self._log({f"{split}/{name}": value for name, value in result.summary().items()}, step)
+        for _, close in self._loggers:
             close()
 
-    def _all(self, numbers: Mapping[str, float], step: int) -> None:
-        for tell, _ in self.opened:
-            tell(numbers, step)
+    def _log(self, metrics: Mapping[str, float], step: int) -> None:
+        for log, _ in self._loggers:
+            log(metrics, step)

@@ -1,89 +1,102 @@
-"""Which learning rate? A short training in which it grows until the loss does (Smith 2017)."""
+"""Learning-rate finder: a short training with an exponentially rising learning rate (Smith 2017)."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
-from convatlas.data.loader import Batch, BatchLoader
+from convatlas.data.loader import BatchLoader
 from convatlas.errors import RunError
 from convatlas.system.progress import Progress
+from convatlas.tasks.targets import Batch
 from convatlas.train.cpu.execution import ExecutionPlan
-from convatlas.train.loop import StepRunner, seed_step
+from convatlas.train.optim import build_optimizer, set_lr
 from convatlas.train.recipe import Recipe
+from convatlas.train.step import StepRunner, seed_step
 
-STEPS, LOWEST, HIGHEST = 100, 1e-6, 10.0
-"""So many steps lead from the lowest to the highest learning rate that is tried."""
+NUM_STEPS = 100
+MIN_LR, MAX_LR = 1e-6, 10.0
+"""The learning rate rises from the first to the second in `NUM_STEPS` steps."""
 
-BURST = 4.0
-"""The search ends when the loss is so many times the lowest one."""
+MAX_LOSS_RATIO = 4.0
+"""The training stops when the loss exceeds its minimum by this factor."""
 
-SMOOTH = 0.9
-"""Share of the losses before in the running mean of the losses."""
+SMOOTHING = 0.9
+"""Decay of the exponential moving average of the loss, per step."""
+
+SLOPE_STEPS = 4
+"""Number of steps on each side over which the slope of the loss is taken."""
 
 
 @dataclass(frozen=True)
 class LRFinderResult:
-    """Learning rates that were tried, in rising order, the running mean of the loss at each, and the one to take."""
+    """The curve of a learning-rate finder.
 
-    rates: tuple[float, ...]
+    lrs: learning rates in rising order. losses: the smoothed loss at each. suggestion: the learning rate to use.
+    """
+
+    lrs: tuple[float, ...]
     losses: tuple[float, ...]
-    chosen: float
+    suggestion: float
+
+    def __str__(self) -> str:
+        return f"learning rate {self.suggestion:.2g}: the steepest descent of {len(self.lrs)} steps"
 
 
 def find_lr(
-    network: Network, loader: BatchLoader, recipe: Recipe, *, seed: int, execution: ExecutionPlan | None = None,
+    network: Network, loader: BatchLoader, recipe: Recipe, *, seed: int, plan: ExecutionPlan | None = None,
     class_weights: Tensor | None = None, progress: Progress | None = None,
 ) -> LRFinderResult:  # fmt: skip
-    """Train a copy of a network for up to 100 steps with a rising learning rate; the network stays as it is.
+    """Train a copy of a network with a rising learning rate, and suggest the one at which the loss falls fastest.
 
-    The one to take is where the loss falls most steeply, against the logarithm of the rate, before it is lowest.
-    Raises RunError if the loss never falls.
+    The slope is taken against the logarithm of the learning rate, before the minimum of the loss.
+    seed: of dropout and stochastic depth. class_weights: (classes,), see `Task.class_weights`.
+    Raises RunError if the loss does not fall.
     """
-    copied = copy.deepcopy(network)
-    copied.freeze(None)
-    runner, optimizer = (
-        StepRunner(copied, recipe, execution or ExecutionPlan(), class_weights),
-        recipe.build_optimizer(copied),
-    )
-    rates: list[float] = []
+    network = copy.deepcopy(network)
+    network.freeze(None)
+    runner = StepRunner(network, loader.task, recipe, plan or ExecutionPlan(), class_weights=class_weights)
+    runner.set_train_mode()
+    optimizer = build_optimizer(recipe, network)
+    lrs: list[float] = []
     losses: list[float] = []
     mean = 0.0
     for number, batch in enumerate(_batches(loader)):
-        rate = LOWEST * (HIGHEST / LOWEST) ** (number / (STEPS - 1))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        seed_step(seed, number, batch.inputs.device)
-        _, loss = runner.backward_with_oom_retry(batch, [buffer.clone() for buffer in copied.buffers()])
+        lr = MIN_LR * (MAX_LR / MIN_LR) ** (number / (NUM_STEPS - 1))
+        set_lr(optimizer, lr)
+        seed_step(seed, number, batch.device)
+        _, loss = runner.backward_with_oom_retry(batch, [buffer.clone() for buffer in network.buffers()])
         value = loss.item()
-        mean = SMOOTH * mean + (1 - SMOOTH) * value
-        smooth = mean / (1 - SMOOTH ** (number + 1))
-        if not math.isfinite(value) or (losses and smooth > BURST * min(losses)):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        smoothed = mean / (1 - SMOOTHING ** (number + 1))  # the mean starts at 0
+        if not math.isfinite(value) or (losses and smoothed > MAX_LOSS_RATIO * min(losses)):
             break
-        rates.append(rate)
-        losses.append(smooth)
-        nn.utils.clip_grad_norm_(copied.parameters(), recipe.grad_clip or math.inf)
+        lrs.append(lr)
+        losses.append(smoothed)
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.grad_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if progress:
-            progress("finding the learning rate", number + 1, STEPS)
-    return LRFinderResult(tuple(rates), tuple(losses), _steepest(rates, losses))
+            progress("learning-rate finder", number + 1, NUM_STEPS)
+    return LRFinderResult(tuple(lrs), tuple(losses), suggest_lr(lrs, losses))
 
 
 def _batches(loader: BatchLoader) -> Iterator[Batch]:
-    for step in range(STEPS):
+    for step in range(NUM_STEPS):
         yield next(loader.epoch(step // loader.steps, start=step % loader.steps))
 
 
-def _steepest(rates: list[float], losses: list[float]) -> float:
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
+    """Return the learning rate of the steepest descent before the minimum; raises RunError if the loss never falls."""
     lowest = min(range(len(losses)), key=losses.__getitem__, default=0)
-    reach = 4  # so many steps on both sides, over which a slope is taken
-    slopes = {i: losses[i + reach] - losses[i - reach] for i in range(reach, lowest - reach + 1)}
+    slopes = {
+        i: losses[i + SLOPE_STEPS] - losses[i - SLOPE_STEPS] for i in range(SLOPE_STEPS, lowest - SLOPE_STEPS + 1)
+    }
     if not slopes or min(slopes.values()) >= 0:
-        raise RunError("lr: the loss does not fall with any learning rate; look at the data, or choose one by hand")
-    return rates[min(slopes, key=slopes.__getitem__)]
+        raise RunError("lr: the loss does not fall at any learning rate; check the data, or set lr to a number")
+    return lrs[min(slopes, key=slopes.__getitem__)]

@@ -2,102 +2,83 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from torch import optim
-
-from convatlas.core.network import Network
+from convatlas.core.record import Inline, Record, at_least, between, from_up_to
 from convatlas.data.augment import Augment
 from convatlas.errors import SpecError, brief, nearest
-from convatlas.tasks.classification.losses import CRITERIA, SMOOTHED
-from convatlas.train.optim import param_groups_by_depth
+from convatlas.tasks.classification.losses import SMOOTHED
+from convatlas.tasks.known import check_loss
 
 Optimizer = Literal["sgd", "adamw", "rmsprop"]
 Schedule = Literal["constant", "cosine", "onecycle"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Record):
     """All decisions of a training, apart from data, network and seed.
 
     epochs: passes over the training images.
     batch: images per step.
+    micro_batch: images per forward pass, fewer than `batch` to save memory; their gradients are accumulated, so the
+        update is that of the whole batch (batch norms see the smaller number). 0: the whole batch.
     lr: highest learning rate. It grows from zero over `warmup` epochs ("onecycle": over a quarter of the training if
         that is longer), then stays ("constant") or falls along half a cosine ("cosine", "onecycle").
-    micro: images in memory at once, fewer than `batch` where memory is short; their gradients are added up, so the
-        update stays that of the whole batch (norms see the smaller number). 0: the whole batch.
     momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
-    weight_decay: on weights only, never on biases, gains and norms.
-    clip: largest norm of the gradient of all weights; a longer one is shortened. 0: as it is.
-    loss: one of tasks.classification.losses; for multi-label data, cross entropy becomes binary cross entropy.
-    smoothing: share of the target that is spread over all classes (cross entropies only).
-    balance: weight of a class in the loss: its share of the images to the power of -balance. 0: all alike; 1: as if
-        all classes had equally many images.
-    average: decay per step of a moving average of the weights, which is measured and sealed in their place. 0: none.
-    head_epochs: epochs at the start in which the head learns alone.
+    weight_decay: for weights only, never for biases and norms.
+    grad_clip: largest norm of the gradient of all weights; a longer one is scaled down. 0: no clipping.
+    loss: one of the task's losses; "auto" is the task's default (cross entropy, binary for multi-label data).
+    label_smoothing: share of the target that is spread over all classes (cross entropies only).
+    class_weight_power: a class's weight in the loss is its frequency to the power of -class_weight_power. 0: equal
+        weights for all images; 1: as if all classes had equally many images.
+    ema_decay: decay per step of the exponential moving average of the weights, which is evaluated and saved instead of
+        them. 0: none.
+    head_epochs: epochs at the start in which only the head is trained.
     layer_decay: factor on the learning rate from each stage to the one before it, from the head down to the stem.
     freeze_bn_stats: keep the running statistics of batch norms as they are.
-    patience: the training ends after so many epochs without a better val split. 0: never before the last epoch.
-    dropout: rate of the dropout layers, before the classifier where there is none. None: as in the network's paper.
-    drop_path: share of the images for which the last residual branch is left out (stochastic depth), earlier ones less.
-        None: as in the network's paper.
-    shuffle: a new order each epoch; without it the order of the data.
+    patience: the training stops after this many epochs without a better val split. 0: never before the last epoch.
+    dropout: rate of the dropout layers, or of one before the classifier. None: as in the network's paper.
+    drop_path: rate of stochastic depth in the last residual branch, lower in earlier ones. None: as in the paper.
+    shuffle: a new order each epoch; False keeps the order of the data.
     """
 
-    epochs: int = 20
-    batch: int = 64
-    micro_batch: int = 0
+    epochs: Annotated[int, at_least(1)] = 20
+    batch: Annotated[int, at_least(1)] = 64
+    micro_batch: Annotated[int, at_least(0)] = 0
     optimizer: Optimizer = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: Annotated[float, at_least(0)] = 0.05
+    momentum: Annotated[float, between(0, 0.9999)] = 0.9
+    weight_decay: Annotated[float, at_least(0)] = 5e-4
     schedule: Schedule = "onecycle"
-    warmup: float = 0.0
-    grad_clip: float = 0.0
-    loss: str = "cross_entropy"
-    label_smoothing: float = 0.0
-    class_weight_power: float = 0.0
-    ema_decay: float = 0.0
-    head_epochs: int = 0
-    layer_decay: float = 1.0
+    warmup: Annotated[float, at_least(0)] = 0.0
+    grad_clip: Annotated[float, at_least(0)] = 0.0
+    loss: str = "auto"
+    label_smoothing: Annotated[float, between(0, 1)] = 0.0
+    class_weight_power: Annotated[float, between(0, 1)] = 0.0
+    ema_decay: Annotated[float, between(0, 0.99999)] = 0.0
+    head_epochs: Annotated[int, at_least(0)] = 0
+    layer_decay: Annotated[float, between(0, 1)] = 1.0
     freeze_bn_stats: bool = False
-    patience: int = 0
-    dropout: float | None = None
-    drop_path: float | None = None
+    patience: Annotated[int, at_least(0)] = 0
+    dropout: Annotated[float, from_up_to(0, 1)] | None = None
+    drop_path: Annotated[float, from_up_to(0, 1)] | None = None
     shuffle: bool = True
-    augment: Augment = field(default_factory=Augment)
+    augment: Annotated[Augment, Inline()] = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch": 1, "micro_batch": 0, "head_epochs": 0, "patience": 0}.items():
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise SpecError(f"recipe.{name}: a whole number from {least} on, not {getattr(self, name)}")
-        for name, low, high in (
-            ("lr", 0, math.inf), ("momentum", 0, 0.9999), ("weight_decay", 0, math.inf), ("warmup", 0, self.epochs),
-            ("label_smoothing", 0, 1), ("grad_clip", 0, math.inf), ("class_weight_power", 0, 1), ("ema_decay", 0, 0.99999),
-            ("layer_decay", 0, 1), ("micro_batch", 0, self.batch), ("head_epochs", 0, self.epochs),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high or math.isinf(getattr(self, name)):
-                raise SpecError(f"recipe.{name}: {getattr(self, name)} is not between {low} and {high}")
-        for name in ("dropout", "drop_path"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise SpecError(f"recipe.{name}: {value} is not a share from 0 to 1")
-        for name, known in (
-            ("optimizer", get_args(Optimizer)),
-            ("schedule", get_args(Schedule)),
-            ("loss", tuple(CRITERIA)),
-        ):
-            if getattr(self, name) not in known:
-                raise SpecError(f"recipe.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.label_smoothing and self.loss not in SMOOTHED:
-            raise SpecError(f"recipe.label_smoothing: only {' and '.join(SMOOTHED)} can be smoothed, not {self.loss}")
+        super().__post_init__()
+        for name, limit in (("micro_batch", "batch"), ("warmup", "epochs"), ("head_epochs", "epochs")):
+            value, largest = getattr(self, name), getattr(self, limit)
+            if value > largest:
+                raise SpecError(f"Recipe: {name} must be <= {limit} ({largest}), got {value}")
+        check_loss(self.loss)
+        if self.label_smoothing and self.loss not in ("auto", *SMOOTHED):
+            raise SpecError(f"Recipe: label_smoothing must be 0 for {self.loss}; only {' and '.join(SMOOTHED)} know it")
 
-    def rate(self, step: int, steps_per_epoch: int) -> float:
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of `step`, counted from 0 over the whole training."""
         total, done = self.epochs * steps_per_epoch, step + 1
         rising = self.warmup * steps_per_epoch
@@ -109,59 +90,6 @@ class Recipe:
             return self.lr
         # from the top to nearly zero at the last step, which still moves a little
         return self.lr * 0.5 * (1 + math.cos(math.pi * (done - rising) / (total - rising + 1)))
-
-    def build_optimizer(self, network: Network) -> optim.Optimizer:
-        """Return the optimizer: a group of weights, which decay, and one of the rest for each learning rate.
-
-        A group's `share` is its factor on the learning rate of a step.
-        """
-        groups: list[dict[str, Any]] = []
-        # what waits for the head has groups of its own: the fused optimizers want all of a group to have begun
-        apart = self.layer_decay < 1 or self.head_epochs
-        by_depth = param_groups_by_depth(network) if apart else [("all", list(network.parameters()))]
-        matrices = {id(p) for name, p in network.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
-        for distance, (_, parameters) in enumerate(reversed(by_depth)):
-            share = self.layer_decay**distance
-            weights = [p for p in parameters if id(p) in matrices]
-            others = [p for p in parameters if id(p) not in matrices]
-            for chosen, decay in ((weights, self.weight_decay), (others, 0.0)):
-                if chosen:
-                    groups.append({"params": chosen, "weight_decay": decay, "share": share})
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
-        if self.optimizer == "sgd":
-            nesterov = self.momentum > 0
-            return optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=nesterov, fused=fused)
-        if self.optimizer == "rmsprop":  # the constants of the MobileNets and EfficientNets, from their papers
-            return optim.RMSprop(groups, lr=self.lr, alpha=0.9, eps=0.001, momentum=self.momentum)
-        return optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999), fused=fused)
-
-    def replaced(self, changes: Mapping[str, Any]) -> Recipe:
-        """Return this recipe with other values; fields of augment are named without a prefix.
-
-        Raises SpecError for unknown fields and for values of a wrong type.
-        """
-        own = {f.name: f.type for f in dataclasses.fields(Recipe) if f.name != "augment"}
-        extra = {f.name: f.type for f in dataclasses.fields(Augment)}
-        for name, value in changes.items():
-            kind = {**own, **extra}.get(name)
-            if kind is None:
-                raise SpecError(f"recipe.{name}: no such field{nearest(name, {**own, **extra})}")
-            fits: tuple[type, ...] = _TYPES.get(str(kind), (str,))
-            if type(value) not in fits:
-                raise SpecError(f"recipe.{name}: expected {kind}, got {value!r}")
-        augment = dataclasses.replace(self.augment, **{n: v for n, v in changes.items() if n in extra})
-        return dataclasses.replace(self, **{n: v for n, v in changes.items() if n in own}, augment=augment)
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return all fields as plain data, those of augment beside the others; `replaced` reads it back."""
-        plain = dataclasses.asdict(self)
-        augment: dict[str, Any] = plain.pop("augment")
-        return plain | augment
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,), "float": (int, float), "bool": (bool,), "float | None": (int, float, type(None)),
-}  # fmt: skip
 
 
 RECIPES: dict[str, Recipe] = {
@@ -190,7 +118,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     # LeCun et al. 1998: the discriminative MAP loss, 20 passes, distorted images. Their stochastic
     # Levenberg-Marquardt, a step size for each weight, is replaced by AdamW; their distortions by shifts.
-    "lecun1998": Recipe(optimizer="adamw", lr=0.002, weight_decay=0.0, loss="map", augment=Augment(max_shift=1)),
+    "lecun1998": Recipe(optimizer="adamw", lr=0.002, weight_decay=0.0, loss="lecun_map", augment=Augment(max_shift=1)),
     # Sabour et al. 2017: Adam, margin loss, shifts of up to 2 px. One cycle stands for their slow decay, which needs
     # hundreds of passes.
     "sabour2017": Recipe(
@@ -199,46 +127,38 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def usual(own: str, *, pretrained: bool) -> str:
-    """Return the name of the recipe for a network whose `own` is this, where none is asked for."""
-    return "finetune" if pretrained else own
+def recipe_named(name: str) -> Recipe:
+    """Return a recipe by name, or from a YAML file; raises SpecError that suggests the nearest name.
 
-
-def recipe(name: str) -> Recipe:
-    """Return a recipe by name, or from a YAML file; raises SpecError that suggests the nearest.
-
-    A file has the fields that differ from the recipe that its field `recipe` names ("default" if it has none).
+    A file holds the fields that differ from the recipe that its field `recipe` names ("default" if it has none).
     """
     if name.endswith((".yaml", ".yml")):
-        return _read(Path(name))
+        return _read_yaml(Path(name))
     if name not in RECIPES:
         raise SpecError(f"unknown recipe {name!r}{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
-def _number(value: Any) -> Any:
-    """Return a number for text such as 1e-3, which is none to YAML 1.1."""
+def _to_number(value: Any) -> Any:
+    """Return a number for text such as 1e-3, which YAML 1.1 reads as text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-def _read(path: Path) -> Recipe:
+def _read_yaml(path: Path) -> Recipe:
     import yaml
 
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {brief(error)}") from error
+        raise SpecError(f"{path}: unreadable: {brief(error)}") from error
     except yaml.YAMLError as error:
-        raise SpecError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(held, dict) or not all(isinstance(key, str) for key in held):
-        raise SpecError(f"{path}: expected fields of a recipe, one on each line, such as `lr: 0.1`")
-    base = held.pop("recipe", "default")
+        raise SpecError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise SpecError(f"{path}: must be fields of a recipe, one on each line, such as `lr: 0.1`")
+    base = plain.pop("recipe", "default")
     if not isinstance(base, str) or base not in RECIPES:
-        raise SpecError(f"{path}: recipe: {base!r} is not one of {', '.join(RECIPES)}")
-    try:
-        return RECIPES[base].replaced({name: _number(value) for name, value in held.items()})
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
+        raise SpecError(f"{path}: recipe must be one of {', '.join(RECIPES)}, got {base!r}")
+    return RECIPES[base].replaced({name: _to_number(value) for name, value in plain.items()}, where=str(path))

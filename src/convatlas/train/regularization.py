@@ -13,21 +13,23 @@ from convatlas.layers.channels import DropPath
 
 
 def regularize(network: Network, *, dropout: float | None, drop_path: float | None) -> Network:
-    """Set dropout and stochastic depth of a network while it trains; None leaves what its paper has.
+    """Set the rates of dropout and stochastic depth of a network in place; return the network.
 
-    dropout: the rate of all dropout layers; a head without one gets one before its last linear layer.
-    drop_path: the share of the images for which the last residual branch is left out; earlier ones less, linear from 0.
-    Raises SpecError where there is no such layer or branch.
+    dropout: rate of all dropout layers; a head without one gets one before its last linear layer.
+    drop_path: probability that the last residual branch is dropped; it rises linearly from the first branch on.
+    None keeps what the network's paper has. Raises SpecError if the network has no place for the layer.
     """
     if dropout is not None:
         _set_dropout(network, dropout)
     if drop_path is not None:
-        bodies = list(_bodies(network.stages))
-        if not bodies:
-            raise SpecError("recipe.drop_path: the network has no residual branches")
-        for place, body in enumerate(bodies, 1):
-            body._modules["drop"] = DropPath(drop_path * place / len(bodies))
-    return network.train(network.training)  # the new layers, too
+        branches = list(_residual_branches(network.stages))
+        if not branches:
+            raise SpecError(
+                f"recipe: drop_path must be null for this network, got {drop_path:g}; it has no residual branches"
+            )
+        for number, branch in enumerate(branches, 1):
+            branch._modules["drop"] = DropPath(drop_path * number / len(branches))
+    return network.train(network.training)  # new layers take the mode of the network
 
 
 def _set_dropout(network: Network, rate: float) -> None:
@@ -38,13 +40,16 @@ def _set_dropout(network: Network, rate: float) -> None:
         return
     last = next(reversed(network.head._modules.items()), None) if isinstance(network.head, Chain) else None
     if last is None or not isinstance(last[1], nn.Linear):
-        raise SpecError("recipe.dropout: the network has no dropout, and its head does not end in a linear layer")
+        raise SpecError(
+            f"recipe: dropout must be null for this network, got {rate:g}; it has no dropout layer, and its head does "
+            "not end in a linear layer"
+        )
     del network.head._modules[last[0]]
     network.head._modules.update({"drop": nn.Dropout(rate), last[0]: last[1]})
 
 
-def _bodies(tree: nn.Module) -> Iterator[Chain]:
-    """Yield the branches that are added to something, in order of the forward pass."""
+def _residual_branches(tree: nn.Module) -> Iterator[Chain]:
+    """Yield the branches that are added to a shortcut, in order of the forward pass."""
     for layer in tree.modules():
         if isinstance(layer, Sum) and isinstance(layer._modules.get("body"), Chain):
             body = layer._modules["body"]

@@ -6,23 +6,25 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from convatlas.core.cost import cost
-from convatlas.core.summary import totals
-from convatlas.data.dataset import Images
+from convatlas.core.network import Network
+from convatlas.data.dataset import Dataset, Images
 from convatlas.draw import charts, style
-from convatlas.tasks.classification import metrics
-from convatlas.tasks.classification.results import Result, Tags
+from convatlas.tasks.table import MetricTable
+from convatlas.tasks.task import Calibration, Result
+from convatlas.train.settings import RunConfig
 
-if TYPE_CHECKING:
-    from convatlas.train.run import Run
+MAX_ERRORS = 24
+"""Maximum number of wrong images that are shown."""
 
-MISTAKES, UNREADABLE = 24, 50
-"""So many images, and files that could not be read, are shown at most."""
+MAX_UNREADABLE = 50
+"""Maximum number of unreadable files that are listed."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62em; margin: 2em auto; padding: 0 1em; }
@@ -30,38 +32,54 @@ h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.1em; margin-top: 2e
 .big { font-size: 2.2em; font-weight: 600; color: #1f7a8c; } .quiet { color: #616e7c; }
 table { border-collapse: collapse; } td, th { padding: 0.15em 1.2em 0.15em 0; text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid #9aa5b1; font-weight: 600; } td.n, th.n { text-align: right; }
-img { max-width: 100%; } .mistakes { display: flex; flex-wrap: wrap; gap: 1em; }
+img { max-width: 100%; } .errors { display: flex; flex-wrap: wrap; gap: 1em; }
 figure { margin: 0; width: 8.5em; font-size: 0.8em; } figure img { width: 8.5em; height: 8.5em; object-fit: contain;
 image-rendering: auto; background: #f5f7f9; } figcaption { overflow-wrap: anywhere; } b.wrong { color: #d1495b; }
 """
 
 
-def report(run: Run) -> str:
-    """Return the page of a finished run: what it reached, on what, how, and where it is wrong."""
-    config, split = run.config, "test" if "test" in run.results else "val"
-    result, images = run.results[split], run.dataset.splits[split]
-    numbers = result.summary()
-    chosen = " The best epoch was chosen on these images, so the number flatters." if split == "val" else ""
+@dataclass(frozen=True)
+class ReportData:
+    """What a report is made of. history: one row of metrics for each epoch. seconds: of training."""
+
+    config: RunConfig
+    dataset: Dataset
+    network: Network
+    results: Mapping[str, Result]
+    calibration: Calibration
+    history: Sequence[Mapping[str, float]]
+    seconds: float
+
+
+def report(data: ReportData) -> str:
+    """Return the report of a finished run as a page of HTML: metrics, curves, errors, calibration, cost, recipe."""
+    config, dataset = data.config, data.dataset
+    split = "test" if "test" in data.results else "val"
+    result, images = data.results[split], dataset.splits[split]
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
+    chosen = " The best epoch was chosen on these images, so the result is optimistically biased."
+    execution = config.execution
     parts = [
-        f"<h1>{_text(config.model)} on {_text(run.dataset.name)}</h1>",
-        f"<p class=quiet>{len(config.classes)} classes; {_counts(run)}; seed {config.seed}; "
-        f"{_text(config.settings.device)}, {_text(run.execution)}; {run.state.seconds:,.0f} s of training</p>",
-        f"<p>{_headline(split, numbers)}{chosen}</p>",
-        _splits(run),
-        "<h2>Learning</h2>", _figure(charts.curves(run.state.history)),
-        "<h2>Where it is wrong</h2>", *_where(result, config.classes),
-        *_mistakes(result, images, config.classes),
-        "<h2>Is it as sure as it is right?</h2>", _figure(charts.reliability(result)),
-        f"<p>Outputs are divided by a temperature of {run.temperature:.3f}, fitted on val, before they become "
-        "probabilities. Dots on the dashed line: right as often as it says.</p>",
-        "<h2>Cost</h2>", _pairs(totals(cost(run.network))),
-        "<h2>How it was trained</h2>",
+        f"<h1>{_text(config.model)} on {_text(dataset.name)}</h1>",
+        f"<p class=quiet>{len(config.task.classes)} classes; {counts}; seed {config.seed}; {_text(execution.device)}, "
+        f"{_text(execution.memory_format)}, {_text(execution.precision)}; {data.seconds:,.0f} s of training</p>",
+        f"<p><span class=big>{result.value:.2%}</span> {_text(result.headline_name or result.headline)} on {split}: "
+        f"{_text(result.text())}.{chosen if split == 'val' else ''}</p>",
+        _splits(data.results),
+        "<h2>Learning curves</h2>",
+        _figure(charts.curves(data.history, config.task.progress_columns)),
+        *(f"<h2>{_text(heading)}</h2>{_figure(figure)}" for heading, figure in result.figures().items()),
+        *_calibration(data.calibration),
+        "<h2>Metrics by class</h2>", _result_table(result.table()),
+        *_errors(result, images),
+        "<h2>Cost</h2>", _pairs(cost(data.network).totals()),
+        "<h2>Recipe</h2>",
         _pairs(config.recipe.to_plain() | ({"weights": config.weights} if config.weights else {})),
         "<h2>Data</h2>", _pairs({"fingerprint": config.fingerprint, **config.preprocessing.to_plain()}),
-        *_unreadable(run),
-        "<h2>Made with</h2>", _pairs(config.versions),
+        *_unreadable(dataset),
+        "<h2>Environment</h2>", _pairs(config.versions),
     ]  # fmt: skip
-    title = _text(f"{config.model} on {run.dataset.name}")
+    title = _text(f"{config.model} on {dataset.name}")
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     return head + "\n".join(parts) + "</html>\n"
 
@@ -70,47 +88,20 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _counts(run: Run) -> str:
-    return ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
+def _splits(results: Mapping[str, Result]) -> str:
+    """Return the metrics of every split that was evaluated."""
+    summaries = {name: result.summary() for name, result in results.items()}
+    keys = list(next(iter(summaries.values())))
+    rows = [(name, *(_number(numbers[key]) for key in keys)) for name, numbers in summaries.items()]
+    return _table(("split", *keys), rows)
 
 
-def _headline(split: str, numbers: Mapping[str, float | int]) -> str:
-    if "map" in numbers:
-        return (
-            f"<span class=big>{numbers['map']:.2%}</span> is the mean average precision on {split}. 95 % interval "
-            f"{numbers['map_low']:.2%} to {numbers['map_high']:.2%}. Every class is right for "
-            f"{numbers['images'] - numbers['errors']:,} of {numbers['images']:,} images."
-        )
-    return (
-        f"<span class=big>{numbers['accuracy']:.2%}</span> of the {split} images are right: {numbers['errors']:,} "
-        f"of {numbers['images']:,} are wrong. 95 % interval {numbers['accuracy_low']:.2%} to "
-        f"{numbers['accuracy_high']:.2%}."
-    )
-
-
-SHARES = {
-    "map": "mAP", "accuracy": "accuracy", "top5": "top 5", "balanced_accuracy": "balanced", "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-}  # fmt: skip
-
-
-def _splits(run: Run) -> str:
-    """Return the numbers of every split that was measured."""
-    summaries = {name: each.summary() for name, each in run.results.items()}
-    shares = [key for key in SHARES if all(key in numbers for numbers in summaries.values())]
-    rows = [
-        (
-            name, f"{numbers['images']:,}", f"{numbers['errors']:,}", *(f"{numbers[key]:.2%}" for key in shares),
-            f"{numbers['loss']:.4f}", f"{numbers['ece']:.2%}",
-        )
-        for name, numbers in summaries.items()
-    ]  # fmt: skip
-    told = (SHARES[key] for key in shares)
-    return _table(("split", "images", "wrong", *told, "loss", "calibration error"), rows)
+def _number(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table whose columns are numbers, but for the first."""
+    """Return a table; all columns but the first hold numbers."""
     kinds = ["", *[" class=n"] * (len(columns) - 1)]
     head = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
     body = "".join(
@@ -118,6 +109,10 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _result_table(table: MetricTable) -> str:
+    return _table(table.headings, table.texts())
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
@@ -130,68 +125,33 @@ def _data(content: bytes, kind: str) -> str:
 
 
 def _figure(figure: Any) -> str:
-    return f'<p><img alt="" src="{_data(style.png(figure), "png")}" style="max-height: 40em"></p>'
+    return f'<p><img alt="" src="{_data(style.encode(figure), "png")}" style="max-height: 40em"></p>'
 
 
-def _where(result: Result, classes: Sequence[str]) -> list[str]:
-    if not isinstance(result, Tags):
-        return [_figure(charts.confusion(result, classes)), _classes(result, classes)]
-    found, overlooked, invented = result.counts.tolist()
-    thresholds = result.thresholds.expand(len(classes)).tolist()
-    rows = [
-        (
-            name, f"{found[i] + overlooked[i]:,}", f"{found[i]:,}", f"{invented[i]:,}", _share(precision),
-            _share(2 * found[i] / max(1, 2 * found[i] + overlooked[i] + invented[i])), f"{thresholds[i]:.2%}",
-        )
-        for i, (name, precision) in enumerate(zip(classes, result.precisions.tolist(), strict=True))
-    ]  # fmt: skip
-    columns = ("class", "images", "found", "seen where it is not", "average precision", "F1", "said from")
-    return [_figure(charts.precision_recall(result, classes)), _table(columns, rows)]
+def _calibration(calibration: Calibration) -> list[str]:
+    if calibration == Calibration():
+        return []
+    return [
+        f"<p>Outputs are divided by a temperature of {calibration.temperature:.3f}, fitted on val, before they become "
+        "probabilities. On the dashed line, accuracy equals confidence.</p>"
+    ]
 
 
-def _share(value: float) -> str:
-    return f"{value:.2%}" if value == value else ""
-
-
-def _classes(result: Result, classes: Sequence[str]) -> str:
-    counts = result.confusion
-    rows = zip(
-        classes, counts.sum(1).tolist(), metrics.recall(counts).tolist(), metrics.f1(counts).tolist(), strict=True
-    )
-    told = [(name, f"{count:,}", *map(_share, values)) for name, count, *values in rows]
-    return _table(("class", "images", "right", "F1"), told)
-
-
-def _mistakes(result: Result, images: Images, classes: Sequence[str]) -> list[str]:
-    """Return the wrong answers that were given with the most confidence, as images."""
-    wrong = result.wrong.nonzero().flatten()
-    if not len(wrong):
-        return ["<p>No image is wrong.</p>"]
-    worst = wrong[result.confidence[wrong].argsort(descending=True)][:MISTAKES].tolist()
-    shown = []
-    for i in worst:
-        shown.append(
-            f'<figure><img alt="" src="{_data(_image(images.pixels[i]), "png")}"><figcaption>'
-            f"{_mistake(result, i, classes)}<br>"
-            f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
-        )
-    return ["<h2>The surest mistakes</h2>", f"<div class=mistakes>{''.join(shown)}</div>"]
-
-
-def _mistake(result: Result, i: int, classes: Sequence[str]) -> str:
-    if isinstance(result, Tags):
-        told = [f"{'' if wrong_said else 'no '}{classes[label]}" for label, wrong_said in (
-            (label, bool(result.predicted[i, label]))
-            for label in (result.predicted[i] != result.labels[i].bool()).nonzero().flatten().tolist()
-        )]  # fmt: skip
-        true = ", ".join(classes[label] for label in result.labels[i].nonzero().flatten().tolist()) or "of no class"
-        return f"<b class=wrong>{_text(', '.join(told))}</b><br>is {_text(true)}"
-    said, true = classes[int(result.predicted[i])], classes[int(result.labels[i])]
-    return f"<b class=wrong>{_text(said)}</b> {float(result.confidence[i]):.1%}<br>is {_text(true)}"
+def _errors(result: Result, images: Images) -> list[str]:
+    """Return the most confident errors, as images."""
+    shown = [
+        f'<figure><img alt="" src="{_data(_image(images.pixels[i]), "png")}"><figcaption>'
+        f"<b class=wrong>{_text(prediction)}</b><br>is {_text(target)}<br>"
+        f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
+        for i, prediction, target in result.worst(MAX_ERRORS)
+    ]
+    if not shown:
+        return []
+    return ["<h2>Most confident errors</h2>", f"<div class=errors>{''.join(shown)}</div>"]
 
 
 def _image(pixels: Tensor) -> bytes:
-    """Return pixels (channels, h, w) as PNG: gray, RGB, or the first three of other channels."""
+    """Return pixels (channels, h, w) as PNG: grayscale, RGB, or the first three of other channels."""
     array = (pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]).byte()
     image = Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy())
     buffer = io.BytesIO()
@@ -199,16 +159,14 @@ def _image(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _unreadable(run: Run) -> list[str]:
-    unreadable = run.dataset.unreadable
+def _unreadable(dataset: Dataset) -> list[str]:
+    unreadable = dataset.unreadable
     if not unreadable:
         return []
-    rows = [(image.path, image.reason.removeprefix(f"{image.path}: ")) for image in unreadable[:UNREADABLE]]
-    more = (
-        f"<p>and {len(unreadable) - UNREADABLE:,} more, in unreadable.csv</p>" if len(unreadable) > UNREADABLE else ""
-    )
+    rows = [(image.path, image.reason.removeprefix(f"{image.path}: ")) for image in unreadable[:MAX_UNREADABLE]]
+    more = len(unreadable) - MAX_UNREADABLE
     return [
-        f"<p>{len(unreadable):,} images could not be read and were left out:</p>",
-        _table(("file", "why"), rows),
-        more,
+        f"<p>{len(unreadable):,} images are unreadable and were skipped:</p>",
+        _table(("file", "reason"), rows),
+        f"<p>and {more:,} more, in unreadable.csv</p>" if more > 0 else "",
     ]

@@ -1,328 +1,332 @@
-"""A run: one training in one folder, which can be stopped at any step and resumed bit for bit (on CPU)."""
+"""A run: one training in one directory, which can be interrupted at any step and resumed bit for bit (on CPU)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from convatlas._version import __version__
 from convatlas.core.network import Network
-from convatlas.data.dataset import Dataset, Images
+from convatlas.data.dataset import Dataset
 from convatlas.data.loader import BatchLoader
-from convatlas.data.rng import derive_key
-from convatlas.draw.charts import draw_curves
+from convatlas.draw import charts
 from convatlas.errors import RunError
-from convatlas.models.catalog import build_fresh
-from convatlas.system.devices import device_named
+from convatlas.system.devices import resolve_device
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
-from convatlas.tasks.classification import metrics
-from convatlas.tasks.classification.evaluate import judged, outputs_of, plainly
-from convatlas.tasks.classification.losses import CRITERIA, class_weights
-from convatlas.tasks.classification.results import Result
+from convatlas.tasks.task import Calibration, Result, Task
 from convatlas.train.checkpoint import State, save_checkpoint
-from convatlas.train.cpu import execution as execution_module
 from convatlas.train.cpu import fused_norm
-from convatlas.train.cpu.execution import ExecutionPlan
+from convatlas.train.cpu.execution import ExecutionPlan, process_settings
 from convatlas.train.distributed import Distributed, sync_batch_norms
-from convatlas.train.loggers import Log
-from convatlas.train.loop import EMA, Step, train
+from convatlas.train.finish import Evaluator, write_run_model
+from convatlas.train.loggers import Log, RunIdentity
+from convatlas.train.loop import train
 from convatlas.train.lr_finder import LRFinderResult, find_lr
-from convatlas.train.regularization import regularize
-from convatlas.train.report import report
-from convatlas.train.run_folder import CHECKPOINT, CURVES, LAST, METRICS, MODEL, REPORT, _alone, write_table
-from convatlas.train.settings import Config
-from convatlas.weights import modelfile
-from convatlas.weights.adapt import load_into
-from convatlas.weights.modelfile import Header
-from convatlas.weights.read import Checkpoint
+from convatlas.train.optim import EMA, build_optimizer
+from convatlas.train.report import ReportData, report
+from convatlas.train.run_folder import CHECKPOINT, CURVES, LAST, METRICS, MODEL, REPORT, locked, write_table
+from convatlas.train.settings import RunConfig
+from convatlas.train.step import Step
+from convatlas.train.swap_forward import restore_forwards
+from convatlas.weights.modelfile import read_tensors
 
-Watch = Callable[[Step | dict[str, float]], None]
-"""Called after every step, and with the row of metrics after every epoch."""
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch reached.
+
+    number: from 1 on. metrics: the task's training metric, and loss, accuracy and headline metric of val, by name.
+    skipped: number of non-finite steps. seconds: of training so far. best: whether it is the best epoch so far.
+    """
+
+    number: int
+    lr: float
+    train_loss: float
+    skipped: int
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    best: bool = False
+
+    def describe(self) -> str:
+        """Return the epoch in a few words, for a progress bar."""
+        return f"epoch {self.number}, loss {self.train_loss:.4f}"
+
+    def to_plain(self) -> dict[str, float]:
+        """Return the epoch as a row of metrics.csv."""
+        return {
+            "epoch": self.number, "lr": self.lr, "train_loss": self.train_loss, "skipped": self.skipped,
+            **self.metrics, "seconds": self.seconds, "best": int(self.best),
+        }  # fmt: skip
+
+    @classmethod
+    def from_plain(cls, row: Mapping[str, float]) -> Epoch:
+        """Read what `to_plain` returned."""
+        own = ("epoch", "lr", "train_loss", "skipped", "seconds", "best")
+        metrics = {name: value for name, value in row.items() if name not in own}
+        return cls(
+            int(row["epoch"]), row["lr"], row["train_loss"], int(row["skipped"]), row["seconds"], metrics,
+            bool(row["best"]),
+        )  # fmt: skip
+
+
+Event = Step | Epoch
+"""What a run yields."""
 
 
 class Run:
-    """A training and its folder; `steps()` trains and yields after each step."""
+    """A training and its directory; `steps()` trains and yields after each step and each epoch.
+
+    The constructor changes `network`: its layers are placed and replaced as the plan says.
+    """
 
     def __init__(
         self,
         folder: Path,
-        config: Config,
+        config: RunConfig,
         dataset: Dataset,
-        given: Checkpoint | None = None,
+        network: Network,
+        plan: ExecutionPlan,
         distributed: Distributed | None = None,
     ) -> None:
-        self.folder, self.config, self.dataset, self.distributed = folder, config, dataset, distributed or Distributed()
-        settings = config.settings
-        self.device = device_named(settings.device)
-        torch.set_num_threads(settings.threads or torch.get_num_threads())
-        if settings.keep_heap and self.device.type == "cpu":
-            execution_module.keep_heap()
-        torch.manual_seed(derive_key(config.seed, 0, 8))
-        network = build_fresh(config.spec, classes=len(config.classes), channels=config.preprocessing.channels)
-        if given:
-            load_into(network, config.spec, given, fresh_head=given.names != config.classes)
-        regularize(network, dropout=config.recipe.dropout, drop_path=config.recipe.drop_path)
-        alone = self.distributed.world_size == 1  # norms of several processes meet
-        self.execution = ExecutionPlan(
-            settings.layout, settings.precision, settings.compiled, settings.kernels and alone,  # type: ignore[arg-type]
-        )  # fmt: skip
-        self.network: Network = self.execution.place(network.to(self.device))
+        self.folder, self.config, self.dataset, self.plan = folder, config, dataset, plan
+        self.distributed = distributed or Distributed()
+        self.device = resolve_device(config.execution.device)
+        # the order matters: parameters move to the device and take their memory format, norms are replaced, and only
+        # then optimizer and EMA take hold of them
+        self.network: Network = plan.place(network.to(self.device))
         if self.distributed.world_size > 1:
             sync_batch_norms(self.network, self.distributed)
-        self.optimizer = config.recipe.build_optimizer(self.network)
-        self.average = EMA(self.network, config.recipe.ema_decay) if config.recipe.ema_decay else None
+        self.optimizer = build_optimizer(config.recipe, self.network)
+        self.ema = EMA(self.network, config.recipe.ema_decay) if config.recipe.ema_decay else None
         self.state = State()
         self.results: dict[str, Result] = {}
-        self.temperature = 1.0
-        self.thresholds: tuple[float, ...] = (0.5,) * len(config.classes) if self.several else ()
+        self.calibration = Calibration()
+        self._evaluator = Evaluator(config, dataset, self.device, self.distributed)
 
     @property
-    def model_file(self) -> Path:
-        """The sealed file of the best epoch."""
-        return self.folder / MODEL
-
-    @property
-    def identity(self) -> str:
-        """A short text that tells this run from others: of its configuration and the place of its folder."""
-        told = json.dumps([str(self.folder.resolve()), self.config.to_plain()], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    @property
-    def several(self) -> bool:
-        """Whether an image may be of several classes, or of none."""
-        return CRITERIA[self.config.recipe.loss].several
+    def task(self) -> Task:
+        return self.config.task
 
     @property
     def changed_versions(self) -> dict[str, tuple[str, str]]:
-        """What the run began with and what runs it now, where they differ; the last bits may then differ, too."""
-        now = _versions(self.device, self.execution, self.network)
-        return {name: (begun, now[name]) for name, begun in self.config.versions.items() if now[name] != begun}
+        """{name: (version at the start, version now)} of those that differ; the last bits may then differ, too."""
+        now = current_versions(self.device, self.plan, self.network)
+        return {name: (old, now[name]) for name, old in self.config.versions.items() if now.get(name) != old}
 
-    def steps(self) -> Iterator[Step | dict[str, float]]:
-        """Train from where the run stands; yield every step, and after an epoch its row of metrics.
+    @property
+    def model_file(self) -> Path:
+        """The model file of the best epoch."""
+        return self.folder / MODEL
 
-        Writes checkpoints on the way; after the last epoch the best weights are measured and sealed.
+    @property
+    def report_file(self) -> Path:
+        return self.folder / REPORT
+
+    @property
+    def history(self) -> list[Epoch]:
+        """The epochs so far."""
+        return [Epoch.from_plain(row) for row in self.state.history]
+
+    @property
+    def run_id(self) -> str:
+        """A short text that identifies the run: a hash of its configuration and the place of its directory."""
+        text = json.dumps([str(self.folder.resolve()), self.config.to_plain()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        config, state = self.config, self.state
+        lines = [
+            f"{config.model} on {self.dataset.name}, seed {config.seed}: epoch {len(state.history)} of "
+            f"{config.recipe.epochs}{', finished' if state.finished else ''}",
+            *(f"  {split}: {result.text()}" for split, result in self.results.items()),
+            f"  directory: {self.folder}",
+        ]
+        return "\n".join(lines)
+
+    def steps(self) -> Iterator[Event]:
+        """Train from the current state; yield every step, and after an epoch its metrics.
+
+        Writes checkpoints; after the last epoch evaluates the best weights and writes the model file. Threads, malloc
+        settings and the state of the random number generator are the run's own while it trains, and put back after it.
         """
         if self.state.finished:
             return
-        with _alone(self.folder) if self.distributed.is_main else nullcontext():
-            log = Log(self, self.config.settings.log if self.distributed.is_main else ())
+        options, execution = self.config.options, self.config.execution
+        identity = RunIdentity(self.folder, self.run_id, self.config.to_plain(), self.state.step)
+        with (
+            process_settings(threads=execution.threads, retain_malloc=self._retains_malloc),
+            locked(self.folder) if self.distributed.is_main else nullcontext(),
+        ):
+            log = Log(identity, options.log if self.distributed.is_main else ())
             try:
                 for event in self._train():
-                    log.tell(event)
+                    if isinstance(event, Epoch):
+                        log.epoch(event.to_plain(), self.state.step - 1)
+                    elif not event.skipped:
+                        log.step(event.number, event.loss, event.lr)
                     yield event
                 self.finish()
             finally:
-                log.close()
+                log.close(self.results, self.state.step)
 
-    def _train(self) -> Iterator[Step | dict[str, float]]:
-        config, state, settings = self.config, self.state, self.config.settings
-        loader = self._feed()
-        if state.seen and state.step % loader.steps == 0:  # stopped between the last step of an epoch and its end
+    @property
+    def _retains_malloc(self) -> bool:
+        return self.config.execution.retain_malloc and self.device.type == "cpu"
+
+    def _train(self) -> Iterator[Event]:
+        config, state, options = self.config, self.state, self.config.options
+        loader = self._loader()
+        if state.images and state.step % loader.steps == 0:  # interrupted between the last step of an epoch and its end
             yield self._end_epoch(loader.steps)
         last = saved = time.perf_counter()
         saved_step = state.step
-        taken = train(
+        steps = train(
             self.network, self.optimizer, loader, config.recipe, seed=config.seed, start=state.step,
-            failing=state.failing,
-            execution=self.execution, average=self.average, class_weights=self._importance(), distributed=self.distributed,
+            skipped=state.consecutive_skips, plan=self.plan, ema=self.ema,
+            class_weights=config.task.class_weights(loader.targets, config.recipe.class_weight_power),
+            distributed=self.distributed,
         )  # fmt: skip
         while not self._out_of_patience():
-            step = next(taken, None)
+            step = next(steps, None)
             if step is None:
                 return
-            state.step = step.number + 1
-            state.failing = state.failing + 1 if step.skipped else 0
-            if step.skipped:
-                state.skipped += 1
-            else:
-                state.loss_sum += step.loss * step.batch.whole
-                state.correct += step.right
-                state.seen += step.batch.whole
+            self._count(step)
             now = time.perf_counter()
-            state.seconds += max(0.0, now - last)  # whatever clocks do
+            state.seconds += max(0.0, now - last)  # clocks may jump back
             last = now
             yield step
             if state.step % loader.steps == 0:
-                row = self._end_epoch(loader.steps)
+                epoch = self._end_epoch(loader.steps)
                 saved, saved_step = time.perf_counter(), state.step
-                yield row
+                yield epoch
             elif (
-                time.perf_counter() - saved >= settings.checkpoint_seconds
-                or 0 < settings.checkpoint_steps <= state.step - saved_step
+                time.perf_counter() - saved >= options.checkpoint_seconds
+                or 0 < options.checkpoint_steps <= state.step - saved_step
             ):
-                self._save()
+                self.save()
                 saved, saved_step = time.perf_counter(), state.step
+
+    def _count(self, step: Step) -> None:
+        """Add a step to the sums over the epoch."""
+        state = self.state
+        state.step = step.number + 1
+        state.consecutive_skips = state.consecutive_skips + 1 if step.skipped else 0
+        if step.skipped:
+            state.skipped += 1
+        else:
+            state.loss_sum += step.loss * step.batch.size
+            state.metric_sum += step.metric_sum
+            state.images += step.batch.size
 
     def find_lr(self, progress: Progress | None = None) -> LRFinderResult:
-        """Search for a learning rate; the network stays as it is. Raises RunError if there are other processes."""
+        """Run the learning-rate finder on a copy of the network. Raises RunError if there are other processes."""
         if self.distributed.world_size > 1:
-            raise RunError("lr: the search is for one process; find the rate first, then give it to torchrun")
+            raise RunError("lr: the finder runs in one process; find the rate first, then give it to torchrun")
+        loader = self._loader()
         return find_lr(
-            self.network, self._feed(), self.config.recipe, seed=self.config.seed, execution=self.execution,
-            class_weights=self._importance(), progress=progress,
+            self.network, loader, self.config.recipe, seed=self.config.seed, plan=self.plan, progress=progress,
+            class_weights=self.config.task.class_weights(loader.targets, self.config.recipe.class_weight_power),
         )  # fmt: skip
 
-    def _feed(self) -> BatchLoader:
+    def _loader(self) -> BatchLoader:
         config = self.config
         return BatchLoader(
-            self.dataset.train, config.preprocessing, batch=config.recipe.batch, seed=config.seed,
-            shuffle=config.recipe.shuffle, augment=config.recipe.augment,
-            classes=len(config.classes), share=self.distributed.shard, device=self.device,
+            self.dataset.train, config.preprocessing, config.task, batch=config.recipe.batch, seed=config.seed,
+            shuffle=config.recipe.shuffle, augment=config.recipe.augment, shard=self.distributed.shard,
+            device=self.device,
         )  # fmt: skip
 
     def _out_of_patience(self) -> bool:
-        """Return whether the epoch has just ended, and too many have since the best one."""
+        """Return whether an epoch has just ended, and `patience` epochs have passed since the best one."""
         patience, state = self.config.recipe.patience, self.state
-        if not patience or self.dataset.val is None or state.seen or state.skipped:
+        if not patience or self.dataset.val is None or state.images or state.skipped:
             return False
         return len(state.history) - state.best_epoch >= patience
 
-    def _importance(self) -> Tensor | None:
-        labels = self.dataset.train.labels.to(self.device)
-        return class_weights(labels, len(self.config.classes), self.config.recipe.class_weight_power)
-
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint."""
         if self.distributed.is_main:
-            save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state, self.average)
+            save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state, self.ema)
 
     @property
-    def learned(self) -> Network:
-        """The network that is measured and sealed: the one that learns, or the average of its weights."""
-        return self.average.network if self.average else self.network
+    def trained(self) -> Network:
+        """The network that is evaluated and saved: the trained one, or the moving average of its weights."""
+        return self.ema.network if self.ema else self.network
 
-    def _end_epoch(self, steps_per_epoch: int) -> dict[str, float]:
-        """Measure, note, seal if it is the best, and save."""
-        state = self.state
-        epoch = state.step // steps_per_epoch
-        row = {
-            "epoch": epoch,
-            "lr": self.config.recipe.rate(state.step - 1, steps_per_epoch),
-            "train_loss": state.loss_sum / max(1, state.seen),
-            "train_accuracy": state.correct / max(1, state.seen),
-            "skipped": state.skipped,
-        }
-        state.loss_sum, state.correct, state.seen, state.skipped = 0.0, 0, 0, 0
-        results = self._evaluate(self.learned, "val")
-        for split, result in results.items():
-            row |= {f"{split}_loss": result.loss, f"{split}_accuracy": result.accuracy}
-            row |= {f"{split}_{result.headline}": result.score}
-        row["seconds"] = state.seconds
-        state.history.append(row)
-        # the latest wins without a val split; with equal accuracy the lower loss does: small splits give many ties
-        score = [(result.score, -result.loss) for result in results.values()]
-        if not score or score[0] > (state.best_score, -state.best_loss):
-            state.best_epoch = epoch
-            for reached, loss in score:
-                state.best_score, state.best_loss = reached, -loss
-            self._seal(MODEL, self.learned, results, epoch=epoch)
+    def _end_epoch(self, steps_per_epoch: int) -> Epoch:
+        """Evaluate on val, write the model file if the epoch is the best so far, and save a checkpoint."""
+        state, task, images = self.state, self.config.task, max(1, self.state.images)
+        number = state.step // steps_per_epoch
+        metrics: dict[str, float] = {task.progress_columns[0].key: state.metric_sum / images}
+        train_loss, skipped = state.loss_sum / images, state.skipped
+        state.start_epoch()
+        result = self._evaluator.evaluate(self.trained, "val", step=state.step)
+        if result is not None:
+            metrics["val_loss"] = result.loss
+            metrics |= {f"val_{name}": value for name, value in result.epoch_metrics().items()}
+        # without a val split the latest epoch wins; with equal scores the lower loss: small splits have many ties
+        best = result is None or (result.score, -result.loss) > (state.best_score, -state.best_loss)
+        if best:
+            state.best_epoch = number
+            if result is not None:
+                state.best_score, state.best_loss = result.score, result.loss
+            self._write_model(MODEL, self.trained, {} if result is None else {"val": result}, epoch=number)
+        lr = self.config.recipe.lr_at(state.step - 1, steps_per_epoch)
+        epoch = Epoch(number, lr, train_loss, skipped, state.seconds, metrics, best)
+        state.history.append(epoch.to_plain())
         if self.distributed.is_main:
             write_table(self.folder / METRICS, state.history)
-        self._save()
-        return row
-
-    def _evaluate(self, network: Network, *splits: str) -> dict[str, Result]:
-        """Measure a network on those of the splits that the data has."""
-        criterion = CRITERIA[self.config.recipe.loss]
-        results = {
-            split: judged(self._outputs(network, images), images.labels, criterion)
-            for split, images in self.dataset.splits.items()
-            if split in splits
-        }
-        self._finite(results)
-        return results
-
-    def _outputs(self, network: Network, images: Images) -> Tensor:
-        """Return the outputs for all images of a split; each process runs its share of them."""
-        mine = (
-            images.subset(self.distributed.shard(torch.arange(len(images))))
-            if self.distributed.world_size > 1
-            else images
-        )
-        if not len(mine):
-            return self.distributed.all_gather(torch.empty(0, len(self.config.classes)), len(images))
-        outputs = outputs_of(plainly(network, self.config.preprocessing, self.device), mine)
-        return self.distributed.all_gather(outputs, len(images))
-
-    def _finite(self, results: dict[str, Result]) -> None:
-        for split, measured in results.items():
-            if not math.isfinite(measured.loss):
-                raise RunError(
-                    f"the loss on {split} is {measured.loss} after step {self.state.step}; try a lower learning rate"
-                )
+        self.save()
+        return epoch
 
     def finish(self) -> None:
-        """Measure the last and the best weights on val and test and seal both; `network` then holds the best ones.
+        """Evaluate the last and the best weights on val and test and write both model files and the report.
 
-        `steps` does so after the last epoch; a caller who stops earlier calls it. Raises RunError before the end of the
-        first epoch.
+        `network` then has the best weights. `steps` calls it after the last epoch; a caller who stops earlier may.
+        Raises RunError before the end of the first epoch.
         """
         if not self.state.history:
-            raise RunError(f"{self.folder}: there is nothing to seal before the end of the first epoch")
+            raise RunError(f"{self.folder}: there is no model to save before the end of the first epoch")
+        step = self.state.step
         if not self.state.finished:
-            self._seal(LAST, self.learned, self._calibrated(self.learned), epoch=len(self.state.history))
-        self.distributed.barrier()  # until the file is there
-        execution_module.release(self.network)
-        best, header = modelfile.load(self.model_file)
-        self.network.load_state_dict(best.state_dict())
-        self.results = self._calibrated(self.network)
-        self._seal(MODEL, self.network, self.results, epoch=header.training["epoch"])
+            self.calibration, results = self._evaluator.calibrate(self.trained, step=step)
+            self._write_model(LAST, self.trained, results, epoch=len(self.state.history))
+        self.distributed.barrier()  # the file must be complete
+        restore_forwards(self.network)
+        header, best = read_tensors(self.model_file)
+        self.network.load_state_dict(best)
+        self.calibration, self.results = self._evaluator.calibrate(self.network, step=step)
+        self._write_model(MODEL, self.network, self.results, epoch=header.training["epoch"])
         if self.distributed.is_main:
-            draw_curves(self.state.history, self.folder / CURVES)
-            write_text(self.folder / REPORT, report(self))
+            charts.curves(self.state.history, self.config.task.progress_columns, path=self.folder / CURVES)
+            write_text(self.folder / REPORT, report(self._report_data()))
         self.state.finished = True
-        self._save()
+        self.save()
 
-    def _calibrated(self, network: Network) -> dict[str, Result]:
-        """Measure a network on val and test with the temperature, and thresholds, that suit its outputs on val."""
-        criterion = CRITERIA[self.config.recipe.loss]
-        parts = {split: images for split, images in self.dataset.splits.items() if split != "train"}
-        outputs = {split: self._outputs(network, images) for split, images in parts.items()}
-        fits = criterion.logits and "val" in outputs
-        self.temperature = metrics.temperature(outputs["val"], parts["val"].labels) if fits else 1.0
-        if criterion.several and "val" in outputs:
-            said = criterion.probabilities(outputs["val"] / self.temperature)
-            self.thresholds = tuple(metrics.best_thresholds(said, parts["val"].labels))
-        results = {
-            split: judged(
-                outputs[split], images.labels, criterion, temperature=self.temperature, thresholds=self.thresholds
-            )
-            for split, images in parts.items()
-        }
-        self._finite(results)
-        return results
-
-    def _seal(self, file: str, network: Network, results: dict[str, Result], *, epoch: int) -> None:
-        """Write a model file; of the data only name and fingerprint go in, and no path of this machine."""
-        config = self.config
-        training = {
-            "data": self.dataset.name, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(),
-            "seed": config.seed, "val_share": config.settings.val_share, "fold": config.settings.fold,
-            "max_unreadable": config.settings.max_unreadable,
-            "weights": config.weights, "compute": str(self.execution), "versions": config.versions,
-            "epoch": epoch, "seconds": round(self.state.seconds, 2),
-        }  # fmt: skip
-        header = Header(
-            name=config.model, spec=config.spec, classes=config.classes, preprocessing=config.preprocessing,
-            task="tagging" if self.several else "classification", criterion=config.recipe.loss,
-            temperature=self.temperature, thresholds=self.thresholds, training=training,
-            license=config.settings.license,
-            metrics={split: result.summary() for split, result in results.items()},
+    def _report_data(self) -> ReportData:
+        return ReportData(
+            config=self.config, dataset=self.dataset, network=self.network, results=self.results,
+            calibration=self.calibration, history=tuple(self.state.history), seconds=self.state.seconds,
         )  # fmt: skip
+
+    def _write_model(self, file: str, network: Network, results: Mapping[str, Result], *, epoch: int) -> None:
         if self.distributed.is_main:
-            modelfile.save(self.folder / file, network, header)
+            write_run_model(
+                self.folder / file, network, self.config, data=self.dataset.name, epoch=epoch,
+                seconds=self.state.seconds, calibration=self.calibration, results=results,
+            )  # fmt: skip
 
 
-def _versions(device: torch.device, way: ExecutionPlan, network: Network) -> dict[str, str]:
-    versions = {"convatlas": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return versions | {"kernels": fused_norm.compiler(network) if way.own_norms(device) else "none"}
+def current_versions(device: torch.device, plan: ExecutionPlan, network: Network) -> dict[str, str]:
+    """Return the versions on which the last bits of a run depend."""
+    versions = {"convatlas": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    return versions | {"fused_norms": fused_norm.compiler_version(network) if plan.uses_fused_norms(device) else "none"}

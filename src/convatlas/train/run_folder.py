@@ -1,4 +1,4 @@
-"""The run directory."""
+"""The run directory: its files, its lock, and its tables."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from typing import Any
 
 from convatlas.errors import ConvatlasError, RunError
 from convatlas.system.files import PART, write_text
-from convatlas.train.distributed import Distributed
 
-MODEL, LAST, CHECKPOINT, CONFIG, METRICS, CURVES, UNREADABLE, REPORT, RATES = (
-    "model.safetensors", "last.safetensors", "checkpoint.pt", "run.json", "metrics.csv", "curves.png", "unreadable.csv",
-    "report.html", "rates.png",
-)  # fmt: skip
+MODEL = "model.safetensors"
+LAST = "last.safetensors"
+CHECKPOINT = "checkpoint.pt"
+CONFIG = "run.json"
+METRICS = "metrics.csv"
+CURVES = "curves.png"
+UNREADABLE = "unreadable.csv"
+REPORT = "report.html"
+LR_FINDER = "lr_finder.png"
 
 
 def new_folder(out: str | Path | None, data: str, model: str) -> Path:
-    """Create the run's folder: `out`, which must be new or empty, or the next free runs/<data>-<model>[-n]."""
+    """Create the run directory: `out`, which must be new or empty, or the next free runs/<data>-<model>[-n]."""
     if out is not None:
         folder = Path(out)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder}: exists already; choose another --out, or go on with `convatlas resume {folder}`")
+            raise RunError(f"{folder}: exists already; choose another --out, or resume it: `convatlas resume {folder}`")
     else:
         folder, number = Path("runs") / f"{data}-{model}", 1
         while folder.exists():
@@ -34,19 +38,19 @@ def new_folder(out: str | Path | None, data: str, model: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=out is not None)
     except OSError as error:
-        raise RunError(f"{folder}: the run's folder cannot be written: {error.strerror or error}") from error
+        raise RunError(f"{folder}: the run directory cannot be written: {error.strerror or error}") from error
     return folder
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run's folder against other processes, and clear what a killed write left there."""
-    with (folder / CONFIG).open() as held:
+def locked(folder: Path) -> Iterator[None]:
+    """Lock the run directory against other processes, and remove what a killed write left there."""
+    with (folder / CONFIG).open() as config:
         if sys.platform != "win32":
             import fcntl
 
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"{folder}: another process is training this run") from None
         for leftover in folder.glob(f".*{PART}"):
@@ -55,13 +59,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _cleared_if_refused(folder: Path, distributed: Distributed) -> Iterator[None]:
-    """Leave no folder behind that is no run."""
+def removed_on_error(folder: Path, *, is_main: bool) -> Iterator[None]:
+    """Remove a new run directory if the run cannot start."""
     try:
         yield
     except ConvatlasError:
-        if distributed.is_main:
-            (folder / RATES).unlink(missing_ok=True)
+        if is_main:
+            (folder / LR_FINDER).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
         raise

@@ -1,14 +1,14 @@
-"""Which network? Those of the catalog that keep a budget, measured on this machine, and a race between them."""
+"""Model selection: the networks of the catalog within a budget, compared by successive halving on the data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,121 +16,136 @@ from torch import Tensor
 from convatlas.core.cost import cost
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import SMALL, Spec
-from convatlas.data.dataset import Dataset, Images
+from convatlas.data.dataset import Dataset
 from convatlas.data.decode.headers import read_header
-from convatlas.data.loader import BatchLoader
-from convatlas.data.open import find
-from convatlas.data.rng import derive_key
+from convatlas.data.open import open_data
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError, SpecError, WeightsError, brief
+from convatlas.models.card import LIBRARIES
 from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, build_fresh, reads_clips
-from convatlas.system.devices import device_named
+from convatlas.system.autotune import time_repeatedly
+from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
-from convatlas.tasks.classification.evaluate import evaluate, plainly
-from convatlas.tasks.classification.losses import CRITERIA, class_weights
-from convatlas.train.cpu import execution as execution_module
+from convatlas.train.cpu.execution import process_settings
 from convatlas.train.distributed import init_distributed
-from convatlas.train.fit import fitted, load, preprocessing_for
-from convatlas.train.loop import EMA, Step, train
-from convatlas.train.recipe import Recipe, usual
-from convatlas.train.recipe import recipe as recipe_named
-from convatlas.train.regularization import regularize
+from convatlas.train.fit import choose_recipe, load_data, preprocessing_for
+from convatlas.train.recipe import Recipe
 from convatlas.train.run_folder import write_table
-from convatlas.train.settings import Settings
-from convatlas.weights.adapt import load_into
+from convatlas.train.settings import DataOptions, ExecutionOptions
+from convatlas.train.successive_halving import successive_halving
+from convatlas.train.trial import NetworkTrial
 from convatlas.weights.open import open_weights
-from convatlas.weights.pretrained import LIBRARIES, Weights, list_weights
+from convatlas.weights.pretrained import list_weights
 
-LARGE = 64
-"""Images with a longer short side are large: the networks for images of up to 64 px are not for them."""
+MAX_SMALL_SIDE = 64
+"""Shorter side in pixels up to which images are small: they get networks and stems for small images."""
 
-RUNNERS = 8
-"""So many networks race at most, each of another family."""
+MAX_TRIALS = 8
+"""Maximum number of networks that are trained, each of another family."""
 
-JUDGED = 1000
-"""So many images of the val split judge a round of the race at most."""
+PROBED_IMAGES = 50
+"""Number of training images whose size is read."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a network may take: seconds for one image, parameters, multiply-adds."""
+    """Upper limits for one image: latency in seconds, parameters, multiply-adds. At least one must be finite."""
 
-    latency: float = math.inf
+    latency_s: float = math.inf
     params: float = math.inf
     macs: float = math.inf
 
     def __post_init__(self) -> None:
-        if min(self.latency, self.params, self.macs) <= 0 or math.isnan(self.latency + self.params + self.macs):
-            raise SpecError("budget: latency, params and macs are numbers above 0")
-        if min(self.latency, self.params, self.macs) == math.inf:
-            raise SpecError("budget: give at least one of max latency, max params and max MACs")
+        limits = dataclasses.asdict(self)
+        for name, limit in limits.items():
+            if not limit > 0:
+                raise SpecError(f"Budget: {name} must be a number > 0, got {limit}")
+        if min(limits.values()) == math.inf:
+            raise SpecError(f"Budget: one of {', '.join(limits)} must be given")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A network that keeps the budget, as it would be trained.
+class Candidate:
+    """A network within the budget, with the input that it would be trained with.
 
-    latency: seconds for one image, the lower quartile of some runs. scores: what it reached on val after each round
-        of the race that it took part in. told: why it left, if it broke down.
+    params, macs: for one image. latency_s: lower quartile of the seconds for one image on this machine.
+    weights: "library:tag" of the pretrained weights, or empty. scores: on val after each rung of the search that it
+    took part in. error: why it could not be trained, or empty.
     """
 
     name: str
     family: str
     stem: Stem
-    size: int
-    parameters: int
+    resolution: int
+    params: int
     macs: int
-    latency: float = math.nan
+    latency_s: float = math.nan
     weights: str = ""
     scores: tuple[float, ...] = ()
-    told: str = ""
+    error: str = ""
 
     @property
     def spec(self) -> Spec:
-        return adapted(CATALOG[self.name].spec, stem=self.stem, resolution=self.size)
+        return adapted(CATALOG[self.name].spec, stem=self.stem, resolution=self.resolution)
 
     @property
-    def reported_metrics(self) -> float:
-        """The accuracy on ImageNet that is claimed for its best published weights; 0 where none is."""
-        claims = [published_claim(weights) for weights in list_weights(self.name)]
-        return max(claims, default=0.0)
-
-
-def published_claim(weights: Weights) -> float:
-    """Return the share of ImageNet's images that weights are said to answer right, in percent; 0 where unknown."""
-    return max((value for what, value in weights.reported_metrics.items() if what.endswith("acc@1")), default=0.0)
+    def reported_accuracy(self) -> float:
+        """The best top-1 accuracy on ImageNet, in percent, that is reported for published weights; 0 if none is."""
+        metrics = [weights.reported_metrics.items() for weights in list_weights(self.name)]
+        return max((value for items in metrics for name, value in items if name.endswith("acc@1")), default=0.0)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """All networks that keep the budget, the best of the race first, then by latency.
+class ModelSelection:
+    """The networks within a budget: those that were trained, best first, then the others by latency.
 
-    score: what the race was judged by. seconds: of training that each network had had after each round. guessed: what
-        is reached, with two standard deviations of so few images, by who does not look at them.
+    metric: name of the score, empty if only one network was left and none was trained. rung_seconds: training time per
+    network up to the end of each rung. chance_score: upper bound (two standard deviations) of the score that constant
+    predictions reach on the evaluated images.
     """
 
-    entries: tuple[Entry, ...]
-    score: str
-    seconds: tuple[float, ...]
-    guessed: float = 0.0
+    candidates: tuple[Candidate, ...]
+    metric: str = ""
+    rung_seconds: tuple[float, ...] = ()
+    chance_score: float = 0.0
 
     @property
-    def best(self) -> Entry:
-        return self.entries[0]
+    def best(self) -> Candidate:
+        return self.candidates[0]
 
     @property
-    def tells(self) -> bool:
-        """Whether the best one had learned anything when the race ended, or was alone."""
-        return not self.best.scores or self.best.scores[-1] > self.guessed
+    def conclusive(self) -> bool:
+        """Whether the best network is better than chance, or the only candidate."""
+        return not self.best.scores or self.best.scores[-1] > self.chance_score
+
+    @property
+    def warning(self) -> str:
+        """What to do if the search is inconclusive; empty if it is not."""
+        if self.conclusive:
+            return ""
+        return (
+            f"search inconclusive: no candidate is better than chance ({self.chance_score:.1%}) after "
+            f"{self.rung_seconds[-1]:.0f} s; increase --search-time, use --weights, or name a network"
+        )
 
     def write(self, path: Path) -> None:
-        """Write all networks as CSV."""
-        rows = [dataclasses.asdict(entry) | {"scores": " ".join(map(str, entry.scores))} for entry in self.entries]
+        """Write all candidates as CSV."""
+        rows = [dataclasses.asdict(each) | {"scores": " ".join(map(str, each.scores))} for each in self.candidates]
         write_table(path, rows)
 
-    def settings(self, settings: Settings) -> Settings:
-        """Return settings for a run with the best network."""
-        return dataclasses.replace(settings, stem=self.best.stem, size=self.best.size)
+    def data_options(self, options: DataOptions | None = None) -> DataOptions:
+        """Return options for a run with the best network: stem and resolution are replaced."""
+        return dataclasses.replace(options or DataOptions(), stem=self.best.stem, resolution=self.best.resolution)
+
+    def __repr__(self) -> str:
+        lines = [f"best of {len(self.candidates)} networks: {self.best.name}"]
+        for each in self.candidates[:20]:
+            scores = each.error or ", ".join(f"{score:.1%}" for score in each.scores)
+            lines.append(
+                f"  {each.name:<24} {each.resolution:>4} px {each.params / 1e6:>7.2f} M params "
+                f"{each.macs / 1e6:>8.1f} M MACs {1000 * each.latency_s:>7.1f} ms  {scores}".rstrip()
+            )
+        return "\n".join([*lines, *([self.warning] if self.warning else [])])
 
 
 def select_model(
@@ -139,246 +154,200 @@ def select_model(
     *,
     weights: str | None = None,
     recipe: str | Recipe | None = None,
+    overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
-    settings: Settings | None = None,
-    seconds: float = 300.0,
+    search_time: float = 300.0,
+    data_options: DataOptions | None = None,
+    execution: ExecutionOptions | None = None,
     progress: Progress | None = None,
-) -> Choice:
-    """Measure which networks of the catalog keep a budget on this machine, and let them race on the data.
+) -> ModelSelection:
+    """Find the networks of the catalog within a budget on this machine, and compare them by training on the data.
 
-    weights: a library, "torchvision" or "timm": only networks whose published weights are at hand, which they begin
-        from.
-    recipe: of all networks in the race, without its schedule; the usual one where left out.
-    seconds: of training, in all. One network of each family races, the one with the most multiply-adds, at most eight
-        of them, those first of which more is known on ImageNet. In each round all have the same time; the better half
-        goes on.
-    Raises RunError if no network keeps the budget, or among several processes.
+    One network of each family is trained, the one with the most multiply-adds, but at most eight: those with the best
+    reported accuracy. Successive halving gives each rung an equal share of the time and keeps the better half.
+    weights: "torchvision" or "timm": only networks with cached weights of this library, which they start from.
+    recipe, overrides: as for `fit`; epochs and schedule are not used.
+    search_time: seconds of training in total.
+    Raises RunError if no network is within the budget, and in distributed training.
     """
-    settings = settings or Settings()
+    data_options, execution = data_options or DataOptions(), execution or ExecutionOptions()
     if weights not in (None, *LIBRARIES):
-        raise RunError(f"weights: with auto the name of a library, {' or '.join(LIBRARIES)}, not {weights}")
-    if init_distributed(device_named(settings.device)).world_size > 1:
-        raise RunError("a network is chosen in one process; then give its name to torchrun")
-    source = find(data, download=settings.download, progress=progress)
-    channels = source.channels if settings.channels is None else settings.channels
-    fits = measured(
-        _candidates(source, channels, budget, settings, weights), source, channels, budget, settings, progress
-    )  # fmt: skip
-    if not fits:
-        held, mend = (f" with weights of {weights} at hand", ", or fetch some (weights pull)") if weights else ("", "")
-        raise RunError(f"budget: no network of the catalog{held} keeps it on this machine; allow more{mend}")
-    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(
-        recipe or usual("default", pretrained=weights is not None)
-    )  # fmt: skip
-    runners = _runners(fits)
-    raced, given, guessed = _race(runners, source, channels, chosen, seed, settings, seconds, progress)
-    names = {entry.name for entry in raced}
-    others = sorted((entry for entry in fits if entry.name not in names), key=lambda entry: entry.latency)
-    return Choice((*raced, *others), "mAP" if source.several else "accuracy", given, guessed)
+        raise RunError(f"weights: must be {' or '.join(LIBRARIES)} for a model selection, got {weights}")
+    device = resolve_device(execution.device)
+    if init_distributed(device).world_size > 1:
+        raise RunError("model selection runs in one process; run it first, then train its choice with torchrun")
+    retain_malloc = execution.retain_malloc and device.type == "cpu"
+    with process_settings(threads=execution.threads, retain_malloc=retain_malloc):
+        source = open_data(data, download=data_options.download, progress=progress)
+        channels = source.channels if data_options.channels is None else data_options.channels
+        within = list(find_candidates(source, channels, budget, data_options, weights))
+        within = measure_latency(within, source, channels, budget, device, progress)
+        if not within:
+            cached = f" with cached {weights} weights" if weights else ""
+            fix = ", or download some with `convatlas weights pull`" if weights else ""
+            raise RunError(f"budget: no network of the catalog{cached} is within it on this machine; raise it{fix}")
+        finalists = choose_finalists(within)
+        search = _Search(source, channels, recipe, overrides or {}, seed, device, data_options, execution)
+        selection = search.run(finalists, search_time, progress)
+    names = {candidate.name for candidate in selection.candidates}
+    others = sorted((each for each in within if each.name not in names), key=lambda each: each.latency_s)
+    return dataclasses.replace(selection, candidates=(*selection.candidates, *others))
 
 
-def _short_side(source: Source) -> int:
-    """Return the middle one of the short sides of some training images."""
-    train = source.listings["train"]
+def _median_short_side(source: Source) -> int:
+    """Return the median of the shorter sides of some training images, in pixels."""
+    train = source.splits["train"]
     if train.pixels is not None:
         return min(train.pixels.shape[-2:])
     sides = []
-    for name in train.names[:50]:
+    for name in train.names[:PROBED_IMAGES]:
         try:
             sides.append(min(read_header(Path(name)).size))
         except DataError:
             continue
     if not sides:
-        raise DataError(f"{source.location}: no image can be read")
+        raise DataError(f"{source.location}: none of the first {PROBED_IMAGES} images is readable")
     return int(statistics.median(sides))
 
 
-def _candidates(
-    source: Source, channels: int, budget: Budget, settings: Settings, weights: str | None
-) -> Iterator[Entry]:
-    """Yield the networks for images of this size that keep the budget, as far as it can be counted."""
-    small = _short_side(source) <= LARGE if settings.size is None else settings.size <= LARGE
+def find_candidates(
+    source: Source, channels: int, budget: Budget, options: DataOptions, library: str | None
+) -> Iterator[Candidate]:
+    """Yield the networks for images of this size whose parameters and multiply-adds are within the budget."""
+    side = _median_short_side(source) if options.resolution is None else options.resolution
+    small_images = side <= MAX_SMALL_SIDE
     for family, rows in FAMILIES.items():
         for name, row in rows.variants.items():
             if reads_clips(row.spec) or row.recipe != "default":
                 continue
-            own = row.spec.resolution <= LARGE
-            if small != own and not small:
+            for_small_images = row.spec.resolution <= MAX_SMALL_SIDE
+            if for_small_images and not small_images:
                 continue
-            stem: Stem = "small" if (small and not own) or settings.stem == "small" else "own"
-            size = settings.size or (SMALL if small and not own else row.spec.resolution)
-            at_hand = _at_hand(name, weights)
-            if at_hand is None:
+            needs_stem = small_images and not for_small_images
+            stem: Stem = "cifar" if needs_stem or options.stem == "cifar" else "default"
+            resolution = options.resolution or (SMALL if needs_stem else row.spec.resolution)
+            weights = "" if library is None else _cached_weights(name, library)
+            if weights is None:
                 continue
             try:
-                spec = adapted(row.spec, stem=stem, resolution=size)
-                counted = cost(build_fresh(spec, classes=len(source.classes), channels=channels, device="meta"))
+                spec = adapted(row.spec, stem=stem, resolution=resolution)
+                network = build_fresh(spec, classes=source.task.outputs, channels=channels, device="meta")
             except SpecError:
-                continue  # no small stem, or not at this size
+                continue  # the family has no stem for small images, or is too deep for the resolution
+            counted = cost(network)
             if counted.parameters <= budget.params and counted.macs <= budget.macs:
-                yield Entry(name, family, stem, size, counted.parameters, counted.macs, weights=at_hand)
+                yield Candidate(name, family, stem, resolution, counted.parameters, counted.macs, weights=weights)
 
 
-def _at_hand(name: str, library: str | None) -> str | None:
-    """Return "library:tag" of a network's best weights at hand, None if there are none; "" where none are asked for."""
-    if library is None:
-        return ""
+def _cached_weights(name: str, library: str) -> str | None:
+    """Return "library:tag" of a network's best cached weights, or None."""
     try:
-        return next((f"{w.library}:{w.tag}" for w in list_weights(name, library) if w.file), None)
+        return next((f"{each.library}:{each.tag}" for each in list_weights(name, library) if each.cached_file), None)
     except WeightsError:
         return None
 
 
 @torch.inference_mode()
-def measured(
-    entries: Iterator[Entry], source: Source, channels: int, budget: Budget, settings: Settings,
-    progress: Progress | None,
-) -> list[Entry]:  # fmt: skip
-    """Return those networks that answer one image within the budget on this machine, and how long they take."""
-    device = device_named(settings.device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    fits, waiting = [], sorted(entries, key=lambda entry: entry.macs)
-    for done, entry in enumerate(waiting, 1):
-        network = build_fresh(entry.spec, classes=len(source.classes), channels=channels).to(device).eval()
+def measure_latency(
+    candidates: Sequence[Candidate], source: Source, channels: int, budget: Budget, device: torch.device,
+    progress: Progress | None = None,
+) -> list[Candidate]:  # fmt: skip
+    """Return the candidates whose latency for one image is within the budget, with their latency."""
+    within = []
+    for done, candidate in enumerate(sorted(candidates, key=lambda each: each.macs), 1):
+        network = build_fresh(candidate.spec, classes=source.task.outputs, channels=channels).to(device).eval()
         image = torch.zeros(1, *network.input_shape, device=device)
-        took: list[float] = []
-        begun = time.perf_counter()
-        while len(took) < 8 or (time.perf_counter() - begun < 0.3 and len(took) < 50):
-            start = time.perf_counter()
-            network(image).sum().item()  # waits for the device
-            took.append(time.perf_counter() - start)
-            if len(took) > 3 and min(took) > 2 * budget.latency:
-                break
-        latency = statistics.quantiles(took, n=4)[0]  # what else the machine does makes some slower
-        if latency <= budget.latency:
-            fits.append(dataclasses.replace(entry, latency=latency))
+        seconds = time_repeatedly(
+            lambda network=network, image=image: network(image).sum().item(),  # waits for the device
+            seconds=0.3, min_runs=8, max_runs=50, max_run_s=2 * budget.latency_s,
+        )  # fmt: skip
+        latency = statistics.quantiles(seconds, n=4)[0]  # other processes slow down some of the runs
+        if latency <= budget.latency_s:
+            within.append(dataclasses.replace(candidate, latency_s=latency))
         if progress:
-            progress("measuring networks", done, len(waiting))
-    return fits
+            progress("measuring latency", done, len(candidates))
+    return within
 
 
-def _runners(fits: Sequence[Entry]) -> list[Entry]:
-    largest = {entry.family: entry for entry in sorted(fits, key=lambda entry: entry.macs)}
-    return sorted(largest.values(), key=lambda entry: (-entry.reported_metrics, -entry.macs))[:RUNNERS]
+def choose_finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the largest network of each family, at most `MAX_TRIALS`: those with the best reported accuracy."""
+    largest = {each.family: each for each in sorted(candidates, key=lambda each: each.macs)}
+    return sorted(largest.values(), key=lambda each: (-each.reported_accuracy, -each.macs))[:MAX_TRIALS]
 
 
-# --- the race
+@dataclass(frozen=True)
+class _Search:
+    """What all trials of a model selection have in common."""
 
+    source: Source
+    channels: int
+    recipe: str | Recipe | None
+    overrides: Mapping[str, Any]
+    seed: int
+    device: torch.device
+    data_options: DataOptions
+    execution: ExecutionOptions
 
-class _Runner:
-    """A network in the race: it trains for some seconds at a time."""
+    def run(self, candidates: Sequence[Candidate], seconds: float, progress: Progress | None) -> ModelSelection:
+        """Train the candidates and return them, best first; raises RunError if none can be trained."""
+        if len(candidates) == 1:
+            return ModelSelection(tuple(candidates))
+        datasets: dict[Preprocessing, Dataset] = {}
+        trained: list[Candidate] = []
+        trials: list[NetworkTrial] = []
+        unsuitable: list[Candidate] = []
+        for done, candidate in enumerate(candidates, 1):
+            try:
+                trials.append(self._start(candidate, datasets, progress))
+                trained.append(candidate)
+            except (SpecError, WeightsError) as error:  # such as stochastic depth without residual branches
+                unsuitable.append(dataclasses.replace(candidate, error=brief(error)))
+            if progress:
+                progress("preparing candidates", done, len(candidates))
+        halving = successive_halving(trials, seconds, progress=progress)
+        ranked = [
+            dataclasses.replace(trained[i], scores=halving.records[i].scores, error=halving.records[i].error)
+            for i in halving.ranking
+        ] + unsuitable
+        if ranked[0].error:
+            raise RunError(f"no candidate could be trained; {ranked[0].name}: {ranked[0].error}")
+        best = trials[halving.ranking[0]]
+        metric = (best.result.headline_name or best.result.headline) if best.result else ""
+        chance = chance_score(best.task.strata(best.val.targets))
+        return ModelSelection(tuple(ranked), metric, halving.rung_seconds, chance)
 
-    def __init__(
-        self, entry: Entry, dataset: Dataset, steps: Preprocessing, recipe: Recipe, seed: int, settings: Settings
-    ) -> None:
-        self.entry, self.dataset, self.steps = entry, dataset, steps
-        row, device = CATALOG[entry.name], device_named(settings.device)
-        classes = len(dataset.classes)
-        torch.manual_seed(derive_key(seed, 0, 8))
-        network = build_fresh(entry.spec, classes=classes, channels=steps.channels)
-        if entry.weights:
-            given = open_weights(entry.weights, entry.spec, name=entry.name, row=row)
-            load_into(network, entry.spec, given, fresh_head=given.names != dataset.classes)
-        regularize(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
-        way = execution_module.choose(
-            entry.spec, classes=classes, channels=steps.channels, batch=recipe.micro_batch or recipe.batch, device=device,
-            layout=settings.layout, precision=settings.precision, kernels=settings.kernels,
-        ).execution  # fmt: skip
-        network = way.place(network.to(device))
-        loader = BatchLoader(
-            dataset.train, steps, batch=recipe.batch, seed=seed, augment=recipe.augment, classes=classes, device=device
+    def _start(
+        self, candidate: Candidate, datasets: dict[Preprocessing, Dataset], progress: Progress | None
+    ) -> NetworkTrial:
+        """Start a trial; candidates with the same preprocessing share a prepared data set."""
+        row = CATALOG[candidate.name]
+        recipe = choose_recipe(
+            self.recipe, row, pretrained=bool(candidate.weights), overrides=self.overrides
+        )  # fmt: skip
+        checkpoint = None
+        if candidate.weights:
+            checkpoint = open_weights(candidate.weights, candidate.spec, name=candidate.name, row=row)
+        base = checkpoint.preprocessing if checkpoint else row.preprocessing
+        preprocessing = preprocessing_for(
+            self.source, base, candidate.resolution, self.channels, self.seed, self.data_options
         )
-        weighed = class_weights(loader.labels, classes, recipe.class_weight_power)
-        # nobody knows how long it lasts: a rate that rises for some steps and then stays, and an average of the weights
-        recipe = dataclasses.replace(
-            recipe, epochs=10**6, schedule="constant", warmup=20 / loader.steps, head_epochs=0, patience=0
-        )
-        self.average, self.criterion, self.device = EMA(network, 0.98), CRITERIA[recipe.loss], device
-        self.taken: Iterator[Step] = train(
-            network, recipe.build_optimizer(network), loader, recipe, seed=seed, execution=way, average=self.average,
-            class_weights=weighed,
+        if preprocessing not in datasets:
+            datasets[preprocessing] = load_data(
+                self.source, preprocessing, recipe, self.seed, self.data_options, progress
+            )
+        return NetworkTrial(
+            candidate.spec, datasets[preprocessing], preprocessing, recipe, seed=self.seed, device=self.device,
+            execution=self.execution, checkpoint=checkpoint,
         )  # fmt: skip
 
-    def run(self, seconds: float) -> None:
-        """Train for so long, at least one step."""
-        begun = time.perf_counter()
-        for _ in self.taken:
-            if time.perf_counter() - begun >= seconds:
-                return
 
-    @property
-    def judged(self) -> Images:
-        """Some images of the val split."""
-        val = self.dataset.val
-        assert val is not None
-        return val.subset(torch.arange(0, len(val), -(-len(val) // JUDGED)))
+def chance_score(labels: Tensor) -> float:
+    """Return an upper bound of the score of constant predictions: its expectation plus two standard deviations.
 
-    def judge(self) -> float:
-        """Return the score on them."""
-        return evaluate(plainly(self.average.network, self.steps, self.device), self.judged, self.criterion).score
-
-
-def guessed(labels: Tensor) -> float:
-    """Return the score of always saying the same, and two standard deviations of it, on so many images."""
-    if labels.ndim == 2:  # the average precision of a random order is the share of the images
-        share = float(labels[:, labels.sum(0) > 0].mean())
+    labels: class numbers (n,) for accuracy, or (n, classes) of 0 and 1 for mean average precision.
+    """
+    if labels.ndim == 2:  # the average precision of a random order is the share of positives
+        share = float(labels[:, labels.sum(0) > 0].float().mean())
     else:
         share = float(torch.bincount(labels).max()) / len(labels)
     return share + 2 * math.sqrt(share * (1 - share) / len(labels))
-
-
-def _race(
-    entries: Sequence[Entry], source: Source, channels: int, recipe: Recipe, seed: int, settings: Settings,
-    seconds: float, progress: Progress | None,
-) -> tuple[list[Entry], tuple[float, ...], float]:  # fmt: skip
-    """Return the networks, best first, with what they reached, and what `Choice` has of `seconds` and `guessed`."""
-    if len(entries) == 1:
-        return list(entries), (), 0.0
-    recipe = fitted(recipe, source)
-    if settings.keep_heap and device_named(settings.device).type == "cpu":
-        execution_module.keep_heap()
-    prepared: dict[Preprocessing, Dataset] = {}
-    running: list[_Runner] = []
-    refused: list[Entry] = []
-    for entry in entries:
-        row = CATALOG[entry.name]
-        given = (
-            open_weights(entry.weights, entry.spec, name=entry.name, row=row).preprocessing if entry.weights else None
-        )
-        steps = preprocessing_for(source, given or row.preprocessing, entry.size, channels, seed, settings)
-        if steps not in prepared:
-            prepared[steps] = load(source, steps, recipe, seed, settings, progress)
-        if prepared[steps].val is None:
-            raise DataError(f"{source.name}: a race is judged on a val split; set a val share above 0")
-        try:
-            running.append(_Runner(entry, prepared[steps], steps, recipe, seed, settings))
-        except (SpecError, WeightsError) as error:  # such as stochastic depth for a network without residual branches
-            refused.append(dataclasses.replace(entry, told=brief(error)))
-        if progress:
-            progress("preparing the race", len(running) + len(refused), len(entries))
-    if not running:
-        raise RunError(f"no network could be trained: {refused[0].told}")
-    rounds = math.ceil(math.log2(len(running)))
-    left: list[Entry] = []
-    had: list[float] = []
-    for number in range(rounds):
-        turn = seconds / rounds / len(running)
-        had.append(sum(had[-1:]) + turn)
-        for done, runner in enumerate(running, 1):
-            try:
-                runner.run(turn)
-                score = runner.judge()
-                runner.entry = dataclasses.replace(runner.entry, scores=(*runner.entry.scores, score))
-            except RunError as error:
-                runner.entry = dataclasses.replace(runner.entry, told=brief(error))
-            if progress:
-                progress(f"race, round {number + 1} of {rounds}", done, len(running))
-        running.sort(key=lambda runner: -1.0 if runner.entry.told else runner.entry.scores[-1], reverse=True)
-        keep = max(1, -(-len(running) // 2)) if number < rounds - 1 else 1
-        left = [*(runner.entry for runner in running[keep:]), *left]
-        running = running[:keep]
-    ranked = [running[0].entry, *left, *refused]
-    if ranked[0].told:
-        raise RunError(f"no network could be trained: {ranked[0].told}")
-    return ranked, tuple(had), guessed(running[0].judged.labels)

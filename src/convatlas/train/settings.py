@@ -1,112 +1,111 @@
-"""How a run is carried out."""
+"""Options of a run, in three records by who cares: the data, the execution, the bookkeeping; and its configuration."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.core.spec import Spec, from_plain
+from convatlas.core.record import Record, at_least, between, from_up_to
+from convatlas.core.spec import Spec
 from convatlas.data.splits import VAL_SHARE, Fold
 from convatlas.errors import RunError
-from convatlas.models.catalog import SPEC_TYPES, Stem
-from convatlas.train.loggers import LOGGERS
+from convatlas.models.catalog import Stem
+from convatlas.tasks.task import Task
+from convatlas.train.cpu.execution import MemoryFormat, Precision
+from convatlas.train.loggers import LoggerName
 from convatlas.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a run is carried out, apart from data, network, recipe and seed.
+class DataOptions(Record):
+    """How data is read and prepared.
 
-    size: resolution in pixels instead of the network's own.
-    stem: "small" for the first layers for images of up to 64 pixels (at 32 px, where no size is given).
-    channels: 1 reads images as gray, 3 as RGB; as the data has it where left out.
-    device: "cpu", "cuda", "mps" or "auto".
-    threads: CPU threads; torch's own number where left out. The order of sums, and so the last bits, depend on it.
-    layout, precision, compiled: how steps are carried out (see `train.compute`); "auto" measures what is fastest here.
-    kernels: norms and activations by kernels of our own on CPUs with a C compiler; the last bits depend on it.
-    keep_heap: let the C library keep its memory between the steps, which is faster and takes a little more of it.
-    val_share: share of the training images set aside to choose the best epoch, where the data has no val split;
-        with 0 all are trained on and the last epoch is taken.
-    fold: (number, count): the images of this one of so many folds are the val split instead.
-    max_unreadable: share of unreadable images that is left out and listed before the run refuses to start.
-    checkpoint_seconds, checkpoint_steps: a checkpoint is written when either has passed (0 steps: by time only).
-    log: where else numbers go: "tensorboard", "wandb", "mlflow".
-    download: allow to fetch a data set given by name.
-    license: what is sealed into the model file.
+    resolution: input resolution in pixels; the network's own by default.
+    stem: "cifar" for the first layers for images of up to 64 px (at 32 px by default).
+    channels: 1 reads images as grayscale, 3 as RGB; those of the data by default.
+    val_share: share of the training images that is split off to choose the best epoch, if the data has no val split;
+        with 0, all are trained on and the last epoch counts.
+    fold: (number, count): this one of `count` folds is the val split instead.
+    max_unreadable: share of unreadable images that is skipped and listed before the run refuses to start.
+    download: allow to download a data set given by name.
     """
 
-    size: int | None = None
-    stem: Stem = "own"
-    channels: int | None = None
-    device: str = "auto"
-    threads: int | None = None
-    layout: str = "auto"
-    precision: str = "auto"
-    compiled: bool = False
-    kernels: bool = True
-    keep_heap: bool = True
-    val_share: float = VAL_SHARE
-    fold: Fold | None = None
-    max_unreadable: float = 0.01
-    checkpoint_seconds: float = 30.0
-    checkpoint_steps: int = 0
-    log: tuple[str, ...] = ()
-    download: bool = False
-    license: str = ""
+    error = RunError
 
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise RunError(f"threads: a whole number from 1 on, not {self.threads}")
-        if not 0 <= self.checkpoint_seconds < math.inf or self.checkpoint_steps < 0:
-            raise RunError("checkpoint_seconds and checkpoint_steps are numbers from 0 on")
-        if not (0 <= self.val_share < 1 and 0 <= self.max_unreadable <= 1):
-            raise RunError("val_share and max_unreadable are shares between 0 and 1")
-        for name in self.log:
-            if name not in LOGGERS:
-                raise RunError(f"log: {name!r} is not one of {', '.join(LOGGERS)}")
+    resolution: Annotated[int, at_least(1)] | None = None
+    stem: Stem = "default"
+    channels: Annotated[int, at_least(1)] | None = None
+    val_share: Annotated[float, from_up_to(0, 1)] = VAL_SHARE
+    fold: Fold | None = None
+    max_unreadable: Annotated[float, between(0, 1)] = 0.01
+    download: bool = False
 
 
 @dataclass(frozen=True)
-class Config:
+class ExecutionOptions(Record):
+    """On what and how training steps are executed; "auto" measures what is fastest on this machine.
+
+    device: "cpu", "cuda", "mps" or "auto".
+    threads: CPU threads; torch's own number by default. The order of sums, and so the last bits, depend on it.
+    memory_format, precision, compiled: see `train.cpu.execution`.
+    fused_norms: batch norm and activation in one C kernel, on CPUs with a C compiler; the last bits depend on it.
+    retain_malloc: let the C library keep freed memory between steps, which is faster and needs a little more memory.
+    """
+
+    error = RunError
+
+    device: str = "auto"
+    threads: Annotated[int, at_least(1)] | None = None
+    memory_format: MemoryFormat | Literal["auto"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    compiled: bool = False
+    fused_norms: bool = True
+    retain_malloc: bool = True
+
+
+@dataclass(frozen=True)
+class RunOptions(Record):
+    """Checkpoints, loggers and license.
+
+    checkpoint_seconds, checkpoint_steps: a checkpoint is written after that time, or that many steps (0: by time only).
+    log: experiment loggers: "tensorboard", "wandb", "mlflow".
+    license: written into the model file.
+    """
+
+    error = RunError
+
+    checkpoint_seconds: Annotated[float, at_least(0)] = 30.0
+    checkpoint_steps: Annotated[int, at_least(0)] = 0
+    log: tuple[LoggerName, ...] = ()
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class RunConfig(Record):
     """Everything that determines a run, as written to run.json.
 
-    weights: what the training began from, as it was named; empty for fresh weights.
+    weights: what the training started from, as it was named; empty for fresh weights.
     """
+
+    version = 1
+    error = RunError
 
     data: str
     model: str
     weights: str
+    task: Task
     spec: Spec
     preprocessing: Preprocessing
     recipe: Recipe
-    seed: int
-    settings: Settings
-    classes: tuple[str, ...]
+    seed: Annotated[int, between(0, 2**32 - 1)]
+    data_options: DataOptions
+    execution: ExecutionOptions
+    options: RunOptions
     fingerprint: str
-    versions: dict[str, str]
+    versions: Mapping[str, str]
 
-    def to_plain(self) -> dict[str, Any]:
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        records = {name: plain[name].to_plain() for name in ("spec", "preprocessing", "recipe")}
-        return plain | records | {"settings": dataclasses.asdict(self.settings), "classes": list(self.classes)}
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Config:
-        return cls(
-            **plain
-            | {
-                "spec": from_plain(plain["spec"], SPEC_TYPES),
-                "preprocessing": Preprocessing.from_plain(plain["preprocessing"]),
-                "recipe": Recipe().replaced(plain["recipe"]),
-                "settings": _settings(plain["settings"]),
-                "classes": tuple(plain["classes"]),
-            }
-        )
-
-
-def _settings(plain: dict[str, Any]) -> Settings:
-    fold = plain["fold"]
-    return Settings(**plain | {"fold": None if fold is None else tuple(fold), "log": tuple(plain["log"])})
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.task.classes

@@ -1,1 +1,1 @@
-"""Weights on disk: model files, published weights, foreign checkpoints."""
+"""Weights on disk: model files, pretrained weights, and checkpoints of other libraries."""

@@ -1,4 +1,4 @@
-"""Adapt weights to other classes and channels."""
+"""Load a checkpoint into a network with other classes or input channels."""
 
 from __future__ import annotations
 
@@ -13,53 +13,60 @@ from convatlas.errors import WeightsError
 from convatlas.models.catalog import build_fresh
 from convatlas.weights.read import Checkpoint, match_checkpoint
 
-First = Literal["sum", "mean", "repeat"]
-"""How kernels for other numbers of channels are made from those for the published ones.
+InputChannels = Literal["sum", "mean", "repeat"]
+"""How the first kernels are made for another number of input channels.
 
-sum: every channel reads the sum of the published kernels, divided by the number of channels: a gray image gives the
-outputs that its RGB copy gave. mean: every channel reads their mean. repeat: the published kernels in turn (R, G, B, R,
-...), times old / new number of channels; fewer channels than were published read the sum, as above.
+sum: every channel gets the sum of the published kernels divided by the number of channels, so that a gray image has the
+outputs of its RGB copy. mean: every channel gets their mean. repeat: the published kernels in turn (R, G, B, R, ...),
+times old / new number of channels; if there are fewer channels than published, as sum.
 """
 
 
 def load_into(
-    network: Network, spec: Spec, given: Checkpoint, *, first: First = "repeat", fresh_head: bool = False
+    network: Network,
+    spec: Spec,
+    checkpoint: Checkpoint,
+    *,
+    input_channels: InputChannels = "repeat",
+    fresh_head: bool = False,
 ) -> None:
-    """Put the tensors of a checkpoint into a network of the same spec.
+    """Copy the tensors of a checkpoint into a network that was built from `spec`.
 
-    What belongs to other classes stays as it was drawn, and so does what paints images of other channels (CapsNet's
-    decoder). `fresh_head` says that the classes are others even if they are as many. Kernels that read other channels
-    are made by the rule `first`.
-    Raises WeightsError if anything else does not fit, to the last tensor.
+    Tensors whose shape depends on the number of classes keep their initial values if that number differs, and so does
+    CapsNet's decoder if the number of channels differs.
+    input_channels: how the first kernels are made if the number of channels differs.
+    fresh_head: keep the initial values of the head even if the number of classes is the same.
+    Raises WeightsError if any other tensor does not fit.
     """
-    expected, by_class, by_channel = (
-        build_fresh(
-            spec, classes=given.classes + classes, channels=given.channels + channels, device="meta"
-        ).state_dict()
-        for classes, channels in ((0, 0), (1, 0), (0, 1))
-    )
+
+    # a tensor depends on classes or channels if its shape does, so that no family needs a list of such tensors
+    def shapes(extra_classes: int, extra_channels: int) -> dict[str, Tensor]:
+        classes, channels = checkpoint.num_classes + extra_classes, checkpoint.channels + extra_channels
+        return build_fresh(spec, classes=classes, channels=channels, device="meta").state_dict()
+
+    expected, more_classes, more_channels = shapes(0, 0), shapes(1, 0), shapes(0, 1)
     state = network.state_dict()
     channels = network.input_shape[0]
-    for key, tensor in match_checkpoint(spec, given, expected).items():
-        wanted = state[key].shape
-        if wanted == tensor.shape:
-            if not (fresh_head and by_class[key].shape != tensor.shape):
+    for key, tensor in match_checkpoint(spec, checkpoint, expected).items():
+        by_class, by_channel = more_classes[key].shape != tensor.shape, more_channels[key].shape != tensor.shape
+        if state[key].shape == tensor.shape:
+            if not (fresh_head and by_class):
                 state[key] = tensor
-        elif by_channel[key].shape != tensor.shape and tensor.ndim >= 4 and tensor.shape[1] == given.channels:
-            state[key] = adapt_kernel(tensor, channels, first)
-        elif by_class[key].shape == tensor.shape and not key.startswith("auxiliary."):
+        elif by_channel and tensor.ndim >= 4 and tensor.shape[1] == checkpoint.channels:
+            state[key] = adapt_kernel(tensor, channels, input_channels)
+        elif not by_class and not key.startswith("auxiliary."):
             raise WeightsError(
-                f"{given.where}: {key} cannot be made for {channels} channels from {given.channels}; "
-                "give images of as many channels as the weights read"
+                f"{checkpoint.where}: {key} cannot be adapted from {checkpoint.channels} to {channels} input channels; "
+                f"use images with {checkpoint.channels}"
             )
     network.load_state_dict(state)
 
 
-def adapt_kernel(kernel: Tensor, channels: int, first: First) -> Tensor:
-    """Return kernels (out, channels, ...) made from kernels (out, old channels, ...) by the rule `first`."""
+def adapt_kernel(kernel: Tensor, channels: int, input_channels: InputChannels) -> Tensor:
+    """Return kernels (out, channels, ...) made from kernels (out, old channels, ...)."""
     old = kernel.shape[1]
-    if first == "repeat" and channels >= old:
+    if input_channels == "repeat" and channels >= old:
         return kernel.index_select(1, torch.arange(channels) % old) * (old / channels)
     mean = kernel.mean(1, keepdim=True)
-    each = mean if first == "mean" else mean * (old / channels)
+    each = mean if input_channels == "mean" else mean * (old / channels)
     return each.expand(-1, channels, *kernel.shape[2:]).clone()

@@ -1,4 +1,4 @@
-"""Fetch published weights."""
+"""Put published weights into the cache: download them, or add a file that was downloaded elsewhere."""
 
 from __future__ import annotations
 
@@ -15,47 +15,50 @@ from convatlas.weights.read import Checkpoint, load_tensors, match_checkpoint
 
 
 def pull(weights: Weights, *, progress: Progress | None = None) -> Path:
-    """Fetch weights that are not at hand, check their digest, and return the file.
+    """Return the file of published weights; downloads and checks it unless it is cached.
 
-    This is the only place that uses the network, and only when called. Raises WeightsError if it is switched off.
+    Raises WeightsError if the download fails, is switched off, or gives another file than the published one.
     """
-    at_hand = weights.file
-    if at_hand is not None and sha256(at_hand).startswith(weights.digest):
-        return at_hand
+    cached = weights.cached_file
+    if cached is not None and sha256(cached).startswith(weights.sha256_prefix):
+        return cached
     try:
-        path = fetch([weights.url], weights.path, weights.digest, progress=progress)
+        path = fetch([weights.url], weights.cache_path, weights.sha256_prefix, progress=progress)
     except DataError as error:
-        raise WeightsError(
-            f"{error}; on a machine without a network: convatlas weights import {weights.name} FILE"
-        ) from error
-    _check_fit(weights, path)
+        raise WeightsError(f"{error}; without internet access: convatlas weights add {weights.name} FILE") from error
+    _check_tensors(weights, path)
     return path
 
 
-def _check_fit(weights: Weights, path: Path) -> None:
-    """Raise WeightsError unless the tensors of a file are those of the network, under the library's names."""
-    spec, channels = variant(weights.network).spec.scaled(resolution=weights.preprocessing.size), weights.channels
-    given = Checkpoint(load_tensors(path), len(weights.classes), channels, path, weights.preprocessing, weights.library)
-    match_checkpoint(
-        spec, given, build_fresh(spec, classes=given.classes, channels=channels, device="meta").state_dict()
-    )
+def add_file(weights: Weights, file: str | Path) -> Path:
+    """Copy a file that was downloaded elsewhere into the cache, where `pull` finds it; returns the copy.
 
-
-def import_file(weights: Weights, file: str | Path) -> Path:
-    """Copy a file that was brought here by hand to where `pull` would have put it, after checking its digest."""
+    Raises WeightsError unless its SHA-256 and its tensors are those of the published file.
+    """
     file = Path(file)
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
-    found = sha256(file)
-    if not found.startswith(weights.digest):
+    digest = sha256(file)
+    if not digest.startswith(weights.sha256_prefix):
         raise WeightsError(
-            f"{file}: not the published file: its sha256 begins {found[:8]}, the one of {weights.name} {weights.digest}"
+            f"{file}: sha256 must begin with {weights.sha256_prefix} as published for {weights.name}, got {digest[:8]}"
         )
-    _check_fit(weights, file)
+    _check_tensors(weights, file)
+    path = weights.cache_path
     try:
-        weights.path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WeightsError(f"{weights.path.parent}: cannot be written: {error.strerror or error}") from error
-    with file.open("rb") as source, atomic(weights.path) as target:
+        raise WeightsError(f"{path.parent}: cannot be written: {error.strerror or error}") from error
+    with file.open("rb") as source, atomic(path) as target:
         shutil.copyfileobj(source, target)
-    return weights.path
+    return path
+
+
+def _check_tensors(weights: Weights, path: Path) -> None:
+    """Raise WeightsError unless a file has exactly the tensors of the network, with the library's names."""
+    spec = variant(weights.network).spec.scaled(resolution=weights.preprocessing.resolution)
+    checkpoint = Checkpoint(
+        load_tensors(path), len(weights.classes), weights.channels, path, weights.preprocessing, weights.library
+    )  # fmt: skip
+    network = build_fresh(spec, classes=checkpoint.num_classes, channels=checkpoint.channels, device="meta")
+    match_checkpoint(spec, checkpoint, network.state_dict())

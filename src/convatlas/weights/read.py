@@ -1,4 +1,4 @@
-"""Read checkpoints, also those of other libraries."""
+"""Read checkpoints of convatlas and of other libraries, and match their tensors with a network."""
 
 from __future__ import annotations
 
@@ -19,71 +19,78 @@ from convatlas.models.catalog import FAMILIES
 from convatlas.models.keys import KeyMapping, remap_keys
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint (.safetensors, or torch's format without running any code).
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a network, and what is known about them.
 
-    Wrappers such as {"state_dict": ...} and the prefix "module." are taken off.
+    tensors: by the names in the file. num_classes, channels: outputs and input channels of the network.
+    where: the file or the name of the weights, for error messages.
+    preprocessing: what the network's images went through.
+    library: whose names the tensors have; None if unknown. class_names: empty if unknown.
+    """
+
+    tensors: Mapping[str, Tensor]
+    num_classes: int
+    channels: int
+    where: object
+    preprocessing: Preprocessing
+    library: str | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name: .safetensors, or torch's format, read without running code.
+
+    Wrappers such as {"state_dict": ...} and the prefix "module." are removed. Raises WeightsError for other files.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            plain = file.read(9)[8:] == b"{"  # safetensors: a length of 8 bytes, then JSON
-        whole: Any = (
-            safetensors.torch.load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+            is_safetensors = file.read(9)[8:] == b"{"  # the length of the header in 8 bytes, then JSON
+        content: Any = (
+            safetensors.torch.load_file(path)
+            if is_safetensors
+            else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # a reader of foreign bytes raises whatever it stumbles over
+    except Exception as error:  # damaged bytes make these readers raise almost anything
         raise WeightsError(f"{path}: damaged, or not a checkpoint of tensors ({brief(error)})") from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(whole, Mapping) and isinstance(whole.get(wrapper), Mapping):
-            whole = whole[wrapper]
-    if not (isinstance(whole, Mapping) and whole and all(isinstance(value, Tensor) for value in whole.values())):
-        raise WeightsError(f"{path}: holds no dictionary of tensors")
-    prefix = "module." if all(key.startswith("module.") for key in whole) else ""
-    return {key.removeprefix(prefix): tensor for key, tensor in whole.items()}
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not (isinstance(content, Mapping) and content and all(isinstance(each, Tensor) for each in content.values())):
+        raise WeightsError(f"{path}: must contain a dictionary of tensors")
+    prefix = "module." if all(key.startswith("module.") for key in content) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
 
 
 def family_of(spec: Spec) -> Family:
-    """Return the family whose file defines this kind of spec."""
+    """Return the family that defines this type of spec."""
     for family in FAMILIES.values():
         if any(type(row.spec) is type(spec) for row in family.variants.values()):
             return family
-    raise WeightsError(f"{type(spec).__name__} belongs to no family")
+    raise WeightsError(f"{type(spec).__name__}: belongs to no family of the catalog")
 
 
-def match_checkpoint(spec: Spec, given: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint under our names: by its library's rules, or by the first that fit exactly.
+def key_mappings(spec: Spec) -> dict[str, KeyMapping]:
+    """Return the key rules by library; those of convatlas are empty."""
+    return {"convatlas": lambda _: (), **family_of(spec).key_mappings}
 
-    Raises WeightsError that tells for each of them what does not fit.
+
+def match_checkpoint(spec: Spec, checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by our names.
+
+    The rules are those of its library, or if that is unknown, the first ones that match exactly.
+    expected: the state dict of a network with the checkpoint's classes and channels.
+    Raises WeightsError that says for each library what does not match.
     """
     failures: dict[str, list[str]] = {}
-    for library, rules in _key_mappings(spec).items():
-        if given.library in (None, library):
+    for library, rules in key_mappings(spec).items():
+        if checkpoint.library in (None, library):
             try:
-                return remap_keys(given.tensors, rules(spec), expected)
+                return remap_keys(checkpoint.tensors, rules(spec), expected)
             except WeightsError as error:
                 failures.setdefault(str(error), []).append(library)
-    told = "; of ".join(f"{', '.join(libraries)}: {error}" for error, libraries in failures.items())
-    raise WeightsError(f"{given.where}: does not fit this {type(spec).__name__}; under the names of {told}")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of a network of so many classes and channels; `library` is whose names they carry, if that is known.
-
-    where: what to call it in an error. preprocessing: what its images went through. names: of its classes, if known.
-    """
-
-    tensors: Mapping[str, Tensor]
-    classes: int
-    channels: int
-    where: object
-    preprocessing: Preprocessing
-    library: str | None = None
-    names: tuple[str, ...] = ()
-
-
-def _key_mappings(spec: Spec) -> dict[str, KeyMapping]:
-    """Return the key rules that a checkpoint may need: none, if it is ours, or those of a library."""
-    return {"convatlas": lambda _: (), **family_of(spec).key_mappings}
+    reasons = "; ".join(f"with the names of {', '.join(libraries)}: {error}" for error, libraries in failures.items())
+    raise WeightsError(f"{checkpoint.where}: does not fit this {type(spec).__name__}; {reasons}")

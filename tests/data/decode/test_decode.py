@@ -1,4 +1,4 @@
-"""Images deeper than 8 bits, floats, and other channels than gray and RGB: from file to answer, nothing cut off."""
+"""Images with more than 8 bits, floats, and other channels than grayscale and RGB, from file to prediction."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ import convatlas as ca
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import pixels_of, read_image, read_shares
-from convatlas.data.open import find
+from convatlas.data.manifest import Manifest
+from convatlas.data.open import open_data
 from convatlas.data.statistics import channels_and_depth
 from convatlas.errors import DataError, SpecError
 from convatlas.train.recipe import Recipe
-from convatlas.train.settings import Settings
+from convatlas.train.settings import DataOptions
 
 RANDOM = np.random.default_rng(0)
 
@@ -51,18 +52,18 @@ def write(path: Path, values: NDArray[Any]) -> None:
         Image.fromarray(values).save(path)
 
 
-GREY16 = RANDOM.integers(0, 65536, (7, 9)).astype(np.uint16)
+GRAY16 = RANDOM.integers(0, 65536, (7, 9)).astype(np.uint16)
 COLOR16 = RANDOM.integers(0, 65536, (7, 9, 3)).astype(np.uint16)
 BANDS16 = RANDOM.integers(0, 65536, (7, 9, 13)).astype(np.uint16)
 FLOATS = RANDOM.normal(0, 500, (7, 9)).astype(np.float32)
-DEEP = [
-    ("gray.png", GREY16), ("gray.tif", GREY16), ("gray.npy", GREY16), ("color.png", COLOR16),
+HIGH_BIT_DEPTH = [
+    ("gray.png", GRAY16), ("gray.tif", GRAY16), ("gray.npy", GRAY16), ("color.png", COLOR16),
     ("color.tif", COLOR16), ("color.npy", COLOR16), ("bands.tif", BANDS16), ("bands.npy", BANDS16),
     ("floats.tif", FLOATS), ("floats.npy", FLOATS), ("bytes.npy", (BANDS16 >> 8).astype(np.uint8)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "values"), DEEP)
+@pytest.mark.parametrize(("name", "values"), HIGH_BIT_DEPTH)
 def test_every_bit_and_every_channel_of_a_file_is_read(tmp_path: Path, name: str, values: NDArray[Any]) -> None:
     write(tmp_path / name, values)
     channels = 1 if values.ndim == 2 else values.shape[2]
@@ -74,7 +75,7 @@ def test_every_bit_and_every_channel_of_a_file_is_read(tmp_path: Path, name: str
     assert (header.size, header.channels, header.high_bit_depth) == ((9, 7), channels, values.dtype != np.uint8)
 
 
-@pytest.mark.parametrize(("name", "values"), DEEP[:6])
+@pytest.mark.parametrize(("name", "values"), HIGH_BIT_DEPTH[:6])
 def test_where_8_bits_are_read_16_are_rounded(tmp_path: Path, name: str, values: NDArray[Any]) -> None:
     write(tmp_path / name, values)
     channels = 1 if values.ndim == 2 else 3
@@ -92,7 +93,7 @@ def test_transparent_pixels_of_16_bits_become_white(tmp_path: Path) -> None:
     assert read_shares(tmp_path / "x.png", 4)[3, 0].tolist() == [1, 0]
 
 
-def test_a_tiff_is_turned_upright(tmp_path: Path) -> None:
+def test_the_orientation_of_a_tiff_is_applied(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     values = np.arange(6 * 5 * 4, dtype=np.uint16).reshape(4, 6, 5)
     for orientation in range(1, 9):
@@ -100,7 +101,7 @@ def test_a_tiff_is_turned_upright(tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "many.tif", values, planarconfig="contig", photometric="minisblack", extratags=tag)
         tifffile.imwrite(tmp_path / "one.tif", values[..., 0], extratags=tag)
         many, one = read_shares(tmp_path / "many.tif", 5), read_shares(tmp_path / "one.tif", 1)
-        assert torch.equal(many[:1], one)  # Pillow turned the second one
+        assert torch.equal(many[:1], one)  # Pillow rotated the second one
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_tiff_is_turned_upright(tmp_path: Path) -> None:
     [("x.npy", b"no array", "cannot be read"), ("x.tif", b"II*\0nothing", "not an image|cannot be read|holds no page"),
      ("x.png", b"", "not an image")],
 )  # fmt: skip
-def test_what_is_no_image_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
     for read in (lambda p: read_image(p, 3), read_header):
         with pytest.raises(DataError, match=rf"x\.\w+: ({told})"):
@@ -136,11 +137,11 @@ def test_a_tiff_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "channels", "window", "told"),
-    [(np.zeros((3, 3, 2), np.uint8), 3, None, "2 channel"), (np.full((3, 3), np.nan), 1, (0, 1), "no numbers"),
-     (np.full((3, 3), 80.0), 1, None, "floats of 80"), (np.zeros(3), 1, None, "an array"),
+    [(np.zeros((3, 3, 2), np.uint8), 3, None, "2 channel"), (np.full((3, 3), np.nan), 1, (0, 1), "NaN or infinity"),
+     (np.full((3, 3), 80.0), 1, None, "got 80"), (np.zeros(3), 1, None, "an array"),
      (np.zeros((0, 3)), 1, None, "an array"), (np.full((3, 3), "a"), 1, None, "an array")],
 )  # fmt: skip
-def test_arrays_that_are_no_images_are_told(values: NDArray[Any], channels: int, window: Any, told: str) -> None:
+def test_arrays_that_are_not_images_are_refused(values: NDArray[Any], channels: int, window: Any, told: str) -> None:
     with pytest.raises(DataError, match=f"^it: .*{told}"):
         pixels_of(values, channels, "it", window)
 
@@ -148,13 +149,13 @@ def test_arrays_that_are_no_images_are_told(values: NDArray[Any], channels: int,
 def test_most_images_decide_what_a_folder_holds(tmp_path: Path) -> None:
     names = [str(tmp_path / f"{i}.png") for i in range(5)]
     for name in names:
-        Image.fromarray(GREY16).save(name)
-    assert channels_and_depth(names) == (1, True)
+        Image.fromarray(GRAY16).save(name)
+    assert channels_and_depth(names, Manifest("x")) == (1, True)
     for name in names[:3]:
         Image.fromarray((COLOR16 >> 8).astype(np.uint8)).save(name)
-    assert channels_and_depth(names) == (3, False)
+    assert channels_and_depth(names, Manifest("x")) == (3, False)
     (tmp_path / "4.png").write_bytes(b"")
-    assert channels_and_depth(names[4:]) == (3, False)
+    assert channels_and_depth(names[4:], Manifest("x")) == (3, False)
 
 
 def test_a_window_is_two_numbers_that_rise() -> None:
@@ -200,20 +201,20 @@ def test_a_network_learns_what_8_bits_and_three_channels_would_lose(tmp_path: Pa
     ending, low, high, noise = CASES[case]
     folder = folder_of(tmp_path / "data", ending, low, high, noise)
     recipe = Recipe(epochs=12, batch=8, lr=0.02).replaced({"min_crop_area": crop, "flip": True, "max_shift": 1})
-    run = ca.fit(folder, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=Settings(size=20))
-    assert run.results["val"].accuracy == 1
+    run = ca.fit(folder, "lenet5_modern", recipe=recipe, out=tmp_path / "run", data_options=DataOptions(resolution=20))
+    assert run.results["val"].score == 1
     steps = run.config.preprocessing
     assert steps.channels == (1 if low.ndim == 0 else len(low))
     assert (steps.window is None) == (low.dtype == np.uint8)
     pad = 0 if crop else steps.pad  # a border is black, whatever the images hold
-    inputs = steps.normalize(run.dataset.train.pixels)[..., pad : steps.size - pad, pad : steps.size - pad]
+    inputs = steps.normalize(run.dataset.train.pixels)[..., pad : steps.resolution - pad, pad : steps.resolution - pad]
     assert inputs.mean().abs() < 0.5
     assert 0.5 < inputs.std() < 1.5
     answers = ca.load(run.model_file).predict(sorted((folder / "val").rglob(f"*{ending}")))
     assert [answer.label for answer in answers] == ["high"] * 6 + ["low"] * 6
     again = ca.load(run.model_file).predict(pixels(folder, ending))
     assert again[0].probabilities == pytest.approx(answers[0].probabilities, abs=1e-6)
-    assert ca.resume(run.folder).results["val"].errors == 0
+    assert ca.resume(run.folder).results["val"].score == 1
     assert "<img" in (run.folder / "report.html").read_text()
 
 
@@ -227,7 +228,7 @@ def test_arrays_keep_their_depth(tmp_path: Path, kind: type) -> None:
     labels = np.arange(40) % 2
     values = (np.full((40, 8, 8), 1000) + 100 * labels[:, None, None]).astype(kind)
     np.savez(tmp_path / "x.npz", x=values, y=labels)
-    source = find(tmp_path / "x.npz")
+    source = open_data(tmp_path / "x.npz")
     assert source.high_bit_depth
     held = source.statistics(1)
     assert held is not None
@@ -240,22 +241,22 @@ def test_arrays_keep_their_depth(tmp_path: Path, kind: type) -> None:
 def test_what_is_set_aside_is_not_measured(tmp_path: Path) -> None:
     labels = np.arange(40) % 2
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 60000, (40, 8, 8), dtype=np.uint16), y=labels)
-    source = find(tmp_path / "x.npz")
+    source = open_data(tmp_path / "x.npz")
     for cut in ({"seed": 1, "val_share": 0.2}, {"seed": 1, "fold": (2, 4)}):
-        held, train = source.statistics(1, **cut), source.split(**cut)["train"].pixels  # type: ignore[arg-type]
+        held, train = source.statistics(1, **cut), source.with_val(**cut)["train"].pixels  # type: ignore[arg-type]
         assert held is not None
         assert train is not None
         assert held.window == (float(train.min()), float(train.max()))
         assert held != source.statistics(1)
 
 
-def test_images_without_any_contrast_are_told(tmp_path: Path) -> None:
+def test_images_without_any_contrast_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.full((8, 4, 4), 7, np.uint16), y=np.arange(8) % 2)
     with pytest.raises(DataError, match="all pixels of all images"):
-        find(tmp_path / "x.npz").statistics(1)
+        open_data(tmp_path / "x.npz").statistics(1)
 
 
-def test_whole_numbers_beyond_16_bits_are_refused_and_not_wrapped(tmp_path: Path) -> None:
+def test_integers_beyond_16_bits_are_refused_and_not_wrapped(tmp_path: Path) -> None:
     path = tmp_path / "deep.tif"
     Image.fromarray(np.full((8, 8), 70000, np.int32)).save(path)
     with pytest.raises(DataError, match=r"deep\.tif.*70000"):

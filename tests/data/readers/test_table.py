@@ -12,15 +12,14 @@ import torch
 from conftest import COLORS
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Dataset
-from convatlas.data.open import find
-from convatlas.data.readers.arrays import Arrays
+from convatlas.data.open import open_data
 from convatlas.errors import DataError
 
 STEPS = Preprocessing(resize=8, crop=8)
 
 
 def load(data: Path | str, *, seed: int = 0, share: float = 0.0) -> Dataset:
-    source = find(data)
+    source = open_data(data)
     return source.load(STEPS.for_channels(source.channels), seed=seed, val_share=share)
 
 
@@ -47,8 +46,8 @@ def test_a_table_holds_what_the_folders_hold(own_images: Path, separator: str, n
     assert (listed.name, listed.classes) == ("list", folders.classes)
     for split, images in folders.splits.items():
         theirs = listed.splits[split]
-        assert {*zip(theirs.names, theirs.labels.tolist(), strict=True)} == {
-            *zip(images.names, images.labels.tolist(), strict=True)
+        assert {*zip(theirs.names, theirs.targets.tensor("label").tolist(), strict=True)} == {
+            *zip(images.names, images.targets.tensor("label").tolist(), strict=True)
         }
 
 
@@ -59,9 +58,9 @@ def test_other_names_of_columns_and_no_split(own_images: Path) -> None:
 
 
 def test_groups_stay_together(own_images: Path) -> None:
-    source = find(table(own_images, header="file,label,split,group"))
+    source = open_data(table(own_images, header="file,label,split,group"))
     held = {}
-    for part in source.listings.values():
+    for part in source.splits.values():
         assert part.groups is not None
         held |= dict(zip(part.names, part.groups.tolist(), strict=True))
     text = (own_images / "list.csv").read_text().replace(",val,", ",train,")
@@ -72,7 +71,7 @@ def test_groups_stay_together(own_images: Path) -> None:
         assert data.val is not None
         sides = [{held[name] for name in part.names} for part in (data.train, data.val)]
         assert not sides[0] & sides[1]
-        assert torch.bincount(data.val.labels, minlength=3).min() > 0
+        assert torch.bincount(data.val.targets.tensor("label"), minlength=3).min() > 0
         splits.add(tuple(sorted(sides[1])))
     assert len(splits) > 1
 
@@ -80,7 +79,7 @@ def test_groups_stay_together(own_images: Path) -> None:
 def test_images_without_a_group_are_on_their_own(own_images: Path) -> None:
     path = table(own_images)
     path.write_text("\n".join(line.replace(",ant0", ",") for line in path.read_text().splitlines()))
-    groups = find(path).listings["train"].groups
+    groups = open_data(path).splits["train"].groups
     assert groups is not None
     assert int((torch.bincount(groups) == 1).sum()) == 4
 
@@ -89,12 +88,12 @@ def test_columns_of_classes_may_have_any_name(own_images: Path) -> None:
     folder = own_images / "train" / "ant"
     rows = ["file,Source,image,subject,group", "00.jpg,1,0,1,p1", "01.png,0,1,0,p2"]
     (folder / "list.csv").write_text("\n".join(rows))
-    source = find(folder / "list.csv")
+    source = open_data(folder / "list.csv")
     assert source.classes == ("Source", "image", "subject")
-    assert source.listings["train"].labels.sum(0).tolist() == [1, 1, 1]
+    assert source.splits["train"].targets.tensor("labels").sum(0).tolist() == [1, 1, 1]
     (folder / "list.csv").write_text("file,cat,patient\n00.jpg,1,p7\n")
     with pytest.raises(DataError, match=r"'patient' holds 'p7'.*called file, split or group"):
-        find(folder / "list.csv")
+        open_data(folder / "list.csv")
 
 
 def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
@@ -106,9 +105,9 @@ def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a,b\n1,2\n", "line 2: no file; expected a column file or path"), ("file,label\nnone.jpg,cat\n", "is not there"),
+    [("a,b\n1,2\n", "line 2: no file; expected a column file or path"), ("file,label\nnone.jpg,cat\n", "does not exist"),
      ("file,label\n", "holds no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
-     ("file,label,split\n00.jpg,ant,holdout\n", "the split 'holdout' is none of"),
+     ("file,label,split\n00.jpg,ant,holdout\n", "split must be train, val or test, got 'holdout'"),
      ("file,label,split\n00.jpg,ant,val\n", "no row is of the split train"),
      ("file,label\n00.jpg,ant\n00.jpg,bee\n", "line 3: 00.jpg is in line 2 already"),
      ("file,label\n00.jpg,ant\n", "two classes"), ("file,label\n\udcff.jpg,ant\n", "UTF-8")],
@@ -117,14 +116,14 @@ def test_tables_that_cannot_be_used_are_told(own_images: Path, text: str, told: 
     folder = own_images / "train" / "ant"
     (folder / "list.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=told):
-        find(folder / "list.csv")
+        open_data(folder / "list.csv")
 
 
 def test_parquet_is_read_or_says_what_it_needs(own_images: Path) -> None:
     path = own_images / "list.parquet"
     path.write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"pyarrow|no Parquet table"):
-        find(path)
+    with pytest.raises(DataError, match=r"pyarrow|not a Parquet table"):
+        open_data(path)
 
 
 def test_lists_in_parquet_are_classes_and_only_a_bar_stands_between_them(own_images: Path) -> None:
@@ -134,7 +133,7 @@ def test_lists_in_parquet_are_classes_and_only_a_bar_stands_between_them(own_ima
     parquet.write_table(arrow.table(held), folder / "list.parquet")
     (folder / "list.csv").write_text('file,labels\n00.jpg,"Washington, DC|ant"\n01.png,ant\n')
     for name in ("list.parquet", "list.csv"):
-        assert find(folder / name).classes == ("Washington, DC", "ant")
+        assert open_data(folder / name).classes == ("Washington, DC", "ant")
 
 
 # --- arrays
@@ -145,9 +144,9 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     y = np.arange(20) % 4
     np.savez(tmp_path / "four.npz", x=x, y=y, x_test=x[:8], y_test=y[:8], classes=np.array(["a", "b", "c", "d"]))
-    source = find(tmp_path / "four.npz")
+    source = open_data(tmp_path / "four.npz")
     assert (source.classes, source.channels) == (("a", "b", "c", "d"), 3 if shape[-1] == 3 else 1)
-    listed = source.listings["train"].pixels
+    listed = source.splits["train"].pixels
     assert listed is not None
     expected = x.reshape(20, 9, 7, -1).transpose(0, 3, 1, 2)
     assert np.array_equal(listed.numpy(), expected)
@@ -158,9 +157,9 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("arrays", "told"),
-    [({"a": np.zeros(3)}, "expected the arrays x and y"),
-     ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "images are numbers"),
-     ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "no numbers"),
+    [({"a": np.zeros(3)}, "must hold the arrays x and y"),
+     ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "images must be numbers"),
+     ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "NaN or infinity"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4), "classes": np.array(["a", "b"])},
       "labels are 4 class numbers"),
@@ -170,17 +169,17 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3))}, "x_val alone"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "x_val": np.zeros((4, 3, 3), np.uint8),
        "y_val": np.ones((4, 4), np.uint8)}, "in all splits"),
-     ({"x": np.array([{}], dtype=object), "y": np.arange(1)}, "no NumPy file of plain arrays")],
+     ({"x": np.array([{}], dtype=object), "y": np.arange(1)}, "not a NumPy file of plain arrays")],
 )  # fmt: skip
 def test_numpy_files_that_are_something_else_are_told(
     tmp_path: Path, arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]], told: str
 ) -> None:
     np.savez(tmp_path / "file.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=told):
-        find(tmp_path / "file.npz")
+        open_data(tmp_path / "file.npz")
     (tmp_path / "text.npz").write_text("text")
-    with pytest.raises(DataError, match="no NumPy file"):
-        find(tmp_path / "text.npz")
+    with pytest.raises(DataError, match="not a NumPy file"):
+        open_data(tmp_path / "text.npz")
 
 
 def test_cifar_is_read_from_its_folder_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +194,16 @@ def test_cifar_is_read_from_its_folder_as_torchvision_reads_it(tmp_path: Path, m
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda _: True)
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
-    source = find(tmp_path / "data")
-    assert isinstance(source, Arrays)
+    source = open_data(tmp_path / "data")
+    assert source.splits["train"].pixels is not None
     assert (source.name, source.classes, source.channels) == ("cifar10", tuple("abcdefghij"), 3)
-    assert {split: len(part) for split, part in source.listings.items()} == {"train": 100, "test": 20}
+    assert {split: len(part) for split, part in source.splits.items()} == {"train": 100, "test": 20}
 
 
 def test_a_named_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=r"cifar10 is not whole in .*--download"):
-        find("cifar10")
+        open_data("cifar10")
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    with pytest.raises(DataError, match="switched off"):
-        find("cifar10", download=True)
+    with pytest.raises(DataError, match="internet access is disabled"):
+        open_data("cifar10", download=True)

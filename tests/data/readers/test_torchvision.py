@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision import datasets
 
 import convatlas as ca
-from convatlas.data.open import find
+from convatlas.data.open import open_data
 from convatlas.data.readers.torchvision import FOLDERS, SETS
 from convatlas.errors import DataError
 from convatlas.train.recipe import Recipe
-from convatlas.train.settings import Settings
+from convatlas.train.settings import DataOptions
 
 
 def image(path: Path, shade: int) -> None:
@@ -87,20 +87,20 @@ MADE = {
 def test_a_folder_of_torchvision_is_recognized_and_read(tmp_path: Path, name: str) -> None:
     make, classes, counts = MADE[name]
     make(tmp_path)
-    source = find(tmp_path)
+    source = open_data(tmp_path)
     assert (source.name, source.classes, source.channels) == (name, classes, 3)
-    assert {split: len(listing) for split, listing in source.listings.items()} == counts
-    for listing in source.listings.values():
-        assert set(listing.labels.tolist()) == {0, 1}
+    assert {split: len(listing) for split, listing in source.splits.items()} == counts
+    for listing in source.splits.values():
+        assert set(listing.targets.tensor("label").tolist()) == {0, 1}
         assert all(Path(path).is_file() for path in listing.names)
-    assert find(source.location).classes == classes
+    assert open_data(source.location).classes == classes
 
 
 def test_such_data_is_trained_on_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
     dtd(tmp_path / "cache" / "dtd")
     recipe = Recipe(epochs=2, batch=8, lr=0.01)
-    run = ca.fit("dtd", "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=Settings(size=28))
+    run = ca.fit("dtd", "lenet5_modern", recipe=recipe, out=tmp_path / "run", data_options=DataOptions(resolution=28))
     assert set(run.results) == {"val", "test"}
     assert ca.resume(tmp_path / "run").state.finished
 
@@ -118,11 +118,11 @@ def test_a_set_that_is_not_there_is_told_with_the_way_to_get_it(
 ) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=f"^{name} is not whole in .*--download") as error:
-        find(name)
+        open_data(name)
     assert "\n" not in str(error.value)
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     with pytest.raises(DataError, match=f"{name}: "):
-        find(name, download=True)
+        open_data(name, download=True)
 
 
 def test_every_folder_has_one_name() -> None:

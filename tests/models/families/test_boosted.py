@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.families.boosted import Autoencoder, Boosted, Truncated, fit_autoencoder, fit_projection
-from convatlas.weights.modelfile import Header, load, save
+from convatlas.weights.modelfile import Header, read_model_file, write_model_file
 from tiny_networks import tiny
 
 # the clips of the video networks have learners of their own kind, and ConvNet 1989 begins with a border of -1
@@ -102,8 +102,8 @@ def test_boosted_network_is_sealed_with_its_learners(tmp_path: Path) -> None:
     network = build_fresh(spec, classes=4, channels=3).eval()
     steps = CATALOG["cifar_resnet20"].preprocessing
     header = Header(name="boosted", spec=spec, classes=tuple("abcd"), preprocessing=steps, criterion="cross_entropy")
-    save(tmp_path / "model.safetensors", network, header)
-    loaded, read = load(tmp_path / "model.safetensors")
+    write_model_file(tmp_path / "model.safetensors", network, header)
+    loaded, read = read_model_file(tmp_path / "model.safetensors")
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded(x), network(x))

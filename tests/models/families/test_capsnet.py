@@ -143,7 +143,7 @@ def test_covered_capsules_do_not_reach_the_decoder() -> None:
     poses, labels = torch.randn(2, 10, 16), torch.tensor([3, 7])
     other = poses.clone()
     other[0, 4] += 1
-    assert torch.equal(decoder.paint(poses, labels), decoder.paint(other, labels))
+    assert torch.equal(decoder.decode(poses, labels), decoder.decode(other, labels))
 
 
 def test_without_decoder_nothing_is_auxiliary() -> None:

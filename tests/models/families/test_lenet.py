@@ -15,9 +15,19 @@ from torch import Tensor, nn
 
 from convatlas.core.cost import cost
 from convatlas.core.network import Network
-from convatlas.layers.lenet import Links, ScaledTanh, SparseConnectionConv2d, Subsample
+from convatlas.layers.lenet import (
+    C3_LINKS,
+    H2_LINKS,
+    LENET1_LINKS,
+    Links,
+    ScaledTanh,
+    SparseConnectionConv2d,
+    Subsample,
+    class_codes,
+    stretch_links,
+)
 from convatlas.models.catalog import CATALOG, FAMILIES
-from convatlas.models.families.lenet import C3_LINKS, H2_LINKS, LENET1_LINKS, LeNet5, codes, stretch
+from convatlas.models.families.lenet import LeNet5
 from convatlas.weights.build import build
 
 Array = NDArray[np.float64]
@@ -130,12 +140,12 @@ tables = st.sampled_from([C3_LINKS, H2_LINKS, LENET1_LINKS])
 
 @given(tables)
 def test_stretching_to_the_printed_size_changes_nothing(links: Links) -> None:
-    assert stretch(links, 1 + max(map(max, links)), len(links)) == links
+    assert stretch_links(links, 1 + max(map(max, links)), len(links)) == links
 
 
 @given(tables, st.integers(1, 40), st.integers(1, 40))
 def test_stretched_table_links_every_map(links: Links, inputs: int, outputs: int) -> None:
-    stretched = stretch(links, inputs, outputs)
+    stretched = stretch_links(links, inputs, outputs)
     assert len(stretched) == outputs
     assert all(row and list(row) == sorted(set(row)) for row in stretched)
     assert {source for row in stretched for source in row} <= set(range(inputs))
@@ -220,19 +230,19 @@ def test_forward_equals_naive_loops_over_the_printed_tables(name: str, naive, si
 
 
 def test_bitmaps_are_ten_different_images_of_7_by_12() -> None:
-    bitmaps = codes(10, 84)
+    bitmaps = class_codes(10, 84)
     assert bitmaps.shape == (10, 7 * 12)
     assert set(bitmaps.unique().tolist()) == {-1.0, 1.0}
     assert len(bitmaps.unique(dim=0)) == 10
 
 
 def test_fewer_classes_take_the_first_bitmaps() -> None:
-    assert torch.equal(codes(4, 84), codes(10, 84)[:4])
+    assert torch.equal(class_codes(4, 84), class_codes(10, 84)[:4])
 
 
 @pytest.mark.parametrize(("classes", "features"), [(11, 84), (37, 84), (10, 42), (37, 42), (37, 8), (10, 4)])
 def test_codes_of_other_sizes_are_signs_that_differ_between_classes(classes: int, features: int) -> None:
-    drawn = codes(classes, features)
+    drawn = class_codes(classes, features)
     assert drawn.shape == (classes, features)
     assert set(drawn.unique().tolist()) == {-1.0, 1.0}
     assert len(drawn.unique(dim=0)) == classes
@@ -240,10 +250,10 @@ def test_codes_of_other_sizes_are_signs_that_differ_between_classes(classes: int
 
 def test_codes_do_not_depend_on_the_global_generator() -> None:
     torch.manual_seed(1)
-    first, after_first = codes(37, 84), torch.rand(1)
+    first, after_first = class_codes(37, 84), torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(after_first, torch.rand(1))
-    assert torch.equal(first, codes(37, 84))
+    assert torch.equal(first, class_codes(37, 84))
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 1.7])
@@ -309,8 +319,8 @@ def test_default_preprocessing_has_the_printed_range(name: str, background: floa
     steps = CATALOG[name].preprocessing
     side = steps.resize
     images = torch.cat([torch.zeros(1, 1, side, side), torch.full((1, 1, side, side), 255)]).byte()
-    black, white = steps.normalize(steps.geometry(images))
-    assert black.shape == (1, steps.size, steps.size)
+    black, white = steps.normalize(steps.resize_and_crop(images))
+    assert black.shape == (1, steps.resolution, steps.resolution)
     torch.testing.assert_close(black, torch.full_like(black, background))
     assert white[0, side // 2 + steps.pad, side // 2 + steps.pad].item() == pytest.approx(foreground, abs=1e-6)
     if steps.pad:
@@ -319,8 +329,8 @@ def test_default_preprocessing_has_the_printed_range(name: str, background: floa
 
 def test_output_of_lenet5_is_largest_for_the_class_whose_bitmap_f6_shows() -> None:
     head = LeNet5().build(classes=10, channels=1).head
-    scores = head.score(head.penalty(codes(10, 84)))
+    scores = head.score(head.penalty(class_codes(10, 84)))
     assert torch.equal(scores.argmax(1), torch.arange(10))
     assert torch.equal(scores.diagonal(), torch.zeros(10))
     for a, b in itertools.combinations(range(10), 2):
-        assert scores[a, b] == -4 * (codes(10, 84)[a] != codes(10, 84)[b]).sum()
+        assert scores[a, b] == -4 * (class_codes(10, 84)[a] != class_codes(10, 84)[b]).sum()

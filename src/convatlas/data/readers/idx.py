@@ -8,18 +8,19 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from convatlas.data.dataset import check_same_classes
-from convatlas.data.samples import Listing
+from convatlas.data.samples import Samples
 from convatlas.data.source import Source
 from convatlas.errors import DataError
 from convatlas.system.download import fetch
 from convatlas.system.progress import Progress
+from convatlas.tasks.classification.labels import check_same_classes
+from convatlas.tasks.known import Classification
+from convatlas.tasks.targets import Targets
 
 IDX_PARTS = {
     ("train", "images"): "train-images-idx3-ubyte",
@@ -59,38 +60,34 @@ def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return body.reshape(shape)
 
 
-class IdxFolder(Source):
-    """A folder with the four original IDX files of MNIST, Fashion-MNIST or a data set in their format."""
+def has_idx_files(folder: Path) -> bool:
+    """Return whether a folder holds any of the four IDX files."""
+    return any(_idx_file(folder, part) for part in IDX_PARTS.values())
 
-    channels = 1
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.location = folder, str(folder.resolve())
-        files = {part: _idx_file(folder, name) for part, name in IDX_PARTS.items()}
-        missing = [name for part, name in IDX_PARTS.items() if files[part] is None]
-        if missing:
-            raise DataError(f"{folder}: IDX files are missing: {', '.join(missing)} (packed with .gz or not)")
-        self.files = {part: file for part, file in files.items() if file is not None}
-        labels = {split: read_idx(self.files[split, "labels"]) for split in ("train", "test")}
-        digest = hashlib.sha256(struct.pack(">II", 2049, len(labels["train"])) + labels["train"].tobytes()).hexdigest()
-        count = int(max(split.max(initial=0) for split in labels.values())) + 1
-        self.name, self.classes = _KNOWN_LABELS.get(digest, (folder.name, tuple(map(str, range(count)))))
-        self.labels = {split: torch.from_numpy(array.astype(np.int64)) for split, array in labels.items()}
-        for split, values in self.labels.items():
-            found = [self.classes[i] for i in values.unique().tolist()]
-            check_same_classes(self.classes, found, split=split, where=folder)
-
-    @cached_property
-    def listings(self) -> dict[str, Listing]:
-        listings = {}
-        for split, labels in self.labels.items():
-            file = self.files[split, "images"]
-            pixels = read_idx(file)
-            if pixels.ndim != 3 or len(pixels) != len(labels):
-                raise DataError(f"{file}: {pixels.shape} pixels do not go with {len(labels)} labels")
-            names = [f"{split}/{i}" for i in range(len(labels))]
-            listings[split] = Listing(labels, names, torch.from_numpy(pixels.copy())[:, None])
-        return listings
+def read_idx_folder(folder: Path) -> Source:
+    """Read a folder with the four IDX files of MNIST, Fashion-MNIST or a data set in their format."""
+    found = {part: _idx_file(folder, name) for part, name in IDX_PARTS.items()}
+    missing = [name for part, name in IDX_PARTS.items() if found[part] is None]
+    if missing:
+        raise DataError(f"{folder}: IDX files are missing: {', '.join(missing)} (with or without .gz)")
+    files = {part: file for part, file in found.items() if file is not None}
+    labels = {split: read_idx(files[split, "labels"]) for split in ("train", "test")}
+    digest = hashlib.sha256(struct.pack(">II", 2049, len(labels["train"])) + labels["train"].tobytes()).hexdigest()
+    count = int(max(split.max(initial=0) for split in labels.values())) + 1
+    name, classes = _KNOWN_LABELS.get(digest, (folder.name, tuple(map(str, range(count)))))
+    splits = {}
+    for split, numbers in labels.items():
+        present = {classes[i] for i in np.unique(numbers).tolist()}
+        check_same_classes(classes, present, split=split, where=folder)
+        file = files[split, "images"]
+        pixels = read_idx(file)
+        if pixels.ndim != 3 or len(pixels) != len(numbers):
+            raise DataError(f"{file}: must hold {len(numbers)} images, one for each label, got shape {pixels.shape}")
+        names = [f"{split}/{i}" for i in range(len(numbers))]
+        targets = Targets(label=torch.from_numpy(numbers.astype(np.int64)))
+        splits[split] = Samples(names, targets, torch.from_numpy(pixels.copy())[:, None])
+    return Source(name, str(folder.resolve()), Classification(classes), splits, channels=1)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from convatlas.data.readers.arrays import Arrays
-from convatlas.data.samples import Listing, mixed_once
+from convatlas.data.readers.arrays import array_source
+from convatlas.data.readers.files import file_source
+from convatlas.data.samples import Samples
 from convatlas.data.source import Source
-from convatlas.data.statistics import channels_and_depth
 from convatlas.errors import DataError, brief
 from convatlas.system.cache import cache_folder
 from convatlas.system.download import OFFLINE, offline
+from convatlas.system.progress import Progress
+from convatlas.tasks.known import Classification
+from convatlas.tasks.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ FOLDERS = {held.folder: name for name, held in SETS.items() if held.folder}
 """The folder in which a data set lies -> its name."""
 
 
-def torchvision_set(name: str, root: Path | None = None, *, download: bool = False) -> Source:
+def read_torchvision(
+    name: str, root: Path | None = None, *, download: bool = False, progress: Progress | None = None
+) -> Source:
     """Read a data set of torchvision from `root`, or from the cache; `download` allows to fetch it there."""
     held, folder = SETS[name], root or cache_folder() / name
     if download and offline():
@@ -82,31 +87,27 @@ def torchvision_set(name: str, root: Path | None = None, *, download: bool = Fal
         raise DataError(f"{name} is not whole in {folder}: {brief(error)}{mend}") from error
     location = name if root is None else str(folder.resolve())
     if held.files:
-        return _Files(name, location, read)
+        return _file_set(name, location, read, progress)
     splits = {}
     for split, part in read.items():
         pixels = np.asarray(part.data)
         labels = np.asarray(part.labels if name in ("stl10", "svhn") else part.targets)
         splits[split] = (pixels.transpose(0, 2, 3, 1) if name in ("stl10", "svhn") else pixels, labels)
     classes = tuple(map(str, getattr(read["train"], "classes", range(10))))
-    return Arrays(name, location, classes, splits, folder)
+    return array_source(name, location, splits, folder, classes)
 
 
-class _Files(Source):
-    """A data set of torchvision whose images are files."""
-
-    def __init__(self, name: str, location: str, read: Mapping[str, Any]) -> None:
-        self.name, self.location = name, location
-        pairs = {split: _pairs(part) for split, part in read.items()}
-        count = 1 + max(label for part in pairs.values() for _, label in part)
-        named = getattr(read["train"], "classes", None) or range(count)
-        self.classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in named)
-        self.listings = {
-            split: Listing(torch.tensor([label for _, label in part]), [path for path, _ in part])
-            for split, part in pairs.items()
-        }
-        self.listings["train"] = mixed_once(self.listings["train"])
-        self.channels, self.high_bit_depth = channels_and_depth(self.listings["train"].names)
+def _file_set(name: str, location: str, read: Mapping[str, Any], progress: Progress | None) -> Source:
+    """Return a data set of torchvision whose images are files."""
+    pairs = {split: _pairs(part) for split, part in read.items()}
+    count = 1 + max(label for part in pairs.values() for _, label in part)
+    named = getattr(read["train"], "classes", None) or range(count)
+    classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in named)
+    splits = {
+        split: Samples([path for path, _ in part], Targets(label=torch.tensor([label for _, label in part])))
+        for split, part in pairs.items()
+    }
+    return file_source(name, location, Classification(classes), splits, progress=progress)
 
 
 def _pairs(part: Any) -> list[tuple[str, int]]:

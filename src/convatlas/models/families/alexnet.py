@@ -1,4 +1,4 @@
-"""AlexNet, as printed in 2012 and in the single tower of 2014 that everybody uses, and ZFNet."""
+"""AlexNet: the two towers of 2012, the single tower of 2014 that all libraries have; and ZFNet."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from torch import nn
 
 from convatlas.core.compose import Chain
 from convatlas.core.network import Network
-from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
+from convatlas.core.spec import Depth, Resolution, Row, Spec, Width
 from convatlas.layers.conv import ConvNorm
-from convatlas.models.card import Card, Family, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, imagenet
 from convatlas.models.keys import Rules
 
 
 @dataclass(frozen=True)
-class Conv(Record):
-    """One convolution with ReLU; `lrn` and `pool` say what follows, in this order. Copies keep the size of the map."""
+class ConvRow(Row):
+    """kxk /s -> ReLU -> [local response norm] -> [3x3 max pooling /2].
+
+    pool: padding of the pooling; None for no pooling. depth: further copies keep the size of the map.
+    """
 
     width: Width
     kernel: int = 3
@@ -29,7 +32,7 @@ class Conv(Record):
     depth: Depth = 1
 
     def build(self, inputs: int) -> Iterator[tuple[str, nn.Module]]:
-        # a scaled width may no longer divide into the two towers of 2012
+        # a scaled width may not be divisible by the two towers of 2012
         groups = self.groups if self.width % self.groups == inputs % self.groups == 0 else 1
         conv = ConvNorm(
             inputs, self.width, kernel=self.kernel, stride=self.stride, padding=self.padding, groups=groups, norm=None
@@ -48,7 +51,7 @@ class Conv(Record):
 class AlexNet(Spec):
     """Krizhevsky et al. 2012, figure 2: convolutions, three of them pooled, then two hidden layers of 4,096 units."""
 
-    convs: tuple[Conv, ...]
+    convs: tuple[ConvRow, ...]
     hidden: tuple[Width, Width] = (4096, 4096)
     resolution: Resolution = 224
 
@@ -62,14 +65,14 @@ class AlexNet(Spec):
         return size
 
     def build(self, *, classes: int, channels: int) -> Network:
-        grown: list[dict[str, nn.Module]] = [{}]
+        parts: list[dict[str, nn.Module]] = [{}]
         inputs = channels
         for i, conv in enumerate(self.convs, 1):
-            grown[-1].update({f"{name}_{i}": layer for name, layer in conv.build(inputs)})
+            parts[-1].update({f"{name}_{i}": layer for name, layer in conv.build(inputs)})
             inputs = conv.width
             if conv.pool is not None and i < len(self.convs):
-                grown.append({})
-        first, *others = (Chain(**layers) for layers in grown)
+                parts.append({})
+        first, *others = (Chain(**layers) for layers in parts)
         a, b = self.hidden
         head = Chain(
             pool=nn.AdaptiveAvgPool2d(6), flat=nn.Flatten(),
@@ -81,6 +84,11 @@ class AlexNet(Spec):
 
 
 def torchvision(spec: AlexNet) -> Rules:
+    """Rules for torchvision.
+
+    "features.8.weight" -> "stages.1.conv_4.conv.weight"
+    "classifier.1.bias" -> "head.fc_6.bias"
+    """
     return (
         (r"^features\.0\.", "stem.conv_1.conv."),
         (r"^features\.3\.", "stages.0.conv_2.conv."),
@@ -91,16 +99,16 @@ def torchvision(spec: AlexNet) -> Rules:
 
 
 ONE_TOWER = AlexNet((
-    Conv(64, 11, stride=4, padding=2, pool=0), Conv(192, 5, padding=2, pool=0),
-    Conv(384), Conv(256), Conv(256, pool=0),
+    ConvRow(64, 11, stride=4, padding=2, pool=0), ConvRow(192, 5, padding=2, pool=0),
+    ConvRow(384), ConvRow(256), ConvRow(256, pool=0),
 ))  # fmt: skip
 TWO_TOWERS = AlexNet((
-    Conv(96, 11, stride=4, padding=0, lrn=True, pool=0), Conv(256, 5, padding=2, groups=2, lrn=True, pool=0),
-    Conv(384), Conv(384, groups=2), Conv(256, groups=2, pool=0),
+    ConvRow(96, 11, stride=4, padding=0, lrn=True, pool=0), ConvRow(256, 5, padding=2, groups=2, lrn=True, pool=0),
+    ConvRow(384), ConvRow(384, groups=2), ConvRow(256, groups=2, pool=0),
 ), resolution=227)  # fmt: skip
-ZF = AlexNet((
-    Conv(96, 7, stride=2, padding=1, lrn=True, pool=1), Conv(256, 5, stride=2, padding=0, lrn=True, pool=1),
-    Conv(384), Conv(384), Conv(256, pool=0),
+ZFNET = AlexNet((
+    ConvRow(96, 7, stride=2, padding=1, lrn=True, pool=1), ConvRow(256, 5, stride=2, padding=0, lrn=True, pool=1),
+    ConvRow(384), ConvRow(384), ConvRow(256, pool=0),
 ))  # fmt: skip
 
 CARD = Card(
@@ -108,26 +116,26 @@ CARD = Card(
     "Krizhevsky, Sutskever, Hinton, ImageNet classification with deep convolutional neural networks, NIPS 2012",
     ("spatial exploitation",), "ReLU, dropout and two GPUs make a deep network trainable on a million images.",
 )  # fmt: skip
-TOWERS = CARD.of(
-    "AlexNet (2012, two towers)", "59.3 / 81.8 % top-1 / top-5, one network, ten crops",
+CARD_2012 = CARD.of(
+    "AlexNet (2012, two towers)", reported=ReportedMetrics(59.3, 81.8, protocol="10 crops"),
     note="The towers are groups. The paper prints 224 px; its arithmetic needs 227.",
 )  # fmt: skip
-LOOKED_AT = CARD.of(
-    "ZFNet", "61.6 / 83.5 % top-1 / top-5, one network, ten crops", year=2013,
+CARD_ZFNET = CARD.of(
+    "ZFNet", reported=ReportedMetrics(61.6, 83.5, protocol="10 crops"), year=2013,
     paper="Zeiler, Fergus, Visualizing and understanding convolutional networks, arXiv 1311.2901",
-    innovation="Looking at what layers respond to led to a smaller first kernel and stride.",
+    innovation="Visualizing what layers respond to led to a smaller first kernel and stride.",
 )  # fmt: skip
-WEIRD_TRICK = CARD.of(
-    "AlexNet (2014, one tower)", "56.52 / 79.07 % top-1 / top-5, torchvision's weights, one crop", year=2014,
+CARD_2014 = CARD.of(
+    "AlexNet (2014, one tower)", reported=ReportedMetrics(56.52, 79.07, source="torchvision IMAGENET1K_V1"), year=2014,
     paper="Krizhevsky, One weird trick for parallelizing convolutional neural networks, arXiv 1404.5997",
     innovation="AlexNet in a single tower, without response normalization.",
 )  # fmt: skip
 
 FAMILY = Family(
     {
-        "alexnet_2012": imagenet(TWO_TOWERS, TOWERS),
-        "zfnet": imagenet(ZF, LOOKED_AT),
-        "alexnet": imagenet(ONE_TOWER, WEIRD_TRICK, "torchvision"),
+        "alexnet_2012": imagenet(TWO_TOWERS, CARD_2012),
+        "zfnet": imagenet(ZFNET, CARD_ZFNET),
+        "alexnet": imagenet(ONE_TOWER, CARD_2014, upstream={"torchvision": "alexnet"}),
     },
     {"torchvision": torchvision},
 )

@@ -1,4 +1,4 @@
-"""Channel boosting: auxiliary learners add channels to the image before a network, pretrained or not, sees it."""
+"""Channel boosting: auxiliary learners add channels to the input of a network, pretrained or not."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convatlas.core.compose import Chain, Concat, Join, Sum
-from convatlas.core.cost import Signal, Tally, cost, rule
+from convatlas.core.compose import Chain, Concat, Join, Layer, Sum
+from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.core.outline import always
-from convatlas.core.spec import SMALL, Record, Spec, Width
+from convatlas.core.signal import Signal, Tally, rule
+from convatlas.core.spec import SMALL, Row, Spec, Width
 from convatlas.errors import CostError, SpecError
 from convatlas.layers.channels import Select
 from convatlas.layers.conv import ConvNorm
 from convatlas.models.card import Card, Family, Variant
 
 
-class Resize(nn.Module):
-    """Maps at the height and width of the image, bilinear."""
+class Resize(Layer):
+    """Bilinear interpolation to the height and width `size`."""
+
+    returns_input = True
 
     def __init__(self, size: tuple[int, ...]) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ def _(layer: Resize, x: Signal, tally: Tally) -> Signal:
 
 
 class Frozen(Chain):
-    """A learner that has learned: its weights and statistics stay as they are, whatever `train()` says."""
+    """A trained learner: its weights and statistics do not change, also in training mode."""
 
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
         super().__init__(*layers, **named)
@@ -57,8 +60,8 @@ class Frozen(Chain):
 
 
 @dataclass(frozen=True)
-class Autoencoder(Record):
-    """An encoder whose code becomes `code` new channels; `fit_autoencoder` trains it on images without labels."""
+class Autoencoder(Row):
+    """3x3 /2 -> 3x3 -> 1x1: an encoder; its code is `code` new channels. `fit_autoencoder` trains it without labels."""
 
     code: Width = 8
     width: Width = 32
@@ -66,14 +69,18 @@ class Autoencoder(Record):
     def build(self, shape: tuple[int, ...]) -> Frozen:
         channels, *size = shape
         return Frozen(
-            encode=Chain(ConvNorm(channels, self.width, stride=2), ConvNorm(self.width, self.width),
-                         nn.Conv2d(self.width, self.code, 1)),
-            resize=Resize(tuple(size)), norm=nn.BatchNorm2d(self.code, affine=False),
-        )  # fmt: skip
+            encode=Chain(
+                ConvNorm(channels, self.width, stride=2),
+                ConvNorm(self.width, self.width),
+                nn.Conv2d(self.width, self.code, 1),
+            ),
+            resize=Resize(tuple(size)),
+            norm=nn.BatchNorm2d(self.code, affine=False),
+        )
 
 
 @dataclass(frozen=True)
-class Truncated(Record):
+class Truncated(Row):
     """The stem and the first `stages` of another network, projected to `code` new channels by `fit_projection`."""
 
     network: Spec
@@ -82,18 +89,18 @@ class Truncated(Record):
 
     def build(self, shape: tuple[int, ...]) -> Frozen:
         channels, *size = shape
-        grown = self.network.build(classes=2, channels=channels)
-        if not 0 <= self.stages <= len(grown.stages):
-            raise SpecError(f"Truncated.stages: {self.stages} of {len(grown.stages)} stages cannot be kept")
-        body = Chain(stem=grown.stem, stages=grown.stages[: self.stages])
+        whole = self.network.build(classes=2, channels=channels)
+        if not 0 <= self.stages <= len(whole.stages):
+            raise SpecError(f"Truncated: stages must be in [0, {len(whole.stages)}], got {self.stages}")
+        body = Chain(stem=whole.stem, stages=whole.stages[: self.stages])
         try:
             maps = cost(body, shape).output
         except CostError as error:
             raise SpecError(f"Truncated: {error}") from error
-        if not isinstance(maps, Signal) or len(maps.space) != len(size) or self.code > maps.channels:
+        if not isinstance(maps, Signal) or len(maps.spatial) != len(size) or self.code > maps.channels:
             raise SpecError(
-                f"Truncated: the first {self.stages} stages of {type(self.network).__name__} have no map of at least "
-                f"{self.code} channels"
+                f"Truncated: the first {self.stages} stages of {type(self.network).__name__} must end in maps of at "
+                f"least {self.code} channels"
             )
         project = nn.Conv2d(maps.channels, self.code, 1, bias=False)
         return Frozen(
@@ -103,7 +110,10 @@ class Truncated(Record):
 
 @dataclass(frozen=True)
 class Boosted(Spec):
-    """Khan et al. 2018, figure 1: the image beside what the learners make of it, into any network of the catalog."""
+    """Khan et al. 2018, figure 1: [image | learner 1 | learner 2 | ...] -> any network of the catalog for images.
+
+    backbone: the network. learners: each adds `code` channels to its input.
+    """
 
     backbone: Spec
     learners: tuple[Autoencoder | Truncated, ...] = (Autoencoder(),)
@@ -124,24 +134,24 @@ class Boosted(Spec):
 
     def build(self, *, classes: int, channels: int) -> Network:
         if len(self.input_shape(channels)) != 3:
-            raise SpecError("Boosted: the learners make channels for images, not for clips")
+            raise SpecError("Boosted: backbone must read images, got a network for clips")
         return self.around(self.backbone.build(classes=classes, channels=channels))
 
     def around(self, network: Network) -> Network:
-        """Return `network`, made by the backbone and perhaps pretrained, with its first layer widened.
+        """Return `network`, built by the backbone and perhaps pretrained, with its first layer widened.
 
-        The new kernels are zero, so that the outputs are, bit for bit, what they were. The network itself is changed.
+        The new kernels are zero, so the outputs are bit-identical to those before. The network is changed in place.
         """
         shape = network.input_shape
         learners = {f"learner{i}": learner.build(shape) for i, learner in enumerate(self.learners, 1)}
         extra = sum(learner.code for learner in self.learners)
-        stem = widened(network.stem, shape[0], extra)
+        stem = widen(network.stem, shape[0], extra)
         network.stem = Chain(boost=Concat(image=nn.Identity(), **learners), network=stem)
         return network
 
 
-def widened(layer: nn.Module, channels: int, extra: int) -> nn.Module:
-    """Return the layer with `extra` more input channels, which its first convolutions read with kernels of zero."""
+def widen(layer: nn.Module, channels: int, extra: int) -> nn.Module:
+    """Return the layer with `extra` more input channels, for which its first convolutions have kernels of zero."""
     if isinstance(layer, nn.Conv2d | nn.Conv3d) and layer.groups == 1:
         kind: Any = type(layer)
         more: nn.Module = kind(
@@ -155,26 +165,26 @@ def widened(layer: nn.Module, channels: int, extra: int) -> nn.Module:
         )
     if isinstance(layer, Join):
         for name, branch in layer.items():
-            layer[name] = widened(branch, channels, extra)
+            layer[name] = widen(branch, channels, extra)
         return layer
     if isinstance(layer, nn.Sequential) and len(layer):
         for name, inner in layer.named_children():
-            if list(inner.parameters()):  # a border or a pooling in front treats all channels alike
-                setattr(layer, name, widened(inner, channels, extra))
+            if list(inner.parameters()):  # padding or pooling in front treats all channels alike
+                setattr(layer, name, widen(inner, channels, extra))
                 return layer
-    raise SpecError(f"channel boosting widens a first convolution; this network begins with {type(layer).__name__}")
+    raise SpecError(f"Boosted: the network must begin with a convolution, got {type(layer).__name__}")
 
 
 def fit_autoencoder(
     learner: nn.Module, images: Tensor, *, epochs: int = 5, batch: int = 64, lr: float = 1e-3, seed: int = 0
 ) -> list[float]:
-    """Train an `Autoencoder`'s encoder to keep what its decoder needs to paint the image again; no labels are used.
+    """Train the encoder of an `Autoencoder` on images (n, channels, h, w), normalized as for the network; no labels.
 
-    images: (n, channels, h, w), as the network reads them. Returns the mean squared error of each epoch. The decoder,
-    a mirror of the encoder, is thrown away; the code is then normalized with its statistics over the images.
+    Returns the mean squared reconstruction error of each epoch. The decoder, a mirror of the encoder, is discarded; the
+    code is then normalized with its statistics over the images.
     """
     if not hasattr(learner, "encode"):
-        raise SpecError("fit_autoencoder: this learner is no autoencoder; fit_projection is for truncated networks")
+        raise SpecError("fit_autoencoder: learner must be an autoencoder; use fit_projection for a truncated network")
     encode, norm = learner.get_submodule("encode"), learner.get_submodule("norm")
     last = learner.get_submodule("encode.2")
     assert isinstance(last, nn.Conv2d)
@@ -210,7 +220,7 @@ def fit_autoencoder(
 def fit_projection(learner: nn.Module, images: Tensor, *, batch: int = 64) -> None:
     """Set a `Truncated` learner's projection to the principal components of its maps of images (n, channels, h, w)."""
     if not hasattr(learner, "project"):
-        raise SpecError("fit_projection: this learner is no truncated network; fit_autoencoder is for autoencoders")
+        raise SpecError("fit_projection: learner must be a truncated network; use fit_autoencoder for an autoencoder")
     body, project = learner.get_submodule("body"), learner.get_submodule("project")
     assert isinstance(project, nn.Conv2d)
     width = project.in_channels
@@ -227,7 +237,7 @@ def fit_projection(learner: nn.Module, images: Tensor, *, batch: int = 64) -> No
 
 @torch.no_grad()
 def _standardize(learner: nn.Module, norm: nn.Module, images: Tensor, batch: int) -> None:
-    """Give the last norm of a learner the mean and variance of its channels over the images."""
+    """Set the mean and variance of a learner's last norm to those of its channels over the images."""
     assert isinstance(norm, nn.BatchNorm2d)
     norm.reset_running_stats()
     norm.train()
@@ -241,18 +251,18 @@ def _standardize(learner: nn.Module, norm: nn.Module, images: Tensor, batch: int
 CARD = Card(
     "Channel-boosted", 2018,
     "Khan, Sohail, Ali, A new channel boosted convolutional neural network using transfer learning, arXiv 1804.08528",
-    ("channel boosting",), "Auxiliary learners, trained without labels or elsewhere, add channels to the input.",
-    "telecom churn prediction only; no image benchmark",
-    "Boosted channels add no information about the label; they can help with few labels, or from learners trained on "
-    "other data.",
+    ("channel boosting",), "Auxiliary learners, trained without labels or on other data, add channels to the input.",
+    note="Published for telecom churn prediction only, not for images. Boosted channels add no information about the "
+    "label; they can help with few labels, or with learners trained on other data.",
 )  # fmt: skip
 
 
 def row(backbone: Variant, spec: Boosted) -> Variant:
-    """Return the row of a boosted network: the defaults of the network inside, a card of its own."""
-    return dataclasses.replace(backbone, spec=spec, card=CARD.of(f"{CARD.title} {backbone.card.title}"), peers={})
+    """Return the row of a boosted network: the defaults of its backbone, with a card of its own."""
+    card = CARD.of(f"{CARD.title} {backbone.card.title}")
+    return dataclasses.replace(backbone, spec=spec, card=card, upstream={})
 
 
 def family(**backbones: Variant) -> Family:
-    """Return the rows of networks whose input layer is boosted by an autoencoder, by name."""
+    """Return the rows, by name, of these networks with an input boosted by an autoencoder."""
     return Family({name: row(backbone, Boosted(backbone.spec)) for name, backbone in backbones.items()})

@@ -1,4 +1,4 @@
-"""CapsNet: capsules vote for the pose of what they are part of, and agreement decides."""
+"""CapsNet: capsules vote for the pose of the object they are part of, and votes that agree are routed to it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convatlas.core.compose import Chain
-from convatlas.core.network import Auxiliary, Criterion, Network, taps
+from convatlas.core.network import Auxiliary, Criterion, Network, feature_map, taps
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Resolution, Spec, Width
 from convatlas.layers.capsules import Length, PrimaryCapsules, RoutedCapsules
-from convatlas.models.card import Card, Family, Variant
+from convatlas.models.card import Card, Family, Variant, error_rate
 
 DIGITS = "stages.1"
-"""Where the capsules of the classes are: (n, classes, size)."""
+"""Path of the class capsules: (n, classes, size)."""
 
 
 class Decoder(Auxiliary):
-    """Paints the input again from the capsule of its class: 512 and 1,024 units, then every pixel (figure 2)."""
+    """linear -> ReLU -> linear -> ReLU -> linear -> sigmoid: the image from its class capsule (figure 2)."""
 
     weight = 0.0005
 
@@ -32,35 +32,39 @@ class Decoder(Auxiliary):
             out=nn.Linear(b, channels * height * width), sigmoid=nn.Sigmoid(),
         )  # fmt: skip
 
-    def paint(self, capsules: Tensor, labels: Tensor) -> Tensor:
-        """Return (n, pixels) in [0, 1] from capsules (n, classes, size), all but those of `labels` (n,) covered."""
+    def decode(self, capsules: Tensor, labels: Tensor) -> Tensor:
+        """Return (n, pixels) in [0, 1] from capsules (n, classes, size), with all but those of `labels` (n,) masked."""
         mask = F.one_hot(labels, capsules.shape[1]).to(capsules.dtype)
-        painted: Tensor = self(capsules * mask.unsqueeze(-1))
-        return painted
+        pixels: Tensor = self(capsules * mask.unsqueeze(-1))
+        return pixels
 
     def term(self, features: Tensor, inputs: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
-        """0.0005 times the squared distance to the input, summed over its pixels; the mean of the batch."""
-        most = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images
-        distance = (self.paint(features, most) - inputs.flatten(1)).square().sum(1)
+        """Return 0.0005 times the squared distance to the input, summed over its pixels; the mean of the batch."""
+        classes = labels if labels.ndim == 1 else labels.argmax(1)  # the larger part of a mixed image
+        distance = (self.decode(features, classes) - inputs.flatten(1)).square().sum(1)
         return self.weight * distance.mean()
 
 
 def reconstruct(network: Network, x: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return what the decoder paints for images (n, channels, h, w), from the capsules of `labels` or the longest."""
-    capsules = taps(network, [DIGITS], x)[DIGITS]
+    """Return the decoder's reconstruction of images (n, channels, h, w).
+
+    It decodes the capsule of each image's label; without `labels`, the longest capsule.
+    """
+    capsules = feature_map(taps(network, [DIGITS], x)[DIGITS])
     if labels is None:
         labels = capsules.square().sum(-1).argmax(1)
     decoder = network.auxiliary["decoder"]
     assert isinstance(decoder, Decoder)
-    return decoder.paint(capsules, labels).view_as(x)
+    return decoder.decode(capsules, labels).view_as(x)
 
 
 @dataclass(frozen=True)
 class CapsNet(Spec):
     """Sabour et al. 2017, figures 1 and 2.
 
-    conv: maps of the first convolution. types, size: of the primary capsules. pose: units of a class's capsule.
-    iterations: of the routing. decoder: hidden units of the decoder, which learns along; None leaves it out.
+    conv: maps of the first convolution. types, size: number of types and units of the primary capsules.
+    pose: units of a class capsule. iterations: of the routing.
+    decoder: hidden units of the decoder, which is trained too; None for no decoder.
     """
 
     conv: Width = 256
@@ -95,14 +99,15 @@ class CapsNet(Spec):
 CARD = Card(
     "CapsNet", 2017, "Sabour, Frosst, Hinton, Dynamic routing between capsules, arXiv 1710.09829", ("routing",),
     "Vectors instead of units: parts vote for the pose of the whole, and agreement routes them.",
-    "0.25 % error on MNIST with reconstruction and three iterations (long training)",
+    error_rate(0.25, "MNIST", "with reconstruction"),
 )  # fmt: skip
-REDUCED = CARD.of(
-    "CapsNet (reduced)", "nothing: a preset for CPUs", note="A sixteenth of the MACs: 64 maps, 8 types of capsules.",
-)  # fmt: skip
+CARD_REDUCED = CARD.of(
+    "CapsNet (reduced)", note="A preset for CPUs with a sixteenth of the MACs: 64 maps, 8 types of capsules."
+)
+REDUCED = replace(CapsNet(), conv=64, types=8)
 INPUT = Preprocessing(resize=28, crop=28, mean=(0.0,), std=(1.0,))
 
 FAMILY = Family({
     "capsnet": Variant(CapsNet(), CARD, INPUT, classes=10, recipe="sabour2017"),
-    "capsnet_reduced": Variant(replace(CapsNet(), conv=64, types=8), REDUCED, INPUT, classes=10, recipe="sabour2017"),
+    "capsnet_reduced": Variant(REDUCED, CARD_REDUCED, INPUT, classes=10, recipe="sabour2017"),
 })  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from string import ascii_lowercase
 from typing import Literal, TypeVar
 
@@ -12,20 +11,18 @@ from torch import nn
 
 from convatlas.core.compose import Chain, Concat
 from convatlas.core.network import Network
-from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
+from convatlas.core.spec import Depth, Resolution, Row, Spec, Width
 from convatlas.errors import SpecError
 from convatlas.layers.channels import SamePad
-from convatlas.layers.conv import ConvNorm
 from convatlas.layers.heads import AuxiliaryClassifier, pooled
+from convatlas.layers.inception import conv
 from convatlas.layers.init import initialize, truncated
-from convatlas.models.card import Card, Family, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, imagenet
 from convatlas.models.keys import Rules
-
-conv = partial(ConvNorm, norm=partial(nn.BatchNorm2d, eps=0.001))
 
 
 class BiasedConv(Chain):
-    """Convolution with a bias, batch norm, ReLU: as the authors' Caffe model of 2015 has it."""
+    """Convolution with a bias -> batch norm -> ReLU, as in the authors' Caffe model of 2015."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(
@@ -36,9 +33,12 @@ class BiasedConv(Chain):
 
 
 class InceptionModule(Concat):
-    """1x1, 3x3, "5x5" and pooling, each behind a 1x1 reduction (Szegedy et al. 2014, figure 2b)."""
+    """[1x1 | 1x1 -> 3x3 | 1x1 -> 5x5 | 3x3 max pool -> 1x1] (Szegedy et al. 2014, figure 2b).
 
-    def __init__(self, inputs: int, row: Mix, five: int) -> None:
+    five: kernel of the "5x5" branch.
+    """
+
+    def __init__(self, inputs: int, row: InceptionRow, five: int) -> None:
         super().__init__(
             one=conv(inputs, row.one, kernel=1),
             three=Chain(reduce=conv(inputs, row.reduce3, kernel=1), conv=conv(row.reduce3, row.three)),
@@ -50,8 +50,8 @@ class InceptionModule(Concat):
 
 
 @dataclass(frozen=True)
-class Mix(Record):
-    """A row of table 1: the widths of the branches in the order of the columns."""
+class InceptionRow(Row):
+    """A row of table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj."""
 
     one: Width
     reduce3: Width
@@ -70,8 +70,8 @@ class Mix(Record):
             yield InceptionModule(self.outputs if i else inputs, self, five)
 
 
-class Side(AuxiliaryClassifier):
-    """Mean of 4x4 regions, 1x1 convolution, a hidden layer of 1,024 units (section 5)."""
+class AuxHead(AuxiliaryClassifier):
+    """avg pool to 4x4 -> 1x1 -> linear -> ReLU -> dropout -> linear (section 5)."""
 
     def __init__(self, at: str, inputs: int, classes: int, *, width: int = 128, hidden: int = 1024) -> None:
         super().__init__(
@@ -81,32 +81,33 @@ class Side(AuxiliaryClassifier):
         )  # fmt: skip
 
 
-AnyRow = TypeVar("AnyRow", bound=Record)
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def lettered(rows: Sequence[AnyRow]) -> Iterator[tuple[str, AnyRow]]:
-    """Name the rows of a stage as the paper does: a, b, c ..."""
+    """Yield (name, row) of a stage; the names are those of the paper: a, b, c ..."""
     if not 1 <= len(rows) <= len(ascii_lowercase):
-        raise SpecError(f"a stage has 1 to {len(ascii_lowercase)} rows, not {len(rows)}")
+        raise SpecError(f"stages: each must have 1 to {len(ascii_lowercase)} rows, got {len(rows)}")
     yield from zip(ascii_lowercase, rows, strict=False)
 
 
 @dataclass(frozen=True)
 class GoogLeNet(Spec):
-    """Szegedy et al. 2014, table 1, with batch norm, as torchvision has it.
+    """Szegedy et al. 2014, table 1, with batch norm, as in torchvision.
 
-    five: the kernel of the "5x5" branch; torchvision's weights have 3.
-    auxiliary: two more classifiers that learn along (section 5).
+    stem: channels of the 7x7, the 1x1 and the 3x3 convolution. five: kernel of the "5x5" branch; torchvision's weights
+    have 3, the paper 5. auxiliary: train two more classifiers at inner modules (section 5).
     """
 
     stem: tuple[Width, Width, Width] = (64, 64, 192)
-    stages: tuple[tuple[Mix, ...], ...] = (
-        (Mix(64, 96, 128, 16, 32, 32), Mix(128, 128, 192, 32, 96, 64)),
+    stages: tuple[tuple[InceptionRow, ...], ...] = (
+        (InceptionRow(64, 96, 128, 16, 32, 32), InceptionRow(128, 128, 192, 32, 96, 64)),
         (
-            Mix(192, 96, 208, 16, 48, 64), Mix(160, 112, 224, 24, 64, 64), Mix(128, 128, 256, 24, 64, 64),
-            Mix(112, 144, 288, 32, 64, 64), Mix(256, 160, 320, 32, 128, 128),
+            InceptionRow(192, 96, 208, 16, 48, 64), InceptionRow(160, 112, 224, 24, 64, 64),
+            InceptionRow(128, 128, 256, 24, 64, 64),
+            InceptionRow(112, 144, 288, 32, 64, 64), InceptionRow(256, 160, 320, 32, 128, 128),
         ),
-        (Mix(256, 160, 320, 32, 128, 128), Mix(384, 192, 384, 48, 128, 128)),
+        (InceptionRow(256, 160, 320, 32, 128, 128), InceptionRow(384, 192, 384, 48, 128, 128)),
     )  # fmt: skip
     five: int = 3
     auxiliary: bool = False
@@ -132,23 +133,31 @@ class GoogLeNet(Spec):
                 layers[letter] = Chain(*row.build(inputs, self.five))
                 inputs = widths[f"stages.{i}.{letter}"] = row.outputs
             stages.append(Chain(**layers))
-        last = "abcd"[: len(self.stages[1])][-1]
-        sides = {"1": "stages.1.a", "2": f"stages.1.{last}"} if self.auxiliary else {}
+        fourth = ascii_lowercase[: len(self.stages[1])][:4][-1]  # or the last, if there are fewer
+        taps = {"1": "stages.1.a", "2": f"stages.1.{fourth}"} if self.auxiliary else {}
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(inputs, classes, dropout=0.2),
-            auxiliary={name: Side(at, widths[at], classes) for name, at in sides.items()},
+            auxiliary={name: AuxHead(at, widths[at], classes) for name, at in taps.items()},
             input_shape=self.input_shape(channels),
         )  # fmt: skip
         return initialize(network, conv=truncated(0.01), linear=truncated(0.01))
 
 
 def torchvision(spec: GoogLeNet) -> Rules:
-    sides = (
-        (r"^aux(\d)\.fc1\.", "auxiliary.{1}.fc."), (r"^aux(\d)\.fc2\.", "auxiliary.{1}.out."),
+    """Rules for torchvision.
+
+    "inception4b.branch3.1.bn.weight" -> "stages.1.b.0.five.conv.norm.weight"
+    "inception5a.branch4.1.conv.weight" -> "stages.2.a.0.pool.proj.conv.weight"
+    """
+    auxiliary: Rules = (
+        (r"^aux(\d)\.fc1\.", "auxiliary.{1}.fc."),
+        (r"^aux(\d)\.fc2\.", "auxiliary.{1}.out."),
         (r"^aux(\d)\.", "auxiliary.{1}."),
-    ) if spec.auxiliary else ((r"^aux\d\..*", ""),)  # fmt: skip
+    )
+    if not spec.auxiliary:
+        auxiliary = ((r"^aux\d\..*", ""),)
     return (
-        *sides,
+        *auxiliary,
         (r"^conv", "stem.conv"), (r"^fc\.", "head.out."),
         (r"^inception(\d)([a-z])\.", "stages.{1-3}.{2}.0."),
         (r"\.branch1\.", ".one."),
@@ -160,10 +169,11 @@ def torchvision(spec: GoogLeNet) -> Rules:
 
 
 @dataclass(frozen=True)
-class Double(Record):
-    """A row of figure 5: 1x1, 3x3 and two 3x3 behind reductions, and pooling, which is projected where `proj` is given.
+class BNInceptionRow(Row):
+    """A row of figure 5: [1x1 | 1x1 -> 3x3 | 1x1 -> 3x3 -> 3x3 | pool -> 1x1].
 
-    stride 2: no 1x1, and the pooled maps pass unchanged.
+    With stride 2 there is no 1x1 branch, the last 3x3 of each branch has the stride, and the pooled maps are not
+    projected: [1x1 -> 3x3 /2 | 1x1 -> 3x3 -> 3x3 /2 | max pool /2].
     """
 
     one: Width | None
@@ -194,7 +204,7 @@ class Double(Record):
                 conv2=BiasedConv(self.double, self.double, stride=stride),
             )  # fmt: skip
             if self.stride == 2:
-                # Caffe's pooling, whose last window may hang over; and an odd map fits the convolutions, too
+                # as in Caffe, the last window may exceed the map; so odd maps have the size of the convolutions', too
                 border = SamePad(3, stride, value=float("-inf"))
                 branches["pool"] = Chain(border=border, pool=nn.MaxPool2d(3, stride))
             else:
@@ -206,20 +216,27 @@ class Double(Record):
 
 @dataclass(frozen=True)
 class BNInception(Spec):
-    """Ioffe and Szegedy 2015, figure 5: two 3x3 for the 5x5, batch norm everywhere, strides inside the modules."""
+    """Ioffe and Szegedy 2015, figure 5: two 3x3 for the 5x5, batch norm everywhere, strides inside the modules.
+
+    stem: channels of the 7x7, the 1x1 and the 3x3 convolution.
+    """
 
     stem: tuple[Width, Width, Width] = (64, 64, 192)
-    stages: tuple[tuple[Double, ...], ...] = (
+    stages: tuple[tuple[BNInceptionRow, ...], ...] = (
         (
-            Double(64, 64, 64, 64, 96, 32), Double(64, 64, 96, 64, 96, 64),
-            Double(None, 128, 160, 64, 96, None, "max", stride=2),
+            BNInceptionRow(64, 64, 64, 64, 96, 32),
+            BNInceptionRow(64, 64, 96, 64, 96, 64),
+            BNInceptionRow(None, 128, 160, 64, 96, None, "max", stride=2),
         ),
         (
-            Double(224, 64, 96, 96, 128, 128), Double(192, 96, 128, 96, 128, 128), Double(160, 128, 160, 128, 160, 128),
-            Double(96, 128, 192, 160, 192, 128), Double(None, 128, 192, 192, 256, None, "max", stride=2),
+            BNInceptionRow(224, 64, 96, 96, 128, 128),
+            BNInceptionRow(192, 96, 128, 96, 128, 128),
+            BNInceptionRow(160, 128, 160, 128, 160, 128),
+            BNInceptionRow(96, 128, 192, 160, 192, 128),
+            BNInceptionRow(None, 128, 192, 192, 256, None, "max", stride=2),
         ),
-        (Double(352, 192, 320, 160, 224, 128), Double(352, 192, 320, 192, 224, 128, "max")),
-    )  # fmt: skip
+        (BNInceptionRow(352, 192, 320, 160, 224, 128), BNInceptionRow(352, 192, 320, 192, 224, 128, "max")),
+    )
     resolution: Resolution = 224
 
     @property
@@ -248,20 +265,22 @@ class BNInception(Spec):
 
 CARD = Card(
     "GoogLeNet (Inception v1)", 2014, "Szegedy et al., Going deeper with convolutions, arXiv 1409.4842",
-    ("spatial exploitation", "width"), "Kernels of several sizes side by side, made cheap by 1x1 reductions.",
-    "69.8 / 89.9 % top-1 / top-5: top-1 torchvision's weights, top-5 the paper's, one crop",
-    "With batch norm, and 3x3 for the 5x5, as torchvision's published weights have it.",
+    ("spatial exploitation", "width"), "Kernels of several sizes in parallel, made cheap by 1x1 reductions.",
+    ReportedMetrics(69.8, 89.9, source="torchvision IMAGENET1K_V1 (top-1), paper (top-5)"),
+    "With batch norm, and 3x3 for the 5x5, as in torchvision's published weights.",
 )  # fmt: skip
 CARD_V2 = Card(
     "BN-Inception (Inception v2)", 2015, "Ioffe, Szegedy, Batch normalization, arXiv 1502.03167",
-    ("width",), "Batch norm lets the network train with fourteen times fewer steps.",
-    "74.8 / 92.2 % top-1 / top-5, one crop (as told in the Inception v3 paper)",
+    ("width",), "With batch norm the network needs fourteen times fewer training steps.",
+    ReportedMetrics(74.8, 92.2, source="Inception v3 paper"),
     "Widths of the authors' later Caffe model; the paper's figure prints 96 for two of the pool projections.",
 )  # fmt: skip
 
 FAMILY = Family(
     {
-        "googlenet": imagenet(GoogLeNet(), CARD, "torchvision", half=True),
+        "googlenet": imagenet(
+            GoogLeNet(), CARD, upstream={"torchvision": "googlenet"}, scaling="-1 to 1", transforms_input=True
+        ),
         "inception_v2": imagenet(BNInception(), CARD_V2),
     },
     {"torchvision": torchvision},

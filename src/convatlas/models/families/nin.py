@@ -10,17 +10,17 @@ from torch import nn
 
 from convatlas.core.compose import Chain
 from convatlas.core.network import Network
-from convatlas.core.preprocessing import Preprocessing
-from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
+from convatlas.core.spec import Depth, Resolution, Row, Spec, Width
 from convatlas.layers.conv import ConvNorm
-from convatlas.models.card import Card, Family, Variant, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, cifar10, error_rate, imagenet
 
 
 @dataclass(frozen=True)
-class Mlpconv(Record):
-    """A convolution and two 1x1 convolutions (section 3.1); `depth` of the latter two. `pool` follows, 3x3 of stride 2.
+class MlpconvRow(Row):
+    """kxk /s -> 1x1 -> 1x1 -> [3x3 pool /2 -> dropout], ReLU behind each convolution (section 3.1).
 
-    widths: of the three layers; the last of the network's last row is the number of classes, and is left out.
+    widths: channels of the three convolutions; the network's last row has two, its third is the number of classes.
+    depth: number of the pairs of 1x1 convolutions.
     """
 
     widths: tuple[Width, ...]
@@ -48,38 +48,38 @@ class Mlpconv(Record):
 
 @dataclass(frozen=True)
 class NetworkInNetwork(Spec):
-    """Lin et al. 2013, figure 2: rows of mlpconv layers, then the mean of each of the last maps is a class's score."""
+    """Lin et al. 2013, figure 2: mlpconv layers, then global average pooling: one of the last maps for each class."""
 
-    rows: tuple[Mlpconv, ...]
+    rows: tuple[MlpconvRow, ...]
     resolution: Resolution
 
     @property
     def minimum(self) -> int:
         size = 1
         for row in reversed(self.rows):
-            size = 2 * size if row.pool else size  # the last window may hang over
+            size = 2 * size if row.pool else size  # the last window may exceed the map
             size = max(1, (size - 1) * row.stride + row.kernel - 2 * row.padding)
         return size
 
     def build(self, *, classes: int, channels: int) -> Network:
-        inputs, grown = channels, []
+        inputs, parts = channels, []
         for i, row in enumerate(self.rows):
             last = i == len(self.rows) - 1
             widths = (*row.widths, classes) if last else row.widths
-            grown.append(Chain(**dict(row.build(inputs, widths))))
+            parts.append(Chain(**dict(row.build(inputs, widths))))
             inputs = widths[-1]
-        stem, *stages, last_row = grown
+        stem, *stages, last_row = parts
         head = Chain(mlpconv=last_row, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
         return Network(stem=stem, stages=Chain(*stages), head=head, input_shape=self.input_shape(channels))
 
 
 CIFAR = NetworkInNetwork((
-    Mlpconv((192, 160, 96), 5, padding=2, pool="max"), Mlpconv((192, 192, 192), 5, padding=2, pool="average"),
-    Mlpconv((192, 192), 3, padding=1),
+    MlpconvRow((192, 160, 96), 5, padding=2, pool="max"), MlpconvRow((192, 192, 192), 5, padding=2, pool="average"),
+    MlpconvRow((192, 192), 3, padding=1),
 ), resolution=32)  # fmt: skip
 IMAGENET = NetworkInNetwork((
-    Mlpconv((96, 96, 96), 11, stride=4, pool="max"), Mlpconv((256, 256, 256), 5, padding=2, pool="max"),
-    Mlpconv((384, 384, 384), 3, padding=1, pool="max"), Mlpconv((1024, 1024), 3, padding=1),
+    MlpconvRow((96, 96, 96), 11, stride=4, pool="max"), MlpconvRow((256, 256, 256), 5, padding=2, pool="max"),
+    MlpconvRow((384, 384, 384), 3, padding=1, pool="max"), MlpconvRow((1024, 1024), 3, padding=1),
 ), resolution=224)  # fmt: skip
 
 CARD = Card(
@@ -87,12 +87,12 @@ CARD = Card(
     "1x1 convolutions (a perceptron at every pixel), and global average pooling instead of fully connected layers.",
 )  # fmt: skip
 
-FAMILY = Family({
-    "nin_cifar10": Variant(
-        CIFAR, CARD.of("Network in Network (CIFAR-10)", "8.81 % error on CIFAR-10 with augmentation, 10.41 % without"),
-        Preprocessing(resize=32, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)), classes=10,
-    ),
-    "nin_imagenet": imagenet(
-        IMAGENET, CARD.of("Network in Network (ImageNet)", "59.36 % top-1, the author's Caffe model", year=2014)
-    ),
-})  # fmt: skip
+CARD_CIFAR = CARD.of(
+    "Network in Network (CIFAR-10)", reported=error_rate(8.81, "CIFAR-10", "trained with augmentation"),
+    note="10.41 % error on CIFAR-10 without augmentation (paper).",
+)  # fmt: skip
+CARD_IMAGENET = CARD.of(
+    "Network in Network (ImageNet)", reported=ReportedMetrics(59.36, source="the author's Caffe model"), year=2014
+)
+
+FAMILY = Family({"nin_cifar10": cifar10(CIFAR, CARD_CIFAR), "nin_imagenet": imagenet(IMAGENET, CARD_IMAGENET)})

@@ -1,4 +1,4 @@
-"""Pre-activation ResNet: norm and ReLU before the convolutions, so that the shortcut is a clean identity; and WRN."""
+"""Pre-activation ResNet: norm and ReLU before the convolutions, so that the shortcut is an identity; and WRN."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 
 from convatlas.core.compose import Chain, Sum
 from convatlas.core.network import Network
-from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.layers.conv import NormConv
-from convatlas.layers.heads import pooled
+from convatlas.layers.heads import pooled_layers
 from convatlas.layers.init import he_fan_out, initialize
-from convatlas.models.card import Card, Family, Variant, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, Variant, cifar10, error_rate, imagenet
 from convatlas.models.keys import Rules
 
 
-class PreActivation(Chain):
-    """BN, ReLU, convolution: twice or three times, beside the identity (He et al. 2016, figure 1b and 4e).
+class PreActBlock(Chain):
+    """x + (BN-ReLU-3x3 /s -> BN-ReLU-3x3), or x + (BN-ReLU-1x1 -> BN-ReLU-3x3 /s -> BN-ReLU-1x1).
 
-    Where the shape changes, the first norm and ReLU come before the fork, and the shortcut is a 1x1 convolution.
+    He et al. 2016, figures 1b and 4e. Where the shape changes, the first norm and ReLU are applied to the shortcut,
+    too, which is a 1x1 convolution.
     """
 
     def __init__(self, inputs: int, width: int, stride: int, spec: PreActResNet) -> None:
@@ -49,8 +49,8 @@ class PreActivation(Chain):
 class PreActResNet(Spec):
     """He et al. 2016: the stages of ResNet, and one more norm and ReLU behind the last block.
 
-    stem_norm: BN and ReLU after the first convolution, besides those of the first block, as pytorchcv and GluonCV have
-        it; the authors' code has them once, and timm those of the block.
+    stem_norm: BN and ReLU after the first convolution, besides those of the first block, as in pytorchcv and GluonCV;
+        the authors' code and timm have one pair there.
     dropout: between the two convolutions of a basic block, behind the ReLU (Zagoruyko and Komodakis 2016, section 2.4).
     """
 
@@ -79,9 +79,7 @@ class PreActResNet(Spec):
         for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
             stages.append(Chain(*self.blocks(inputs, width, depth, stride=2 if i else 1)))
             inputs = self.outputs(width)
-        head = Chain(
-            norm=nn.BatchNorm2d(inputs), act=nn.ReLU(inplace=True), **dict(pooled(inputs, classes).named_children())
-        )
+        head = Chain(norm=nn.BatchNorm2d(inputs), act=nn.ReLU(inplace=True), **pooled_layers(inputs, classes))
         network = Network(
             stem=Chain(**layers), stages=Chain(*stages), head=head, input_shape=self.input_shape(channels)
         )
@@ -89,11 +87,17 @@ class PreActResNet(Spec):
 
     def blocks(self, inputs: int, width: int, depth: int, stride: int) -> Iterator[nn.Module]:
         for i in range(depth):
-            yield PreActivation(inputs, width, 1 if i else stride, self)
+            yield PreActBlock(inputs, width, 1 if i else stride, self)
             inputs = self.outputs(width)
 
 
 def timm(spec: PreActResNet) -> Rules:
+    """Rules for timm's ResNetV2. In a block with a projection, the first norm comes before the sum.
+
+    "stages.1.blocks.1.norm2.weight" -> "stages.1.1.sum.body.conv2.norm.weight"
+    "stages.1.blocks.0.norm1.weight" -> "stages.1.0.norm1.weight"
+    "stages.1.blocks.0.downsample.conv.weight" -> "stages.1.0.sum.skip.weight"
+    """
     forks = []
     inputs = spec.stem
     for i, width in enumerate(spec.widths):
@@ -119,20 +123,27 @@ WRN = PreActResNet("basic", (4, 4, 4), (160, 320, 640), 16, small_stem=True, res
 
 CARD = Card(
     "Pre-activation ResNet", 2016, "He, Zhang, Ren, Sun, Identity mappings in deep residual networks, arXiv 1603.05027",
-    ("depth", "multi-path"), "Norm and ReLU before the convolution keep the shortcut clean: 1,000 layers train.",
+    ("depth", "multi-path"), "Norm and ReLU before the convolution keep the shortcut an identity: 1,000 layers train.",
     note="The stride is in the 3x3 convolution.",
 )  # fmt: skip
-TIMM = CARD.of("ResNetV2 (timm)", note="As timm has it: no norm in the stem; the stride is in the 3x3 convolution.")
-WIDE = CARD.of(
-    "Wide ResNet-28-10", "4.00 % error on CIFAR-10 (3.89 % with dropout), 19.25 % on CIFAR-100",
-    paper="Zagoruyko, Komodakis, Wide residual networks, arXiv 1605.07146", taxonomy=("width",), note="",
-    family="Wide ResNet", innovation="Ten times as wide and 28 layers deep: better than a thousand thin layers.",
+CARD_TIMM = CARD.of("ResNetV2 (timm)", note="As in timm: no norm in the stem; the stride is in the 3x3 convolution.")
+CARD_WIDE = CARD.of(
+    "Wide ResNet-28-10", reported=error_rate(4.00, "CIFAR-10"),
+    paper="Zagoruyko, Komodakis, Wide residual networks, arXiv 1605.07146", categories=("width",),
+    note="3.89 % error on CIFAR-10 with dropout, 19.25 % on CIFAR-100 (paper).",
+    family_title="Wide ResNet", innovation="Ten times as wide and 28 layers deep: more accurate than a thousand thin layers.",
 )  # fmt: skip
 
 
-def bare(spec: PreActResNet) -> PreActResNet:
-    return replace(spec, stem_norm=False)
+def timm_variant(depth: int, spec: PreActResNet) -> Variant:
+    """Return timm's ResNetV2, which has no norm in the stem."""
+    card = CARD_TIMM.of(f"ResNetV2-{depth} (timm)")
+    return imagenet(replace(spec, stem_norm=False), card, upstream={"timm": f"resnetv2_{depth}"})
 
+
+CROP_320 = "crops of 320 px"
+REPORTED_152 = ReportedMetrics(78.9, 94.5, protocol=CROP_320)
+REPORTED_200 = ReportedMetrics(79.9, 95.2, protocol=CROP_320)
 
 FAMILY = Family(
     {
@@ -140,17 +151,14 @@ FAMILY = Family(
         "preact_resnet34": imagenet(R34, CARD.of("Pre-activation ResNet-34")),
         "preact_resnet50": imagenet(R50, CARD.of("Pre-activation ResNet-50")),
         "preact_resnet101": imagenet(R101, CARD.of("Pre-activation ResNet-101")),
-        "preact_resnet152": imagenet(R152, CARD.of("Pre-activation ResNet-152", "78.9 / 94.5 %, crops of 320 px")),
-        "preact_resnet200": imagenet(R200, CARD.of("Pre-activation ResNet-200", "79.9 / 95.2 %, crops of 320 px")),
-        "resnetv2_18": imagenet(bare(R18), TIMM.of("ResNetV2-18 (timm)"), "timm"),
-        "resnetv2_34": imagenet(bare(R34), TIMM.of("ResNetV2-34 (timm)"), "timm"),
-        "resnetv2_50": imagenet(bare(R50), TIMM.of("ResNetV2-50 (timm)"), "timm"),
-        "resnetv2_101": imagenet(bare(R101), TIMM.of("ResNetV2-101 (timm)"), "timm"),
-        "resnetv2_152": imagenet(bare(R152), TIMM.of("ResNetV2-152 (timm)"), "timm"),
-        "wrn28_10": Variant(
-            WRN, WIDE, Preprocessing(resize=32, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-            classes=10,
-        ),
+        "preact_resnet152": imagenet(R152, CARD.of("Pre-activation ResNet-152", reported=REPORTED_152)),
+        "preact_resnet200": imagenet(R200, CARD.of("Pre-activation ResNet-200", reported=REPORTED_200)),
+        "resnetv2_18": timm_variant(18, R18),
+        "resnetv2_34": timm_variant(34, R34),
+        "resnetv2_50": timm_variant(50, R50),
+        "resnetv2_101": timm_variant(101, R101),
+        "resnetv2_152": timm_variant(152, R152),
+        "wrn28_10": cifar10(WRN, CARD_WIDE),
     },
     {"timm": timm},
-)  # fmt: skip
+)

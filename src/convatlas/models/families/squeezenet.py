@@ -1,4 +1,4 @@
-"""SqueezeNet: few 1x1 maps feed many 1x1 and 3x3 maps; AlexNet's accuracy with fifty times fewer weights."""
+"""SqueezeNet: few 1x1 maps feed many 1x1 and 3x3 maps; the accuracy of AlexNet with fifty times fewer weights."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 from convatlas.core.compose import Chain, Concat
 from convatlas.core.network import Network
-from convatlas.core.spec import Depth, Record, Resolution, Spec, Width
+from convatlas.core.spec import Depth, Resolution, Row, Spec, Width
 from convatlas.layers.conv import ConvNorm
 from convatlas.layers.init import initialize, normal
-from convatlas.models.card import Card, Family, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, imagenet
 from convatlas.models.keys import Rules
 
 conv = partial(ConvNorm, norm=None)
 
 
-class FireModule(Chain):
-    """1x1 squeeze, then 1x1 and 3x3 expand side by side (Iandola et al. 2016, figure 1)."""
+class Fire(Chain):
+    """1x1 squeeze -> [1x1 expand | 3x3 expand] (Iandola et al. 2016, figure 1)."""
 
     def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
         super().__init__(
@@ -30,8 +30,8 @@ class FireModule(Chain):
 
 
 @dataclass(frozen=True)
-class Fire(Record):
-    """A row of table 1: maps of the squeeze layer, and of each of the two expand layers."""
+class FireRow(Row):
+    """A row of table 1: channels of the squeeze layer, and of each of the two expand layers."""
 
     squeeze: Width
     expand: Width
@@ -39,16 +39,19 @@ class Fire(Record):
 
     def build(self, inputs: int) -> Iterator[nn.Module]:
         for i in range(self.depth):
-            yield FireModule(2 * self.expand if i else inputs, self.squeeze, self.expand)
+            yield Fire(2 * self.expand if i else inputs, self.squeeze, self.expand)
 
 
 @dataclass(frozen=True)
 class SqueezeNet(Spec):
-    """Iandola et al. 2016, table 1: a convolution, then stages of fire modules, each behind a pooling."""
+    """Iandola et al. 2016, table 1: a convolution, then stages of fire modules, each behind 3x3 max pooling /2.
+
+    stem, kernel: channels and kernel of the convolution.
+    """
 
     stem: Width
     kernel: int
-    stages: tuple[tuple[Fire, ...], ...]
+    stages: tuple[tuple[FireRow, ...], ...]
     resolution: Resolution = 224
 
     @property
@@ -78,6 +81,10 @@ class SqueezeNet(Spec):
 
 
 def torchvision(spec: SqueezeNet) -> Rules:
+    """Rules for torchvision, whose `features` is one list of the stem, poolings and fire modules.
+
+    "features.7.expand3x3.weight" -> "stages.1.fire.0.expand.three.conv.weight"
+    """
     rules, place = [(r"^features\.0\.", "stem.conv."), (r"^classifier\.1\.", "head.out.")], 2
     for i, rows in enumerate(spec.stages):
         place += 1
@@ -92,29 +99,30 @@ def torchvision(spec: SqueezeNet) -> Rules:
 
 
 V1_0 = SqueezeNet(96, 7, (
-    (Fire(16, 64), Fire(16, 64), Fire(32, 128)), (Fire(32, 128), Fire(48, 192), Fire(48, 192), Fire(64, 256)),
-    (Fire(64, 256),),
+    (FireRow(16, 64), FireRow(16, 64), FireRow(32, 128)),
+    (FireRow(32, 128), FireRow(48, 192), FireRow(48, 192), FireRow(64, 256)),
+    (FireRow(64, 256),),
 ))  # fmt: skip
 V1_1 = SqueezeNet(64, 3, (
-    (Fire(16, 64), Fire(16, 64)), (Fire(32, 128), Fire(32, 128)),
-    (Fire(48, 192), Fire(48, 192), Fire(64, 256), Fire(64, 256)),
+    (FireRow(16, 64), FireRow(16, 64)), (FireRow(32, 128), FireRow(32, 128)),
+    (FireRow(48, 192), FireRow(48, 192), FireRow(64, 256), FireRow(64, 256)),
 ))  # fmt: skip
 
 CARD = Card(
     "SqueezeNet", 2016,
     "Iandola et al., SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, arXiv 1602.07360",
     ("efficiency", "feature-map exploitation"), "Fire modules: squeeze with 1x1, expand with 1x1 and 3x3.",
-    "57.5 / 80.3 % top-1 / top-5, one crop",
 )  # fmt: skip
+CARD_1_0 = CARD.of("SqueezeNet 1.0", reported=ReportedMetrics(57.5, 80.3))
 CARD_1_1 = CARD.of(
-    "SqueezeNet 1.1", "58.18 / 80.62 % top-1 / top-5 (torchvision V1)",
+    "SqueezeNet 1.1", reported=ReportedMetrics(58.18, 80.62, source="torchvision IMAGENET1K_V1"),
     innovation="SqueezeNet with a smaller first kernel and earlier pooling: 2.3 times fewer MACs.",
 )  # fmt: skip
 
 FAMILY = Family(
     {
-        "squeezenet1_0": imagenet(V1_0, CARD.of("SqueezeNet 1.0"), "torchvision"),
-        "squeezenet1_1": imagenet(V1_1, CARD_1_1, "torchvision"),
+        "squeezenet1_0": imagenet(V1_0, CARD_1_0, upstream={"torchvision": "squeezenet1_0"}),
+        "squeezenet1_1": imagenet(V1_1, CARD_1_1, upstream={"torchvision": "squeezenet1_1"}),
     },
     {"torchvision": torchvision},
 )

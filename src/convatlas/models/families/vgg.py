@@ -1,4 +1,4 @@
-"""VGG: nothing but 3x3 convolutions and pooling, 11 to 19 layers deep."""
+"""VGG: 3x3 convolutions and pooling only, 11 to 19 layers deep."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.errors import SpecError
 from convatlas.layers.init import he_fan_out, initialize, normal
-from convatlas.models.card import Card, Family, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, Variant, imagenet, torchvision_and_timm
 from convatlas.models.keys import Rules
 
 
-class Stage(Chain):
-    """`depth` 3x3 convolutions with ReLU, then 2x2 max pooling; with batch norm the convolutions keep their bias."""
+class VGGStage(Chain):
+    """(3x3 -> [norm] -> ReLU) x depth -> 2x2 max pooling; with batch norm the convolutions keep their bias."""
 
     def __init__(self, inputs: int, width: int, depth: int, *, norm: bool) -> None:
         layers: dict[str, nn.Module] = {}
@@ -42,7 +42,7 @@ class VGG(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.depths) != len(self.widths):
-            raise SpecError(f"VGG: {len(self.depths)} depths for {len(self.widths)} stages")
+            raise SpecError(f"VGG: depths must have one value for each of {len(self.widths)} widths, got {self.depths}")
 
     @property
     def minimum(self) -> int:
@@ -51,8 +51,8 @@ class VGG(Spec):
     def build(self, *, classes: int, channels: int) -> Network:
         inputs = (channels, *self.widths)
         first, *others = (
-            Stage(i, width, depth, norm=self.norm)
-            for i, width, depth in zip(inputs[:-1], self.widths, self.depths, strict=True)
+            VGGStage(stage_inputs, width, depth, norm=self.norm)
+            for stage_inputs, width, depth in zip(inputs[:-1], self.widths, self.depths, strict=True)
         )
         a, b = self.hidden
         head = Chain(
@@ -66,7 +66,10 @@ class VGG(Spec):
 
 
 def features(spec: VGG) -> Rules:
-    """The numbers of torchvision's flat list: convolution, norm, ReLU, and a pooling after each stage."""
+    """Rules for `features`, one flat list of convolutions, norms and ReLUs, with a pooling after each stage.
+
+    "features.6.weight" -> "stages.1.conv1.weight"
+    """
     rules, place = [], 0
     for stage, depth in enumerate(spec.depths):
         path = f"stages.{stage - 1}" if stage else "stem"
@@ -80,6 +83,11 @@ def features(spec: VGG) -> Rules:
 
 
 def torchvision(spec: VGG) -> Rules:
+    """Rules for torchvision.
+
+    "features.6.weight" -> "stages.1.conv1.weight"
+    "classifier.3.bias" -> "head.fc2.bias"
+    """
     return (
         *features(spec),
         (r"^classifier\.0\.", "head.fc1."), (r"^classifier\.3\.", "head.fc2."), (r"^classifier\.6\.", "head.out."),
@@ -87,27 +95,46 @@ def torchvision(spec: VGG) -> Rules:
 
 
 def timm(spec: VGG) -> Rules:
+    """Rules for timm, which writes the hidden layers as convolutions.
+
+    "features.6.weight" -> "stages.1.conv1.weight"
+    "pre_logits.fc2.bias" -> "head.fc2.bias"
+    """
     return (*features(spec), (r"^pre_logits\.fc(\d)\.", "head.fc{1}."), (r"^head\.fc\.", "head.out."))
 
 
 CARD = Card(
-    "VGG", 2014, "Simonyan, Zisserman, Very deep convolutional networks for large-scale image recognition, 1409.1556",
-    ("spatial exploitation", "depth"), "Stacks of 3x3 convolutions see as far as one large kernel, with fewer weights.",
+    "VGG", 2014,
+    "Simonyan, Zisserman, Very deep convolutional networks for large-scale image recognition, arXiv 1409.1556",
+    ("spatial exploitation", "depth"),
+    "Stacks of 3x3 convolutions have the receptive field of one large kernel, with fewer weights.",
 )  # fmt: skip
-NORMED = CARD.of("VGG BN", year=2015, note="Batch norm is not in the paper; the convolutions keep their bias.")
+CARD_BN = CARD.of("VGG BN", year=2015, note="Batch norm is not in the paper; the convolutions keep their bias.")
 A, B, D, E = (VGG(depths) for depths in ((1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)))
-A_BN, B_BN, D_BN, E_BN = (VGG(spec.depths, norm=True) for spec in (A, B, D, E))
+
+
+def variant(layers: int, spec: VGG, top1: float, top5: float) -> Variant:
+    """Return a row of the paper; top1, top5: reported accuracy in percent."""
+    metrics = ReportedMetrics(top1, top5, protocol="dense evaluation")
+    return imagenet(spec, CARD.of(f"VGG-{layers}", reported=metrics), upstream=torchvision_and_timm(f"vgg{layers}"))
+
+
+def bn_variant(layers: int, spec: VGG) -> Variant:
+    """Return a row with batch norm."""
+    card = CARD_BN.of(f"VGG-{layers} BN")
+    return imagenet(VGG(spec.depths, norm=True), card, upstream=torchvision_and_timm(f"vgg{layers}_bn"))
+
 
 FAMILY = Family(
     {
-        "vgg11": imagenet(A, CARD.of("VGG-11", "70.4 / 89.6 % top-1 / top-5, dense"), "torchvision", "timm"),
-        "vgg13": imagenet(B, CARD.of("VGG-13", "71.3 / 90.1 % top-1 / top-5, dense"), "torchvision", "timm"),
-        "vgg16": imagenet(D, CARD.of("VGG-16", "74.4 / 91.9 % top-1 / top-5, dense"), "torchvision", "timm"),
-        "vgg19": imagenet(E, CARD.of("VGG-19", "74.5 / 92.0 % top-1 / top-5, dense"), "torchvision", "timm"),
-        "vgg11_bn": imagenet(A_BN, NORMED.of("VGG-11 BN"), "torchvision", "timm"),
-        "vgg13_bn": imagenet(B_BN, NORMED.of("VGG-13 BN"), "torchvision", "timm"),
-        "vgg16_bn": imagenet(D_BN, NORMED.of("VGG-16 BN"), "torchvision", "timm"),
-        "vgg19_bn": imagenet(E_BN, NORMED.of("VGG-19 BN"), "torchvision", "timm"),
+        "vgg11": variant(11, A, 70.4, 89.6),
+        "vgg13": variant(13, B, 71.3, 90.1),
+        "vgg16": variant(16, D, 74.4, 91.9),
+        "vgg19": variant(19, E, 74.5, 92.0),
+        "vgg11_bn": bn_variant(11, A),
+        "vgg13_bn": bn_variant(13, B),
+        "vgg16_bn": bn_variant(16, D),
+        "vgg19_bn": bn_variant(19, E),
     },
     {"torchvision": torchvision, "timm": timm},
 )

@@ -13,12 +13,12 @@ from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.layers.conv import ConvNorm
 from convatlas.layers.heads import pooled
 from convatlas.layers.init import he_fan_out, initialize
-from convatlas.models.card import Card, Family, imagenet
+from convatlas.models.card import Card, Family, ReportedMetrics, imagenet
 from convatlas.models.keys import Rules
 
 
-class Separable(Chain):
-    """3x3 within each channel, 1x1 across channels, norm; nothing in between (Chollet 2016, figure 4)."""
+class SeparableConv(Chain):
+    """3x3 depthwise -> 1x1 -> norm, with no activation between (Chollet 2016, figure 4)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -29,9 +29,10 @@ class Separable(Chain):
 
 
 class XceptionModule(Sum):
-    """ReLU and separable convolutions, pooled where `stride` is 2, beside the shortcut (figure 5).
+    """x + ((ReLU -> separable 3x3) x 2 or 3 -> [3x3 max pooling /2]) (figure 5).
 
-    The very first has no ReLU in front, since its input is rectified.
+    rectified: there is no ReLU in front, because the input has one already. Where the shape changes, the shortcut is a
+    1x1 convolution.
     """
 
     def __init__(self, inputs: int, widths: tuple[int, ...], stride: int, *, rectified: bool = False) -> None:
@@ -40,18 +41,21 @@ class XceptionModule(Sum):
         for i, width in enumerate(widths, 1):
             if i > 1 or not rectified:
                 layers[f"act{i}"] = nn.ReLU(inplace=i > 1)
-            layers[f"conv{i}"] = Separable(channels, width)
+            layers[f"conv{i}"] = SeparableConv(channels, width)
             channels = width
         if stride == 2:
             layers["pool"] = nn.MaxPool2d(3, 2, 1)
-        plain = (inputs, stride) == (channels, 1)
-        skip = nn.Identity() if plain else ConvNorm(inputs, channels, kernel=1, stride=stride, act=None)
+        same_shape = (inputs, stride) == (channels, 1)
+        skip = nn.Identity() if same_shape else ConvNorm(inputs, channels, kernel=1, stride=stride, act=None)
         super().__init__(body=Chain(**layers), skip=skip)
 
 
 @dataclass(frozen=True)
 class Xception(Spec):
-    """Chollet 2016, figure 5: entry flow, `middle` equal modules, exit flow."""
+    """Chollet 2016, figure 5: stem, entry flow, middle flow of `middle` equal modules, exit flow.
+
+    entry, exit: channels of the modules; those of `exit` are of its module and of two separable convolutions.
+    """
 
     stem: tuple[Width, Width] = (32, 64)
     entry: tuple[Width, ...] = (128, 256, 728)
@@ -76,8 +80,8 @@ class Xception(Spec):
         first, second, last = self.exit
         stages.append(Chain(
             XceptionModule(inputs, (inputs, first), 2),
-            Chain(conv1=Separable(first, second), act1=nn.ReLU(inplace=True),
-                  conv2=Separable(second, last), act2=nn.ReLU(inplace=True)),
+            Chain(conv1=SeparableConv(first, second), act1=nn.ReLU(inplace=True),
+                  conv2=SeparableConv(second, last), act2=nn.ReLU(inplace=True)),
         ))  # fmt: skip
         network = Network(
             stem=stem, stages=Chain(*stages), head=pooled(last, classes), input_shape=self.input_shape(channels)
@@ -90,6 +94,11 @@ class Xception(Spec):
 
 
 def timm(spec: Xception) -> Rules:
+    """Rules for timm, which numbers the layers of a module.
+
+    "block2.rep.1.pointwise.weight" -> "stages.1.0.body.conv1.pointwise.weight"
+    "conv3.conv1.weight" -> "stages.3.1.conv1.depthwise.weight"
+    """
     entry = len(spec.entry)
     first_exit = entry + spec.middle + 1
     return (
@@ -112,10 +121,15 @@ def timm(spec: Xception) -> Rules:
 
 CARD = Card(
     "Xception", 2016, "Chollet, Xception: deep learning with depthwise separable convolutions, arXiv 1610.02357",
-    ("width", "efficiency"), "Inception taken to its end: each channel is filtered by itself, then all are mixed.",
-    "79.0 / 94.5 % top-1 / top-5, one crop",
+    ("width", "efficiency"), "The extreme of Inception: each channel is convolved separately, then all are mixed.",
+    ReportedMetrics(79.0, 94.5),
 )  # fmt: skip
 
 FAMILY = Family(
-    {"xception": imagenet(Xception(), CARD, share=0.8975, half=True, timm="legacy_xception")}, {"timm": timm}
+    {
+        "xception": imagenet(
+            Xception(), CARD, upstream={"timm": "legacy_xception"}, crop_share=0.8975, scaling="-1 to 1"
+        )
+    },
+    {"timm": timm},
 )

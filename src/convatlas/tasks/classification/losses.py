@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convatlas.data.loader import one_hot
-from convatlas.errors import SpecError
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Return class numbers (n,) as class shares (n, classes); class shares are returned as they are."""
+    return labels if labels.ndim == 2 else F.one_hot(labels, classes).float()
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -29,7 +31,7 @@ def squared_error(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return (outputs - (one_hot(labels, outputs.shape[1]) * 2 - 1)).square().mean(1)
 
 
-RUBBISH = 0.1
+RUBBISH_PENALTY = 0.1
 """The penalty j of the "rubbish class" in the MAP loss; the paper gives no number."""
 
 
@@ -38,7 +40,7 @@ def maximum_a_posteriori(outputs: Tensor, labels: Tensor, smoothing: float) -> T
 
     That is cross entropy with one more class of constant output -j, the images of no class.
     """
-    rubbish = outputs.new_full((len(outputs), 1), -RUBBISH)
+    rubbish = outputs.new_full((len(outputs), 1), -RUBBISH_PENALTY)
     targets = labels if labels.ndim == 1 else F.pad(labels, (0, 1))
     return F.cross_entropy(torch.cat([outputs, rubbish], 1), targets, reduction="none")
 
@@ -73,7 +75,7 @@ def asymmetric(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return -(labels * there + (1 - labels) * absent)
 
 
-def _shares(outputs: Tensor) -> Tensor:
+def _normalized(outputs: Tensor) -> Tensor:
     """Return non-negative outputs, such as the lengths of capsules, made to sum to one."""
     lengths = outputs.clamp(min=1e-9)
     return lengths / lengths.sum(1, keepdim=True)
@@ -86,72 +88,64 @@ def _expectation(outputs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """A loss (outputs, labels, smoothing) -> (n,), and how outputs trained with it become probabilities.
+class Loss:
+    """A loss (outputs, labels, label_smoothing) -> one value for each image, and how its outputs become probabilities.
 
-    Labels are class numbers (n,), or the shares of the classes (n, classes) where images are mixed.
-    several: an image may be of several classes, or of none; labels are (n, classes), and so are the losses.
+    logits: whether the outputs are logits, which a temperature calibrates. smoothing: whether it knows label smoothing.
     """
 
-    loss: Callable[[Tensor, Tensor, float], Tensor]
+    function: Callable[[Tensor, Tensor, float], Tensor]
     probabilities: Callable[[Tensor], Tensor]
-    several: bool = False
-
-    @property
-    def logits(self) -> bool:
-        """Whether the outputs are logits, which a temperature can calibrate."""
-        return self.several or self.probabilities is _softmax
-
-    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return (n,): whether the answer is the label; with several classes, whether all of them are."""
-        if self.several:
-            return ((outputs > 0) == (labels > 0.5)).all(1)
-        return outputs.argmax(1) == labels
+    logits: bool = True
+    smoothing: bool = False
 
 
 def _softmax(outputs: Tensor) -> Tensor:
     return outputs.softmax(1)
 
 
-CRITERIA: dict[str, Criterion] = {
-    "cross_entropy": Criterion(cross_entropy, _softmax),
-    "focal": Criterion(focal, _softmax),
-    "squared_error": Criterion(squared_error, _expectation),
-    "map": Criterion(maximum_a_posteriori, _softmax),
-    "margin": Criterion(margin, _shares),
-    "binary_cross_entropy": Criterion(binary_cross_entropy, Tensor.sigmoid, several=True),
-    "asymmetric": Criterion(asymmetric, Tensor.sigmoid, several=True),
+SINGLE_LABEL: dict[str, Loss] = {
+    "cross_entropy": Loss(cross_entropy, _softmax, smoothing=True),
+    "focal": Loss(focal, _softmax),
+    "squared_error": Loss(squared_error, _expectation, logits=False),
+    "lecun_map": Loss(maximum_a_posteriori, _softmax),
+    "margin": Loss(margin, _normalized, logits=False),
 }
+"""Losses for one label for each image; labels are class numbers (n,), or class shares (n, classes) of mixed images."""
 
-SMOOTHED = ("cross_entropy", "binary_cross_entropy")
-"""The losses that know `smoothing`."""
+MULTILABEL: dict[str, Loss] = {
+    "binary_cross_entropy": Loss(binary_cross_entropy, Tensor.sigmoid, smoothing=True),
+    "asymmetric": Loss(asymmetric, Tensor.sigmoid),
+}
+"""Losses for several labels for each image: labels and losses are (n, classes)."""
+
+SMOOTHED = tuple(name for name, loss in {**SINGLE_LABEL, **MULTILABEL}.items() if loss.smoothing)
+"""The losses that know label smoothing."""
 
 
-def loss_for(loss: str, *, several: bool) -> str:
-    """Return the loss for data whose images may be of `several` classes: cross entropy becomes binary.
+def mean_loss(
+    loss: Loss, outputs: Tensor, labels: Tensor, label_smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    """Return the mean loss of a batch; losses of present classes are multiplied by the weights of the classes."""
+    losses = loss.function(outputs.float(), labels, label_smoothing)
+    if class_weights is not None and losses.ndim == 2:
+        losses = losses * torch.lerp(torch.ones_like(labels), class_weights, labels)
+    elif class_weights is not None:
+        losses = losses * (class_weights[labels] if labels.ndim == 1 else labels @ class_weights)
+    return losses.mean()
 
-    Raises SpecError for another loss that does not go with the data.
+
+def class_weights(labels: Tensor, classes: int, power: float) -> Tensor | None:
+    """Return the weight of each class in the loss (classes,): its frequency to the power of -power; None for 0.
+
+    labels: class numbers (n,): the mean weight over the images is 1. Or (n, classes) of 0 and 1: the weight of a
+        present class relative to an absent one.
     """
-    if several and loss == "cross_entropy":
-        return "binary_cross_entropy"
-    if CRITERIA[loss].several != several:
-        fitting = ", ".join(name for name, criterion in CRITERIA.items() if criterion.several == several)
-        held = "images of several classes" if several else "one class for each image"
-        raise SpecError(f"recipe.loss: {loss} is not for {held}; choose {fitting}")
-    return loss
-
-
-def class_weights(labels: Tensor, classes: int, balance: float) -> Tensor | None:
-    """Return the weight of each class in the loss (classes,): its share to the power of -balance; None for 0.
-
-    labels: class numbers (n,): the mean weight of the images is 1. Or (n, classes) of 0 and 1: the weight of a class
-        that is there beside one that is not.
-    """
-    if not balance:
+    if not power:
         return None
     if labels.ndim == 2:
-        there = labels.sum(0).clamp(min=1)
-        return ((len(labels) - there).clamp(min=1) / there) ** balance
+        present = labels.sum(0).clamp(min=1)
+        return ((len(labels) - present).clamp(min=1) / present) ** power
     counts = torch.bincount(labels, minlength=classes).float()
-    weights = counts.clamp(min=1) ** -balance
+    weights = counts.clamp(min=1) ** -power
     return weights * counts.sum() / (weights * counts).sum()

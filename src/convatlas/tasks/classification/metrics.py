@@ -1,6 +1,8 @@
-"""What is measured of probabilities (n, classes) beside true labels, (n,) or (n, classes)."""
+"""Metrics of probabilities (n, classes) and true labels, (n,) or (n, classes)."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -8,50 +10,52 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def top(probabilities: Tensor, labels: Tensor, count: int) -> float:
-    """Return the share of images whose true class is among the `count` most probable ones."""
+def top_k_accuracy(probabilities: Tensor, labels: Tensor, count: int) -> float:
+    """Return the fraction of images whose true class is among the `count` most probable ones."""
     first = probabilities.topk(min(count, probabilities.shape[1])).indices
     return float((first == labels[:, None]).any(1).float().mean())
 
 
 def f1(confusion: Tensor) -> Tensor:
-    """Return the F1 score of each class, from the counts (true class, predicted class); nan where it does not occur."""
-    right, true, said = confusion.diag().double(), confusion.sum(1).double(), confusion.sum(0).double()
-    return 2 * right / (true + said)
+    """Return the F1 score of each class from counts (true, predicted); nan for a class that does not occur."""
+    correct, true, predicted = confusion.diag().double(), confusion.sum(1).double(), confusion.sum(0).double()
+    return 2 * correct / (true + predicted)
 
 
 def recall(confusion: Tensor) -> Tensor:
-    """Return the share of each class's images that are right; nan where it has none."""
+    """Return the fraction of each class's images that are predicted correctly; nan for a class without images."""
     return confusion.diag().double() / confusion.sum(1).double()
 
 
 BINS = 15
 
 
-def reliability(confidence: Tensor, right: Tensor) -> list[tuple[float, float, int]]:
-    """Return (mean confidence, share that is right, answers) of each of 15 equal bins of confidence that has answers.
+def reliability_bins(confidence: Tensor, correct: Tensor) -> list[tuple[float, float, int]]:
+    """Return (mean confidence, accuracy, count) of each of 15 equal bins of confidence that is not empty.
 
-    confidence: (answers,), the probability given to each; right: (answers,), whether it was so.
+    confidence: (predictions,), their probabilities; correct: (predictions,), whether they are correct.
     """
-    right = right.double()
+    correct = correct.double()
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
     rows = []
     for number in bins.unique().tolist():
         inside = bins == number
-        rows.append((float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())))
+        rows.append((float(confidence[inside].mean()), float(correct[inside].mean()), int(inside.sum())))
     return rows
 
 
-def calibration_error(confidence: Tensor, right: Tensor) -> float:
-    """Return the expected calibration error: |confidence - accuracy|, the mean over all answers (Guo et al. 2017)."""
-    return sum(count * abs(said - so) for said, so, count in reliability(confidence, right)) / len(right)
+def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Return the expected calibration error: the mean of |confidence - accuracy| (Guo et al. 2017)."""
+    return sum(
+        count * abs(confident - accurate) for confident, accurate, count in reliability_bins(confidence, correct)
+    ) / len(correct)
 
 
-def temperature(outputs: Tensor, labels: Tensor) -> float:
-    """Return what to divide logits by, so that their softmax is most likely to be right (Guo et al. 2017, section 4.2).
+def fit_temperature(outputs: Tensor, labels: Tensor) -> float:
+    """Return the temperature in [0.25, 10] that minimizes the cross entropy of logits (Guo et al. 2017, section 4.2).
 
-    The same for sigmoids, where labels are (n, classes). Between 0.25 and 10: a few images that are all right would
-    ask for zero.
+    For labels (n, classes), the binary cross entropy of sigmoids. The bounds matter for few images that are all
+    predicted correctly: their best temperature would be zero.
     """
     from scipy.optimize import minimize_scalar
 
@@ -66,16 +70,11 @@ def temperature(outputs: Tensor, labels: Tensor) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.25), np.log(10)), method="bounded").x))
 
 
-def interval(right: int, count: int, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a share: images drawn again, with replacement, so many times."""
-    shares = np.random.default_rng(seed).binomial(count, right / count, draws) / count
+def accuracy_interval(correct: int, count: int, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of an accuracy: images are resampled with replacement `draws` times."""
+    shares = np.random.default_rng(seed).binomial(count, correct / count, draws) / count
     low, high = np.quantile(shares, (0.025, 0.975))
     return float(low), float(high)
-
-
-def mean_of(values: Tensor) -> float:
-    """Return the mean of the values that are numbers."""
-    return float(torch.nanmean(values))
 
 
 def _precisions(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -99,8 +98,8 @@ def average_precisions(probabilities: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([_precisions(p, y, once) for p, y in columns])
 
 
-def interval_of_map(probabilities: Tensor, labels: Tensor, *, draws: int = 200, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean average precision: images drawn again, with replacement."""
+def map_interval(probabilities: Tensor, labels: Tensor, *, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean average precision: images are resampled with replacement."""
     random, count = np.random.default_rng(seed), len(labels)
     weights = torch.from_numpy(random.multinomial(count, np.full(count, 1 / count), draws)).double()
     columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
@@ -109,19 +108,23 @@ def interval_of_map(probabilities: Tensor, labels: Tensor, *, draws: int = 200, 
     return float(low), float(high)
 
 
-def best_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
-    """Return for each class the probability from which on saying so gives the best F1 score.
+def fit_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
+    """Return for each class the probability threshold with the best F1 score; 1/2 for a class without images.
 
-    1/2 where no image is of the class. Half way between the two probabilities on both sides, so that a rounding
-    decides nothing.
+    A threshold lies half way between the two neighboring probabilities, so that rounding does not change predictions.
     """
-    found = []
+    thresholds = []
     for p, y in zip(probabilities.double().unbind(1), labels.double().unbind(1), strict=True):
         ordered, order = p.sort(descending=True)
-        said = torch.arange(1, len(p) + 1)
-        f1 = 2 * y[order].cumsum(0) / (said + y.sum())
+        predicted = torch.arange(1, len(p) + 1)
+        f1 = 2 * y[order].cumsum(0) / (predicted + y.sum())
         below = torch.cat([ordered[1:], ordered.new_zeros(1)])
         f1 = f1.where(below < ordered, -1)  # equally probable images cannot be told apart
         best = int(f1.argmax())
-        found.append(float((ordered[best] + below[best]) / 2) if y.any() else 0.5)
-    return found
+        thresholds.append(float((ordered[best] + below[best]) / 2) if y.any() else 0.5)
+    return thresholds
+
+
+def upper_bound(share: float, count: int) -> float:
+    """Return a share plus two standard deviations of its estimate from `count` images."""
+    return share + 2 * math.sqrt(share * (1 - share) / count)

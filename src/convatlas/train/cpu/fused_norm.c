@@ -1,9 +1,9 @@
-/* Batch norm and the activation behind it, forward and backward, each reading its input from memory once.
+/* Batch norm fused with the activation behind it: forward and backward each read their input from memory once.
 
-   Activations are rows of channels (channels_last), of float or bfloat16; everything else is float. Each thread has a
-   block of rows, so results depend on the number of threads, and on nothing else.
+   x and y are channels_last, that is rows x channels, in float or bfloat16; everything else is float. Each thread
+   computes a block of rows, so the results depend on the number of threads, and on nothing else.
 
-   This file is compiled once for each type: it includes itself. `norms.py` compiles and calls it. */
+   This file includes itself once for each type. fused_norm.py compiles and calls it. */
 
 #ifndef TYPE
 
@@ -17,7 +17,7 @@ enum { NONE, RELU, RELU6, HARDSWISH, SILU };
 
 #define SIMD _Pragma("omp simd")
 
-#define GROUP 64 /* rows whose sums are taken plainly, before they are added to those of the others */
+#define ROW_BLOCK 64 /* rows that are summed directly; sums of blocks are merged, which limits rounding errors */
 
 typedef union { float value; uint32_t bits; } word;
 
@@ -26,15 +26,15 @@ static inline float from_bfloat16(uint16_t x) {
     return w.value;
 }
 
-static inline uint16_t to_bfloat16(float x) { /* to the nearest, to even between two; what is no number stays none */
+static inline uint16_t to_bfloat16(float x) { /* rounds to nearest even; NaN propagates */
     word w = {.value = x};
     uint32_t rounded = (w.bits + 0x7fff + (w.bits >> 16 & 1)) >> 16;
     return x != x ? 0x7fc0 : rounded;
 }
 
-static inline float as_it_is(float x) { return x; }
+static inline float identity(float x) { return x; }
 
-static inline float power_of_e(float x) { /* 2^n times a polynomial for the rest, of at most half a power of two */
+static inline float fast_exp(float x) { /* 2^n * polynomial(rest), |rest| <= ln(2) / 2 */
     x = x > -80.0f ? x : -80.0f;
     x = x < 80.0f ? x : 80.0f;
     float scaled = x * 1.44269504f, whole = (scaled + 12582912.0f) - 12582912.0f;
@@ -45,31 +45,31 @@ static inline float power_of_e(float x) { /* 2^n times a polynomial for the rest
     return series * w.value;
 }
 
-static inline float sigmoid(float x) { return 1 / (1 + power_of_e(-x)); }
+static inline float sigmoid(float x) { return 1 / (1 + fast_exp(-x)); }
 
-/* comparisons are written so that what is no number stays none */
-static inline float active(int kind, float z) {
-    if (kind == RELU) return z < 0 ? 0 : z;
-    if (kind == RELU6) { z = z < 0 ? 0 : z; return z > 6 ? 6 : z; }
-    if (kind == HARDSWISH) { float gate = z + 3; gate = gate < 0 ? 0 : gate; gate = gate > 6 ? 6 : gate;
+/* comparisons are written so that NaN propagates */
+static inline float activate(int activation, float z) {
+    if (activation == RELU) return z < 0 ? 0 : z;
+    if (activation == RELU6) { z = z < 0 ? 0 : z; return z > 6 ? 6 : z; }
+    if (activation == HARDSWISH) { float gate = z + 3; gate = gate < 0 ? 0 : gate; gate = gate > 6 ? 6 : gate;
         return z * gate * (1.0f / 6); }
-    if (kind == SILU) return z * sigmoid(z);
+    if (activation == SILU) return z * sigmoid(z);
     return z;
 }
 
-static inline float slope(int kind, float z) {
-    if (kind == RELU) return z <= 0 ? 0 : 1;
-    if (kind == RELU6) { float inner = z <= 0 ? 0 : 1; return z >= 6 ? 0 : inner; }
-    if (kind == HARDSWISH) { float inner = z * (1.0f / 3) + 0.5f; inner = z <= -3 ? 0 : inner;
+static inline float activate_grad(int activation, float z) {
+    if (activation == RELU) return z <= 0 ? 0 : 1;
+    if (activation == RELU6) { float inner = z <= 0 ? 0 : 1; return z >= 6 ? 0 : inner; }
+    if (activation == HARDSWISH) { float inner = z * (1.0f / 3) + 0.5f; inner = z <= -3 ? 0 : inner;
         return z >= 3 ? 1 : inner; }
-    if (kind == SILU) { float s = sigmoid(z); return s * (1 + z * (1 - s)); }
+    if (activation == SILU) { float s = sigmoid(z); return s * (1 + z * (1 - s)); }
     return 1;
 }
 
 #define TYPE float
 #define NAME(what) what##_float32
-#define LOAD as_it_is
-#define STORE as_it_is
+#define LOAD identity
+#define STORE identity
 #include "fused_norm.c"
 #undef TYPE
 #undef NAME
@@ -83,17 +83,18 @@ static inline float slope(int kind, float z) {
 
 #else
 
-/* Mean and sum of squared deviations of rows first to last of each channel (Chan et al. 1983). */
+/* Mean and sum of squared deviations of each channel over rows [first, last) (Chan et al. 1983).
+   scratch: 3 * channels. */
 static void NAME(moments)(const TYPE *restrict x, long first, long last, long channels, float *restrict mean,
-                          float *restrict square, float *restrict scratch) {
-    float *restrict shift = scratch, *restrict sum = scratch + channels, *restrict power = scratch + 2 * channels;
+                          float *restrict sq_dev, float *restrict scratch) {
+    float *restrict shift = scratch, *restrict sum = scratch + channels, *restrict sum_sq = scratch + 2 * channels;
     memset(mean, 0, channels * sizeof(float));
-    memset(square, 0, channels * sizeof(float));
-    for (long row = first; row < last; row += GROUP) {
-        long stop = row + GROUP < last ? row + GROUP : last;
+    memset(sq_dev, 0, channels * sizeof(float));
+    for (long row = first; row < last; row += ROW_BLOCK) {
+        long stop = row + ROW_BLOCK < last ? row + ROW_BLOCK : last;
         for (long c = 0; c < channels; c++) {
             shift[c] = LOAD(x[row * channels + c]);
-            sum[c] = power[c] = 0;
+            sum[c] = sum_sq[c] = 0;
         }
         long r = row;
         for (; r + 4 <= stop; r += 4) {
@@ -102,52 +103,54 @@ static void NAME(moments)(const TYPE *restrict x, long first, long last, long ch
                 float d = LOAD(at[c]) - shift[c], e = LOAD(at[channels + c]) - shift[c];
                 float f = LOAD(at[2 * channels + c]) - shift[c], g = LOAD(at[3 * channels + c]) - shift[c];
                 sum[c] += (d + e) + (f + g);
-                power[c] += (d * d + e * e) + (f * f + g * g);
+                sum_sq[c] += (d * d + e * e) + (f * f + g * g);
             }
         }
         for (; r < stop; r++)
             SIMD for (long c = 0; c < channels; c++) {
                 float d = LOAD(x[r * channels + c]) - shift[c];
                 sum[c] += d;
-                power[c] += d * d;
+                sum_sq[c] += d * d;
             }
         float count = stop - row, before = row - first;
         for (long c = 0; c < channels; c++) {
-            float away = shift[c] + sum[c] / count - mean[c];
-            square[c] += power[c] - sum[c] * sum[c] / count + away * away * (before * count / (before + count));
-            mean[c] += away * (count / (before + count));
+            float delta = shift[c] + sum[c] / count - mean[c];
+            sq_dev[c] += sum_sq[c] - sum[c] * sum[c] / count + delta * delta * (before * count / (before + count));
+            mean[c] += delta * (count / (before + count));
         }
     }
 }
 
-static inline __attribute__((always_inline)) void NAME(apply)(int kind, const TYPE *restrict x, TYPE *restrict y,
+/* y = activation(x * scale + offset) for rows [first, last). */
+static inline __attribute__((always_inline)) void NAME(apply)(int activation, const TYPE *restrict x, TYPE *restrict y,
         long first, long last, long channels, const float *restrict scale, const float *restrict offset) {
     for (long r = first; r < last; r++) {
         const TYPE *restrict from = x + r * channels;
         TYPE *restrict to = y + r * channels;
         SIMD for (long c = 0; c < channels; c++)
-            to[c] = STORE(active(kind, LOAD(from[c]) * scale[c] + offset[c]));
+            to[c] = STORE(activate(activation, LOAD(from[c]) * scale[c] + offset[c]));
     }
 }
 
-/* Sums over rows of the gradient behind the norm, and of its products with the deviations from the mean. */
-static inline __attribute__((always_inline)) void NAME(sums)(int kind, const TYPE *restrict x,
-        const TYPE *restrict gradient, long first, long last, long channels, const float *restrict scale,
-        const float *restrict offset, const float *restrict mean, float *restrict plain, float *restrict product,
-        float *restrict scratch) {
+/* With g = grad_y * activate_grad, the gradient of the norm's output: sum_grad = sum of g and
+   sum_grad_dev = sum of g * (x - mean) over rows [first, last). scratch: 2 * channels. */
+static inline __attribute__((always_inline)) void NAME(reduce_grads)(int activation, const TYPE *restrict x,
+        const TYPE *restrict grad_y, long first, long last, long channels, const float *restrict scale,
+        const float *restrict offset, const float *restrict mean, float *restrict sum_grad,
+        float *restrict sum_grad_dev, float *restrict scratch) {
     float *restrict a = scratch, *restrict b = scratch + channels;
-    memset(plain, 0, channels * sizeof(float));
-    memset(product, 0, channels * sizeof(float));
-    for (long row = first; row < last; row += GROUP) {
-        long stop = row + GROUP < last ? row + GROUP : last;
+    memset(sum_grad, 0, channels * sizeof(float));
+    memset(sum_grad_dev, 0, channels * sizeof(float));
+    for (long row = first; row < last; row += ROW_BLOCK) {
+        long stop = row + ROW_BLOCK < last ? row + ROW_BLOCK : last;
         memset(scratch, 0, 2 * channels * sizeof(float));
         long r = row;
         for (; r + 2 <= stop; r += 2) {
-            const TYPE *restrict at = x + r * channels, *restrict by = gradient + r * channels;
+            const TYPE *restrict at = x + r * channels, *restrict by = grad_y + r * channels;
             SIMD for (long c = 0; c < channels; c++) {
                 float v = LOAD(at[c]), w = LOAD(at[channels + c]);
-                float g = LOAD(by[c]) * slope(kind, v * scale[c] + offset[c]);
-                float h = LOAD(by[channels + c]) * slope(kind, w * scale[c] + offset[c]);
+                float g = LOAD(by[c]) * activate_grad(activation, v * scale[c] + offset[c]);
+                float h = LOAD(by[channels + c]) * activate_grad(activation, w * scale[c] + offset[c]);
                 a[c] += g + h;
                 b[c] += g * (v - mean[c]) + h * (w - mean[c]);
             }
@@ -155,118 +158,120 @@ static inline __attribute__((always_inline)) void NAME(sums)(int kind, const TYP
         for (; r < stop; r++)
             SIMD for (long c = 0; c < channels; c++) {
                 float v = LOAD(x[r * channels + c]);
-                float g = LOAD(gradient[r * channels + c]) * slope(kind, v * scale[c] + offset[c]);
+                float g = LOAD(grad_y[r * channels + c]) * activate_grad(activation, v * scale[c] + offset[c]);
                 a[c] += g;
                 b[c] += g * (v - mean[c]);
             }
         for (long c = 0; c < channels; c++) {
-            plain[c] += a[c];
-            product[c] += b[c];
+            sum_grad[c] += a[c];
+            sum_grad_dev[c] += b[c];
         }
     }
 }
 
-static inline __attribute__((always_inline)) void NAME(spread)(int kind, const TYPE *restrict x,
-        const TYPE *restrict gradient, TYPE *restrict result, long first, long last, long channels,
+/* grad_x = scale * g - (x - mean) * grad_slope - grad_offset for rows [first, last). */
+static inline __attribute__((always_inline)) void NAME(input_grad)(int activation, const TYPE *restrict x,
+        const TYPE *restrict grad_y, TYPE *restrict grad_x, long first, long last, long channels,
         const float *restrict scale, const float *restrict offset, const float *restrict mean,
-        const float *restrict tilt, const float *restrict level) {
+        const float *restrict grad_slope, const float *restrict grad_offset) {
     for (long r = first; r < last; r++)
         SIMD for (long c = 0; c < channels; c++) {
             float value = LOAD(x[r * channels + c]);
-            float g = LOAD(gradient[r * channels + c]) * slope(kind, value * scale[c] + offset[c]);
-            result[r * channels + c] = STORE(scale[c] * g - (value - mean[c]) * tilt[c] - level[c]);
+            float g = LOAD(grad_y[r * channels + c]) * activate_grad(activation, value * scale[c] + offset[c]);
+            grad_x[r * channels + c] = STORE(scale[c] * g - (value - mean[c]) * grad_slope[c] - grad_offset[c]);
         }
 }
 
-#define EACH(call) switch (kind) { case RELU: call(RELU); break; case RELU6: call(RELU6); break; \
+#define FOR_ACTIVATION(call) switch (activation) { case RELU: call(RELU); break; case RELU6: call(RELU6); break; \
     case HARDSWISH: call(HARDSWISH); break; case SILU: call(SILU); break; default: call(NONE); }
 
-/* y = activation((x - mean) * deviation * weight + bias), where `deviation` is one over the square root of variance +
-   eps; mean and deviation are returned, and the running ones are moved. Returns 0, or 1 if there is no memory. */
-int NAME(forward)(int kind, const TYPE *x, TYPE *y, long rows, long channels, const float *weight, const float *bias,
-                  float *mean, float *deviation, float *running_mean, float *running_variance, float momentum,
-                  float eps, int threads) {
+/* y = activation((x - mean) * inv_std * weight + bias), where inv_std = 1 / sqrt(variance + eps). Writes mean and
+   inv_std, and updates running_mean and running_var. Returns 0, or 1 if out of memory. */
+int NAME(forward)(int activation, const TYPE *x, TYPE *y, long rows, long channels, const float *weight,
+                  const float *bias, float *mean, float *inv_std, float *running_mean, float *running_var,
+                  float momentum, float eps, int threads) {
     float *memory = malloc(sizeof(float) * channels * (5L * threads + 2));
     if (!memory) return 1;
     float *scale = memory + 5L * threads * channels, *offset = scale + channels;
     #pragma omp parallel num_threads(threads)
     {
-        long me = omp_get_thread_num(), count = omp_get_num_threads();
-        long first = rows * me / count, last = rows * (me + 1) / count;
-        float *mine = memory + 5 * me * channels;
-        NAME(moments)(x, first, last, channels, mine, mine + channels, mine + 2 * channels);
+        long thread = omp_get_thread_num(), count = omp_get_num_threads();
+        long first = rows * thread / count, last = rows * (thread + 1) / count;
+        float *own = memory + 5 * thread * channels;
+        NAME(moments)(x, first, last, channels, own, own + channels, own + 2 * channels);
         #pragma omp barrier
         #pragma omp single
         {
             for (long other = 1; other < count; other++) {
-                float *theirs = memory + 5 * other * channels;
+                float *part = memory + 5 * other * channels;
                 float before = rows * other / count, more = rows * (other + 1) / count - rows * other / count;
                 for (long c = 0; more > 0 && c < channels; c++) {
-                    float away = theirs[c] - memory[c];
-                    memory[channels + c] += theirs[channels + c] + away * away * (before * more / (before + more));
-                    memory[c] += away * (more / (before + more));
+                    float delta = part[c] - memory[c];
+                    memory[channels + c] += part[channels + c] + delta * delta * (before * more / (before + more));
+                    memory[c] += delta * (more / (before + more));
                 }
             }
             for (long c = 0; c < channels; c++) {
                 float variance = memory[channels + c] / rows;
                 mean[c] = memory[c];
-                deviation[c] = 1 / sqrtf(variance + eps);
+                inv_std[c] = 1 / sqrtf(variance + eps);
                 running_mean[c] += momentum * (mean[c] - running_mean[c]);
-                running_variance[c] += momentum * (variance * rows / (rows - 1) - running_variance[c]);
-                scale[c] = weight[c] * deviation[c];
+                running_var[c] += momentum * (variance * rows / (rows - 1) - running_var[c]);
+                scale[c] = weight[c] * inv_std[c];
                 offset[c] = bias[c] - mean[c] * scale[c];
             }
         }
-        #define CALL(kind) NAME(apply)(kind, x, y, first, last, channels, scale, offset)
-        EACH(CALL)
+        #define CALL(activation) NAME(apply)(activation, x, y, first, last, channels, scale, offset)
+        FOR_ACTIVATION(CALL)
         #undef CALL
     }
     free(memory);
     return 0;
 }
 
-/* The gradients of x, weight and bias, from that of y. */
-int NAME(backward)(int kind, const TYPE *x, const TYPE *gradient, TYPE *result, long rows, long channels,
-                   const float *weight, const float *bias, const float *mean, const float *deviation, float *of_weight,
-                   float *of_bias, int threads) {
+/* Writes grad_x, grad_weight and grad_bias from grad_y. Returns 0, or 1 if out of memory. */
+int NAME(backward)(int activation, const TYPE *x, const TYPE *grad_y, TYPE *grad_x, long rows, long channels,
+                   const float *weight, const float *bias, const float *mean, const float *inv_std,
+                   float *grad_weight, float *grad_bias, int threads) {
     float *memory = malloc(sizeof(float) * channels * (4L * threads + 4));
     if (!memory) return 1;
     float *scale = memory + 4L * threads * channels, *offset = scale + channels;
-    float *tilt = offset + channels, *level = tilt + channels;
+    float *grad_slope = offset + channels, *grad_offset = grad_slope + channels;
     for (long c = 0; c < channels; c++) {
-        scale[c] = weight[c] * deviation[c];
+        scale[c] = weight[c] * inv_std[c];
         offset[c] = bias[c] - mean[c] * scale[c];
     }
     #pragma omp parallel num_threads(threads)
     {
-        long me = omp_get_thread_num(), count = omp_get_num_threads();
-        long first = rows * me / count, last = rows * (me + 1) / count;
-        float *mine = memory + 4 * me * channels;
-        #define CALL(kind) NAME(sums)(kind, x, gradient, first, last, channels, scale, offset, mean, mine, \
-                                      mine + channels, mine + 2 * channels)
-        EACH(CALL)
+        long thread = omp_get_thread_num(), count = omp_get_num_threads();
+        long first = rows * thread / count, last = rows * (thread + 1) / count;
+        float *own = memory + 4 * thread * channels;
+        #define CALL(activation) NAME(reduce_grads)(activation, x, grad_y, first, last, channels, scale, offset, mean, \
+                                                    own, own + channels, own + 2 * channels)
+        FOR_ACTIVATION(CALL)
         #undef CALL
         #pragma omp barrier
         #pragma omp single
         for (long c = 0; c < channels; c++) {
-            float plain = 0, product = 0;
+            float sum_grad = 0, sum_grad_dev = 0;
             for (long other = 0; other < count; other++) {
-                plain += memory[4 * other * channels + c];
-                product += memory[(4 * other + 1) * channels + c];
+                sum_grad += memory[4 * other * channels + c];
+                sum_grad_dev += memory[(4 * other + 1) * channels + c];
             }
-            of_bias[c] = plain;
-            of_weight[c] = product * deviation[c];
-            tilt[c] = scale[c] * deviation[c] * deviation[c] * product / rows;
-            level[c] = scale[c] * plain / rows;
+            grad_bias[c] = sum_grad;
+            grad_weight[c] = sum_grad_dev * inv_std[c];
+            grad_slope[c] = scale[c] * inv_std[c] * inv_std[c] * sum_grad_dev / rows;
+            grad_offset[c] = scale[c] * sum_grad / rows;
         }
-        #define CALL(kind) NAME(spread)(kind, x, gradient, result, first, last, channels, scale, offset, mean, tilt, level)
-        EACH(CALL)
+        #define CALL(activation) NAME(input_grad)(activation, x, grad_y, grad_x, first, last, channels, scale, offset, \
+                                                  mean, grad_slope, grad_offset)
+        FOR_ACTIVATION(CALL)
         #undef CALL
     }
     free(memory);
     return 0;
 }
 
-#undef EACH
+#undef FOR_ACTIVATION
 
 #endif

@@ -1,14 +1,16 @@
-"""Batch norm and the activation behind it in one pass over memory, for training on CPUs with a C compiler at hand.
+"""Batch norm fused with the activation behind it, for training on CPUs with a C compiler.
 
-torch reads and writes every map for the norm and for the activation, forward and backward, and keeps what is between
-them; a third of a MobileNet's step goes there. `fused_norm.c` does both at once. It is compiled in a second when it is
-first needed, and kept in the cache; where there is no compiler, layers stay torch's own.
+torch reads and writes every activation map once for the norm and once for the activation, forward and backward, and
+stores the map between them; that is a third of a MobileNet's step. `fused_norm.c` does both in one pass. It is compiled
+when it is first needed, which takes a second, and cached. Without a compiler, and where the kernels are not faster,
+layers stay torch's own.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import math
 import os
 import platform
@@ -20,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +32,31 @@ from torch.autograd.function import once_differentiable
 
 from convatlas.errors import ConvatlasError
 from convatlas.system.cache import cache_folder
-from convatlas.system.files import atomic
+from convatlas.system.files import atomic, write_text
+from convatlas.train.swap_forward import swap_forward
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 FLAGS = (
     "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-march=native", "-fopenmp", "-fno-math-errno",
-    "-fno-trapping-math", "-shared", "-fPIC", *(("-mprefer-vector-width=512",) * (platform.machine() == "x86_64")),
+    "-fno-trapping-math", "-shared", "-fPIC",
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 
-BUILT = "norms.so"
+LIBRARY = "fused_norm.so"
 
-KINDS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.SiLU: 4}
-"""The activations that the kernels know, and their numbers there; 0 is none."""
+ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.SiLU: 4}
+"""Activation layer -> its number in fused_norm.c, where 0 means none."""
 
-TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+TYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-WORK = 2**14
-"""So many values are worth a thread."""
+MIN_VALUES_PER_THREAD = 2**14
 
 
-def compiler(network: nn.Module) -> str:
-    """Return what compiled the kernels that a network can train with, by name and version; "none" if there are none."""
-    command = _command()
-    if command is None or not any(_pairs(network)) or not kernels():
+def compiler_version(network: nn.Module) -> str:
+    """Return the first line of the compiler's --version; "none" if the network does not use the kernels."""
+    command = _compiler()
+    if command is None or not any(_norms(network)) or not load_kernels():
         return "none"
     return _version(command)
 
@@ -61,100 +64,107 @@ def compiler(network: nn.Module) -> str:
 @cache
 def _version(command: str) -> str:
     with suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-        return told.partition("\n")[0]
+        output = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        return output.partition("\n")[0]
     return command
 
 
-def _command() -> str | None:
+def _compiler() -> str | None:
     return shutil.which(os.environ.get("CC") or "cc")
 
 
-def prepare(network: nn.Module) -> None:
-    """Begin to compile the kernels, if a network needs them and there are none yet, while other work goes on."""
-    if any(_pairs(network)) and not _kept().exists():
-        threading.Thread(target=_compiled, daemon=True).start()
+def compile_in_background(network: nn.Module) -> None:
+    """Start to compile the kernels in a thread, if the network can use them and the cache does not have them."""
+    if any(_norms(network)) and not _cached_verdict().exists():
+        threading.Thread(target=_compile_once, daemon=True).start()
 
 
 @cache
-def kernels() -> ctypes.CDLL | None:
-    """Return the kernels; None where they cannot be compiled, do not compute what torch does, or are not faster."""
-    kept = _kept()
-    with suppress(OSError):
-        # an empty file says that torch is faster here
-        return _loaded(kept) if kept.stat().st_size else None
-    folder = _compiled()
+def load_kernels() -> ctypes.CDLL | None:
+    """Return the compiled kernels; None if they cannot be compiled, differ from torch's results or are not faster.
+
+    The verdict is cached as JSON beside the library.
+    """
+    verdict = _cached_verdict()
+    cached_library = verdict.with_suffix(".so")
+    with suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: compile again
+        return _load_library(cached_library) if json.loads(verdict.read_text())["use"] else None
+    folder = _compile_once()
     if folder is None:
         return None
-    built = Path(folder.name) / BUILT
-    library = _loaded(built)
-    useful = _agrees(library) and _is_faster(library)
+    compiled = Path(folder.name) / LIBRARY
+    library = _load_library(compiled)
+    correct = _is_correct(library)
+    use = correct and _is_faster(library)
     with suppress(ConvatlasError, OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(kept) as file:
-            file.write(built.read_bytes() if useful else b"")
-    return library if useful else None
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        if use:
+            with atomic(cached_library) as file:
+                file.write(compiled.read_bytes())
+        reason = "faster than torch" if use else "not faster than torch" if correct else "results differ from torch"
+        write_text(verdict, json.dumps({"use": use, "reason": reason}) + "\n")
+    return library if use else None
 
 
-def _kept() -> Path:
-    """Return where the cache keeps the kernels for this processor, compiler and torch."""
-    told = "\n".join([
-        str(_command()), *FLAGS, _processor(), torch.__version__, torch.__file__, SOURCE.read_text()
+def _cached_verdict() -> Path:
+    """Return the path of the cached verdict for this processor, compiler and torch."""
+    key = "\n".join([
+        str(_compiler()), *FLAGS, _processor(), torch.__version__, torch.__file__, SOURCE.read_text()
     ])  # fmt: skip
-    return cache_folder() / "kernels" / f"norms-{hashlib.sha256(told.encode()).hexdigest()[:16]}.so"
+    return cache_folder() / "kernels" / f"fused_norm-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 _LOCK = threading.Lock()
 
 
-def _compiled() -> tempfile.TemporaryDirectory[str] | None:
-    """Compile the kernels, once; return the folder that holds them until the process ends."""
+def _compile_once() -> tempfile.TemporaryDirectory[str] | None:
+    """Compile the kernels in this process once; return the directory with the library, which lives until exit."""
     with _LOCK:
         return _compile()
 
 
 @cache
 def _compile() -> tempfile.TemporaryDirectory[str] | None:
-    command = _command()
+    command = _compiler()
     if command is None:
         return None
     with suppress(OSError, subprocess.SubprocessError):
         folder = tempfile.TemporaryDirectory()
-        built = Path(folder.name) / BUILT
-        subprocess.run([command, *FLAGS, "-o", built, SOURCE, "-lm"], capture_output=True, timeout=60, check=True)
-        return folder if built.exists() else None
+        library = Path(folder.name) / LIBRARY
+        subprocess.run([command, *FLAGS, "-o", library, SOURCE, "-lm"], capture_output=True, timeout=60, check=True)
+        return folder if library.exists() else None
     return None
 
 
 def _processor() -> str:
-    """Return what tells this processor from others: kernels use all of its instructions."""
+    """Return the instruction sets of the processor: -march=native uses all of them."""
     with suppress(OSError):
         return next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     return platform.processor()
 
 
-def _loaded(path: Path) -> ctypes.CDLL:
+def _load_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    p, size, real, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
-    for name in TYPES.values():
-        forward, backward = (getattr(library, f"{way}_{name}") for way in ("forward", "backward"))
-        forward.argtypes = [number, p, p, size, size, *[p] * 6, real, real, number]
-        backward.argtypes = [number, p, p, p, size, size, *[p] * 6, number]
+    pointer, size, real, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+    for name in TYPE_NAMES.values():
+        forward, backward = (getattr(library, f"{direction}_{name}") for direction in ("forward", "backward"))
+        forward.argtypes = [integer, pointer, pointer, size, size, *[pointer] * 6, real, real, integer]
+        backward.argtypes = [integer, pointer, pointer, pointer, size, size, *[pointer] * 6, integer]
     return library
 
 
-def _agrees(library: ctypes.CDLL) -> bool:
-    """Return whether the kernels compute what torch does."""
+def _is_correct(library: ctypes.CDLL) -> bool:
+    """Return whether the kernels compute the same as torch."""
     x = torch.linspace(-3, 5, 2 * 17 * 15).view(2, 17, 3, 5).contiguous(memory_format=torch.channels_last)
     norm = nn.BatchNorm2d(17)
-    y, mean, _ = _normed(library, x, norm, KINDS[nn.ReLU6])
+    y, mean, _ = _run_forward(library, x, norm, ACTIVATIONS[nn.ReLU6])
     return torch.allclose(y, nn.BatchNorm2d(17)(x).clamp(0, 6), atol=1e-4) and torch.allclose(mean, x.mean((0, 2, 3)))
 
 
 def _is_faster(library: ctypes.CDLL) -> bool:
-    """Return whether the kernels are faster than torch's, in turns with them.
+    """Return whether the kernels are faster than torch's layers, timed in turns.
 
-    They may not be where torch has threads of another kind (OpenMP of Intel or LLVM), which get in each other's way.
+    They may be slower where torch has another OpenMP runtime (Intel's or LLVM's), whose threads compete for the cores.
     """
     shape = (8, 64, 56, 56)
     x = torch.linspace(-3, 3, math.prod(shape)).view(shape).contiguous(memory_format=torch.channels_last)
@@ -162,53 +172,54 @@ def _is_faster(library: ctypes.CDLL) -> bool:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with torch.no_grad():
         for _ in range(8):
-            for own in (True, False):
-                begun = time.perf_counter()
-                _ = _normed(library, x, norm, KINDS[nn.ReLU6]) if own else norm(x).clamp_(0, 6)
-                seconds[own].append(time.perf_counter() - begun)
+            for fused in (True, False):
+                start = time.perf_counter()
+                _ = _run_forward(library, x, norm, ACTIVATIONS[nn.ReLU6]) if fused else norm(x).clamp_(0, 6)
+                seconds[fused].append(time.perf_counter() - start)
     return statistics.median(seconds[True]) < statistics.median(seconds[False])
 
 
-def _pairs(network: nn.Module) -> Iterator[tuple[nn.BatchNorm2d, nn.Module | None]]:
-    """Yield the batch norms that the kernels can do, each with the activation right behind it in the same chain."""
+def _norms(network: nn.Module) -> Iterator[tuple[nn.BatchNorm2d, nn.Module | None]]:
+    """Yield (batch norm, the activation right behind it in the same chain or None) where the kernels apply."""
     for parent in network.modules():
         layers = list(parent._modules.values())
         behind = [*layers[1:], None] if isinstance(parent, nn.Sequential) else [None] * len(layers)
         for norm, after in zip(layers, behind, strict=True):
             if type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None:
-                yield norm, after if type(after) in KINDS else None
+                yield norm, after if type(after) in ACTIVATIONS else None
 
 
 def install(network: nn.Module) -> None:
-    """Let the batch norms of a network do their activations while it learns, if there are kernels."""
-    pairs = list(_pairs(network))
-    if pairs and kernels():
-        for norm, act in pairs:
-            norm.forward = partial(_forward, norm, act)  # type: ignore[method-assign]
-            if act is not None:
-                act.forward = _done
+    """Fuse the batch norms of a network with their activations while it trains, if the kernels are available."""
+    norms = list(_norms(network))
+    if norms and load_kernels():
+        for norm, activation in norms:
+            swap_forward(norm, _forward, activation)
+            if activation is not None:
+                swap_forward(activation, _identity)
 
 
-def _done(x: Tensor) -> Tensor:
-    """Stand in for an activation that the norm before it did."""
+def _identity(layer: nn.Module, x: Tensor) -> Tensor:
+    """Replace an activation that is fused into the norm before it."""
     return x
 
 
-def _forward(norm: nn.BatchNorm2d, act: nn.Module | None, x: Tensor) -> Tensor:
-    if not (norm.training and torch.is_grad_enabled() and _fits(x, norm)):
+def _forward(norm: nn.BatchNorm2d, activation: nn.Module | None, x: Tensor) -> Tensor:
+    if not (norm.training and torch.is_grad_enabled() and _is_supported(x, norm)):
         y = nn.BatchNorm2d.forward(norm, x)
-        plain: Tensor = y if act is None else type(act).forward(act, y)
+        plain: Tensor = y if activation is None else type(activation).forward(activation, y)
         return plain
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    found: Tensor = _Norm.apply(x, norm.weight, norm.bias, norm, 0 if act is None else KINDS[type(act)])
-    return found
+    kind = 0 if activation is None else ACTIVATIONS[type(activation)]
+    fused: Tensor = _FusedNorm.apply(x, norm.weight, norm.bias, norm, kind)
+    return fused
 
 
-def _fits(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+def _is_supported(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     return (
         x.device.type == norm.weight.device.type == "cpu"
-        and x.dtype in TYPES
+        and x.dtype in TYPE_NAMES
         and norm.weight.dtype == torch.float32
         and x.ndim == 4
         and x.shape[1] == norm.num_features
@@ -217,51 +228,52 @@ def _fits(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     )
 
 
-def _normed(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d, kind: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normed and activated maps, mean, and one over the deviation; moves the running statistics."""
+def _run_forward(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d, kind: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (y, mean, inverse standard deviation) of x (n, c, h, w); updates the running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    y, mean, deviation = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.weight)
-    parts = (norm.weight, norm.bias, mean, deviation, norm.running_mean, norm.running_var)
-    _call(library, "forward", kind, (x, y), parts, norm.momentum, norm.eps)
-    return y, mean, deviation
+    y, mean, inv_std = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.weight)
+    vectors = (norm.weight, norm.bias, mean, inv_std, norm.running_mean, norm.running_var)
+    _call(library, "forward", kind, (x, y), vectors, norm.momentum, norm.eps)
+    return y, mean, inv_std
 
 
 def _call(
-    library: ctypes.CDLL, way: str, kind: int, maps: Sequence[Tensor], parts: Sequence[Tensor], *numbers: float | None
-) -> None:
-    """Call a kernel with maps of one shape, what there is of each channel, and numbers."""
+    library: ctypes.CDLL, direction: str, kind: int, maps: Sequence[Tensor], vectors: Sequence[Tensor],
+    *numbers: float | None,
+) -> None:  # fmt: skip
+    """Call a kernel. maps: of the same shape (n, c, h, w). vectors: (c,). numbers: what the kernel takes besides."""
     x = maps[0]
-    failed = getattr(library, f"{way}_{TYPES[x.dtype]}")(
+    failed = getattr(library, f"{direction}_{TYPE_NAMES[x.dtype]}")(
         kind, *(each.data_ptr() for each in maps), x.numel() // x.shape[1], x.shape[1],
-        *(each.data_ptr() for each in parts), *numbers, _threads(x),
+        *(each.data_ptr() for each in vectors), *numbers, _num_threads(x),
     )  # fmt: skip
     if failed:
         raise MemoryError("cannot allocate memory for the sums of a batch norm")
 
 
-def _threads(x: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), x.numel() // WORK))
+def _num_threads(x: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), x.numel() // MIN_VALUES_PER_THREAD))
 
 
-class _Norm(torch.autograd.Function):
+class _FusedNorm(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kind: int) -> Tensor:
-        library = kernels()
+        library = load_kernels()
         assert library is not None
-        y, mean, deviation = _normed(library, x, norm, kind)
-        context.save_for_backward(x, weight, bias, mean, deviation)
+        y, mean, inv_std = _run_forward(library, x, norm, kind)
+        context.save_for_backward(x, weight, bias, mean, inv_std)
         context.kind = kind
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, weight, bias, mean, deviation = context.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        library = kernels()
+    def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, bias, mean, inv_std = context.saved_tensors
+        grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+        library = load_kernels()
         assert library is not None
-        parts = (weight, bias, mean, deviation, of_weight, of_bias)
-        _call(library, "backward", context.kind, (x, gradient, of_x), parts)
-        return of_x, of_weight, of_bias, None, None
+        vectors = (weight, bias, mean, inv_std, grad_weight, grad_bias)
+        _call(library, "backward", context.kind, (x, grad_y, grad_x), vectors)
+        return grad_x, grad_weight, grad_bias, None, None

@@ -1,0 +1,203 @@
+"""The commands that bring a model to where it runs: export, bench, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convatlas.cli import console
+from convatlas.cli.options import (
+    DATA,
+    EXECUTION,
+    LIMITS,
+    OUTPUT,
+    Batch,
+    Device,
+    Engine,
+    Json,
+    ModelFile,
+    integer,
+    option,
+)
+from convatlas.cli.use import load_on_engine
+from convatlas.system import quantities
+
+MAX_LAYERS = 10
+"""Maximum number of layers in the table of quantization noise; --json has all of them."""
+
+
+def export(
+    model: ModelFile,
+    to: Annotated[str, option("Format: onnx, openvino or torch-export.", metavar="NAME", panel=OUTPUT)],
+    out: Annotated[
+        Path | None,
+        option("File to write; the default is next to the model.", "--out", "-o", metavar="FILE", panel=OUTPUT),
+    ] = None,
+    check: Annotated[
+        str | None,
+        option("Images on which the exported file is compared with the model; the default is the training data.",
+               metavar="DATA", panel=DATA),
+    ] = None,
+    int8: Annotated[
+        str | None,
+        option("Quantize to 8-bit integers, calibrated and measured on this labeled data.", metavar="DATA", panel=DATA),
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float,
+        option("Maximum loss of accuracy with --int8, in percentage points.",
+               metavar="POINTS", panel=OUTPUT, read=quantities.points, default="0.5pp"),
+    ] = 0.005,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Export a model with its preprocessing; the file is written only if its predictions match on real images."""
+    from convatlas.inference.export import export, path_beside
+    from convatlas.inference.model import load
+
+    path = path_beside(model, to, int8=int8 is not None) if out is None else out
+    with console.progress_bar() as progress:
+        result = export(
+            load(model), to, path, check=check, int8=int8, max_accuracy_drop=max_accuracy_drop, progress=progress
+        )
+    if as_json:
+        console.print_json(result.to_plain())
+        return
+    show = console.console.print
+    if result.layers:
+        worst = result.layers[:MAX_LAYERS]
+        rows = [
+            (layer.name, f"{layer.signal_to_noise_db:.1f}", "float32" if layer.in_float32 else "int8")
+            for layer in worst
+        ]
+        console.table(("layer", "SNR dB", "precision"), rows, right=("SNR dB",))
+        in_float32 = sum(layer.in_float32 for layer in result.layers)
+        show(f"signal-to-noise ratio of the {len(worst)} worst of {len(result.layers)} layers; {in_float32} in float32")
+    parity = result.parity
+    show(
+        f"same prediction for {parity.num_same} of {parity.num_images} images; maximum difference of a probability "
+        f"{parity.max_difference:.1e}"
+    )
+    if result.accuracy:
+        show(f"accuracy {result.accuracy.float32:.2%} in float32, {result.accuracy.int8:.2%} in int8")
+    size = sum(file.stat().st_size for file in result.files) / 2**20
+    show(f"{' and '.join(map(str, result.files))}: {size:.1f} MiB")
+
+
+def bench(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODELS...", help="Model files, exported files, or networks by name.")
+    ],
+    engines: Annotated[
+        str,
+        option("Inference engines, separated by commas; the default is all that are installed, except compile.",
+               metavar="NAMES", panel=EXECUTION),
+    ] = "",
+    batches: Annotated[
+        str,
+        option("Batch sizes, separated by commas.", metavar="SIZES", panel=EXECUTION),
+    ] = "1,16",
+    duration: Annotated[
+        float,
+        option("Duration of the measurement for each row, for example 500ms.",
+               metavar="TIME", panel=EXECUTION, read=quantities.seconds, default="3s"),
+    ] = 3.0,
+    data: Annotated[
+        str | None, option("Labeled data on which trained models are also evaluated.", metavar="DATA", panel=DATA)
+    ] = None,
+    out: Annotated[
+        Path | None, option("Write the rows to this CSV file.", "--out", "-o", metavar="FILE", panel=OUTPUT)
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        option("Plot accuracy (or parameters, without --data) against latency into this PNG file.",
+               metavar="FILE", panel=OUTPUT),
+    ] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure latency, throughput, memory and load time on this machine, by engine and batch size."""
+    from convatlas.inference.benchmark import benchmark, parse_batches, plot_latency, write_csv
+
+    with console.progress_bar() as progress:
+        rows = benchmark(
+            models, engines=[name for name in engines.split(",") if name], batches=parse_batches(batches),
+            seconds=duration, data=data, progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        write_csv(rows, out)
+    if plot is not None:
+        plot_latency(rows, plot)
+    if as_json:
+        console.print_json([row.to_plain() for row in rows])
+        return
+    columns: tuple[str, ...] = ("model", "engine", "batch", "p50 ms", "p95 ms", "min ms", "images/s", "MiB", "load s")
+    cells: list[tuple[object, ...]] = [
+        (
+            row.model, row.engine, row.batch, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.min_ms:.2f}",
+            f"{row.images_per_second:,.1f}", f"{row.memory_mib:,.0f}", f"{row.load_s:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    if any(row.accuracy is not None for row in rows):
+        columns += ("accuracy",)
+        cells = [
+            (*cell, "" if row.accuracy is None else f"{row.accuracy:.2%}")
+            for cell, row in zip(cells, rows, strict=True)
+        ]
+    console.table(columns, cells, right=columns[2:])
+
+
+def serve(
+    model: ModelFile,
+    host: Annotated[
+        str, option("Address to listen on; the default is reachable from this machine only.", panel=EXECUTION)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, option("Port to listen on; 0 for any free port.", panel=EXECUTION, read=integer(0, 65535))
+    ] = 8080,
+    token: Annotated[
+        str | None,
+        option("Secret that every request must carry in its header `Authorization: Bearer TOKEN` (or set "
+               "CONVATLAS_TOKEN).", panel=EXECUTION, envvar="CONVATLAS_TOKEN"),
+    ] = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    batch: Batch = 16,
+    wait: Annotated[
+        float,
+        option("Maximum time to wait for further images to fill a batch.",
+               metavar="TIME", panel=EXECUTION, read=quantities.seconds, default="2ms"),
+    ] = 0.002,
+    max_bytes: Annotated[
+        int,
+        option("Maximum size of a request.", metavar="SIZE", panel=LIMITS, read=quantities.size, default="32MiB"),
+    ] = 32 * 2**20,
+    max_images: Annotated[
+        int, option("Maximum number of images in a request.", metavar="COUNT", panel=LIMITS, read=integer(1))
+    ] = 64,
+    max_pixels: Annotated[
+        int,
+        option("Maximum number of pixels of an image.",
+               metavar="COUNT", panel=LIMITS, read=quantities.count, default="50M"),
+    ] = 50_000_000,
+    queue: Annotated[
+        int,
+        option("Maximum number of images in the queue; further requests get status 503.",
+               metavar="COUNT", panel=LIMITS, read=integer(1)),
+    ] = 1024,
+) -> None:  # fmt: skip
+    """Serve a model over HTTP: POST /predict, with /health, /metrics and /openapi.json."""
+    from convatlas.system.extras import import_optional
+
+    for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        import_optional(library, "convatlas[serve]")
+    from convatlas.inference.serve.batcher import Limits
+    from convatlas.inference.serve.server import bind, run_server
+
+    socket = bind(host, port)
+    limits = Limits(
+        batch=batch, wait_s=wait, request_bytes=max_bytes, request_images=max_images, image_pixels=max_pixels,
+        queue=queue,
+    )  # fmt: skip
+    opened = load_on_engine(model, engine, device, batch=batch)
+    run_server(opened, limits, socket, token=token, log=lambda text: console.errors.print(text))

@@ -1,0 +1,132 @@
+"""Flags and arguments that several commands share, and the values that flags take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convatlas.system import quantities
+
+DATA, MODEL, SEARCH, RECIPE = "Data", "Model", "Model selection (--model auto)", "Recipe"
+EXECUTION, LIMITS, OUTPUT = "Execution", "Limits", "Output"
+
+
+def option(
+    help: str, *names: str, panel: str, metavar: str | None = None, read: Callable[[str], object] | None = None,
+    default: str | None = None, **more: Any,
+) -> Any:  # fmt: skip
+    """Return a typer option.
+
+    read: turns the text of the value into what the command gets; a ValueError becomes a one-line usage error.
+    default: how the default is written, where it is not simply the value.
+    """
+    parser = None if read is None else _parser(read)
+    return typer.Option(
+        *names, help=help, metavar=metavar, rich_help_panel=panel, parser=parser,
+        show_default=True if default is None else default, **more,
+    )  # fmt: skip
+
+
+def _parser(read: Callable[[str], object]) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):  # a default
+            return value
+        try:
+            return read(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def integer(low: int | None = None, high: int | None = None) -> Callable[[str], int]:
+    """Return a reader of integers between two bounds."""
+    bounds = "".join(f" {sign} {bound}" for sign, bound in ((">=", low), ("and <=", high)) if bound is not None)
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+            valid = (low is None or value >= low) and (high is None or value <= high)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ValueError(f"must be an integer{bounds}, got {text}")
+        return value
+
+    return read
+
+
+def number(text: str) -> float:
+    """Read a number without a unit."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"must be a number, got {text}") from None
+
+
+def probability(text: str) -> float:
+    """Read a probability."""
+    value = number(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"must be a probability in [0, 1], got {text}")
+    return value
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A network of `convatlas list`.")]
+ModelFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model file, an exported file (.onnx, .xml), or pretrained weights by name (NETWORK@LIBRARY:TAG).",
+    ),
+]
+DataSet = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A data set by name, an image folder, a CSV or Parquet table, or arrays (see docs/data.md).",
+    ),
+]
+PretrainedWeights = Annotated[
+    str, typer.Argument(metavar="WEIGHTS", help="Pretrained weights of `convatlas weights list`: NETWORK@LIBRARY:TAG.")
+]
+
+Resolution = Annotated[
+    int | None,
+    option("Side of the input image in pixels, instead of the default of the network.",
+           metavar="PX", panel=MODEL, read=integer(1)),
+]  # fmt: skip
+Channels = Annotated[
+    int | None,
+    option("Number of input channels: 1 for grayscale, 3 for RGB.", metavar="N", panel=MODEL, read=integer()),
+]
+Classes = Annotated[
+    int | None,
+    option("Number of classes, instead of that of the paper.", metavar="N", panel=MODEL, read=integer()),
+]
+SmallImages = Annotated[
+    bool, option("Use the stem for images of up to 64 px, as on CIFAR.", "--small-images", panel=MODEL)
+]
+Download = Annotated[bool, option("Allow the download of a data set given by name.", "--download", panel=DATA)]
+MaxUnreadable = Annotated[
+    float,
+    option("Maximum share of unreadable images, which are skipped and listed; more of them are an error.",
+           metavar="SHARE", panel=DATA, read=quantities.share, default="1%"),
+]  # fmt: skip
+Device = Annotated[
+    str, option("Device of torch: cpu, cuda, mps, or auto for the fastest one.", metavar="NAME", panel=EXECUTION)
+]
+Engine = Annotated[
+    str,
+    option("Inference engine: torch, compile, onnxruntime, openvino, or auto for the fastest one that is installed.",
+           metavar="NAME", panel=EXECUTION),
+]  # fmt: skip
+Batch = Annotated[int, option("Number of images in a batch.", metavar="N", panel=EXECUTION, read=integer(1))]
+Figure = Annotated[
+    Path | None,
+    option("File of the figure; its suffix is .svg, .png or .pdf.", "--out", "-o", metavar="FILE", panel=OUTPUT),
+]
+Json = Annotated[bool, option("Print JSON instead of a table.", "--json", panel=OUTPUT)]

@@ -1,0 +1,29 @@
+"""Image files as arrays for display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from convatlas.data.decode.headers import read_header
+from convatlas.data.decode.pixels import read_shares
+from convatlas.errors import DataError
+
+
+def display_image(path: str | Path) -> NDArray[Any] | None:
+    """Return an image file as floats from 0 to 1, (height, width, 3), or None if it is unreadable.
+
+    Images with more than 8 bits are stretched to the whole range; of many channels the first three are shown.
+    """
+    try:
+        header = read_header(Path(path))
+        share = read_shares(Path(path), 3 if header.channels in (1, 3) else header.channels)
+    except DataError:
+        return None
+    share = share[:3] if len(share) > 2 else share[:1].expand(3, -1, -1)
+    if header.high_bit_depth:
+        share = (share - share.min()) / (share.max() - share.min()).clamp(min=1e-12)
+    array: NDArray[Any] = share.permute(1, 2, 0).numpy()
+    return array

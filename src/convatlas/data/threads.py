@@ -1,0 +1,27 @@
+"""Work on many images in threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+MAX_ITEMS_PER_TASK = 16
+"""A task takes several small images, because handing it over costs as much as reading one."""
+
+
+def map_in_threads(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
+    """Yield function(item) in the order of the items, computed on all cores; an error stops the others' work."""
+    cores = os.cpu_count() or 1
+    size = max(1, min(MAX_ITEMS_PER_TASK, len(items) // (4 * cores)))
+    tasks = [items[start : start + size] for start in range(0, len(items), size)]
+    pool = ThreadPoolExecutor(cores)
+    try:
+        for results in pool.map(lambda task: [function(item) for item in task], tasks):
+            yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,59 @@
+"""The module that is exported: pixels in, decoded outputs out; and the metadata that go with it."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor, nn
+
+from convatlas.core.network import Network
+from convatlas.weights.modelfile import Header, header_text
+
+PIXELS, PROBABILITIES, OUTPUTS = "pixels", "probabilities", "outputs"
+"""Names of the input and the outputs of an exported network."""
+
+
+class DeployModule(nn.Module):
+    """pixels -> normalization -> network -> decoding by the task, calibrated.
+
+    Takes pixels (n, channels, size, size) as `Preprocessing.resize_and_crop` returns them. Returns the decoded outputs
+    (probabilities, for classification) and the network's outputs, both (n, outputs).
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: Network, header: Header) -> None:
+        super().__init__()
+        self.network, self.task, self.calibration = network, header.task, header.calibration
+        mean, std = header.preprocessing.mean, header.preprocessing.std
+        self.register_buffer("mean", torch.tensor(mean).mul_(255).view(-1, 1, 1))
+        self.register_buffer("scale", torch.tensor(std).mul_(255).reciprocal_().view(-1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.network((pixels.float() - self.mean) * self.scale)
+        return self.task.decode(outputs, self.calibration), outputs
+
+
+def example_pixels(header: Header, count: int = 2) -> Tensor:
+    """Return `count` synthetic images in the shape and type that a network takes."""
+    steps = header.preprocessing
+    shape = (count, steps.channels, steps.resolution, steps.resolution)
+    return (torch.arange(count * steps.channels * steps.resolution**2) % 251).view(shape).to(steps.dtype)
+
+
+def describe_header(header: Header) -> dict[str, str]:
+    """Return the metadata of an exported network: the header, and what other programs need from it, one by one."""
+    steps = header.preprocessing
+    return {
+        "convatlas": header_text(header),
+        "classes": json.dumps(header.classes, ensure_ascii=False),
+        "preprocessing": json.dumps(steps.to_plain()),
+        "input": f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} (batch, {steps.channels}, {steps.resolution}, "
+        f"{steps.resolution}), values in [0, 255], RGB or gray; resize the short side to {steps.resize} px "
+        f"({steps.interpolation}, antialias {steps.antialias}), then crop the central {steps.crop} px",
+        "temperature": repr(header.calibration.temperature),
+        "license": header.license,
+        "origin": str(header.training.get("source", "")) or header.name,
+    }

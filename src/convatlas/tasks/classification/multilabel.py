@@ -1,0 +1,329 @@
+"""Multi-label classification: any number of labels for each image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convatlas.draw import charts
+from convatlas.errors import DataError
+from convatlas.tasks.classification import metrics
+from convatlas.tasks.classification.labels import check_same_classes, class_indices
+from convatlas.tasks.classification.losses import MULTILABEL, Loss, class_weights, mean_loss
+from convatlas.tasks.classification.single_label import LABEL_COLUMNS, ClassPrediction, by_probability
+from convatlas.tasks.table import Column, MetricTable, counted, rows_of
+from convatlas.tasks.targets import Targets
+from convatlas.tasks.task import Calibration, Criterion, Result, SplitTargets, TableRow, TableRows, Task, register
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LABELS_COLUMNS = ("labels", "tags", "classes")
+"""Names of the column of a table that lists the labels of an image in one cell."""
+
+SEPARATOR = re.compile(r"[|]")
+"""Separates the labels in such a cell."""
+
+YES_NO = {
+    "1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False, "": False,
+}  # fmt: skip
+"""The values of a column for one class."""
+
+
+@dataclass(frozen=True, repr=False)
+class MultilabelResult(Result):
+    """Probabilities and true labels, 0 or 1, are (n, classes); thresholds (classes,)."""
+
+    probabilities: Tensor
+    labels: Tensor
+    loss: float
+    classes: tuple[str, ...]
+    thresholds: Tensor
+
+    headline = "mAP"
+    headline_name = "mean average precision"
+
+    @property
+    def n(self) -> int:
+        return len(self.labels)
+
+    @property
+    def predicted(self) -> Tensor:
+        """(n, classes): whether a class is predicted."""
+        return self.probabilities >= self.thresholds
+
+    @property
+    def wrong(self) -> Tensor:
+        """(n,): whether any class of the image is predicted wrong."""
+        return (self.predicted != self.labels.bool()).any(1)
+
+    @property
+    def num_errors(self) -> int:
+        return int(self.wrong.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The exact-match ratio: every class of the image must be correct."""
+        return 1 - self.num_errors / self.n
+
+    @property
+    def counts(self) -> Tensor:
+        """(3, classes): true positives, false negatives, false positives."""
+        predicted, present = self.predicted, self.labels.bool()
+        return torch.stack([(predicted & present).sum(0), (~predicted & present).sum(0), (predicted & ~present).sum(0)])
+
+    @property
+    def average_precisions(self) -> Tensor:
+        """(classes,); nan for a class without images."""
+        return metrics.average_precisions(self.probabilities, self.labels)
+
+    @property
+    def score(self) -> float:
+        return float(torch.nanmean(self.average_precisions))
+
+    def epoch_metrics(self) -> dict[str, float]:
+        return {"accuracy": self.accuracy, "mAP": self.score}
+
+    @property
+    def confidence(self) -> Tensor:
+        """(n,): how far the worst wrong probability is from its label; of a correct image, how near the worst is."""
+        distance = (self.probabilities - self.labels).abs()
+        wrong = distance.where(self.predicted != self.labels.bool(), 0).amax(1)
+        return torch.where(self.wrong, wrong, 1 - distance.amax(1))
+
+    def summary(self) -> dict[str, float | int]:
+        """Return the metrics.
+
+        mAP: mean average precision, with the bounds of its 95 % interval; macro_f1: the mean over the classes;
+        micro_f1: over all labels; num_errors and accuracy count images, of which every class must be correct.
+        """
+        low, high = metrics.map_interval(self.probabilities, self.labels)
+        positives, missed, false = self.counts.double()
+        return {
+            "n": self.n, "num_errors": self.num_errors, "accuracy": self.accuracy, "mAP": self.score,
+            "mAP_low": low, "mAP_high": high,
+            "macro_f1": float(torch.nanmean(2 * positives / (2 * positives + missed + false))),
+            "micro_f1": float(2 * positives.sum() / (2 * positives.sum() + missed.sum() + false.sum()).clamp(min=1)),
+            "loss": self.loss, "ece": metrics.expected_calibration_error(*self._labels_and_probabilities),
+        }  # fmt: skip
+
+    @property
+    def _labels_and_probabilities(self) -> tuple[Tensor, Tensor]:
+        return self.probabilities.flatten(), self.labels.bool().flatten()
+
+    def text(self) -> str:
+        wrong = f"{self.num_errors:,} of {counted(self.n, 'image')} wrong"
+        return f"mean average precision {self.score:.2%}, {wrong}"
+
+    def table(self) -> MetricTable:
+        columns = (
+            Column("class", "class"), Column("n", "images", ","), Column("true_positives", "true positives", ","),
+            Column("false_positives", "false positives", ","),
+            Column("average_precision", "average precision", ".2%"), Column("f1", "F1", ".2%"),
+            Column("threshold", "threshold", ".2%"),
+        )  # fmt: skip
+        positives, missed, false = self.counts
+        f1 = 2 * positives / (2 * positives + missed + false).clamp(min=1)
+        values = (positives + missed, positives, false, self.average_precisions, f1, self.thresholds)
+        return MetricTable(columns, rows_of([self.classes, *(value.tolist() for value in values)]))
+
+    def figures(self) -> dict[str, Figure]:
+        bins = metrics.reliability_bins(*self._labels_and_probabilities)
+        return {
+            "Precision and recall": charts.precision_recall(
+                self.probabilities, self.labels, self.average_precisions, self.classes
+            ),
+            "Calibration": charts.reliability(bins),
+        }
+
+    def worst(self, limit: int) -> list[tuple[int, str, str]]:
+        wrong = self.wrong.nonzero().flatten()
+        ranked = wrong[self.confidence[wrong].argsort(descending=True)][:limit].tolist()
+        return [(i, self._errors(i), self._present(i)) for i in ranked]
+
+    def _errors(self, image: int) -> str:
+        """Return the classes that are predicted wrong, with "no" before those that are missed."""
+        different = (self.predicted[image] != self.labels[image].bool()).nonzero().flatten().tolist()
+        predicted = self.predicted[image].tolist()
+        return ", ".join(self.classes[i] if predicted[i] else f"no {self.classes[i]}" for i in different)
+
+    def _present(self, image: int) -> str:
+        return ", ".join(self.classes[i] for i in self.labels[image].nonzero().flatten().tolist()) or "no class"
+
+
+@register
+@dataclass(frozen=True)
+class MultilabelClassification(Task):
+    """Any number of labels for each image. Targets: label (n, classes) float32, 0 or 1; of mixed images also mixed."""
+
+    name = "multi-label classification"
+    losses = tuple(MULTILABEL)
+    progress_columns = (
+        Column("train_accuracy", "train error", ".2%", complement=True),
+        Column("val_mAP", "val mAP", ".2%"),
+    )
+
+    @property
+    def _loss(self) -> Loss:
+        return MULTILABEL[self.loss_name]
+
+    # --- targets
+
+    @classmethod
+    def label_columns(cls, columns: Sequence[str], reserved: Sequence[str]) -> tuple[str, ...] | None:
+        """A column that lists the labels, or else one column of 0 and 1 for each class."""
+        lower = {column.lower(): column for column in reversed(columns)}
+        if any(known in lower for known in LABEL_COLUMNS):
+            return None
+        for known in LABELS_COLUMNS:
+            if known in lower:
+                return (lower[known],)
+        return tuple(column for column in columns if column not in reserved) or None
+
+    @classmethod
+    def from_table(
+        cls, where: object, columns: Sequence[str], splits: Mapping[str, TableRows]
+    ) -> tuple[Self, SplitTargets]:
+        listed = len(columns) == 1 and columns[0].lower() in LABELS_COLUMNS
+        labels = {
+            split: [_listed(row, columns[0]) if listed else _marked(where, row, columns) for row in rows]
+            for split, rows in splits.items()
+        }
+        present = {name for names in labels["train"] for name in names}
+        classes = tuple(sorted(present)) if listed else tuple(columns)
+        unused = [name for name in classes if name not in present]
+        if unused:
+            raise DataError(f"{where}: no training image has the label {', '.join(unused)}")
+        if not classes:
+            raise DataError(f"{where}: expected at least one class, found none")
+        numbers = {name: i for i, name in enumerate(classes)}
+        targets = {}
+        for split, rows in labels.items():
+            # a rare class may be missing in val or test; its metrics are then left out
+            found = {name for names in rows for name in names}
+            check_same_classes(classes, found | present, split=split, where=where)
+            matrix = torch.zeros(len(rows), len(classes))
+            for i, names in enumerate(rows):
+                matrix[i, [numbers[name] for name in names]] = 1
+            targets[split] = Targets(label=matrix)
+        return cls(classes), targets
+
+    @classmethod
+    def from_arrays(
+        cls, where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None
+    ) -> tuple[Self, SplitTargets] | None:
+        if any(np.ndim(array) != 2 for array in arrays.values()):
+            return None
+        if classes is None:
+            classes = tuple(map(str, range(arrays["train"].shape[1])))
+        for split, array in arrays.items():
+            if array.shape[1] != len(classes) or not np.isin(array, (0, 1)).all():
+                raise DataError(
+                    f"{where}: {split}: labels must be 0 or 1 for each of {len(classes)} classes, "
+                    f"got {array.dtype} {array.shape}"
+                )
+        unused = [name for name, count in zip(classes, arrays["train"].sum(0).tolist(), strict=True) if not count]
+        if unused:
+            raise DataError(f"{where}: train: no image has the label {', '.join(unused)}")
+        targets = {s: Targets(label=torch.from_numpy(array.astype(np.float32))) for s, array in arrays.items()}
+        return cls(classes), targets
+
+    def strata(self, targets: Targets) -> Tensor:
+        return targets.tensor("label")
+
+    def check_split(self, targets: Targets, split: str, where: object) -> None:
+        label = targets.tensor("label")
+        if not label.any():
+            raise DataError(f"{where}: no image of the {split} split has a label; nothing can be measured")
+        if split == "train":  # a rare class may be missing in the others
+            present = {self.classes[i] for i in label.any(0).nonzero().flatten().tolist()}
+            check_same_classes(self.classes, present, split=split, where=where)
+
+    def align(self, targets: Targets, source: Task, where: object) -> Targets:
+        if not isinstance(source, MultilabelClassification):
+            return super().align(targets, source, where)
+        columns = class_indices(self.classes, source.classes, where).argsort()
+        return Targets(label=targets.tensor("label")[:, columns])
+
+    # --- training
+
+    def mix(self, first: Targets, second: Targets, weight: Tensor) -> Targets:
+        return first.with_columns(mixed=torch.lerp(second.tensor("label"), first.tensor("label"), weight[:, None]))
+
+    def class_weights(self, targets: Targets, power: float) -> Tensor | None:
+        return class_weights(targets.tensor("label"), self.outputs, power)
+
+    def labels(self, targets: Targets) -> Tensor:
+        return targets.tensor("mixed" if "mixed" in targets else "label")
+
+    def criterion(self, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Criterion:
+        return lambda outputs, labels: mean_loss(self._loss, outputs, labels, label_smoothing, class_weights)
+
+    def train_metric(self, outputs: Tensor, targets: Targets) -> Tensor:
+        """1 for an image of which every class is correct at a probability of 1/2, 0 for others."""
+        return ((outputs > 0) == (targets.tensor("label") > 0.5)).all(1)
+
+    # --- evaluation and prediction
+
+    def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
+        return self._loss.probabilities(outputs / calibration.temperature)
+
+    def _thresholds(self, calibration: Calibration) -> tuple[float, ...]:
+        return calibration.thresholds or (0.5,) * self.outputs
+
+    def evaluate(self, outputs: Tensor, targets: Targets, calibration: Calibration | None = None) -> MultilabelResult:
+        calibration = calibration or Calibration()
+        labels = targets.tensor("label")
+        with torch.inference_mode():
+            loss = self._loss.function(outputs, labels, 0.0).mean().item()
+            probabilities = self.decode(outputs, calibration)
+        thresholds = torch.tensor(self._thresholds(calibration))
+        return MultilabelResult(probabilities, labels, loss, self.classes, thresholds)
+
+    def calibrate(self, outputs: Tensor, targets: Targets) -> Calibration:
+        label = targets.tensor("label")
+        calibration = Calibration(metrics.fit_temperature(outputs, label))
+        thresholds = metrics.fit_thresholds(self.decode(outputs, calibration), label)
+        return Calibration(calibration.temperature, tuple(thresholds))
+
+    def predict(
+        self, source: str, decoded: Tensor, calibration: Calibration, threshold: float | None = None
+    ) -> ClassPrediction:
+        probabilities = by_probability(self.classes, decoded)
+        fitted = dict(zip(self.classes, self._thresholds(calibration), strict=True))
+        labels = [name for name, p in probabilities.items() if p >= (fitted[name] if threshold is None else threshold)]
+        return ClassPrediction(source, probabilities=probabilities, labels=tuple(labels))
+
+    def chance_score(self, targets: Targets) -> float:
+        """The average precision of a random order is the share of images with the label."""
+        label = targets.tensor("label")
+        return metrics.upper_bound(float(label[:, label.sum(0) > 0].mean()), len(label))
+
+    def unreadable(self, source: str, error: str) -> ClassPrediction:
+        return ClassPrediction(source, error)
+
+    def prediction_columns(self, top: int) -> tuple[str, ...]:
+        return ("prediction", "most probable", *("next",) * (top - 1))
+
+
+def _listed(row: TableRow, column: str) -> list[str]:
+    """Return the labels that are listed in one cell."""
+    names = (name.strip() for name in SEPARATOR.split(row.cells[column]))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _marked(where: object, row: TableRow, columns: Sequence[str]) -> list[str]:
+    """Return the labels whose columns hold 1."""
+    wrong = next((name for name in columns if row.cells[name].lower() not in YES_NO), None)
+    if wrong is not None:
+        raise DataError(
+            f"{where}: line {row.line}: {wrong} must be 0 or 1, got {row.cells[wrong]!r}; without a column "
+            f"{' or '.join(LABEL_COLUMNS)}, every column but file, split and group is a class"
+        )
+    return [name for name in columns if YES_NO[row.cells[name].lower()]]

@@ -1,0 +1,7 @@
+"""The known tasks: importing this module registers those of convatlas."""
+
+from convatlas.tasks.classification.multilabel import MultilabelClassification
+from convatlas.tasks.classification.single_label import Classification
+from convatlas.tasks.task import TASKS, check_loss, known_losses
+
+__all__ = ["TASKS", "Classification", "MultilabelClassification", "check_loss", "known_losses"]

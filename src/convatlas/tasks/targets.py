@@ -1,0 +1,122 @@
+"""Targets and batches: what a network is trained on, whatever the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Column = Tensor | Sequence[Any]
+"""A tensor whose first axis counts images, or a sequence with one value (such as the boxes) for each image."""
+
+
+class Targets(Mapping[str, Column]):
+    """The targets of images, as columns of equal length: one row for each image.
+
+    Targets(label=(n,)) is enough for classification; Targets(boxes=[(k, 4), ...], label=[(k,), ...]) holds what a
+    detector learns from, with another number k of objects in every image.
+    """
+
+    def __init__(self, **columns: Column) -> None:
+        lengths = {name: len(column) for name, column in columns.items()}
+        if not lengths or len(set(lengths.values())) > 1:
+            raise ValueError(f"Targets: columns must have one length, got {lengths}")
+        self._columns = columns
+
+    def __getitem__(self, name: str) -> Column:
+        return self._columns[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(next(iter(self._columns.values())))
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a column that is a tensor."""
+        column = self._columns[name]
+        if not isinstance(column, Tensor):
+            raise TypeError(f"Targets: column {name!r} is a list with one value for each image, not a tensor")
+        return column
+
+    def take(self, indices: Tensor) -> Targets:
+        """Return the rows with these numbers, in this order."""
+        return Targets(**{name: _take(column, indices) for name, column in self._columns.items()})
+
+    def with_columns(self, **columns: Column) -> Targets:
+        """Return the targets with these columns added or replaced."""
+        return Targets(**self._columns | columns)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """Return the targets with every tensor on a device."""
+        return Targets(**{name: _to(column, device) for name, column in self._columns.items()})
+
+    def split(self, count: int) -> list[Targets]:
+        """Cut the rows into `count` consecutive parts, as `Tensor.tensor_split` does; some may be empty."""
+        return [self.take(part) for part in torch.arange(len(self)).tensor_split(count)]
+
+    def to_bytes(self) -> bytes:
+        """Return the values of all columns, for a fingerprint."""
+        return b"".join(_to_bytes(column) for _, column in sorted(self._columns.items()))
+
+
+def concatenate(parts: Sequence[Targets]) -> Targets:
+    """Return the rows of several targets with the same columns, one after another."""
+    columns: dict[str, Column] = {}
+    for name in parts[0]:
+        each = [part[name] for part in parts]
+        tensors = [column for column in each if isinstance(column, Tensor)]
+        columns[name] = (
+            torch.cat(tensors) if len(tensors) == len(each) else [item for column in each for item in column]
+        )
+    return Targets(**columns)
+
+
+def _take(column: Column, indices: Tensor) -> Column:
+    if isinstance(column, Tensor):
+        return column[indices.to(column.device)]
+    return [column[i] for i in indices.tolist()]
+
+
+def _to(column: Column, device: torch.device | str) -> Column:
+    if isinstance(column, Tensor):
+        return column.to(device)
+    return [item.to(device) if isinstance(item, Tensor) else item for item in column]
+
+
+def _to_bytes(column: Column) -> bytes:
+    if isinstance(column, Tensor):
+        return column.cpu().contiguous().numpy().tobytes()
+    return b"".join(_to_bytes(item) if isinstance(item, Tensor) else repr(item).encode() for item in column)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a training batch.
+
+    inputs: (n, channels, h, w) float32, or a list of n tensors (channels, h, w) where images differ in size.
+    targets: n rows. indices: (n,), the numbers of the images in their split.
+    size: images of the batch over all processes.
+    """
+
+    inputs: Tensor | list[Tensor]
+    targets: Targets
+    indices: Tensor
+    size: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.indices.device
+
+    def split(self, count: int) -> list[tuple[Any, Targets]]:
+        """Return (inputs, targets) of `count` consecutive micro-batches; some may be empty."""
+        if isinstance(self.inputs, Tensor):
+            inputs: Sequence[Any] = self.inputs.tensor_split(count)
+        else:
+            pieces = torch.arange(len(self.inputs)).tensor_split(count)
+            inputs = [[self.inputs[i] for i in piece.tolist()] for piece in pieces]
+        return list(zip(inputs, self.targets.split(count), strict=True))

@@ -1,0 +1,338 @@
+"""The task: everything that differs between one label for each image, several labels, boxes, clips and so on.
+
+Data, training, evaluation, prediction, export, serving and the report ask the task; none of them asks which task it is.
+A new task is one file: a subclass of `Task`, registered with `@register`, and its `Result` and `Prediction`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from convatlas.core.network import Network
+from convatlas.core.record import Record, above, between
+from convatlas.errors import DataError, SpecError, nearest
+from convatlas.tasks.table import Column, MetricTable
+from convatlas.tasks.targets import Targets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, labels) -> mean loss of a batch, a scalar."""
+
+
+@dataclass(frozen=True)
+class Calibration(Record):
+    """What is fitted on the val split after training, and used in every prediction.
+
+    temperature: logits are divided by it (Guo et al. 2017). thresholds: of multi-label classification, one for each
+    class: the probability from which on the class is predicted.
+    """
+
+    temperature: Annotated[float, above(0)] = 1.0
+    thresholds: tuple[Annotated[float, between(0, 1)], ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted for one image; `error` says why it is unreadable."""
+
+    source: str
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """The prediction in a few words; empty for an unreadable image."""
+        return ""
+
+    @property
+    def probability(self) -> float | None:
+        """The probability of what `text` names, where there is one."""
+        return None
+
+    def to_plain(self, top: int | None = None) -> dict[str, Any]:
+        """Return the prediction as plain data, the same for the command line, Python and HTTP.
+
+        top: how many classes are listed; all by default.
+        """
+        return {"source": self.source, "error": self.error} if self.error else {"source": self.source}
+
+    def cells(self, top: int) -> tuple[str, ...]:
+        """Return the texts of a table row, behind the source."""
+        return (self.text,)
+
+
+class Result(ABC):
+    """Predictions for the images of one split beside their targets, and how good they are."""
+
+    headline: ClassVar[str]
+    """The metric of `summary` by which epochs and runs are compared."""
+    headline_name: ClassVar[str] = ""
+    """The headline as people read it; the key itself by default."""
+    loss: float
+
+    @property
+    @abstractmethod
+    def n(self) -> int:
+        """Number of images."""
+
+    @property
+    @abstractmethod
+    def score(self) -> float:
+        """The headline metric as a number that is better when it is higher."""
+
+    @property
+    def value(self) -> float:
+        """The headline metric as it is reported."""
+        return self.score
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the metrics that are computed after every epoch."""
+        return {self.headline: self.value}
+
+    @abstractmethod
+    def summary(self) -> dict[str, float | int]:
+        """Return the metrics by name, as they are written to model files, tables and JSON."""
+
+    @abstractmethod
+    def text(self) -> str:
+        """Return the headline in one line, such as "accuracy 93.46%, 10 of 153 images wrong"."""
+
+    @abstractmethod
+    def table(self) -> MetricTable:
+        """Return the metrics of each class, or of each output."""
+
+    def figures(self) -> dict[str, Figure]:
+        """Return figures by their heading in the report."""
+        return {}
+
+    def worst(self, limit: int) -> list[tuple[int, str, str]]:
+        """Return (number of the image, prediction, target) of the most confident errors, the worst first."""
+        return []
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the metrics, and those of each class, as plain data."""
+        return {**self.summary(), "classes": self.table().to_plain()}
+
+    def __repr__(self) -> str:
+        return f"{self.text()}\n{self.table().to_text()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.text())}</p>{self.table().to_text()._repr_html_()}"
+
+
+@dataclass(frozen=True)
+class Task(Record, ABC):
+    """What a network is trained for.
+
+    classes: the names of the outputs. loss: one of the task's losses, by name.
+    """
+
+    tagged = True
+
+    name: ClassVar[str]
+    """The task as people call it: "classification", "multi-label classification"."""
+    losses: ClassVar[tuple[str, ...]]
+    """The losses that the task knows; the first one is its default."""
+    progress_columns: ClassVar[tuple[Column, ...]]
+    """Metrics of an epoch that are shown while training: one of train, one of val."""
+
+    classes: tuple[str, ...]
+    loss: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_name not in self.losses:
+            raise SpecError(f"recipe: loss must be one of {', '.join(self.losses)} for {self.name}, got {self.loss!r}")
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise SpecError(f"{type(self).__name__}: classes must be different names, at least one")
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss; "auto" stands for the task's default."""
+        return self.losses[0] if self.loss == "auto" else self.loss
+
+    @property
+    def outputs(self) -> int:
+        """Number of the network's outputs."""
+        return len(self.classes)
+
+    def with_loss(self, loss: str) -> Self:
+        """Return the task with another loss; "auto" keeps the task's own. Raises SpecError for one it does not know."""
+        return self if loss == "auto" else self.replaced({"loss": loss})
+
+    # --- targets
+
+    @classmethod
+    def label_columns(cls, columns: Sequence[str], reserved: Sequence[str]) -> tuple[str, ...] | None:
+        """Return the columns of a table that hold this task's targets, or None if the table is not for this task.
+
+        reserved: the columns that hold the file, the split and the group.
+        """
+        return None
+
+    @classmethod
+    def from_table(
+        cls, where: object, columns: Sequence[str], splits: Mapping[str, TableRows]
+    ) -> tuple[Self, SplitTargets]:
+        """Return the task and the targets of each split from the cells in the label columns of a table.
+
+        Raises DataError that names `where` and the line.
+        """
+        raise DataError(f"{where}: {cls.__name__} does not read tables")
+
+    @classmethod
+    def from_arrays(
+        cls, where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None
+    ) -> tuple[Self, SplitTargets] | None:
+        """Return the task and the targets of each split from arrays with one row for each image; None if not its own.
+
+        classes: the names in the file, if it has them. Raises DataError for arrays that are wrong.
+        """
+        return None
+
+    def strata(self, targets: Targets) -> Tensor:
+        """Return what a split keeps in proportion: class numbers (n,), or (n, k) of 0 and 1.
+
+        By default all images are alike.
+        """
+        return torch.zeros(len(targets), dtype=torch.int64)
+
+    def check_split(self, targets: Targets, split: str, where: object) -> None:
+        """Raise DataError if this split cannot be trained or measured on, for instance without images of a class."""
+        return
+
+    def align(self, targets: Targets, source: Task, where: object) -> Targets:
+        """Return targets of other data in terms of this task's classes.
+
+        Raises DataError if the data is of another task or other classes.
+        """
+        if type(source) is not type(self):
+            raise DataError(f"{where}: the data is for {source.name}, the model was trained for {self.name}")
+        if source.classes != self.classes:
+            raise DataError(f"{where}: the data has other outputs than the model")
+        return targets
+
+    # --- training
+
+    def mix(self, first: Targets, second: Targets, weight: Tensor) -> Targets:
+        """Return the targets of images mixed from two: weight (n,) is the share of the first."""
+        raise SpecError(f"recipe: mixup and cutmix are not for {self.name}")
+
+    def class_weights(self, targets: Targets, power: float) -> Tensor | None:
+        """Return the weight of each class in the loss (classes,): its frequency to the power of -power; None for 0."""
+        if power:
+            raise SpecError(f"recipe: class_weight_power is not for {self.name}")
+        return None
+
+    @abstractmethod
+    def labels(self, targets: Targets) -> Tensor:
+        """Return what the loss compares outputs with; of mixed images, their mixed labels."""
+
+    @abstractmethod
+    def criterion(self, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Criterion:
+        """Return the loss of a batch."""
+
+    def training_loss(
+        self, network: Network, forward: Callable[[Any], Any], inputs: Any, targets: Targets, criterion: Criterion
+    ) -> tuple[Any, Tensor]:
+        """Return (outputs, loss) of a batch; `forward` runs the network. Detectors compute their loss themselves."""
+        labels = self.labels(targets)
+        if network.auxiliary:
+            return network.loss(inputs, labels, criterion)
+        outputs = forward(inputs)
+        return outputs, criterion(outputs, labels)
+
+    @abstractmethod
+    def train_metric(self, outputs: Any, targets: Targets) -> Tensor:
+        """Return (n,): the contribution of each image to the metric that is shown for train, whose mean it is."""
+
+    # --- evaluation and prediction
+
+    @abstractmethod
+    def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
+        """Return predictions (n, outputs), such as probabilities; means over views and ensembles are taken of them.
+
+        Only tensor operations: exported graphs end with it.
+        """
+
+    @abstractmethod
+    def evaluate(self, outputs: Any, targets: Targets, calibration: Calibration | None = None) -> Result:
+        """Return how good the outputs for all images of a split are."""
+
+    def calibrate(self, outputs: Any, targets: Targets) -> Calibration:
+        """Return the calibration that suits outputs on the val split."""
+        return Calibration()
+
+    @abstractmethod
+    def predict(
+        self, source: str, decoded: Tensor, calibration: Calibration, threshold: float | None = None
+    ) -> Prediction:
+        """Return the prediction for one image from its decoded row (outputs,)."""
+
+    def chance_score(self, targets: Targets) -> float:
+        """Return the score of a constant prediction, plus two standard deviations, for `Result.score`."""
+        return -math.inf
+
+    def unreadable(self, source: str, error: str) -> Prediction:
+        """Return the prediction for an image that cannot be read."""
+        return Prediction(source, error)
+
+    def prediction_columns(self, top: int) -> tuple[str, ...]:
+        """Return the headings of `Prediction.cells`."""
+        return ("prediction",)
+
+    def output_order(self, other: Task, where: object, reference: object) -> Tensor:
+        """Return where this task's outputs are among those of another model's task.
+
+        Raises DataError if predictions of the two cannot be averaged.
+        """
+        if type(other) is not type(self):
+            raise DataError(f"{where}: {other.name} and {self.name} cannot be averaged")
+        if set(other.classes) != set(self.classes):
+            missing = sorted(set(self.classes) ^ set(other.classes))
+            raise DataError(f"{where}: its classes differ from those of {reference}: {', '.join(missing[:3])}")
+        return torch.tensor([other.classes.index(name) for name in self.classes])
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a table of images: its line, and its cells by column."""
+
+    line: int
+    cells: Mapping[str, str]
+
+
+TableRows = Sequence[TableRow]
+SplitTargets = dict[str, Targets]
+
+TASKS: dict[str, type[Task]] = {}
+"""The known tasks, by the name of their class; readers ask the one that was registered last first."""
+
+AnyTask = TypeVar("AnyTask", bound=type[Task])
+
+
+def register(task: AnyTask) -> AnyTask:
+    """Make a task known to data readers and model files; use as a class decorator."""
+    TASKS[task.__name__] = task
+    return task
+
+
+def known_losses() -> list[str]:
+    """Return the names of all losses of all tasks."""
+    return list(dict.fromkeys(loss for task in TASKS.values() for loss in task.losses))
+
+
+def check_loss(loss: str) -> None:
+    """Raise SpecError unless some task knows this loss, or it is "auto"."""
+    known = ["auto", *known_losses()]
+    if loss not in known:
+        raise SpecError(f"recipe: loss must be one of {', '.join(known)}, got {loss!r}{nearest(loss, known)}")

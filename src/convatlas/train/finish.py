@@ -1,0 +1,103 @@
+"""Evaluation of a run: on val after each epoch, with calibration on val and test at the end; and its model files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convatlas.core.network import Network
+from convatlas.data.dataset import Dataset, Images
+from convatlas.engines.evaluation import compute_outputs, eager_forward
+from convatlas.errors import RunError
+from convatlas.tasks.task import Calibration, Result
+from convatlas.train.distributed import Distributed
+from convatlas.train.settings import RunConfig
+from convatlas.weights.modelfile import Header, write_model_file
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures networks on the splits of a run's data; every process computes its share of the outputs."""
+
+    config: RunConfig
+    dataset: Dataset
+    device: torch.device
+    distributed: Distributed
+
+    def evaluate(self, network: Network, split: str, *, step: int) -> Result | None:
+        """Return the result on a split, without calibration; None if the data does not have the split.
+
+        Raises RunError if the loss is not finite.
+        """
+        images = self.dataset.splits.get(split)
+        if images is None:
+            return None
+        result = self.config.task.evaluate(self._outputs(network, images), images.targets)
+        return _finite(result, split, step)
+
+    def calibrate(self, network: Network, *, step: int) -> tuple[Calibration, dict[str, Result]]:
+        """Return the calibration that suits the network's outputs on val, and the calibrated results on val and test.
+
+        Raises RunError if a loss is not finite.
+        """
+        task = self.config.task
+        parts = {split: images for split, images in self.dataset.splits.items() if split != "train"}
+        outputs = {split: self._outputs(network, images) for split, images in parts.items()}
+        calibration = Calibration()
+        if "val" in outputs:
+            calibration = task.calibrate(outputs["val"], parts["val"].targets)
+        results = {
+            split: _finite(task.evaluate(outputs[split], images.targets, calibration), split, step)
+            for split, images in parts.items()
+        }
+        return calibration, results
+
+    def _outputs(self, network: Network, images: Images) -> Tensor:
+        """Return the outputs for all images of a split."""
+        distributed = self.distributed
+        if distributed.world_size == 1:
+            return compute_outputs(eager_forward(network, self.config.preprocessing, self.device), images)
+        own = images.subset(distributed.shard(torch.arange(len(images))))
+        if not len(own):
+            return distributed.all_gather(torch.empty(0, self.config.task.outputs), len(images))
+        outputs = compute_outputs(eager_forward(network, self.config.preprocessing, self.device), own)
+        return distributed.all_gather(outputs, len(images))
+
+
+def _finite(result: Result, split: str, step: int) -> Result:
+    if not math.isfinite(result.loss):
+        raise RunError(f"the loss on {split} is {result.loss} after step {step}; use a lower learning rate")
+    return result
+
+
+def write_run_model(
+    path: Path,
+    network: Network,
+    config: RunConfig,
+    *,
+    data: str,
+    epoch: int,
+    seconds: float,
+    calibration: Calibration,
+    results: Mapping[str, Result],
+) -> None:
+    """Write a model file of a run; of the data it holds name and fingerprint, and no path of this machine."""
+    options = config.data_options
+    training = {
+        "data": data, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(), "seed": config.seed,
+        "val_share": options.val_share, "fold": list(options.fold) if options.fold else None,
+        "max_unreadable": options.max_unreadable, "weights": config.weights,
+        "execution": config.execution.to_plain(), "versions": dict(config.versions),
+        "epoch": epoch, "seconds": round(seconds, 2),
+    }  # fmt: skip
+    header = Header(
+        name=config.model, task=config.task, spec=config.spec, preprocessing=config.preprocessing,
+        calibration=calibration, training=training, license=config.options.license,
+        metrics={split: result.summary() for split, result in results.items()},
+    )  # fmt: skip
+    write_model_file(path, network, header)

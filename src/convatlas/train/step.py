@@ -1,0 +1,176 @@
+"""One training step: forward and backward passes, in micro-batches that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convatlas.core.network import Network
+from convatlas.data.rng import derive_key
+from convatlas.errors import RunError, brief
+from convatlas.system.devices import is_out_of_memory
+from convatlas.tasks.targets import Batch
+from convatlas.tasks.task import Task
+from convatlas.train.cpu.execution import ExecutionPlan
+from convatlas.train.distributed import Distributed
+from convatlas.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update of the weights.
+
+    number: over the whole training. loss: the mean over the batch; metric_sum: the sum over its images of the task's
+    training metric; both over all processes. outputs and batch: this process's share.
+    skipped: loss or gradient were not finite; weights and statistics are those before the step.
+    """
+
+    number: int
+    epoch: int
+    lr: float
+    loss: float
+    outputs: Any
+    batch: Batch
+    metric_sum: float = 0.0
+    skipped: bool = False
+
+    def describe(self) -> str:
+        """Return the step in a few words, for a progress bar."""
+        return f"epoch {self.epoch + 1}, loss {self.loss:.4f}"
+
+
+class StepRunner:
+    """Computes the gradients of a batch, in one piece or in micro-batches of `micro_batch` images."""
+
+    def __init__(
+        self,
+        network: Network,
+        task: Task,
+        recipe: Recipe,
+        plan: ExecutionPlan,
+        *,
+        class_weights: Tensor | None = None,
+        distributed: Distributed | None = None,
+    ) -> None:
+        self.network, self.task, self.recipe, self.plan = network, task, recipe, plan
+        self.micro_batch, self.distributed = recipe.micro_batch, distributed or Distributed()
+        self.criterion = task.criterion(label_smoothing=recipe.label_smoothing, class_weights=class_weights)
+        self.forward = plan.forward(network)
+
+    def freeze_for(self, epoch: int) -> None:
+        """Freeze all but the head in the first `head_epochs` epochs, nothing afterwards."""
+        self.network.freeze("stages" if epoch < self.recipe.head_epochs else None)
+        self.set_train_mode()
+
+    def set_train_mode(self) -> None:
+        """Set the network to training mode; batch norms stay in evaluation mode if their statistics are frozen."""
+        self.network.train()
+        if self.recipe.freeze_bn_stats:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+
+    def backward(self, batch: Batch) -> tuple[Any, Tensor]:
+        """Accumulate the gradients of this process's share of the batch's mean loss; return (outputs, loss share)."""
+        if not self.network.training:  # the caller may have evaluated between two steps
+            self.set_train_mode()
+        self.distributed.mark_arrival()  # synchronized norms communicate before the gradients do
+        outputs: list[Any] = []
+        total = torch.zeros((), device=batch.device)
+        for inputs, targets in batch.split(self._pieces(batch)):
+            with self.plan.autocast(batch.device):
+                piece_outputs, loss = self.task.training_loss(
+                    self.network, self.forward, inputs, targets, self.criterion
+                )
+            # a process may have no images of this batch; its synchronized norms take part all the same
+            loss = loss * (len(inputs) / batch.size) if len(inputs) else piece_outputs.sum() * 0
+            loss.backward()
+            outputs.append(_detach(piece_outputs))
+            total += loss.detach()
+        return _concatenate(outputs), total
+
+    def _pieces(self, batch: Batch) -> int:
+        """Return the number of micro-batches: the same in every process, so that synchronized norms match."""
+        largest = -(-batch.size // self.distributed.world_size)
+        return -(-largest // (self.micro_batch or largest))
+
+    def backward_with_oom_retry(self, batch: Batch, buffers: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        """Run `backward`; when out of memory, halve the micro-batch and try again.
+
+        buffers: the network's buffers before the step, for another try.
+        Raises RunError if there is no memory for one image, or if other processes would have to follow.
+        """
+        while True:
+            try:
+                return self.backward(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                images, failure = self.micro_batch or len(batch.inputs), brief(error)
+            # outside of the handler, whose traceback would keep the tensors of the step alive
+            if images <= 1 or self.distributed.world_size > 1:
+                raise RunError(
+                    f"out of memory for {images} images at once ({failure}); use a smaller --resolution or --batch"
+                )
+            self.micro_batch = -(-images // 2)
+            self.network.zero_grad()
+            restore_buffers(self.network, buffers)
+            if batch.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _detach(outputs: Any) -> Any:
+    return outputs.detach() if isinstance(outputs, Tensor) else outputs
+
+
+def _concatenate(pieces: list[Any]) -> Any:
+    """Return the outputs of micro-batches as one; outputs that are lists with one item for each image are chained."""
+    return torch.cat(pieces) if isinstance(pieces[0], Tensor) else [item for piece in pieces for item in piece]
+
+
+def restore_buffers(network: nn.Module, buffers: Sequence[Tensor]) -> None:
+    """Copy earlier values back into the buffers of a network."""
+    for buffer, old in zip(network.buffers(), buffers, strict=True):
+        buffer.copy_(old)
+
+
+def seed_step(seed: int, number: int, device: torch.device) -> None:
+    """Make the random numbers of a step (dropout, stochastic depth) a function of the seed and the step."""
+    key = derive_key(seed, number, 7)
+    # torch.manual_seed does the same for every device, and costs a millisecond without a GPU
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
+
+
+@torch.no_grad()
+def first_nonfinite_layer(network: nn.Module, batch: Batch) -> str:
+    """Return the first layer, in order of the forward pass, whose weights or output are not finite."""
+    found: list[str] = []
+
+    def look(path: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, _: object, output: Any) -> None:
+            if any(not parameter.isfinite().all() for parameter in layer.parameters()):
+                found.append(f"the weights of {path}")
+            elif isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(f"the output of {path}")
+
+        return hook
+
+    leaves = [(path, layer) for path, layer in network.named_modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(look(path)) for path, layer in leaves]
+    try:
+        inputs = batch.inputs if isinstance(batch.inputs, list) else [batch.inputs]
+        if not all(each.isfinite().all() for each in inputs):
+            return "the input images"
+        network(batch.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss itself"
