@@ -1,11 +1,12 @@
-"""Each family against the same network of torchvision (or timm), interleaved in one process: build, run, train.
+"""Build and inference speed of each family against the same network of torchvision or timm, interleaved.
 
-    python benchmarks/families.py [NAME ...] [--rounds 3] [--builds 4] [--batch 4] [--threads 2] [--csv FILE]
+    python benchmarks/families.py [NAME ...] [--rounds 3] [--builds 4] [--batch 4] [--threads 2] [--bfloat16]
+        [--csv FILE]
 
-Both sides hold the same weights. A round times both, in turn first; the number is the ratio of the medians, ours over
-theirs, so that below 1 ours is faster. Networks are built several times, in turn first, because where weights come to
-lie in memory moves the times of one build by 5 %. Forward runs in inference mode, training is forward and backward, in
-both memory formats; `build` makes the network with fresh weights.
+Both networks have the same weights, memory format and precision. The number is the ratio of the median times,
+convatlas / upstream: below 1, convatlas is faster. Networks are built several times, in alternating order, because the
+addresses of the weights in memory change the times of one build by up to 5 %. `build`: the network with fresh weights.
+`forward`: in evaluation and inference mode. `training`: forward and backward. The last two run in both memory formats.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import argparse
 import csv
 import inspect
 import statistics
-import sys
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -28,80 +27,90 @@ from torch import nn
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.keys import remap_keys
 from convatlas.weights.read import family_of
+from interleave import Times, medians, time_interleaved
 
-# one network for each family that another library has, the one that is used most
+# the most used network of each family that another library has
 NAMES = (
     "alexnet", "vgg11_bn", "googlenet", "inception_v3", "inception_v4", "inception_resnet_v2", "xception", "resnet18",
     "resnet50", "resnext50_32x4d", "se_resnet50", "resnetv2_50", "densenet121", "squeezenet1_1", "mobilenet_v1",
     "mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x1_0", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s",
     "regnet_y_1_6gf", "convnext_tiny", "nasnet_a_large", "r3d_18",
 )  # fmt: skip
-FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+COLUMNS = ("build", *(f"{name} {mode}" for name in MEMORY_FORMATS for mode in ("forward", "training")))
+
+Row = dict[str, float | str]
 
 
-def theirs(name: str) -> tuple[str, Callable[[], nn.Module]]:
-    """Return the library and the function that builds its network."""
-    library, peer = next(iter(CATALOG[name].upstream.items()))
+def upstream_builder(name: str) -> tuple[str, Callable[[], nn.Module]]:
+    """Return the library that has the network, and a function that builds its module."""
+    library, upstream = next(iter(CATALOG[name].upstream.items()))
     if library == "timm":
         import timm
 
-        return library, lambda: timm.create_model(peer)
+        return library, partial(timm.create_model, upstream)
     import torchvision
 
-    builder = torchvision.models.get_model_builder(peer)
+    builder = torchvision.models.get_model_builder(upstream)
     options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     assert not options or "init_weights" in inspect.getsource(inspect.getmodule(builder))  # type: ignore[arg-type]
-    return library, lambda: builder(**options)
+    return library, partial(builder, **options)
 
 
-Times = tuple[list[float], list[float]]
-"""Of ours and of theirs, in seconds."""
-
-
-def interleave(one: Callable[[], object], other: Callable[[], object], rounds: int, times: Times) -> None:
-    for round_ in range(-1, rounds):  # the first one warms up
-        for side in (0, 1) if round_ % 2 else (1, 0):
-            start = time.perf_counter()
-            (one, other)[side]()
-            if round_ >= 0:
-                times[side].append(time.perf_counter() - start)
-
-
-def run(network: nn.Module, images: torch.Tensor) -> None:
-    with torch.inference_mode():
+def forward(network: nn.Module, images: torch.Tensor, autocast: torch.autocast) -> None:
+    with torch.inference_mode(), autocast:
         network(images)
 
 
-def train(network: nn.Module, images: torch.Tensor) -> None:
-    nn.functional.cross_entropy(network(images), torch.arange(len(images))).backward()
+def train(network: nn.Module, images: torch.Tensor, autocast: torch.autocast) -> None:
+    with autocast:
+        loss = nn.functional.cross_entropy(network(images).float(), torch.arange(len(images)))
+    loss.backward()
     network.zero_grad()
 
 
-def compare(name: str, *, rounds: int, builds: int, batch: int) -> dict[str, float | str]:
-    row = CATALOG[name]
-    library, build = theirs(name)
-    rules = family_of(row.spec).key_mappings[library](row.spec)
-    times: dict[str, Times] = defaultdict(lambda: ([], []))
+def build_pair(
+    name: str, build: Callable[[], nn.Module], library: str, *, upstream_first: bool
+) -> dict[str, nn.Module]:
+    """Return both networks with the weights of the upstream one."""
+    spec = CATALOG[name].spec
+    upstream = build() if upstream_first else None
+    ours = build_fresh(name)
+    upstream = upstream or build()
+    rules = family_of(spec).key_mappings[library](spec)
+    ours.load_state_dict(remap_keys(upstream.state_dict(), rules, ours.state_dict()))
+    return {"convatlas": ours, "upstream": upstream}
+
+
+def compare(name: str, *, rounds: int, builds: int, batch: int, bfloat16: bool) -> Row:
+    """Return the ratios of the median times, and milliseconds of convatlas, by column."""
+    library, build = upstream_builder(name)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+    times: dict[str, Times] = defaultdict(lambda: {"convatlas": [], "upstream": []})
+
+    def measure(column: str, sides: dict[str, Callable[[], object]]) -> None:
+        for side, seconds in time_interleaved(sides, rounds).items():
+            times[column][side] += seconds
+
     for number in range(builds):
-        interleave(partial(build_fresh, name), build, rounds, times["build"])
-        peer = build() if number % 2 else None
-        ours = build_fresh(name)
-        peer = peer or build()
-        ours.load_state_dict(remap_keys(peer.state_dict(), rules, ours.state_dict()))
-        x = torch.randn(batch, *ours.input_shape)
-        for label, layout in FORMATS.items():
+        measure("build", {"convatlas": partial(build_fresh, name), "upstream": build})
+        pair = build_pair(name, build, library, upstream_first=number % 2 == 1)
+        x = torch.randn(batch, *pair["convatlas"].input_shape)  # type: ignore[misc]
+        for label, memory_format in MEMORY_FORMATS.items():
             if x.ndim == 5 and label == "channels_last":
                 continue
-            images = x.contiguous(memory_format=layout)
-            for what, work in (("forward", run), ("training", train)):
-                for network in (ours, peer):
-                    network.to(memory_format=layout).train(what == "training")
-                interleave(partial(work, ours, images), partial(work, peer, images), rounds, times[f"{label} {what}"])
-    result: dict[str, float | str] = {"network": name, "library": library}
-    for what, (mine, other) in times.items():
-        result[what] = statistics.median(mine) / statistics.median(other)
-        result[f"{what} ms"] = 1e3 * statistics.median(mine)
-    return result
+            images = x.contiguous(memory_format=memory_format)
+            for mode, work in (("forward", forward), ("training", train)):
+                for network in pair.values():
+                    network.to(memory_format=memory_format).train(mode == "training")
+                measure(f"{label} {mode}", {side: partial(work, net, images, autocast) for side, net in pair.items()})
+    row: Row = {"network": name, "library": library}
+    for column, each in times.items():
+        seconds = medians(each)
+        row[column] = seconds["convatlas"] / seconds["upstream"]
+        row[f"{column} ms"] = 1000 * seconds["convatlas"]
+    return row
 
 
 def main() -> None:
@@ -111,29 +120,33 @@ def main() -> None:
     parser.add_argument("--builds", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bfloat16", action="store_true", help="run both networks under bfloat16 autocast")
     parser.add_argument("--csv", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
-    columns = ["build", *(f"{label} {what}" for label in FORMATS for what in ("forward", "training"))]
     print(
-        f"ratio of medians, ours / theirs; batch {options.batch}, {options.builds} builds of {options.rounds} rounds, "
-        f"{options.threads} threads, torch {torch.__version__}"
+        f"ratio of medians, convatlas / upstream; batch {arguments.batch}, {arguments.builds} builds of "
+        f"{arguments.rounds} rounds, {arguments.threads} threads, {'bfloat16' if arguments.bfloat16 else 'float32'}, "
+        f"torch {torch.__version__}"
     )
-    print(f"{'network':22}{'library':13}" + "".join(f"{column:>23}" for column in columns))
+    print(f"{'network':22}{'library':13}" + "".join(f"{column:>24}" for column in COLUMNS))
     rows = []
-    for name in options.names:
-        rows.append(compare(name, rounds=options.rounds, builds=options.builds, batch=options.batch))
-        cells = (f"{rows[-1][c]:.3f}" if c in rows[-1] else "" for c in columns)
-        print(f"{name:22}{rows[-1]['library']:13}" + "".join(f"{cell:>23}" for cell in cells), flush=True)
-    ratios = [float(row[c]) for row in rows for c in columns if c in row]
+    for name in arguments.names:
+        row = compare(
+            name, rounds=arguments.rounds, builds=arguments.builds, batch=arguments.batch, bfloat16=arguments.bfloat16
+        )
+        rows.append(row)
+        cells = (f"{row[column]:.3f}" if column in row else "" for column in COLUMNS)
+        print(f"{name:22}{row['library']:13}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+    ratios = [float(row[column]) for row in rows for column in COLUMNS if column in row]
     print(f"{len(ratios)} ratios: median {statistics.median(ratios):.3f}, largest {max(ratios):.3f}")
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
+    if arguments.csv:
+        with arguments.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(max(rows, key=len)), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Fixtures: tiny data made from a seed, one small trained model file, the real data where it is there."""
+"""Fixtures: tiny data made from a seed, small trained runs, servers, and the real data if it is available."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from commands import Command, Outcome
 from convatlas.cli import app as cli
 from convatlas.data.readers.idx import IDX_PARTS
 from convatlas.train.fit import fit
-from convatlas.train.recipe import RECIPES
 from convatlas.train.run import Run
-from convatlas.train.settings import Settings
+from convatlas.train.settings import ExecutionOptions
 from server import CONTENT, Site, serving
 
 settings.register_profile("quick", deadline=None, max_examples=30)
@@ -52,13 +51,13 @@ def write_images(folder: Path, color: tuple[int, int, int], *, count: int = 12, 
 
 
 def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
-    """Write an IDX file of bytes, packed if its name ends in .gz."""
+    """Write an IDX file of bytes, compressed if its name ends in .gz."""
     raw = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
     path.write_bytes(gzip.compress(raw, compresslevel=1) if path.suffix == ".gz" else raw)
 
 
-def write_idx_folder(folder: Path, *, packed: bool = True, dots: bool = False) -> Path:
-    """Write the four files of a made-up MNIST: 160 images to train, 40 to test, a bright row for each digit."""
+def write_idx_folder(folder: Path, *, compressed: bool = True, dots: bool = False) -> Path:
+    """Write the four files of a synthetic MNIST: 160 training and 40 test images, a bright row for each digit."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for split, count in (("train", 160), ("test", 40)):
@@ -67,13 +66,13 @@ def write_idx_folder(folder: Path, *, packed: bool = True, dots: bool = False) -
         images[np.arange(count), 4 + 2 * labels] = 250
         for what, values in (("images", images), ("labels", labels)):
             name = IDX_PARTS[split, what].replace("-idx", ".idx" if dots else "-idx")
-            write_idx(folder / (name + ".gz" * packed), values)
+            write_idx(folder / (name + ".gz" * compressed), values)
     return folder
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of train/ and val/ with 12 colored images in each of three classes; only to be read."""
+    """A folder of train/ and val/ with 12 colored images in each of three classes; read only."""
     folder = tmp_path_factory.mktemp("data") / "images"
     for seed, (name, color) in enumerate(COLORS.items()):
         write_images(folder / "train" / name, color, seed=seed)
@@ -89,35 +88,39 @@ def own_images(images: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four packed IDX files; only to be read."""
+    """A folder of four compressed IDX files; read only."""
     return write_idx_folder(tmp_path_factory.mktemp("data") / "rows")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of one epoch on the embedded digits."""
-    recipe = RECIPES["default"].replaced({"epochs": 1})
     out = tmp_path_factory.mktemp("runs") / "digits"
-    return fit("digits", "lenet5_modern", recipe=recipe, out=out, settings=Settings(device="cpu", threads=1))
+    return fit(
+        "digits", "lenet5_modern", recipe="default", overrides={"epochs": 1}, out=out,
+        execution=ExecutionOptions(device="cpu", threads=1),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def model_file(trained: Run) -> Path:
-    """The sealed model file of `trained`; only to be read."""
+    """The model file of `trained`; read only."""
     return trained.model_file
 
 
 @pytest.fixture(scope="session")
 def colored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two epochs on `images`."""
-    recipe = RECIPES["default"].replaced({"epochs": 2, "batch": 8})
     out = tmp_path_factory.mktemp("runs") / "images"
-    return fit(images, "lenet5_modern", recipe=recipe, out=out, settings=Settings(device="cpu", threads=1))
+    return fit(
+        images, "lenet5_modern", recipe="default", overrides={"epochs": 2, "batch": 8}, out=out,
+        execution=ExecutionOptions(device="cpu", threads=1),
+    )  # fmt: skip
 
 
 @pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
-    """A context in which no file of this process can grow beyond so many bytes."""
+    """Return a context in which no file of this process can grow beyond a number of bytes, as on a full disk."""
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:
@@ -133,16 +136,16 @@ def full_disk() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The real data beside the checkout."""
+    """The folder of real data beside the checkout."""
     folder = Path(__file__).parents[1] / "../shared/data"
     if not folder.is_dir():
-        pytest.skip(f"the real data is not there ({folder})")
+        pytest.skip(f"the real data is not available ({folder})")
     return folder.resolve()
 
 
 @pytest.fixture
 def convatlas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in this process; anything but a normal exit fails the test."""
+    """Return a function that runs the command line in this process; an exception other than SystemExit fails."""
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -161,7 +164,7 @@ def convatlas(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
-    """Start servers, told their files by path, that are shut down after the test."""
+    """Return a function that starts a server of files {path: contents}, which stops after the test."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("CONVATLAS_OFFLINE", raising=False)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A server on this machine that can fail in several ways, for tests of what is fetched."""
+"""A local HTTP server with several failure modes, for tests of downloads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 CONTENT = bytes(range(256)) * 1000
-"""What servers hold where nothing else is told."""
+"""The default content of a file on the server."""
 
 
 @dataclass
 class Site:
-    """A server: what it holds, how it fails, and what it was asked for.
+    """A server: its files, how it fails, and the requests that it received as (path, Range header).
 
-    ranges: whether it can go on after the first bytes. cut: answers break off after so many bytes.
-    failure: what it does instead of an answer.
+    ranges: whether it supports Range requests. cut: number of bytes after which responses break off.
+    failure: what it does instead of a response.
     """
 
     files: dict[str, bytes]
@@ -25,7 +25,7 @@ class Site:
     cut: int | None = None
     failure: str = ""
     url: str = ""
-    options: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def serving(site: Site) -> Iterator[Site]:
 
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
-            site.options.append((self.path, wanted))
+            site.requests.append((self.path, wanted))
             self.close_connection = True
             if site.failure == "nonsense":
                 self.wfile.write(b"this is no HTTP\r\n\r\n")
@@ -45,9 +45,9 @@ def serving(site: Site) -> Iterator[Site]:
             elif site.failure == "404" or self.path not in site.files:
                 self.send_error(404)
             elif site.failure != "hangs up":
-                self.text(site.files[self.path], wanted)
+                self.respond(site.files[self.path], wanted)
 
-        def answer(self, body: bytes, wanted: str | None) -> None:
+        def respond(self, body: bytes, wanted: str | None) -> None:
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.ranges else 0
             if start >= len(body):
                 self.send_error(416)

@@ -1,4 +1,4 @@
-"""The floors of the house: imports go down, families do not know each other, and the front door is light."""
+"""The floors of the house: imports go down, no file is part of a circle, and `import convatlas` is light."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,37 +15,32 @@ import convatlas
 
 ROOT = Path(convatlas.__file__).parent
 
-# a room is a module of the package or a folder in it
-FLOORS = {
-    "errors": 0, "files": 0, "joins": 0, "specs": 0,
-    "costs": 1, "preprocessing": 1, "keys": 1, "download": 1, "outline": 1, "remembered": 1, "devices": 1,
-    "layers": 2, "tables": 2, "card": 2, "features": 2,
-    "families": 3, "diagram": 3,
-    "catalog": 4, "data": 4,
-    "modelfile": 5, "tasks": 5, "scaling": 5, "comparing": 5, "timeline": 5,
-    "weights": 6, "engines": 6,
-    "train": 7, "predicting": 7, "quantizing": 7,
-    "model": 8,
-    "ledger": 9, "exporting": 9, "serving": 9, "benchmarking": 9,
-    "cli": 10, "__main__": 10,
-}  # fmt: skip
-DOORS = {
-    ("files", "errors"), ("joins", "errors"), ("specs", "errors"), ("specs", "joins"), ("__main__", "cli"),
-    ("train", "convatlas"),
-    ("remembered", "convatlas"),
-}  # fmt: skip
-"""(importer, imported) allowed although on one floor; training and what is remembered note the package's version."""
+FLOORS = (
+    ("_version", "errors"), ("system",), ("core",), ("layers",), ("models",), ("draw",), ("tasks",), ("data",),
+    ("weights",), ("engines",), ("inference", "train"), ("explain", "search", "experiments"),
+    ("cli", "workbench", "__main__"),
+)  # fmt: skip
+"""From the ground up. A module imports from lower floors, and from its own room."""
 
-FOLDERS = {"layers", "data", "tasks", "engines", "train", "cli"}
-"""Folders whose files may import each other."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+ENTRY_POINTS = {"__main__": "cli"}
+"""`python -m convatlas` is the command line."""
 
 HEAVY = {"torch", "torchvision", "matplotlib", "sklearn"}
 
-FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+def module_name(file: Path) -> str:
+    """Return "core.cost" for core/cost.py, "core" for core/__init__.py."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in sorted(ROOT.rglob("*.py")) if file != ROOT / "__init__.py"}
 
 
 def imports(tree: ast.AST, *, lazy: bool = True) -> Iterator[str]:
-    """Yield the full names that a file imports; without `lazy`, only those imported when the file is."""
+    """Yield the full names that a file imports: anywhere, under TYPE_CHECKING too, or only when it is loaded."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -58,14 +54,23 @@ def imports(tree: ast.AST, *, lazy: bool = True) -> Iterator[str]:
             yield from imports(node, lazy=lazy)
 
 
-def room(name: str) -> str:
-    """Return the room of a full name: "specs" for convatlas.core.spec.Spec, "convatlas" for the package itself."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else "convatlas"
-
-
 def read(file: Path) -> ast.AST:
-    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for name in imports(read(file)):
+        package, _, inner = name.partition(".")
+        if package == "convatlas":
+            longest = max((m for m in MODULES if inner == m or inner.startswith(m + ".")), key=len, default="")
+            assert longest, f"{file}: {name} imports the package itself, which would be a circle"
+            found.add(longest)
+    return found
+
+
+GRAPH = {name: imported_modules(file) for name, file in MODULES.items()}
 
 
 def test_imports_are_found_wherever_they_stand() -> None:
@@ -76,41 +81,47 @@ def test_imports_are_found_wherever_they_stand() -> None:
     assert list(imports(tree, lazy=False)) == ["a.b", "d.e"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_has_a_floor(file: Path) -> None:
-    assert file.parts[0].removesuffix(".py") in FLOORS
+def test_every_room_has_a_floor() -> None:
+    assert {name.split(".")[0] for name in MODULES} <= set(FLOOR)
 
 
-def test_every_room_is_in_the_house() -> None:
-    assert set(FLOORS) == {file.parts[0].removesuffix(".py") for file in FILES}
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name: str) -> None:
+    room = name.split(".")[0]
+    for other in GRAPH[name]:
+        there = other.split(".")[0]
+        down = FLOOR[there] < FLOOR[room] or there == room or ENTRY_POINTS.get(room) == there
+        assert down, f"{name} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[there]})"
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_imports_go_down(file: Path) -> None:
-    here = file.parts[0].removesuffix(".py")
-    for name in imports(read(file)):
-        if name.split(".")[0] != "convatlas":
-            continue
-        there = room(name)
-        allowed = (
-            (here, there) in DOORS
-            or (here == there and here in FOLDERS)
-            or (there in FLOORS and FLOORS[there] < FLOORS[here])
-        )
-        assert allowed, f"{file} (floor {FLOORS[here]}) imports {name} (floor {FLOORS.get(there, 'roof')})"
+def test_no_file_is_part_of_a_circle() -> None:
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] == "families"], ids=str)
-def test_families_do_not_import_each_other(file: Path) -> None:
-    assert not [name for name in imports(read(file)) if room(name) == "families"]
+def test_packages_import_nothing() -> None:
+    """An __init__.py that imported its modules would make each of them depend on all others."""
+    packages = [name for name, file in MODULES.items() if file.name == "__init__.py"]
+    assert len(packages) > 10
+    assert not [name for name in packages if GRAPH[name]]
 
 
-def test_front_door_imports_nothing_heavy() -> None:
-    loaded = {name.split(".")[0] for name in imports(read(Path("__init__.py")), lazy=False)}
-    assert loaded <= set(sys.stdlib_module_names)
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("models.families.")])
+def test_families_do_not_import_each_other(name: str) -> None:
+    assert not [other for other in GRAPH[name] if other.startswith("models.families.")]
 
 
-def test_importing_convatlas_loads_no_heavy_library() -> None:
+def test_tests_mirror_the_tree() -> None:
+    """Every folder of tests is a folder of the package."""
+    tests = Path(__file__).parent
+    folders = {folder.relative_to(tests) for folder in tests.rglob("*") if folder.is_dir()}
+    ours = {folder for folder in folders if folder.parts and folder.name not in ("__pycache__", ".hypothesis")}
+    assert not [folder for folder in ours if "__pycache__" not in folder.parts and not (ROOT / folder).is_dir()]
+
+
+def test_importing_convatlas_loads_nothing_heavy() -> None:
     script = f"import sys, convatlas; print(*({HEAVY!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
@@ -118,7 +129,7 @@ def test_importing_convatlas_loads_no_heavy_library() -> None:
 
 def test_networks_that_are_only_counted_load_no_compiler() -> None:
     script = (
-        "import sys; from convatlas.catalog import CATALOG, build_fresh\n"
+        "import sys; from convatlas.models.catalog import CATALOG, build_fresh\n"
         "for name in CATALOG: build_fresh(name, device='meta')\n"
         "print('torch._dynamo' in sys.modules)"
     )

@@ -40,5 +40,5 @@ def test_example_is_the_network_of_the_paper(example: Any, name: str, layers: in
 def test_example_knows_its_smallest_image_and_scales(example: Any) -> None:
     spec = example.FAMILY.variants["vovnet27_slim"].spec.scaled(width=0.25, resolution=29)
     assert spec.build(classes=4, channels=3).eval()(torch.zeros(2, 3, 29, 29)).shape == (2, 4)
-    with pytest.raises(SpecError, match="at least 29 px"):
+    with pytest.raises(SpecError, match=r"resolution must be >= 29 px"):
         spec.scaled(resolution=28)

@@ -346,7 +346,7 @@ def test_an_empty_or_missing_class_is_refused_by_name(
 # --- an absurd learning rate
 
 
-OFTEN = ["--checkpoint-steps", 1]
+OFTEN = ["--checkpoint-every", 1]
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ OFTEN = ["--checkpoint-steps", 1]
         ("lenet5_modern", []),
         ("lenet5_modern", ["--set", "grad_clip=1", "--set", "ema_decay=0.9"]),
         ("lenet5_modern", ["--batch", 512]),  # so few steps that the val split is what shows it
-        ("cifar_resnet20", ["--size", 16, "--batch", 32, "--layout", "contiguous", "--precision", "float32"]),
+        ("cifar_resnet20", ["--resolution", 16, "--batch", 32, "--memory-format", "contiguous", "--precision", "float32"]),
         ("lenet5_modern", OFTEN),
         ("lenet5_modern", ["--set", "optimizer=adamw", *OFTEN]),
     ],
@@ -465,7 +465,7 @@ def short_of_memory(how: str, room: int, rows: Path, folder: Path) -> Outcome:
     layout = "auto" if how == "measuring" else "channels_last"
     return process(
         "-c", SHORT, how, room, folder.with_name("first"), "fit", rows, "--model", "lenet5_modern", "--epochs", 1,
-        "--batch", 4096, "--threads", 1, "--precision", "float32", "--layout", layout, "--out", folder,
+        "--batch", 4096, "--threads", 1, "--precision", "float32", "--memory-format", layout, "--out", folder,
         CONVATLAS_CACHE=str(folder.with_name("cache")),
         MALLOC_ARENA_MAX="1",  # a thread that meets another one in malloc would reserve 64 MiB for itself
     )  # fmt: skip
@@ -564,7 +564,7 @@ def own_mounts() -> list[str]:
 def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_when_it_has_space_again(
     convatlas: Command, own_mounts: list[str], tmp_path: Path
 ) -> None:
-    how = ["--model", "lenet5_modern", "--epochs", "2", "--batch", "64", "--threads", "1", "--checkpoint-steps", "4"]
+    how = ["--model", "lenet5_modern", "--epochs", "2", "--batch", "64", "--threads", "1", "--checkpoint-every", "4"]
     whole, disk = tmp_path / "whole", tmp_path / "disk"
     disk.mkdir()
     assert convatlas("fit", "digits", *how, "--out", whole).code == 0
@@ -662,7 +662,7 @@ def coloring(images: Path, folder: Path, like: Run) -> list[object]:
     settings = like.config.settings
     return [
         "fit", images, "--model", "lenet5_modern", "--epochs", 2, "--batch", 8, "--device", "cpu", "--threads", 1,
-        "--layout", settings.layout, "--precision", settings.precision, "--checkpoint-seconds", 0.01, "--out", folder,
+        "--memory-format", settings.layout, "--precision", settings.precision, "--checkpoint-every", "10ms", "--out", folder,
     ]  # fmt: skip
 
 

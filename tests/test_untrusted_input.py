@@ -1,4 +1,4 @@
-"""Several hundred malformed, hostile and fuzzed inputs: no crash, no hang, no unpickling, an error in one line each."""
+"""Malformed, hostile and fuzzed inputs, several hundred: no crash, no hang, no unpickling, one-line errors."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from convatlas.inference.predict import EncodedImage
 from convatlas.train.run import Run
 
 IMAGES, FILES, REQUESTS = 160, 80, 80
-"""How many of each kind."""
+"""Number of inputs of each kind."""
 
 
 class Trap:
-    """What writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class Trap:
 
 
 def fuzzed(data: bytes, seed: int) -> bytes:
-    """Return data with some bytes changed, cut out, doubled, or its end missing."""
+    """Return data with some bytes changed, deleted or repeated, or truncated."""
     random = np.random.default_rng(seed)
     changed = bytearray(data)
     for _ in range(int(random.integers(1, 12))):
@@ -73,7 +73,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def hostile(trap: Path) -> list[bytes]:
-    """Return what somebody would make by hand."""
+    """Return hand-made malicious files."""
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0))
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as packed:
@@ -101,21 +101,21 @@ def corpus(trap: Path) -> list[bytes]:
 def images_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[bytes]]:
     trap = tmp_path_factory.mktemp("trap") / "sprung"
     yield corpus(trap)
-    assert not trap.exists(), "something was unpickled"
+    assert not trap.exists(), "an object was unpickled"
 
 
-@pytest.mark.filterwarnings("ignore")  # of libraries, about what they mend
-def test_fuzzed_images_are_answered_or_refused_in_one_line(model: Model, images_of_all_kinds: list[bytes]) -> None:
+@pytest.mark.filterwarnings("ignore")  # of libraries, about what they repair
+def test_fuzzed_images_give_predictions_or_one_line_errors(model: Model, images_of_all_kinds: list[bytes]) -> None:
     found = model.predict([EncodedImage(f"p{i}", data) for i, data in enumerate(images_of_all_kinds)])
     assert len(found) == IMAGES
     for i, each in enumerate(found):
-        assert bool(each.error) != bool(each.probabilities)
+        assert bool(each.error) != bool(each.text)
         assert not each.error or (each.error.startswith(f"p{i}: ") and "\n" not in each.error), each.error
     assert sum(bool(each.error) for each in found) > IMAGES // 3
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_server_answers_on_after_all_of_them(model: Model, images_of_all_kinds: list[bytes]) -> None:
+def test_the_server_survives_fuzzed_requests(model: Model, images_of_all_kinds: list[bytes]) -> None:
     good = encoded("png")
     with running(model) as port:
         for i, data in enumerate(images_of_all_kinds):
@@ -123,12 +123,12 @@ def test_the_server_answers_on_after_all_of_them(model: Model, images_of_all_kin
             assert status in (200, 422)
         for seed in range(REQUESTS):
             raw(port, seed)
-        status, told = ask(port, body=good)
-        assert (status, len(told["predictions"])) == (200, 1)
+        status, content = ask(port, body=good)
+        assert (status, len(content["predictions"])) == (200, 1)
 
 
 def raw(port: int, seed: int) -> None:
-    """Send something that is nearly a request, and hang up."""
+    """Send an almost valid request, and close the connection."""
     image = encoded("png")
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM if seed % 2 else 'image/png'}\r\n"
     body = form([("a", image)]) if seed % 2 else image
@@ -139,7 +139,7 @@ def raw(port: int, seed: int) -> None:
             connection.sendall(request)
             connection.recv(1000)
         except OSError:
-            return  # it waits for the rest, or hung up
+            return  # the server waits for the rest, or closed the connection
 
 
 def test_fuzzed_model_files_are_refused_in_one_line(model_file: Path, tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ from pathlib import Path
 import convatlas as ca
 model, image, folder = sys.argv[1:]
 net = ca.load(model)
-expected = net.predict(image)[0].label
+expected = net.predict(image)[0].text
 made = ca.export(net, "onnx", Path(folder) / "x.onnx", check=image)
-assert ca.load(made.path).predict(image)[0].label == expected
-sys.path.insert(0, "tests")
+assert ca.load(made.path).predict(image)[0].text == expected
+sys.path[:0] = ["tests", "tests/inference"]
 from test_serve import ask, running
 with running(net) as port:
     assert ask(port, body=Path(image).read_bytes())[0] == 200
@@ -176,8 +176,8 @@ print("done")
 """
 
 
-def test_nothing_needs_a_network(colored: Run, images: Path, tmp_path: Path) -> None:
-    """In a namespace of its own, with nothing but a loopback: import, predict, export, serve."""
+def test_nothing_needs_internet_access(colored: Run, images: Path, tmp_path: Path) -> None:
+    """Import, predict, export and serve in a network namespace that has only a loopback device."""
     unshare, ip = shutil.which("unshare"), shutil.which("ip")
     if not unshare or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespaces here")

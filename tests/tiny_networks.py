@@ -19,7 +19,7 @@ def tiny(name: str) -> Spec:
     return spec.scaled(width=0.25, depth=0.34, resolution=min(spec.resolution, max(spec.minimum, 48)))
 
 
-def grown(name: str, *, classes: int = 7, channels: int = 3) -> tuple[Network, Tensor]:
+def build_tiny(name: str, *, classes: int = 7, channels: int = 3) -> tuple[Network, Tensor]:
     """Return the small network with weights of a fixed seed, ready for inference, and a batch of two inputs."""
     torch.manual_seed(0)
     network = build_fresh(tiny(name), classes=classes, channels=channels).eval()

@@ -1,4 +1,4 @@
-"""Networks of other libraries with random weights, to compare ours with."""
+"""Networks of torchvision and timm with random weights, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from convatlas.models.catalog import CATALOG, FAMILIES
 from convatlas.models.keys import remap_keys
 
 PAIRS = [(name, library) for name, row in CATALOG.items() for library in row.upstream]
-"""(our name, library) of every network that another library has, too."""
+"""(our name, library) of every network with an upstream implementation."""
 
 
 @contextmanager
 def without_init() -> Iterator[None]:
-    """Build networks without drawing their weights, which takes longer than to run them."""
+    """Build networks without initializing their weights, which takes longer than running them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, function in inspect.getmembers(nn.init, inspect.isfunction):
             if name.endswith("_"):
@@ -32,7 +32,7 @@ def without_init() -> Iterator[None]:
 
 
 def scramble(network: nn.Module, seed: int = 0) -> None:
-    """Give a network random weights, affines and statistics, of sizes that keep its activations alive."""
+    """Give a network random weights and norm statistics, in ranges that keep its activations finite and nonzero."""
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():
         for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
@@ -51,7 +51,7 @@ def scramble(network: nn.Module, seed: int = 0) -> None:
 
 
 def theirs(name: str, library: str, *, auxiliary: bool = False) -> nn.Module:
-    """Return the network of another library, its weights not yet drawn."""
+    """Return the upstream network, its weights not initialized."""
     row = CATALOG[name]
     peer = row.upstream[library]
     with without_init():
@@ -61,9 +61,7 @@ def theirs(name: str, library: str, *, auxiliary: bool = False) -> nn.Module:
         import torchvision
 
         options: dict[str, Any] = {}
-        if "transform_input" in inspect.signature(torchvision.models.get_model_builder(peer)).parameters or name in (
-            "googlenet", "inception_v3",
-        ):  # fmt: skip
+        if row.transforms_input:  # GoogLeNet and Inception v3
             options = {"aux_logits": auxiliary, "init_weights": False}
         return cast(nn.Module, torchvision.models.get_model(peer, **options))
 
@@ -74,7 +72,7 @@ def ours(row: Variant) -> Network:
 
 
 def moved(row: Variant, network: nn.Module, library: str) -> Network:
-    """Return our network with the weights of theirs, moved by the key rules."""
+    """Return our network with the weights of theirs, copied by the key rules."""
     family = next(f for f in FAMILIES.values() if any(type(v.spec) is type(row.spec) for v in f.variants.values()))
     mine = ours(row)
     mine.load_state_dict(remap_keys(network.state_dict(), family.key_mappings[library](row.spec), mine.state_dict()))

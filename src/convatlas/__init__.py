@@ -1,11 +1,12 @@
 """convatlas: convolutional networks from 1989 on, from one small vocabulary.
 
 import convatlas as ca
-ca.list_models("resnet*", max_params=30e6)         # names
-model = ca.build("resnet18", classes=10)    # a torch module
-ca.cost(model)                              # parameters, MACs, activations, receptive field, per layer
-run = ca.fit("digits", "lenet5")            # train; a run folder with a sealed model file
-net = ca.load(run.model_file); net.predict("seven.png")
+ca.list_models("resnet*", max_params=30e6)  # names
+network = ca.build("resnet18", classes=10)  # a torch module
+ca.cost(network)                            # parameters, MACs, activations, receptive field, by layer
+run = ca.fit("digits", "lenet5")            # train; a run directory with a model file
+model = ca.load(run.model_file)
+model.predict("seven.png")
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from convatlas.core.preprocessing import Preprocessing
     from convatlas.core.spec import diff
     from convatlas.core.summary import summary
+    from convatlas.data.augment import Augment
     from convatlas.errors import ConvatlasError
     from convatlas.inference.export import export
     from convatlas.inference.model import Ensemble, evaluate, load, predict
@@ -41,17 +43,18 @@ if TYPE_CHECKING:
 _ROOMS = {
     "core.compose": ("Chain", "Concat", "Product", "Sum"),
     "core.cost": ("cost",),
-    "core.features": ("taps_at_strides", "feature_info"),
+    "core.features": ("feature_info", "taps_at_strides"),
     "core.network": ("Network", "taps"),
     "core.preprocessing": ("Preprocessing",),
     "core.spec": ("diff",),
     "core.summary": ("summary",),
+    "data.augment": ("Augment",),
     "errors": ("ConvatlasError",),
     "inference.export": ("export",),
-    "inference.model": ("DataOptions", "Ensemble", "ExecutionOptions", "RunOptions", "evaluate", "load", "predict"),
+    "inference.model": ("Ensemble", "evaluate", "load", "predict"),
     "models.catalog": ("list_models", "spec", "variant"),
     "models.describe": ("compare", "show"),
-    "models.scaling": ("scale_compound", "scale_fast", "fit_budget"),
+    "models.scaling": ("fit_budget", "scale_compound", "scale_fast"),
     "train.cross_validation": ("cross_validate",),
     "train.fit": ("fit", "resume"),
     "train.optim": ("param_groups_by_depth",),
@@ -64,44 +67,11 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
-    "Budget",
-    "Chain",
-    "Concat",
-    "ConvatlasError",
-    "DataOptions",
-    "Ensemble",
-    "ExecutionOptions",
-    "Network",
-    "Preprocessing",
-    "Product",
-    "Recipe",
-    "RunOptions",
-    "Sum",
-    "build",
-    "compare",
-    "cost",
-    "cross_validate",
-    "diff",
-    "evaluate",
-    "export",
-    "feature_info",
-    "fit",
-    "fit_budget",
-    "list_models",
-    "list_weights",
-    "load",
-    "param_groups_by_depth",
-    "predict",
-    "resume",
-    "scale_compound",
-    "scale_fast",
-    "select_model",
-    "show",
-    "spec",
-    "summary",
-    "taps",
-    "taps_at_strides",
-    "variant",
+    "Augment", "Budget", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
+    "Network", "Preprocessing", "Product", "Recipe", "RunOptions", "Sum", "build", "compare", "cost",
+    "cross_validate", "diff", "evaluate", "export", "feature_info", "fit", "fit_budget", "list_models",
+    "list_weights", "load", "param_groups_by_depth", "predict", "resume", "scale_compound", "scale_fast",
+    "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "variant",
 ]  # fmt: skip
 
 

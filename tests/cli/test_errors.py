@@ -46,7 +46,7 @@ def class_mismatch(p: Place) -> tuple[list[object], list[str]]:
 def other_classes_than_the_model(p: Place) -> tuple[list[object], list[str]]:
     shutil.rmtree(p.data / "train/bee")
     shutil.rmtree(p.data / "val/bee")
-    return ["evaluate", p.model, p.data], [str(p.data), "misses bee"]
+    return ["evaluate", p.model, p.data], [str(p.data), "lacks bee"]
 
 
 def unreadable_image(p: Place) -> tuple[list[object], list[str]]:
@@ -83,7 +83,7 @@ def unreadable_image_alone(p: Place) -> tuple[list[object], list[str]]:
 
 REFUSED: dict[str, Case] = {
     "missing folder": lambda p: (fit(p.beside / "no", p.run), [str(p.beside / "no"), "no such folder"]),
-    "file for a folder": lambda p: (fit(p.model, p.run), [str(p.model), "expected a folder"]),
+    "file for a folder": lambda p: (fit(p.model, p.run), [str(p.model), "must be a folder, a table"]),
     "empty folder": lambda p: (fit(p.beside, p.run), [str(p.beside), "two folders"]),
     "name too long": lambda p: (fit("a" * 300, p.run), ["a" * 300]),
     "set not fetched": lambda p: (fit("mnist", p.run), ["mnist", "--download"]),
@@ -91,7 +91,7 @@ REFUSED: dict[str, Case] = {
     "class mismatch": class_mismatch,
     "classes of another model": other_classes_than_the_model,
     "unreadable image": unreadable_image,
-    "too small": lambda p: (fit(p.data, p.run, "--resolution", 8), ["resolution", "8 px", "at least 16 px"]),
+    "too small": lambda p: (fit(p.data, p.run, "--resolution", 8), ["resolution must be >= 16 px", "got 8 px"]),
     "no size": lambda p: (fit(p.data, p.run, "--resolution", 0), ["resolution"]),
     "two channels": lambda p: (fit(p.data, p.run, "--channels", 2), ["channels", "2"]),
     "no channels": lambda p: (fit(p.data, p.run, "--channels", 0), ["channels"]),
@@ -100,10 +100,10 @@ REFUSED: dict[str, Case] = {
     "unknown network": lambda p: (["fit", p.data, "--model", "lenet5_modem"], ["did you mean lenet5_modern"]),
     "unknown network to show": lambda p: (["show", "lenet6"], ["lenet6", "did you mean lenet"]),
     "unknown family": lambda p: (["list", "--family", "lent"], ["lent", "did you mean lenet"]),
-    "show too small": lambda p: (["cost", "lenet5", "--resolution", 8], ["resolution", "at least 16 px"]),
+    "show too small": lambda p: (["cost", "lenet5", "--resolution", 8], ["resolution must be >= 16 px"]),
     "no classes": lambda p: (["cost", "lenet5", "--classes", 0], ["classes"]),
     "unknown recipe": lambda p: (fit(p.data, p.run, "--recipe", "defalt"), ["defalt", "did you mean default"]),
-    "unknown field": lambda p: (fit(p.data, p.run, "--set", "smothing=0.1"), ["did you mean smoothing"]),
+    "unknown field": lambda p: (fit(p.data, p.run, "--set", "smothing=0.1"), ["did you mean label_smoothing"]),
     "no value": lambda p: (fit(p.data, p.run, "--set", "label_smoothing"), ["--set: must be FIELD=VALUE"]),
     "value of a wrong type": lambda p: (fit(p.data, p.run, "--set", "max_shift=much"), ["shift", "much"]),
     "value out of range": lambda p: (fit(p.data, p.run, "--set", "label_smoothing=2"), ["smoothing", "2"]),

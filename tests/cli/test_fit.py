@@ -23,7 +23,11 @@ def test_fit_leaves_a_complete_run_directory(convatlas: Command, images: Path, t
         "checkpoint.pt",
     }  # fmt: skip
     config = json.loads((run / "run.json").read_text())
-    assert (config["model"], config["classes"], config["recipe"]["epochs"]) == ("lenet5_modern", list(COLORS), 2)
+    assert (config["model"], config["task"]["classes"], config["recipe"]["epochs"]) == (
+        "lenet5_modern",
+        list(COLORS),
+        2,
+    )
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     assert [int(row["epoch"]) for row in rows] == [1, 2]
     with Image.open(run / "curves.png") as curves:

@@ -14,14 +14,14 @@ from convatlas.core.network import Network, feature_map, tap_paths, taps
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.train.optim import param_groups_by_depth
-from tiny_networks import grown
+from tiny_networks import build_tiny
 
 every_network = pytest.mark.parametrize("name", CATALOG)
 
 
 @every_network
 def test_places_are_taps_of_that_shape(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     found = feature_info(network)
     kept = taps(network, [place.path for place in found], x)
     for place in found:
@@ -30,7 +30,7 @@ def test_places_are_taps_of_that_shape(name: str) -> None:
 
 @every_network
 def test_head_is_the_output(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     with torch.no_grad():
         assert torch.equal(taps(network, ["head"], x)["head"], network(x))
 
@@ -63,7 +63,7 @@ def test_a_stride_inside_the_stem_is_found_and_an_unknown_one_refused() -> None:
 
 
 def test_what_a_tap_keeps_is_not_overwritten_by_the_activation_behind_it() -> None:
-    network, x = grown("resnet18")
+    network, x = build_tiny("resnet18")
     kept = taps(network, ["stages.0.0.sum", "stages.0.0"], x)
     assert float(kept["stages.0.0.sum"].detach().min()) < 0
     assert torch.equal(kept["stages.0.0.sum"].relu(), kept["stages.0.0"])
@@ -74,7 +74,7 @@ def test_what_a_tap_keeps_is_not_overwritten_by_the_activation_behind_it() -> No
 
 @every_network
 def test_frozen_parts_neither_learn_nor_count(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     network.freeze("stages.0").train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
@@ -108,7 +108,7 @@ def test_freezing_reaches_inside_a_stage_and_refuses_what_is_not_there() -> None
 
 @every_network
 def test_groups_by_depth_hold_every_parameter_once(name: str) -> None:
-    network, _ = grown(name)
+    network, _ = build_tiny(name)
     groups = param_groups_by_depth(network)
     held = [parameter for _, parameters in groups for parameter in parameters]
     assert len(held) == len({id(p) for p in held}) == len(list(network.parameters()))

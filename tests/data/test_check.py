@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from convatlas.cli.app import app
 from convatlas.data.check import Check, check
+from convatlas.data.decode.display import display_image
 from convatlas.data.open import open_data
-from convatlas.draw.contact_sheet import draw_sheet
+from convatlas.draw.contact_sheet import contact_sheet
 
 
 @pytest.fixture
@@ -100,7 +101,8 @@ def test_images_of_floats_are_checked_and_drawn(tmp_path: Path) -> None:
     checked = check(open_data(tmp_path / "data"))
     assert not checked.unreadable
     assert not checked.duplicates
-    draw_sheet(checked, tmp_path / "sheet.png")
+    rows = [(caption, [display_image(file) for file in files]) for caption, files in checked.sheet()]
+    contact_sheet(rows, path=tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         seen = np.asarray(sheet.convert("L"))
     assert seen.std() > 20

@@ -95,9 +95,9 @@ def test_without_a_val_share_everything_is_trained_on() -> None:
 
 
 @pytest.mark.parametrize("dots", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx_folder_is_read_packed_or_not_under_both_names(tmp_path: Path, packed: bool, dots: bool) -> None:
-    data = load(write_idx_folder(tmp_path / "rows", packed=packed, dots=dots), share=0.1)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_idx_folder_is_read_compressed_or_not_under_both_names(tmp_path: Path, compressed: bool, dots: bool) -> None:
+    data = load(write_idx_folder(tmp_path / "rows", compressed=compressed, dots=dots), share=0.1)
     assert (data.name, data.classes) == ("rows", tuple("0123456789"))
     assert (len(data.train), sum(per_class(data.val)), per_class(data.test)) == (144, 16, [4] * 10)
     assert data.train.pixels.shape[1:] == (1, 8, 8)
@@ -148,14 +148,14 @@ def flip_in_the_middle(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize("part", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 @pytest.mark.parametrize(
-    ("packed", "damage"),
+    ("compressed", "damage"),
     [
         (True, lambda raw: raw[:-20]),
         (True, lambda raw: raw[: len(raw) // 2]),
         (True, flip_in_the_middle),
         (True, lambda raw: raw[:-8] + b"\0" * 8),
         (True, lambda raw: b""),
-        (True, lambda raw: b"not packed at all"),
+        (True, lambda raw: b"not compressed at all"),
         (False, lambda raw: raw[:-1]),
         (False, lambda raw: raw + b"\0"),
         (False, lambda raw: raw[:6]),
@@ -167,14 +167,28 @@ def flip_in_the_middle(raw: bytes) -> bytes:
         (False, lambda raw: b"\0\0\x08\x04" + b"\0\x01\0\0" * 4),
     ],
     ids=[
-        "packed, end missing", "packed, half", "packed, one byte wrong", "packed, wrong checksum", "packed, empty",
-        "not packed", "one byte short", "one byte long", "only the magic", "empty", "a PNG", "floats", "no dimension",
-        "255 dimensions", "dimensions that overflow to nothing",
+        "compressed, end missing",
+        "compressed, half",
+        "compressed, one byte wrong",
+        "compressed, wrong checksum",
+        "compressed, empty",
+        "not compressed",
+        "one byte short",
+        "one byte long",
+        "only the magic",
+        "empty",
+        "a PNG",
+        "floats",
+        "no dimension",
+        "255 dimensions",
+        "dimensions that overflow to nothing",
     ],
 )  # fmt: skip
-def test_damaged_idx_files_are_named(tmp_path: Path, packed: bool, damage: Callable[[bytes], bytes], part: str) -> None:
-    folder = write_idx_folder(tmp_path / "rows", packed=packed)
-    file = folder / (part + ".gz" * packed)
+def test_damaged_idx_files_are_named(
+    tmp_path: Path, compressed: bool, damage: Callable[[bytes], bytes], part: str
+) -> None:
+    folder = write_idx_folder(tmp_path / "rows", compressed=compressed)
+    file = folder / (part + ".gz" * compressed)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(DataError, match=part):
         load(folder)
@@ -194,7 +208,7 @@ def test_damaged_idx_files_are_named(tmp_path: Path, packed: bool, damage: Calla
 def test_idx_files_that_do_not_go_together_are_refused(
     tmp_path: Path, part: str, values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], told: str
 ) -> None:
-    folder = write_idx_folder(tmp_path / "rows", packed=False)
+    folder = write_idx_folder(tmp_path / "rows", compressed=False)
     write_idx(folder / part, values)
     with pytest.raises(DataError, match=told):
         load(folder)
@@ -223,7 +237,9 @@ def test_labels_are_the_folders_of_the_images(images: Path) -> None:
     data = load(images)
     for part in (data.train, data.val):
         assert part is not None
-        assert [Path(name).parent.name for name in part.names] == [data.classes[i] for i in part.targets.tensor("label")]
+        assert [Path(name).parent.name for name in part.names] == [
+            data.classes[i] for i in part.targets.tensor("label")
+        ]
         means = part.pixels.float().mean((2, 3))
         expected = torch.tensor([COLORS[data.classes[i]] for i in part.targets.tensor("label")]).float()
         assert (means - expected).abs().max() < 30
@@ -377,7 +393,9 @@ BREAK: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", ["00.jpg", "01.png"])
 @pytest.mark.parametrize("damage", BREAK)
-def test_unreadable_images_are_skipped_and_listed_up_to_max_unreadable(own_images: Path, damage: str, name: str) -> None:
+def test_unreadable_images_are_skipped_and_listed_up_to_max_unreadable(
+    own_images: Path, damage: str, name: str
+) -> None:
     file = own_images / "train/bee" / name
     file.write_bytes(BREAK[damage](file.read_bytes()))
     data = load(own_images, max_unreadable=1 / 72)
@@ -392,7 +410,9 @@ def test_unreadable_images_are_skipped_and_listed_up_to_max_unreadable(own_image
 def test_labels_still_go_with_images_after_an_unreadable_one(own_images: Path) -> None:
     (own_images / "train/ant/00.jpg").write_bytes(b"")
     data = load(own_images, max_unreadable=0.5)
-    assert [Path(name).parent.name for name in data.train.names] == [data.classes[i] for i in data.train.targets.tensor("label")]
+    assert [Path(name).parent.name for name in data.train.names] == [
+        data.classes[i] for i in data.train.targets.tensor("label")
+    ]
     assert data.train.pixels.float().mean((2, 3)).argmax(1).tolist() == data.train.targets.tensor("label").tolist()
 
 
@@ -425,7 +445,7 @@ def keep_one_class(folder: Path) -> None:
     ("damage", "told"),
     [
         (empty_a_class, "train/bee: the class bee is empty"),
-        (keep_one_class, "train: expected at least two folders.*found 1"),
+        (keep_one_class, "train: must contain at least two folders.*got 1"),
         (lambda folder: shutil.rmtree(folder / "val/bee"), "val split lacks bee"),
         (lambda folder: shutil.rmtree(folder / "train/bee"), "val split .*not in train: bee"),
         (lambda folder: (folder / "val/bee").rename(folder / "val/wasp"), "lacks bee .*not in train: wasp"),
@@ -481,6 +501,7 @@ def test_classes_are_matched_by_name_in_any_order() -> None:
 def test_progress_counts_every_image(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
+
     def progress(task: str, done: int, total: int) -> None:
         told.append((task, done, total))
 

@@ -1,4 +1,4 @@
-"""Images are decoded once, kept in a file of the cache, and are the same from there, from memory and anew."""
+"""Images are decoded once; pixels from the cache, from memory and from streaming are the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from torch import Tensor
 
 import convatlas as ca
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data import pixel_cache, stream
+from convatlas.data import pixel_cache
 from convatlas.data.dataset import Dataset
 from convatlas.data.decode.files import UnavailableError
-from convatlas.data.open import find
+from convatlas.data.decode.pixels import load_image
+from convatlas.data.open import open_data
 from convatlas.data.stream import Streamed, prefetch
 from convatlas.errors import DataError
 from convatlas.train.recipe import Recipe
+from convatlas.train.run import Epoch
 
 STEPS = Preprocessing(resize=12, crop=8).for_channels(3)
 
@@ -37,13 +40,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(folder: Path, **how: object) -> Dataset:
-    return find(folder).load(STEPS, **how)  # type: ignore[arg-type]
+    return open_data(folder).load(STEPS, **how)  # type: ignore[arg-type]
 
 
 def same(a: Dataset, b: Dataset) -> bool:
     pairs = [(a.splits[split], b.splits[split]) for split in a.splits]
     return a.fingerprint() == b.fingerprint() and all(
-        torch.equal(x.pixels, y.pixels) and torch.equal(x.labels, y.labels) and x.names == y.names for x, y in pairs
+        torch.equal(x.pixels, y.pixels)
+        and x.targets.to_bytes() == y.targets.to_bytes()
+        and list(x.names) == list(y.names)
+        for x, y in pairs
     )
 
 
@@ -53,7 +59,7 @@ def test_the_second_time_nothing_is_decoded(
 ) -> None:
     first = load(images, for_random_crop=for_random_crop)
     assert len(list(cache.glob("*.raw"))) == len(list(cache.glob("*.json"))) == 2
-    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("an image was read"))
+    monkeypatch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was read"))
     second = load(images, for_random_crop=for_random_crop)
     assert same(first, second)
     assert first.train.pixels.shape[-1] == (12 if for_random_crop else 8)
@@ -64,7 +70,7 @@ def test_the_second_time_nothing_is_decoded(
         assert 0.4 < first.train.aspects.min() < 1 < first.train.aspects.max() < 2.5
 
 
-def test_files_and_memory_hold_the_same(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_in_memory_are_those_of_the_cache(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = load(images)
     shutil.rmtree(cache)
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 0)
@@ -78,7 +84,7 @@ def test_a_moved_folder_is_known_by_its_contents_and_a_changed_image_is_not(
     before = load(own_images)
     moved = own_images.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
-        patch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("an image was read"))
+        patch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was read"))
         after = load(moved)
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert before.fingerprint() == after.fingerprint()
@@ -87,7 +93,7 @@ def test_a_moved_folder_is_known_by_its_contents_and_a_changed_image_is_not(
     assert load(moved).fingerprint() != before.fingerprint()
 
 
-def test_broken_images_are_remembered_with_the_names_they_have_now(own_images: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_cached_with_their_present_names(own_images: Path, tmp_path: Path) -> None:
     (own_images / "train" / "ant" / "00.jpg").write_bytes(b"no image")
     first = load(own_images, max_unreadable=0.1)
     second = load(own_images.rename(tmp_path / "moved"), max_unreadable=0.1)
@@ -98,7 +104,7 @@ def test_broken_images_are_remembered_with_the_names_they_have_now(own_images: P
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no notes", "bad notes"])
-def test_a_damaged_cache_is_made_anew(images: Path, cache: Path, damage: str) -> None:
+def test_a_damaged_cache_is_rebuilt(images: Path, cache: Path, damage: str) -> None:
     pixels = load(images).train.pixels.clone()  # the mapped ones end with their file
     for raw in cache.glob("*.raw"):
         notes = raw.with_suffix(".json")
@@ -112,7 +118,7 @@ def test_a_damaged_cache_is_made_anew(images: Path, cache: Path, damage: str) ->
     assert torch.equal(load(images).train.pixels, pixels)
 
 
-def test_a_full_disk_and_a_cache_that_cannot_be_written_leave_the_images_in_memory(
+def test_images_stay_in_memory_if_the_disk_is_full_or_the_cache_is_not_writable(
     images: Path, cache: Path, full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -124,7 +130,7 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written_leave_the_images_in_memo
     assert same(held, load(images))
 
 
-def test_what_was_not_used_for_longest_makes_room(
+def test_the_least_recently_used_pixels_are_deleted_first(
     images: Path, own_images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(images)
@@ -141,35 +147,35 @@ def test_what_was_not_used_for_longest_makes_room(
 
 
 def test_arrays_get_the_channels_of_the_network_or_are_refused(idx_folder: Path, tmp_path: Path) -> None:
-    gray, rgb = (find(idx_folder).load(STEPS.for_channels(n)).train.pixels for n in (1, 3))
+    gray, rgb = (open_data(idx_folder).load(STEPS.for_channels(n)).train.pixels for n in (1, 3))
     assert isinstance(gray, Tensor)
     assert torch.equal(torch.as_tensor(rgb), gray.expand(-1, 3, -1, -1))
     x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
     steps = Preprocessing(8, 8)
     for name, values in (("wide", x), ("deep", x.astype(np.uint16) * 257)):
         np.savez(tmp_path / f"{name}.npz", x=values, y=np.arange(8) % 2)
-        pixels = find(tmp_path / f"{name}.npz").load(steps).train.pixels
+        pixels = open_data(tmp_path / f"{name}.npz").load(steps).train.pixels
         luma = torch.from_numpy(x @ np.array([0.299, 0.587, 0.114])).round()
         assert (torch.as_tensor(pixels)[:, 0] - luma).abs().max() <= 1
-    with pytest.raises(DataError, match=r"has 1 channel\(s\), not 5; see --channels"):
-        find(idx_folder).load(STEPS.for_channels(5))
+    with pytest.raises(DataError, match=r"has 1 channel\(s\), the network reads 5; see --channels"):
+        open_data(idx_folder).load(STEPS.for_channels(5))
 
 
-def test_what_is_missing_here_is_not_remembered_as_broken(
+def test_an_image_that_may_be_readable_later_is_not_cached_as_unreadable(
     images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(path: Path, steps: Preprocessing, *, for_random_crop: bool) -> tuple[Tensor, float]:
-        if path.name == "02.jpg":
+    def failing(path: str, *arguments: Any, **keywords: Any) -> tuple[Tensor, float]:
+        if path.endswith("02.jpg"):
             raise UnavailableError(f"{path}: cannot be read: Input/output error")
-        return stream.load_image(path, steps, for_random_crop=for_random_crop)
+        return load_image(path, *arguments, **keywords)
 
-    monkeypatch.setattr("convatlas.data.prepare.readied", failing)
+    monkeypatch.setattr("convatlas.data.prepare.load_image", failing)
     with pytest.raises(DataError, match="Input/output error"):
         load(images)
     assert not [path for path in cache.iterdir() if path.is_file()]
 
 
-def test_what_killed_processes_left_is_cleared(images: Path, cache: Path) -> None:
+def test_unfinished_files_of_killed_processes_are_deleted(images: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -181,17 +187,17 @@ def test_what_killed_processes_left_is_cleared(images: Path, cache: Path) -> Non
     assert own.exists()
 
 
-# --- where there is no place at all
+# --- no room on the disk nor in memory
 
 
 @pytest.fixture
-def no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the cache nor the memory can hold the images."""
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 100)
     monkeypatch.setattr(pixel_cache, "MEMORY_LIMIT", 100)
 
 
-PLANS = {
+RECIPES = {
     "plain": Recipe(epochs=2, batch=7, lr=0.01),
     "crops and mixtures": Recipe(epochs=2, batch=7, lr=0.01).replaced(
         {"min_crop_area": 0.5, "mixup": 0.2, "cutmix": 1.0}
@@ -199,14 +205,14 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_images_without_any_place_are_streamed_to_the_same_bits(
+@pytest.mark.parametrize("plan", RECIPES)
+def test_streamed_images_give_the_same_bits(
     images: Path, cache: Path, tmp_path: Path, request: pytest.FixtureRequest, plan: str
 ) -> None:
-    held = ca.fit(images, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "held")
+    held = ca.fit(images, "lenet5_modern", recipe=RECIPES[plan], out=tmp_path / "held")
     shutil.rmtree(cache)
-    request.getfixturevalue("no_place")
-    streamed = ca.fit(images, "lenet5_modern", recipe=PLANS[plan], out=tmp_path / "streamed")
+    request.getfixturevalue("no_room")
+    streamed = ca.fit(images, "lenet5_modern", recipe=RECIPES[plan], out=tmp_path / "streamed")
     assert isinstance(streamed.dataset.train.pixels, Streamed)
     assert not list(cache.glob("*.raw"))
     assert len(list(cache.glob("*.json"))) == 2
@@ -214,33 +220,33 @@ def test_images_without_any_place_are_streamed_to_the_same_bits(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert streamed.config.fingerprint == held.config.fingerprint
     split, result, _ = ca.evaluate(streamed.model_file, images, split="all")
-    assert (split, len(result.labels)) == ("all", 72)
+    assert (split, result.n) == ("all", 72)
     assert "<figure>" in (streamed.folder / "report.html").read_text()
     assert ca.resume(tmp_path / "streamed").state.finished
 
 
-@pytest.mark.usefixtures("no_place")
-def test_streamed_images_are_looked_at_once_before(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_room")
+def test_streamed_images_are_read_once_before_training(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own_images / "train" / "ant" / "00.jpg").write_bytes(b"no image")
     first = load(own_images, max_unreadable=0.1)
     assert [Path(unreadable.path).name for unreadable in first.unreadable] == ["00.jpg"]
-    monkeypatch.setattr("convatlas.data.prepare.readied", lambda *_, **__: pytest.fail("an image was read"))
+    monkeypatch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was read"))
     again = load(own_images, max_unreadable=0.1)
     assert again.unreadable == first.unreadable
     assert again.train.names == first.train.names
 
 
-@pytest.mark.usefixtures("no_place")
-def test_a_image_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_images: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_room")
+def test_a_streamed_image_that_disappears_ends_the_run_and_is_named(own_images: Path, tmp_path: Path) -> None:
     gone = own_images / "train" / "bee" / "03.png"
 
     def remove(event: object) -> None:
-        if isinstance(event, dict):
+        if isinstance(event, Epoch) and gone.exists():
             gone.rename(tmp_path / "elsewhere.png")
 
     recipe = Recipe(epochs=2, batch=7, lr=0.01)
     with pytest.raises(DataError, match=r"bee/03\.png: no such file"):
-        ca.fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "run", watch=remove)
+        ca.fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "run", on_event=remove)
     (tmp_path / "elsewhere.png").rename(gone)
     part = ca.resume(tmp_path / "run")
     whole = ca.fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "whole")
@@ -248,15 +254,15 @@ def test_a_image_that_is_gone_when_it_is_needed_ends_the_run_by_name(own_images:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.usefixtures("no_place")
-def test_once_there_is_place_the_images_are_held(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_room")
+def test_streaming_ends_once_there_is_room(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(load(images).train.pixels, Streamed)
     monkeypatch.setattr(pixel_cache, "CACHE_LIMIT", 10**9)
     assert isinstance(load(images).train.pixels, torch.Tensor)
     assert len(list(cache.glob("*.raw"))) == 2
 
 
-def test_the_next_batch_is_decoded_meanwhile() -> None:
+def test_the_next_batch_is_decoded_in_the_background() -> None:
     order: list[str] = []
 
     class Slow(Streamed):

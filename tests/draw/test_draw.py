@@ -12,9 +12,9 @@ from torch import nn
 from convatlas.core.compose import Chain, Concat, Product, Sum
 from convatlas.core.cost import cost
 from convatlas.core.outline import Box, Outline, Parallel, Series, outline
-from convatlas.draw.diagram import diagram, save, size
+from convatlas.draw.diagram import diagram, size
 from convatlas.draw.timeline import entries, timeline
-from convatlas.errors import RunError, SpecError
+from convatlas.errors import InputError, MachineError, SpecError
 from convatlas.layers.conv import ConvNorm
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.describe import compare
@@ -91,7 +91,8 @@ def test_unknown_layers_show_their_name() -> None:
 @pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_diagrams_are_written(name: str, ending: str, tmp_path: Path) -> None:
-    path = save(diagram(build_fresh(tiny(name), device="meta"), title=name), tmp_path / f"image.{ending}")
+    path = tmp_path / f"diagram.{ending}"
+    diagram(build_fresh(tiny(name), device="meta"), title=name, path=path)
     if ending == "png":
         width, height = Image.open(path).size
         assert min(width, height) > 300
@@ -99,10 +100,12 @@ def test_diagrams_are_written(name: str, ending: str, tmp_path: Path) -> None:
         assert "<svg" in path.read_text(encoding="utf-8")[:1000]
 
 
-@pytest.mark.parametrize("name", ["image.gif", "image", "none/image.svg"])
-def test_drawings_that_cannot_be_written_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError):
-        save(timeline(), tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "error"), [("image.gif", InputError), ("image", InputError), ("none/image.svg", MachineError)]
+)
+def test_drawings_that_cannot_be_written_are_refused(name: str, error: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(error):
+        timeline(path=tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -111,7 +114,8 @@ def test_timeline_goes_from_1989_on_and_has_every_family(tmp_path: Path) -> None
     assert (found[0].year, found[0].title) == (1989, "ConvNet 1989")
     assert found[-1].year == 2022
     assert {entry.title for entry in found} == {row.card.family for row in CATALOG.values()}
-    assert save(timeline(), tmp_path / "timeline.pdf").stat().st_size > 5_000
+    timeline(path=tmp_path / "timeline.pdf")
+    assert (tmp_path / "timeline.pdf").stat().st_size > 5_000
 
 
 # --- comparisons

@@ -1,8 +1,9 @@
-"""Export: written only if it answers the same, read again by the same command, 8-bit within what may be lost."""
+"""Export: files are written only if predictions are equal, are read by the same commands, and keep accuracy in int8."""
 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,13 @@ from convatlas.engines import onnx_graph, openvino_files
 from convatlas.errors import ConvatlasError, DataError, EngineError, ModelFileError
 from convatlas.inference import export as exporting
 from convatlas.inference import quantize
-from convatlas.inference.export import Parity, export
+from convatlas.inference.export import export, path_beside
 from convatlas.inference.model import Model, load
-from convatlas.tasks.classification.losses import CRITERIA
+from convatlas.tasks.known import MultilabelClassification
 from convatlas.train.fit import fit
 from convatlas.train.recipe import RECIPES
 from convatlas.train.run import Run
-from convatlas.train.settings import Settings
+from convatlas.train.settings import ExecutionOptions
 
 pytest.importorskip("onnxruntime")
 
@@ -42,24 +43,24 @@ def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     pytest.importorskip("openvino")
     folder = tmp_path_factory.mktemp("exported")
     for to, name in FORMATS.items():
-        made = export(model, to, folder / name)
-        assert (made.parity.images, made.parity.same) == (64, 64)
-        assert made.parity.difference < 1e-5
+        result = export(model, to, folder / name)
+        assert (result.parity.num_images, result.parity.num_same) == (64, 64)
+        assert result.parity.max_difference < 1e-5
     return {to: folder / name for to, name in FORMATS.items()}
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_an_exported_file_is_read_again_and_gives_the_same(exported: dict[str, Path], model: Model, to: str) -> None:
+def test_an_exported_file_has_the_same_predictions(exported: dict[str, Path], model: Model, to: str) -> None:
     again = load(exported[to])
     assert again.header == model.header
     whole, part = (each.evaluate("digits", split="test").result for each in (model, again))
     assert torch.equal(part.predicted, whole.predicted)
     torch.testing.assert_close(part.probabilities, whole.probabilities, atol=1e-4, rtol=0)
-    with pytest.raises(EngineError, match="an exported file holds no network"):
+    with pytest.raises(EngineError, match="an exported file contains no network"):
         again.using("torch")
 
 
-def test_a_file_of_torch_export_is_not_opened_here(exported: dict[str, Path]) -> None:
+def test_a_file_of_torch_export_is_refused_by_load(exported: dict[str, Path]) -> None:
     with pytest.raises(ModelFileError, match="could run code"):
         load(exported["torch-export"])
     program = torch.export.load(exported["torch-export"]).module()
@@ -68,75 +69,75 @@ def test_a_file_of_torch_export_is_not_opened_here(exported: dict[str, Path]) ->
 
 
 def test_a_graph_works_without_this_library(exported: dict[str, Path], model: Model) -> None:
-    """What somebody does who has ONNX Runtime alone."""
+    """A program that has only ONNX Runtime."""
     script = (
         "import sys, json, numpy, onnxruntime\n"
         "session = onnxruntime.InferenceSession(sys.argv[1])\n"
-        "said = session.get_modelmeta().custom_metadata_map\n"
+        "metadata = session.get_modelmeta().custom_metadata_map\n"
         "pixels = numpy.full((2, 1, 32, 32), 7, numpy.uint8)\n"
         "p = session.run(['probabilities'], {'pixels': pixels})[0]\n"
         "assert 'convatlas' not in sys.modules and 'torch' not in sys.modules\n"
-        "print(json.dumps([json.loads(said['classes']), p[0].tolist()]))\n"
+        "print(json.dumps([json.loads(metadata['classes']), p[0].tolist()]))\n"
     )
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, exported["onnx"]], capture_output=True, text=True, check=True, timeout=120
     )
-    classes, found = json.loads(told.stdout)
+    classes, found = json.loads(process.stdout)
     assert classes == list(model.classes)
     outputs = model.engine.outputs(torch.full((1, 1, 32, 32), 7, dtype=torch.uint8))
-    assert found == pytest.approx((outputs / model.header.temperature).softmax(1)[0].tolist(), abs=1e-5)
+    assert found == pytest.approx((outputs / model.header.calibration.temperature).softmax(1)[0].tolist(), abs=1e-5)
 
 
-def test_what_does_not_answer_like_the_network_is_not_written(
+def test_an_export_with_other_predictions_is_not_written(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = exporting._of_onnx
+    exact = exporting._onnx_forward
 
     def rough(data: bytes) -> Any:
         run = exact(data)
         return lambda pixels: (run(pixels)[0] + 0.001, run(pixels)[1])
 
-    monkeypatch.setattr(exporting, "_of_onnx", rough)
-    with pytest.raises(EngineError, match=r"does not answer like the network.* nothing was written"):
+    monkeypatch.setattr(exporting, "_onnx_forward", rough)
+    with pytest.raises(EngineError, match=r"its predictions differ: .* nothing was written"):
         export(model, "onnx", tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_that_are_as_good_as_equal_may_change_places(model: Model) -> None:
+def test_equally_probable_classes_may_be_swapped(model: Model) -> None:
     def swapped(pixels: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model.engine.outputs(pixels)
-        p = (outputs / model.header.temperature).softmax(1)
+        p = (outputs / model.header.calibration.temperature).softmax(1)
         return p + 1e-5 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)), outputs
 
     pixels = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
-    assert exporting.compared(model, swapped, pixels, "x").same == 2
+    assert exporting.compare(model, swapped, pixels, "x").num_same == 2
 
 
 @pytest.mark.parametrize(
-    ("to", "name", "how", "told"),
+    ("to", "name", "options", "message"),
     [
-        ("caffe", "x.onnx", {}, "choose one of onnx"),
-        ("onnx", "x.bin", {}, "ends in .onnx"),
-        ("onnx", "nowhere/x.onnx", {}, "there is no folder"),
+        ("caffe", "x.onnx", {}, "the format must be one of onnx"),
+        ("onnx", "x.bin", {}, "must end in .onnx"),
+        ("onnx", "nowhere/x.onnx", {}, "nowhere does not exist"),
         ("onnx", "x.onnx", {"check": "nowhere"}, "no such folder"),
-        ("torch-export", "x.pt2", {"int8": "digits"}, "torch-export is float32"),
+        ("torch-export", "x.pt2", {"int8": "digits"}, "int8 needs the format onnx or openvino"),
     ],
 )
 def test_impossible_exports_are_refused_before_anything_is_written(
-    model: Model, tmp_path: Path, to: str, name: str, how: dict[str, str], told: str
+    model: Model, tmp_path: Path, to: str, name: str, options: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(ConvatlasError, match=told):
-        export(model, to, tmp_path / name, **how)  # type: ignore[arg-type]
+    with pytest.raises(ConvatlasError, match=message):
+        export(model, to, tmp_path / name, **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
-def test_without_images_an_export_asks_for_them(colored: Run, images: Path, tmp_path: Path) -> None:
-    """The folder of the training is known by its name alone, which means nothing elsewhere."""
+def test_an_export_without_images_is_refused(colored: Run, images: Path, tmp_path: Path) -> None:
+    """The model file knows only the name of its training folder, which does not lead to the folder."""
     with pytest.raises(DataError, match="--check"):
         export(load(colored.model_file), "onnx", tmp_path / "x.onnx")
     for check in (images, images / "val", next((images / "val/ant").iterdir())):
-        made = export(load(colored.model_file), "onnx", tmp_path / "x.onnx", check=check)
-        assert made.parity.same == made.parity.images > 0
+        parity = export(load(colored.model_file), "onnx", tmp_path / "x.onnx", check=check).parity
+        assert parity.num_same == parity.num_images > 0
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_nothing(model: Model, tmp_path: Path, full_disk: Any
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_a_damaged_pair_of_openvino_is_refused(exported: dict[str, Path], tmp_path: Path, seed: int) -> None:
+def test_damaged_openvino_files_are_refused(exported: dict[str, Path], tmp_path: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for suffix in (".xml", ".bin"):
         data = bytearray(exported["openvino"].with_suffix(suffix).read_bytes())
@@ -158,54 +159,66 @@ def test_a_damaged_pair_of_openvino_is_refused(exported: dict[str, Path], tmp_pa
             data = data[: len(data) // 2] if seed % 8 >= 6 else data
         (tmp_path / f"x{suffix}").write_bytes(data)
     with pytest.raises(ModelFileError, match=r"x\.xml"):
-        openvino_files.opened(tmp_path / "x.xml")
+        openvino_files.read_model(tmp_path / "x.xml")
 
 
-def test_half_a_pair_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_bin_file_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_bytes(exported["openvino"].read_bytes())
     with pytest.raises(ModelFileError, match=r"x\.bin: no such file"):
         load(tmp_path / "x.xml")
 
 
-# --- 8 bits
+# --- int8
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_eight_bits_keep_the_accuracy_that_was_asked_for(model: Model, tmp_path: Path, to: str) -> None:
+def test_int8_keeps_the_accuracy(model: Model, tmp_path: Path, to: str) -> None:
     pytest.importorskip("openvino")
-    made = export(model, to, tmp_path / FORMATS[to], int8="digits", max_accuracy_drop=0.01)
-    assert made.parity.accuracy is not None
-    before, after = made.parity.accuracy
-    assert after >= before - 0.01
-    assert [layer.decibels for layer in made.layers] == sorted(layer.decibels for layer in made.layers)
-    assert len(made.layers) == 5
-    assert load(made.path).evaluate("digits", split="test").result.accuracy == pytest.approx(after)
-    assert made.path.with_suffix(".bin" if to == "openvino" else ".onnx").stat().st_size < 110_000 < 61_706 * 4
+    result = export(model, to, tmp_path / FORMATS[to], int8="digits", max_accuracy_drop=0.01)
+    assert result.accuracy is not None
+    assert result.accuracy.int8 >= result.accuracy.float32 - 0.01
+    noise = [layer.signal_to_noise_db for layer in result.layers]
+    assert noise == sorted(noise)
+    assert len(noise) == 5
+    assert load(result.path).evaluate("digits", split="test").result.score == pytest.approx(result.accuracy.int8)
+    assert result.path.with_suffix(".bin" if to == "openvino" else ".onnx").stat().st_size < 110_000 < 61_706 * 4
+    plain = json.loads(json.dumps(result.to_plain()))
+    assert plain["accuracy"] == {"float32": result.accuracy.float32, "int8": result.accuracy.int8}
+    assert plain["layers"][0]["signal_to_noise_db"] == noise[0]
+    assert [Path(file["path"]) for file in plain["files"]] == list(result.files)
 
 
-def test_the_worst_layers_stay_in_float32_until_enough_is_kept(
+def test_the_worst_layers_stay_in_float32_until_the_accuracy_suffices(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, 0.5, 0.8, 0.9])  # of the network, then with 0, 1 and 2 layers in float32
-    monkeypatch.setattr(quantize.Gate, "score", lambda *_: next(scores))
-    made = export(model, "onnx", tmp_path / "x.onnx", int8="digits", max_accuracy_drop=0.01)
-    assert [layer.kept for layer in made.layers] == [True, True, False, False, False]
-    assert made.parity.accuracy == (0.9, 0.9)
-    _, graph = onnx_graph.opened(tmp_path / "x.onnx")
-    said = {entry.key: entry.value for entry in graph.metadata_props}
-    assert made.layers[0].name in said["int8"]
+    monkeypatch.setattr(quantize.AccuracyCheck, "score", lambda *_: next(scores))
+    result = export(model, "onnx", tmp_path / "x.onnx", int8="digits", max_accuracy_drop=0.01)
+    assert [layer.in_float32 for layer in result.layers] == [True, True, False, False, False]
+    assert result.accuracy == quantize.AccuracyChange(0.9, 0.9)
+    _, graph = onnx_graph.read_graph(tmp_path / "x.onnx")
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    assert result.layers[0].name in metadata["int8"]
 
 
-def test_what_loses_too_much_is_not_written(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantization_does_not_change_logging(model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    export(model, "onnx", tmp_path / "x.onnx", int8="digits", max_accuracy_drop=0.05)
+    assert logging.getLogger().manager.disable == logging.NOTSET
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_int8_with_too_little_accuracy_is_not_written(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = iter([0.9] + [0.5] * 9)
-    monkeypatch.setattr(quantize.Gate, "score", lambda *_: next(scores))
-    with pytest.raises(EngineError, match=r"int8: 90.00% becomes 50.00% .* nothing was written"):
+    monkeypatch.setattr(quantize.AccuracyCheck, "score", lambda *_: next(scores))
+    with pytest.raises(EngineError, match=r"drop by at most 0.5 pp, got 90.00% -> 50.00% .* nothing was written"):
         export(model, "onnx", tmp_path / "x.onnx", int8="digits")
     assert not list(tmp_path.iterdir())
 
 
-def test_images_of_several_classes_are_exported(tmp_path: Path) -> None:
-    """Their probabilities are of each class by itself, and their thresholds are in the header."""
+def test_multilabel_models_are_exported(tmp_path: Path) -> None:
+    """Probabilities do not sum to one, and the thresholds are in the header."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -213,12 +226,12 @@ def test_images_of_several_classes_are_exported(tmp_path: Path) -> None:
     np.savez(tmp_path / "tags.npz", x=pixels, y=labels.astype(np.uint8))
     recipe = RECIPES["default"].replaced({"epochs": 1})
     run = fit(tmp_path / "tags.npz", "lenet5_modern", recipe=recipe, out=tmp_path / "run",
-              settings=Settings(device="cpu", threads=1))  # fmt: skip
+              execution=ExecutionOptions(device="cpu", threads=1))  # fmt: skip
     model = ca.load(run.model_file)
-    assert CRITERIA[model.header.criterion].several
-    made = export(model, "onnx", tmp_path / "x.onnx", check=tmp_path / "tags.npz")
-    assert made.parity.difference < 1e-5
-    assert ca.load(made.path).predict(pixels[0])[0].labels == model.predict(pixels[0])[0].labels
+    assert isinstance(model.header.task, MultilabelClassification)
+    result = export(model, "onnx", tmp_path / "x.onnx", check=tmp_path / "tags.npz")
+    assert result.parity.max_difference < 1e-5
+    assert ca.load(result.path).predict(pixels[0])[0].labels == model.predict(pixels[0])[0].labels
 
 
 # --- the command
@@ -234,19 +247,23 @@ def test_the_command_writes_and_reads(
     file.write_bytes(trained.model_file.read_bytes())
     outcome = convatlas("export", file, "--to", "onnx")
     assert outcome.code == 0
-    assert "64 of 64 images with the same answer" in outcome.out
+    assert "same prediction for 64 of 64 images" in outcome.out
     assert f"{tmp_path / 'own.onnx'}: 0.2 MiB" in outcome.out
-    told = json.loads(convatlas("export", file, "--to", "onnx", "--int8", "digits", "--most-lost", 5, "--json").out)
-    assert told["path"] == str(tmp_path / "own-int8.onnx")
+    plain = json.loads(
+        convatlas("export", file, "--to", "onnx", "--int8", "digits", "--max-accuracy-drop", "5pp", "--json").out
+    )
+    assert plain["path"] == str(tmp_path / "own-int8.onnx")
     left, right = (json.loads(convatlas("evaluate", f, "digits", "--json").out) for f in (file, tmp_path / "own.onnx"))
-    assert left["errors"] == right["errors"]
+    assert left["num_errors"] == right["num_errors"]
     assert right["engine"].startswith("onnxruntime")
     assert convatlas("predict", tmp_path / "own.onnx", images / "val/ant").code == 0
     refused = convatlas("predict", tmp_path / "own.onnx", images / "val/ant", "--engine", "torch")
     check_refused(refused, "exported for onnxruntime")
     check_refused(convatlas("export", file, "--to", "caffe"), "caffe")
-    check_refused(convatlas("export", tmp_path / "own.onnx", "--to", "openvino"), "holds no network")
+    check_refused(convatlas("export", tmp_path / "own.onnx", "--to", "openvino"), "contains no network")
 
 
-def test_parity_is_plain_data() -> None:
-    assert Parity(3, 3, 0.0).accuracy is None
+def test_default_path_of_an_export(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").touch()
+    assert path_beside(tmp_path / "a.safetensors", "openvino", int8=True) == tmp_path / "a-int8.xml"
+    assert path_beside("resnet18@torchvision:V1", "onnx", int8=False) == Path("resnet18-torchvision-V1.onnx")

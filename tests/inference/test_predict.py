@@ -195,7 +195,7 @@ def test_addresses_are_fetched_only_if_asked_for(
     site = serve({"/a.png": files[1].read_bytes(), "/b.png": b"nothing"})
     (unasked,) = model.predict(f"{site.url}/a.png")
     assert "no such file" in unasked.error
-    assert not site.options
+    assert not site.requests
     good, bad, missing = model.predict([f"{site.url}/{name}.png" for name in "abc"], fetch=True)
     assert same(good, model.predict(files[1])[0])
     assert "not an image" in bad.error
@@ -244,7 +244,7 @@ def test_the_command_has_all_options(
     tmp_path: Path,
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    how = ("--threshold", 1, "--tta", "ten", "--with", colored.model_file, "--batch", 3, "--engine", "torch")
+    how = ("--threshold", 1, "--tta", "ten-crop", "--ensemble", colored.model_file, "--batch", 3, "--engine", "torch")
     outcome = convatlas("predict", colored.model_file, images / "val/ant", *how, "--sheet", sheet)
     assert outcome.code == 0
     assert NONE in outcome.out

@@ -1,4 +1,4 @@
-"""The server: answers, limits, what is refused and why, many clients at once, and a graceful stop."""
+"""The server: predictions, limits, refused requests, concurrent clients, and a graceful stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from convatlas.train.run import Run
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 
-from convatlas.inference.serve import Batcher, FullError, Limits, application  # noqa: E402
+from convatlas.inference.serve.application import build_application  # noqa: E402
+from convatlas.inference.serve.batcher import Batcher, Limits, QueueFullError  # noqa: E402
 
 BOUNDARY = "----------------x"
 
@@ -44,7 +45,7 @@ def model(colored: Run) -> Model:
 @contextmanager
 def running(model: Model, limits: Limits | None = None, token: str | None = None) -> Iterator[int]:
     """Run a server in a thread; yields its port."""
-    app = application(model, limits or Limits(), token=token)
+    app = build_application(model, limits or Limits(), token=token)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
@@ -62,17 +63,17 @@ def ask(
     port: int, path: str = "/predict", body: bytes | None = None, *, kind: str = "image/png", method: str = "",
     token: str = "",
 ) -> tuple[int, Any]:  # fmt: skip
-    """Return status and answer of a request."""
+    """Return status and content of a response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
         connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
-        answer = connection.getresponse()
-        data = answer.read()
+        response = connection.getresponse()
+        data = response.read()
     finally:
         connection.close()
-    is_json = "json" in (answer.headers.get("content-type") or "")
-    return answer.status, json.loads(data) if is_json else data.decode(errors="replace")
+    is_json = "json" in (response.headers.get("content-type") or "")
+    return response.status, json.loads(data) if is_json else data.decode(errors="replace")
 
 
 def form(files: list[tuple[str, bytes]]) -> bytes:
@@ -88,7 +89,7 @@ FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 @pytest.fixture(scope="module")
 def port(model: Model) -> Iterator[int]:
-    with running(model, Limits(bytes=300_000, images=5, pixels=1_000_000)) as found:
+    with running(model, Limits(request_bytes=300_000, request_images=5, image_pixels=1_000_000)) as found:
         yield found
 
 
@@ -97,31 +98,31 @@ def files(images: Path) -> list[Path]:
     return sorted((images / "val").rglob("*.*"))
 
 
-def test_one_image_is_answered_like_predict(port: int, model: Model, files: list[Path]) -> None:
+def test_one_image_is_predicted_as_by_predict(port: int, model: Model, files: list[Path]) -> None:
     for file, expected in zip(files[:6], model.predict(files[:6]), strict=True):
-        status, told = ask(port, body=file.read_bytes())
-        (answer,) = told["predictions"]
+        status, content = ask(port, body=file.read_bytes())
+        (plain,) = content["predictions"]
         assert status == 200
-        assert (answer["label"], answer["answer"]) == (expected.label, expected.text)
-        assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+        assert (plain["label"], plain["text"]) == (expected.label, expected.text)
+        assert plain["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
 
-def test_many_images_are_answered_in_order_and_broken_ones_beside_them(
+def test_many_images_are_predicted_in_order_and_unreadable_ones_have_errors(
     port: int, model: Model, files: list[Path]
 ) -> None:
     sent = [(file.name, file.read_bytes()) for file in files[:3]] + [("unreadable.png", b"nothing")]
-    status, told = ask(port, "/predict?top=1", form(sent), kind=FORM)
+    status, content = ask(port, "/predict?top=1", form(sent), kind=FORM)
     assert status == 200
-    *good, bad = told["predictions"]
+    *good, bad = content["predictions"]
     assert [each["label"] for each in good] == [p.label for p in model.predict(files[:3])]
     assert [each["source"] for each in good] == [file.name for file in files[:3]]
     assert all(len(each["probabilities"]) == 1 for each in good)
     assert bad == {"source": "unreadable.png", "error": "unreadable.png: not an image"}
 
 
-def test_a_threshold_is_honored(port: int, files: list[Path]) -> None:
-    _, told = ask(port, "/predict?threshold=1", files[0].read_bytes())
-    assert told["predictions"][0]["answer"] == "none of these"
+def test_threshold(port: int, files: list[Path]) -> None:
+    _, content = ask(port, "/predict?threshold=1", files[0].read_bytes())
+    assert content["predictions"][0]["text"] == "unknown"
 
 
 def large() -> bytes:
@@ -131,12 +132,12 @@ def large() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "kind", "status", "told"),
+    ("path", "body", "kind", "status", "message"),
     [
         ("/predict", b"", "image/png", 422, "no image"),
         ("/predict", b"nothing", "image/png", 422, "not an image"),
         ("/predict", b"x" * 300_001, "image/png", 413, "300,000 bytes"),
-        ("/predict", large(), "image/png", 422, "1000 x 1001 pixels are more than 1,000,000"),
+        ("/predict", large(), "image/png", 422, "must have at most 1,000,000 pixels, got 1000 x 1001"),
         ("/predict", b"{}", "application/json", 415, "application/json"),
         ("/predict", b"no form", FORM, 400, ""),
         ("/predict", b"no form", "multipart/form-data", 400, ""),
@@ -152,14 +153,16 @@ def large() -> bytes:
         ("/predict", None, "", 405, ""),
     ],
 )
-def test_bad_requests_get_a_reason(port: int, path: str, body: bytes | None, kind: str, status: int, told: str) -> None:
-    found, answer = ask(port, path, body, kind=kind)
+def test_bad_requests_get_a_reason(
+    port: int, path: str, body: bytes | None, kind: str, status: int, message: str
+) -> None:
+    found, content = ask(port, path, body, kind=kind)
     assert found == status
-    assert told in json.dumps(answer)
+    assert message in json.dumps(content)
     assert ask(port, "/health")[0] == 200
 
 
-def test_a_request_without_a_length_is_counted_too(port: int) -> None:
+def test_the_size_of_a_request_without_a_length_is_limited(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), 30) as raw:
         raw.sendall(
             b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -168,23 +171,23 @@ def test_a_request_without_a_length_is_counted_too(port: int) -> None:
             for _ in range(100):
                 raw.sendall(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
         except OSError:
-            pass  # it hung up
+            pass  # the server closed the connection
         assert b" 413 " in raw.recv(1000)
 
 
-def test_it_says_what_it_is_and_counts(port: int, model: Model) -> None:
-    status, told = ask(port, "/")
-    assert (status, told["classes"]) == (200, list(model.classes))
+def test_description_and_metrics(port: int, model: Model) -> None:
+    status, content = ask(port, "/")
+    assert (status, content["classes"]) == (200, list(model.classes))
     _, api = ask(port, "/openapi.json")
     assert "multipart/form-data" in api["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert ask(port, body=b"nothing")[0] == 422
     _, metrics = ask(port, "/metrics")
     assert 'convatlas_requests_total{status="422"}' in metrics
     assert "convatlas_batch_bucket" in metrics
-    assert ask(port, "/docs")[0] == 404  # its page would fetch from elsewhere
+    assert ask(port, "/docs")[0] == 404  # its page would load scripts from another server
 
 
-def test_a_token_is_wanted_where_there_is_one(model: Model, files: list[Path]) -> None:
+def test_a_token_is_required_if_one_is_set(model: Model, files: list[Path]) -> None:
     with running(model, token="secret") as port:
         for token, status in (("", 401), ("wrong", 401), ("secret", 200)):
             assert ask(port, body=files[0].read_bytes(), token=token)[0] == status
@@ -192,31 +195,31 @@ def test_a_token_is_wanted_where_there_is_one(model: Model, files: list[Path]) -
         assert ask(port, "/health")[0] == 200
 
 
-def test_many_clients_lose_nothing_and_share_batches(model: Model, files: list[Path]) -> None:
+def test_concurrent_clients_share_batches(model: Model, files: list[Path]) -> None:
     expected = {file: p.label for file, p in zip(files, model.predict(files), strict=True)}
     sent = files * 6
-    with running(model, Limits(batch=8, wait=0.02)) as port:
+    with running(model, Limits(batch=8, wait_s=0.02)) as port:
         with ThreadPoolExecutor(32) as clients:
             found = list(clients.map(lambda file: ask(port, body=file.read_bytes()), sent))
         _, metrics = ask(port, "/metrics")
     assert [status for status, _ in found] == [200] * len(sent)
-    assert [told["predictions"][0]["label"] for _, told in found] == [expected[file] for file in sent]
+    assert [content["predictions"][0]["label"] for _, content in found] == [expected[file] for file in sent]
     (batches,) = [line for line in metrics.splitlines() if line.startswith("convatlas_batch_count")]
     assert float(batches.split()[1]) < len(sent) / 2
 
 
-def test_what_cannot_wait_is_refused_and_what_waits_is_answered(model: Model, files: list[Path]) -> None:
+def test_a_full_queue_refuses_images_and_completes_the_others(model: Model, files: list[Path]) -> None:
     image = EncodedImage("x", files[0].read_bytes())
 
     async def crowd() -> tuple[list[Any], Any]:
-        batcher = Batcher(model, Limits(queue=4, wait=0.05))
+        batcher = Batcher(model, Limits(queue=4, wait_s=0.05))
         batcher.start()
-        waiting = [asyncio.create_task(batcher.answers([image] * 2)) for _ in range(2)]
+        waiting = [asyncio.create_task(batcher.decode_outputs([image] * 2)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(FullError):
-            await batcher.answers([image])
+        with pytest.raises(QueueFullError):
+            await batcher.decode_outputs([image])
         answered = await asyncio.gather(*waiting)
-        again = await batcher.answers([image])
+        again = await batcher.decode_outputs([image])
         await batcher.stop()
         return answered, again
 
@@ -225,9 +228,9 @@ def test_what_cannot_wait_is_refused_and_what_waits_is_answered(model: Model, fi
     assert isinstance(again[0], torch.Tensor)
 
 
-def test_an_engine_that_fails_answers_500_and_the_server_goes_on(model: Model, files: list[Path]) -> None:
-    class UnreadableImage:
-        name = "broken"
+def test_a_failing_engine_gives_500_and_the_server_continues(model: Model, files: list[Path]) -> None:
+    class FailingEngine:
+        name = "failing"
         failing = True
 
         def outputs(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -235,15 +238,15 @@ def test_an_engine_that_fails_answers_500_and_the_server_goes_on(model: Model, f
                 raise RuntimeError("no memory")
             return model.engine.outputs(pixels)
 
-    engine = UnreadableImage()
+    engine = FailingEngine()
     with running(Model(model.network, model.header, engine)) as port:
         assert ask(port, body=files[0].read_bytes())[0] == 500
         engine.failing = False
         assert ask(port, body=files[0].read_bytes())[0] == 200
 
 
-def test_the_command_serves_until_it_is_told_to_stop(colored: Run, files: list[Path], tmp_path: Path) -> None:
-    """What was accepted before SIGTERM is answered."""
+def test_the_command_serves_until_sigterm(colored: Run, files: list[Path], tmp_path: Path) -> None:
+    """Requests that were accepted before SIGTERM are completed."""
     command = [sys.executable, "-m", "convatlas", "serve", str(colored.model_file), "--port", "0", "--engine", "torch"]
     environment = os.environ | {"CONVATLAS_TOKEN": "", "CONVATLAS_OFFLINE": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment)
@@ -260,7 +263,7 @@ def test_the_command_serves_until_it_is_told_to_stop(colored: Run, files: list[P
             for answer in answers:
                 try:
                     statuses.append(answer.result()[0])
-                except OSError:  # not accepted any more
+                except OSError:  # no longer accepted
                     continue
         assert statuses
         assert set(statuses) == {200}
@@ -271,7 +274,7 @@ def test_the_command_serves_until_it_is_told_to_stop(colored: Run, files: list[P
         process.wait()
 
 
-def test_an_address_that_is_taken_is_one_line(colored: Run) -> None:
+def test_an_address_in_use_gives_one_line(colored: Run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

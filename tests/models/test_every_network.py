@@ -1,4 +1,4 @@
-"""What every network of the catalog can do."""
+"""Properties of every network of the catalog: parts, gradients, copies, export, smallest resolution."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import nn
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG
 from convatlas.weights.build import build
-from tiny_networks import grown, outputs, tiny
+from tiny_networks import build_tiny, outputs, tiny
 
 every_network = pytest.mark.parametrize("name", CATALOG)
 
 
 @every_network
 def test_network_has_the_three_named_parts(name: str) -> None:
-    network, _ = grown(name)
+    network, _ = build_tiny(name)
     assert [part for part, _ in network.named_children()] == ["stem", "stages", "head", "auxiliary"]
 
 
@@ -32,15 +32,15 @@ def test_default_preprocessing_gives_the_resolution_of_the_spec(name: str) -> No
 
 @every_network
 def test_forward_gives_finite_scores(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     y = outputs(network, x)
     assert y.shape == (2, 7)
     assert y.isfinite().all()
 
 
 @every_network
-def test_images_of_a_batch_do_not_mix(name: str) -> None:
-    network, x = grown(name)
+def test_images_of_a_batch_are_independent(name: str) -> None:
+    network, x = build_tiny(name)
     both, one = outputs(network, x), outputs(network, x[:1])
     # fresh weights let the activations of very deep networks grow
     torch.testing.assert_close(both[:1], one, rtol=1e-4, atol=1e-5 * float(both.abs().max()))
@@ -48,7 +48,7 @@ def test_images_of_a_batch_do_not_mix(name: str) -> None:
 
 @every_network
 def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     _, loss = network.train().loss(x, torch.tensor([0, 1]), nn.functional.cross_entropy)
     loss.backward()
     for path, parameter in network.named_parameters():
@@ -60,13 +60,13 @@ def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
 
 
 @every_network
-def test_same_seed_grows_the_same_weights(name: str) -> None:
-    torch.testing.assert_close(grown(name)[0].state_dict(), grown(name)[0].state_dict(), rtol=0, atol=0)
+def test_same_seed_gives_the_same_weights(name: str) -> None:
+    torch.testing.assert_close(build_tiny(name)[0].state_dict(), build_tiny(name)[0].state_dict(), rtol=0, atol=0)
 
 
 @every_network
 def test_deepcopy_has_equal_outputs_and_weights_of_its_own(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     copied = copy.deepcopy(network)
     assert torch.equal(outputs(copied, x), outputs(network, x))
     assert copied.input_shape == network.input_shape
@@ -75,13 +75,13 @@ def test_deepcopy_has_equal_outputs_and_weights_of_its_own(name: str) -> None:
 
 @every_network
 def test_pickle_has_equal_outputs(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     assert torch.equal(outputs(pickle.loads(pickle.dumps(network)), x), outputs(network, x))
 
 
 @every_network
-def test_state_dict_carries_all_that_outputs_depend_on(name: str) -> None:
-    network, x = grown(name)
+def test_state_dict_determines_the_outputs(name: str) -> None:
+    network, x = build_tiny(name)
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     file.seek(0)
@@ -92,9 +92,9 @@ def test_state_dict_carries_all_that_outputs_depend_on(name: str) -> None:
 
 @every_network
 def test_channels_last_gives_equal_outputs(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     if x.ndim != 4:
-        pytest.skip("channels_last is for images; clips have a layout of their own")
+        pytest.skip("channels_last is for images; clips have another memory format")
     expected = outputs(network, x)
     last = torch.channels_last
     torch.testing.assert_close(
@@ -104,7 +104,7 @@ def test_channels_last_gives_equal_outputs(name: str) -> None:
 
 @every_network
 @pytest.mark.parametrize("classes", [2, 37])
-def test_meta_device_grows_shapes_without_memory(name: str, classes: int) -> None:
+def test_meta_device_builds_shapes_without_memory(name: str, classes: int) -> None:
     network = build(tiny(name), classes=classes, channels=3, device="meta")
     assert all(tensor.is_meta for tensor in network.state_dict().values())
     assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, classes)
@@ -112,14 +112,14 @@ def test_meta_device_grows_shapes_without_memory(name: str, classes: int) -> Non
 
 @every_network
 def test_export_has_equal_outputs(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     exported = torch.export.export(network, (x,)).module()
     torch.testing.assert_close(outputs(exported, x), outputs(network, x))
 
 
 @pytest.mark.parametrize("name", {type(row.spec): name for name, row in CATALOG.items()}.values())
 def test_compile_traces_the_whole_graph(name: str) -> None:
-    network, x = grown(name)
+    network, x = build_tiny(name)
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     torch.testing.assert_close(outputs(compiled, x), outputs(network, x))
@@ -127,7 +127,7 @@ def test_compile_traces_the_whole_graph(name: str) -> None:
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler for inductor")
 def test_inductor_has_equal_outputs() -> None:
-    network, x = grown("lenet5")
+    network, x = build_tiny("lenet5")
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True)
     torch.testing.assert_close(outputs(compiled, x), outputs(network, x), rtol=1e-4, atol=1e-4)

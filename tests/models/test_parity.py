@@ -1,7 +1,7 @@
-"""The same function as torchvision and timm, to the last bit, and one step of training with the same gradients.
+"""Parity with torchvision and timm: equal outputs, and equal gradients in one training step.
 
-Random weights, statistics and affines of the norms are moved by the key rules. Differences are zero but for the heads
-that timm writes as a convolution where we have the same product as a linear layer: its sums have another order.
+Random weights and norm statistics are copied by the key rules. Outputs are bit-identical, except where timm writes a
+linear layer of the head as a convolution: its sums have another order.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from upstream import PAIRS, images, moved, scramble, theirs
 OTHER_ORDER = ("vgg", "resnetv2")
 """Families whose head is a convolution in timm."""
 
-# training takes longer: each network once, from torchvision where it has it
+# training takes longer: each network once, from torchvision if it has it
 TRAINED = [(name, next(iter(row.upstream))) for name, row in CATALOG.items() if row.upstream]
 
 
 def tolerance(name: str, library: str) -> float:
-    """Return the allowed difference, as a share of the largest value."""
+    """Return the allowed difference, as a fraction of the largest value."""
     return 1.5e-6 if library == "timm" and name.startswith(OTHER_ORDER) else 0.0
 
 
@@ -45,8 +45,8 @@ def test_outputs_are_those_of_the_library(name: str, library: str) -> None:
     assert float((expected - got).abs().max()) <= limit
 
 
-def quiet(network: nn.Module) -> None:
-    """Switch off what is random in training."""
+def disable_randomness(network: nn.Module) -> None:
+    """Set the rates of dropout and stochastic depth to zero."""
     import torchvision
 
     for layer in network.modules():
@@ -74,7 +74,7 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
     scramble(peer)
     mine = moved(row, peer, library)
     for network in (peer, mine):
-        quiet(network)
+        disable_randomness(network)
         network.train()
     x = images(row, resolution=row.spec.resolution if helped else max(row.spec.minimum, 64), batch=4)
     labels = torch.arange(4)
@@ -82,9 +82,9 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
     _, loss = mine.loss(x, labels, F.cross_entropy)
     expected.backward()
     loss.backward()
-    limit = 5 * tolerance(name, library)  # the way back sums once more
+    limit = 5 * tolerance(name, library)  # the backward pass sums once more
     torch.testing.assert_close(loss, expected, rtol=limit, atol=0)
-    # gradients travel by the key rules, as the weights did
+    # gradients are renamed by the key rules, as the weights are
     rules = family_of(row.spec).key_mappings[library](row.spec)
     gradients = {key: parameter.grad for key, parameter in peer.named_parameters()}
     state = {key: gradients.get(key, tensor) for key, tensor in peer.state_dict().items()}
@@ -98,7 +98,7 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
             assert torch.equal(buffer, expected_state[key]), key
 
 
-def test_terms_of_auxiliary_heads_are_as_many_as_the_heads() -> None:
+def test_number_of_auxiliary_heads() -> None:
     for name, heads in (("googlenet", 2), ("inception_v3", 1)):
         spec = replace(CATALOG[name].spec, auxiliary=True)  # type: ignore[type-var]
         assert len(spec.build(classes=3, channels=3).auxiliary) == heads

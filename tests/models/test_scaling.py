@@ -1,4 +1,4 @@
-"""Scaling: the published roundings, the rules, and budgets that are used up."""
+"""Scaling: the published roundings, the invariants of the rules, and budgets that are used up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convatlas.core.spec import Spec, cells, changed, diff
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.families.efficientnet import B0
-from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
+from convatlas.models.scaling import compound_factors, fast_factors, fit_budget, scale_compound, scale_fast
 from tiny_networks import tiny
 
 SCALED = sorted({type(row.spec): name for name, row in CATALOG.items()}.values())
@@ -30,12 +30,12 @@ def measured(spec: Spec, *, classes: int = 1000, channels: int = 3) -> Cost:
 def test_every_family_scales(name: str, width: float, depth: float) -> None:
     spec = CATALOG[name].spec
     scaled = spec.scaled(width=width, depth=depth)
-    grown, before = measured(scaled, classes=10), measured(spec, classes=10)
+    after, before = measured(scaled, classes=10), measured(spec, classes=10)
     if width == 1:  # not every table has depths
-        assert grown.parameters >= before.parameters
+        assert after.parameters >= before.parameters
     else:
-        assert (grown.parameters > before.parameters) == (width > 1)
-    assert grown.output.shape == (10,)
+        assert (after.parameters > before.parameters) == (width > 1)
+    assert after.output.shape == (10,)
     assert all(parameter.numel() for parameter in build_fresh(scaled, classes=10, device="meta").parameters())
 
 
@@ -49,6 +49,28 @@ def test_compound_scaling_grows_macs_as_printed() -> None:
     macs = [measured(scale_compound(B0, phi)).macs for phi in range(5)]
     assert all(1.75 <= after / before <= 2.6 for before, after in pairwise(macs))
     assert scale_compound(B0, 0) == B0
+
+
+@given(phi=st.floats(-32, 32), alpha=st.floats(1, 2), beta=st.floats(1, 2), gamma=st.floats(1, 2))
+def test_compound_factors_grow_macs_by_their_product(phi: float, alpha: float, beta: float, gamma: float) -> None:
+    factors = compound_factors(phi, alpha=alpha, beta=beta, gamma=gamma)
+    assert factors.macs == pytest.approx((alpha * beta**2 * gamma**2) ** phi, rel=1e-9)
+
+
+def test_published_compound_coefficients_about_double_the_macs() -> None:
+    assert compound_factors(1).macs == pytest.approx(1.92, abs=0.005)
+
+
+@given(scale=st.floats(2.0**-20, 2.0**32), alpha=st.floats(0, 1))
+def test_fast_factors_grow_macs_by_the_scale(scale: float, alpha: float) -> None:
+    assert fast_factors(scale, alpha=alpha).macs == pytest.approx(scale, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_neutral_scales_change_nothing(name: str) -> None:
+    spec = CATALOG[name].spec
+    assert scale_compound(spec, 0) == spec
+    assert scale_fast(spec, 1) == spec
 
 
 @pytest.mark.parametrize(("phi", "parameters"), [(0.5, None), (1, 9_109_994), (2, 12_233_232), (3.5, 19_341_616)])
@@ -81,8 +103,8 @@ def test_budget_is_used_up_to_three_percent(name: str, factor: float, what: str)
     size = {"classes": row.classes, "channels": row.preprocessing.channels}
     field = {"macs": "macs", "params": "parameters"}[what]
     limit = factor * getattr(measured(row.spec, **size), field)
-    fitted = fit_budget(row.spec, **{what: limit}, **size)  # type: ignore[arg-type]
-    assert 0.97 <= getattr(measured(fitted, **size), field) / limit <= 1
+    result = fit_budget(row.spec, **{what: limit}, **size)  # type: ignore[arg-type]
+    assert 0.97 <= getattr(measured(result, **size), field) / limit <= 1
 
 
 @pytest.mark.slow
@@ -95,17 +117,17 @@ def test_any_budget_of_any_network_is_used_up(name: str, factor: float, what: st
 @pytest.mark.parametrize("rule", ["width", "compound", "fast"])
 def test_budget_by_rule(rule: str) -> None:
     limit = 600e6
-    fitted = fit_budget(B0, macs=limit, rule=rule)  # type: ignore[arg-type]
-    assert 0.97 <= measured(fitted).macs / limit <= 1
+    result = fit_budget(B0, macs=limit, rule=rule)  # type: ignore[arg-type]
+    assert 0.97 <= measured(result).macs / limit <= 1
     # depths are rounded up, so that any growth deepens every row
-    deeper = {cell for cell in diff(B0, fitted) if cell.endswith("depth")}
+    deeper = {cell for cell in diff(B0, result) if cell.endswith("depth")}
     assert len(deeper) == (0 if rule == "width" else 7)
 
 
 def test_both_budgets_hold() -> None:
-    fitted = measured(fit_budget(B0, macs=200e6, params=2e6))
-    assert fitted.macs <= 200e6
-    assert fitted.parameters <= 2e6
+    result = measured(fit_budget(B0, macs=200e6, params=2e6))
+    assert result.macs <= 200e6
+    assert result.parameters <= 2e6
 
 
 def test_budget_of_parameters_leaves_the_resolution() -> None:
@@ -113,11 +135,11 @@ def test_budget_of_parameters_leaves_the_resolution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
+    ("budget", "message"),
     [({}, "macs"), ({"macs": -1}, "positive"), ({"params": 10}, "smallest"), ({"macs": 1e8, "rule": "wide"}, "rule")],
 )
-def test_bad_budgets_are_refused(budget: dict[str, float], told: str) -> None:
-    with pytest.raises(SpecError, match=told):
+def test_bad_budgets_are_refused(budget: dict[str, float], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         fit_budget(B0, **budget)  # type: ignore[arg-type]
 
 
@@ -145,13 +167,13 @@ def test_any_cell_can_be_changed(name: str, data: st.DataObject) -> None:
     other = changed(spec, {path: 2 * value})
     assert set(diff(spec, other)) == {path}
     # another network, and not always a larger one: MobileNet v3 expands nothing where a block is as wide as its input
-    grown, before = measured(other), measured(spec)
-    assert (grown.layers, grown.auxiliary) != (before.layers, before.auxiliary)
+    after, before = measured(other), measured(spec)
+    assert (after.layers, after.auxiliary) != (before.layers, before.auxiliary)
 
 
-@pytest.mark.parametrize(("values", "told"), [({"rows[0].wdith": 3}, "did you mean"), ({"stem": 0}, "whole number")])
-def test_cells_that_are_not_there_or_do_not_fit_are_refused(values: dict[str, int], told: str) -> None:
-    with pytest.raises(SpecError, match=told):
+@pytest.mark.parametrize(("values", "message"), [({"rows[0].wdith": 3}, "did you mean"), ({"stem": 0}, "integer >= 1")])
+def test_unknown_cells_and_wrong_values_are_refused(values: dict[str, int], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         changed(B0, values)
 
 

@@ -1,4 +1,4 @@
-"""Downloads from a server of this machine: resumed, checked, from the next mirror where one fails."""
+"""Downloads from a local server: resumed, verified, and from the next mirror if one fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convatlas.data.open import find
+from convatlas.data.open import open_data
 from convatlas.data.readers.idx import IDX_SETS, IdxSet
 from convatlas.errors import DataError, MachineError
 from convatlas.system.download import fetch
@@ -17,105 +17,101 @@ from server import CONTENT, Site, serving
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-def test_a_file_is_fetched_and_checked(serve: Callable[..., Site], tmp_path: Path) -> None:
-    site, path, told = serve(), tmp_path / "new" / "folder" / "file", []
-    assert fetch([site.url + "file"], path, DIGEST, progress=lambda *news: told.append(news)) == path
+def test_a_file_is_downloaded_and_verified(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site, path, reports = serve(), tmp_path / "new" / "folder" / "file", []
+    assert fetch([site.url + "file"], path, DIGEST, progress=lambda *report: reports.append(report)) == path
     assert path.read_bytes() == CONTENT
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
-    assert told[-1] == ("downloading file", len(CONTENT), len(CONTENT))
+    assert reports[-1] == ("downloading file", len(CONTENT), len(CONTENT))
 
 
-def test_a_good_file_is_not_fetched_again(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_valid_file_is_not_downloaded_again(serve: Callable[..., Site], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     site = serve()
     fetch([site.url + "file"], tmp_path / "file", DIGEST)
-    assert site.options == []
+    assert site.requests == []
 
 
-def test_a_damaged_file_is_fetched_again(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_damaged_file_is_downloaded_again(serve: Callable[..., Site], tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT[:-1])
     fetch([serve().url + "file"], tmp_path / "file", DIGEST)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("ranges", [True, False], ids=["server resumes", "server begins anew"])
-def test_a_part_is_gone_on_with(serve: Callable[..., Site], tmp_path: Path, ranges: bool) -> None:
+@pytest.mark.parametrize("ranges", [True, False], ids=["server resumes", "server starts over"])
+def test_a_partial_download_is_resumed(serve: Callable[..., Site], tmp_path: Path, ranges: bool) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT[:100_000])
-    site, told = serve(ranges=ranges), []
-    fetch([site.url + "file"], tmp_path / "file", DIGEST, progress=lambda *news: told.append(news))
-    assert site.options == [("/file", "bytes=100000-")]
+    site, reports = serve(ranges=ranges), []
+    fetch([site.url + "file"], tmp_path / "file", DIGEST, progress=lambda *report: reports.append(report))
+    assert site.requests == [("/file", "bytes=100000-")]
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert told[0][1] > 100_000 if ranges else told[0][1] <= 100_000
-    assert told[-1][1:] == (len(CONTENT), len(CONTENT))
+    assert reports[0][1] > 100_000 if ranges else reports[0][1] <= 100_000
+    assert reports[-1][1:] == (len(CONTENT), len(CONTENT))
 
 
-def test_a_complete_part_only_needs_its_check(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_complete_partial_file_is_only_verified(serve: Callable[..., Site], tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT)
     fetch([serve().url + "file"], tmp_path / "file", DIGEST)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_part_of_something_else_does_not_stay_in_the_way(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_partial_file_with_other_content_is_replaced(serve: Callable[..., Site], tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(b"something else")
     site = serve()
     fetch([site.url + "file"] * 2, tmp_path / "file", DIGEST)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_broken_connection_leaves_a_part_that_the_next_call_completes(
-    serve: Callable[..., Site], tmp_path: Path
-) -> None:
+def test_an_interrupted_download_is_completed_by_the_next_call(serve: Callable[..., Site], tmp_path: Path) -> None:
     site = serve(cut=150_000)
     with pytest.raises(DataError, match="150,000 of 256,000 bytes"):
         fetch([site.url + "file"], tmp_path / "file", DIGEST)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.part"]
     assert (tmp_path / "file.part").read_bytes() == CONTENT[:150_000]
     fetch([site.url + "file"], tmp_path / "file", DIGEST)
-    assert site.options == [("/file", None), ("/file", "bytes=150000-")]
+    assert site.requests == [("/file", None), ("/file", "bytes=150000-")]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("failure", ["404", "hangs up", "nonsense", "broken chunk"])
-def test_the_second_mirror_delivers_where_the_first_fails(
-    serve: Callable[..., Site], tmp_path: Path, failure: str
-) -> None:
+def test_the_second_mirror_is_used_if_the_first_fails(serve: Callable[..., Site], tmp_path: Path, failure: str) -> None:
     first, second = serve(failure=failure), serve()
     fetch([first.url + "file", second.url + "file"], tmp_path / "file", DIGEST)
-    assert len(first.options) == 1
+    assert len(first.requests) == 1
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_the_second_mirror_delivers_where_the_first_does_not_exist(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_the_second_mirror_is_used_if_the_first_does_not_exist(serve: Callable[..., Site], tmp_path: Path) -> None:
     with serving(Site({})) as gone:
         pass
     fetch([gone.url + "file", serve().url + "file"], tmp_path / "file", DIGEST)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_the_second_mirror_goes_on_where_the_first_broke_off(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_the_second_mirror_resumes_after_the_first(serve: Callable[..., Site], tmp_path: Path) -> None:
     first, second = serve(cut=1000), serve()
     fetch([first.url + "file", second.url + "file"], tmp_path / "file", DIGEST)
-    assert second.options == [("/file", "bytes=1000-")]
+    assert second.requests == [("/file", "bytes=1000-")]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_the_second_mirror_begins_anew_where_the_first_has_another_file(
+def test_the_second_mirror_starts_over_if_the_first_has_another_file(
     serve: Callable[..., Site], tmp_path: Path
 ) -> None:
     first, second = serve({"/file": b"an older version"}), serve()
     fetch([first.url + "file", second.url + "file"], tmp_path / "file", DIGEST)
-    assert second.options == [("/file", None)]
+    assert second.requests == [("/file", None)]
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_wrong_digest_is_refused_and_nothing_is_left(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_a_wrong_digest_is_an_error_and_leaves_no_file(serve: Callable[..., Site], tmp_path: Path) -> None:
     site = serve({"/file": CONTENT[::-1]})
     with pytest.raises(DataError, match=r"file: download failed: .*SHA-256"):
         fetch([site.url + "file"], tmp_path / "file", DIGEST)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_mirror_that_failed_is_named_in_one_line(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_the_error_names_all_mirrors_in_one_line(serve: Callable[..., Site], tmp_path: Path) -> None:
     sites = [serve(failure="404"), serve({"/file": b"else"})]
     with pytest.raises(DataError) as caught:
         fetch([site.url + "file" for site in sites], tmp_path / "file", DIGEST)
@@ -123,17 +119,15 @@ def test_every_mirror_that_failed_is_named_in_one_line(serve: Callable[..., Site
     assert "\n" not in str(caught.value)
 
 
-def test_offline_refuses_without_asking(
-    serve: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_sends_no_request(serve: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     site = serve()
     with pytest.raises(DataError, match="offline"):
         fetch([site.url + "file"], tmp_path / "file", DIGEST)
-    assert site.options == []
+    assert site.requests == []
 
 
-def test_a_folder_that_cannot_be_written_is_named(serve: Callable[..., Site], tmp_path: Path) -> None:
+def test_the_error_names_a_folder_that_cannot_be_written(serve: Callable[..., Site], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(MachineError, match=r"taken.file: cannot be written"):
         fetch([serve().url + "file"], tmp_path / "taken" / "file", DIGEST)
@@ -143,7 +137,7 @@ def test_a_folder_that_cannot_be_written_is_named(serve: Callable[..., Site], tm
 def mnist(
     serve: Callable[..., Site], idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Site, Path]:
-    """A made-up MNIST on a server of this machine, and the cache it is fetched into."""
+    """A synthetic MNIST on a local server, and the cache that it is downloaded into."""
     files = {f"/{path.name}": path.read_bytes() for path in idx_folder.iterdir()}
     digests = {name[1:]: hashlib.sha256(body).hexdigest() for name, body in files.items()}
     site, broken = serve(files), serve(files, failure="404")
@@ -152,39 +146,39 @@ def mnist(
     return site, tmp_path / "cache"
 
 
-def test_a_named_set_is_fetched_into_the_cache_and_then_needs_no_internet_access(
+def test_a_data_set_by_name_is_cached_and_then_works_offline(
     mnist: tuple[Site, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, cache = mnist
-    assert len(find("mnist", download=True).classes) == 10
+    assert len(open_data("mnist", download=True).classes) == 10
     assert sorted(path.name for path in (cache / "mnist").iterdir()) == sorted(IDX_SETS["mnist"].digests)
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    assert len(site.options) == 4
+    assert len(site.requests) == 4
     for allowed in (True, False):
-        assert find("mnist", download=allowed).name == "mnist"
-    assert len(site.options) == 4
+        assert open_data("mnist", download=allowed).name == "mnist"
+    assert len(site.requests) == 4
 
 
-def test_a_named_set_is_not_fetched_unless_asked_for(mnist: tuple[Site, Path]) -> None:
+def test_a_data_set_is_not_downloaded_without_request(mnist: tuple[Site, Path]) -> None:
     site, cache = mnist
     with pytest.raises(DataError, match="--download"):
-        find("mnist")
-    assert site.options == []
+        open_data("mnist")
+    assert site.requests == []
     assert not cache.exists()
 
 
-def test_only_the_missing_files_of_a_named_set_are_fetched(mnist: tuple[Site, Path]) -> None:
+def test_only_missing_files_of_a_data_set_are_downloaded(mnist: tuple[Site, Path]) -> None:
     site, cache = mnist
-    find("mnist", download=True)
+    open_data("mnist", download=True)
     missing = "t10k-images-idx3-ubyte.gz"
     (cache / "mnist" / missing).unlink()
     with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
-        find("mnist")
-    find("mnist", download=True)
-    assert [path for path, _ in site.options[4:]] == [f"/{missing}"]
+        open_data("mnist")
+    open_data("mnist", download=True)
+    assert [path for path, _ in site.requests[4:]] == [f"/{missing}"]
 
 
 @pytest.mark.parametrize("name", IDX_SETS)
-def test_published_digests_are_those_of_the_real_files(shared_data: Path, name: str) -> None:
+def test_published_digests_match_the_real_files(shared_data: Path, name: str) -> None:
     for file, digest in IDX_SETS[name].digests.items():
         assert hashlib.sha256((shared_data / name / file).read_bytes()).hexdigest() == digest

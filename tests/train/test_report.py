@@ -1,4 +1,4 @@
-"""The report of a run is one file that tells what the run measured."""
+"""The report of a run: one HTML file with all metrics, figures and errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from convatlas.tasks.classification.single_label import ClassificationResult
 from convatlas.train.fit import fit
-from convatlas.train.recipe import RECIPES
 from convatlas.train.run import Run
-from convatlas.train.run_folder import REPORT
-from convatlas.train.settings import Settings
+from convatlas.train.settings import DataOptions, ExecutionOptions
 
 
 class Page(HTMLParser):
-    """The text, the images and the addresses of a page; refuses what is not closed."""
+    """The texts and addresses of a page; fails if a tag is not closed."""
 
     VOID = frozenset(("meta", "img", "br"))
 
@@ -28,7 +27,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.texts: list[str] = []
         self.sources: list[str] = []
-        self.loader(text)
+        self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -48,42 +47,55 @@ class Page(HTMLParser):
 
 
 def page(run: Run) -> Page:
-    return Page((run.folder / REPORT).read_text(encoding="utf-8"))
+    return Page(run.report_file.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", ["trained", "colored"])
-def test_the_report_tells_what_was_measured_and_needs_no_other_file(name: str, request: pytest.FixtureRequest) -> None:
+def test_the_report_has_all_metrics_and_needs_no_other_file(name: str, request: pytest.FixtureRequest) -> None:
     run: Run = request.getfixturevalue(name)
     shown = page(run)
     for split, result in run.results.items():
         assert split in shown.texts
-        assert f"{result.accuracy:.2%}" in shown.text
-    assert all(label in shown.text for label in run.config.classes)
-    assert run.config.fingerprint in shown.text
-    assert ("flatters" in shown.text) == (name == "colored")  # it has no test split
+        for key, value in result.summary().items():
+            assert key in shown.texts
+            assert (f"{value:,}" if isinstance(value, int) else f"{value:.4f}") in shown.texts
+    split = "test" if name == "trained" else "val"  # `colored` has no test split
+    assert f"{run.results[split].score:.2%}" in shown.texts
+    assert run.results[split].text() in shown.text
+    for row in run.results[split].table().texts():
+        assert all(cell in shown.texts for cell in row)
+    assert all(label in shown.texts for label in run.config.classes)
+    assert run.config.fingerprint in shown.texts
+    assert ("optimistically biased" in shown.text) == (split == "val")
+    assert f"{run.calibration.temperature:.3f}" in shown.text
+    for heading in ("Learning curves", "Confusion matrix", "Calibration", "Metrics by class", "Cost", "Recipe", "Data"):
+        assert heading in shown.texts
     assert all(source.startswith("data:image/png;base64,") for source in shown.sources)
     for source in shown.sources:
         assert Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).size > (7, 7)
 
 
-def test_the_surest_mistakes_are_shown(trained: Run) -> None:
+def test_the_most_confident_errors_are_shown(trained: Run) -> None:
     result = trained.results["test"]
-    wrong = result.predicted != result.labels
+    assert isinstance(result, ClassificationResult)
     shown = page(trained)
-    assert len(shown.sources) == 3 + min(24, int(wrong.sum()))
-    sure = [float(share) for share in re.findall(r"(\d+\.\d)%\s+is", shown.text)]
-    assert sure == sorted(sure, reverse=True)
-    assert sure[0] == pytest.approx(100 * float(result.confidence[wrong].max()), abs=0.06)
+    assert len(shown.sources) == 3 + min(24, result.num_errors)
+    confidences = [float(share) for share in re.findall(r"(\d+\.\d)%\s+is", shown.text)]
+    assert len(confidences) == min(24, result.num_errors)
+    assert confidences == sorted(confidences, reverse=True)
+    assert confidences[0] == pytest.approx(100 * float(result.confidence[result.wrong].max()), abs=0.06)
 
 
-def test_names_are_text_and_broken_files_are_listed(own_images: Path, tmp_path: Path) -> None:
+def test_names_are_escaped_and_unreadable_files_are_listed(own_images: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (own_images / split / "ant").rename(own_images / split / "<b>&ant")
     (own_images / "train" / "bee" / "00.jpg").write_bytes(b"no image")
-    settings = Settings(threads=1, device="cpu", max_unreadable=0.1)
-    recipe = RECIPES["default"].replaced({"epochs": 1})
-    run = fit(own_images, "lenet5_modern", recipe=recipe, out=tmp_path / "run", settings=settings)
+    run = fit(
+        own_images, "lenet5_modern", recipe="default", overrides={"epochs": 1}, out=tmp_path / "run",
+        execution=ExecutionOptions(threads=1, device="cpu"), data_options=DataOptions(max_unreadable=0.1),
+    )  # fmt: skip
     shown = page(run)
-    assert "<b>&ant" in shown.text
-    assert "1 images could not be read" in shown.text
-    assert "not an image" in shown.texts
+    assert "<b>&ant" in shown.texts
+    assert "1 image is unreadable and was skipped" in shown.text
+    assert str(own_images / "train" / "bee" / "00.jpg") in shown.texts
+    assert any("not an image" in text for text in shown.texts)

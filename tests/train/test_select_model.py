@@ -1,4 +1,4 @@
-"""Which network and which learning rate: counted, measured, raced, searched."""
+"""Model selection: candidates within a budget, their latency, and their comparison on the data."""
 
 from __future__ import annotations
 
@@ -9,211 +9,184 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import convatlas as ca
-from convatlas.cli.app import app
+from commands import Command
 from convatlas.core.cost import cost
-from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.dataset import Images
-from convatlas.data.loader import BatchLoader
-from convatlas.errors import ConvatlasError, DataError, RunError, SpecError
+from convatlas.errors import DataError, RunError, SpecError
 from convatlas.models.catalog import CATALOG, adapted, build_fresh
-from convatlas.train import select_model as selection
-from convatlas.train.lr_finder import HIGHEST, LOWEST, STEPS, _steepest, find_lr
+from convatlas.train import select_model as selecting
 from convatlas.train.recipe import Recipe
-from convatlas.train.select_model import Budget, select_model
-from convatlas.train.settings import Settings
+from convatlas.train.select_model import Budget, Candidate, ModelSelection, chance_score, select_model
+from convatlas.train.settings import DataOptions
+from convatlas.train.trial import NetworkTrial
 
 TINY = ("lenet5_modern", "cifar_resnet20", "cifar_resnet32", "mobilenet_v2", "resnet18")
 QUICK = Recipe(batch=16, lr=0.02)
 
 
 @pytest.fixture(autouse=True)
-def _a_few_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep of every family what is small: measuring all takes half a minute."""
+def _few_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reduce every family to its small networks: timing all of them takes half a minute."""
     families = {
         name: dataclasses.replace(family, variants=rows)
-        for name, family in selection.FAMILIES.items()
+        for name, family in selecting.FAMILIES.items()
         if (rows := {name: row for name, row in family.variants.items() if name in TINY})
     }
-    monkeypatch.setattr(selection, "FAMILIES", families)
+    monkeypatch.setattr(selecting, "FAMILIES", families)
 
 
-def test_networks_that_keep_the_budget_are_counted_for_the_data(idx_folder: Path) -> None:
-    made = select_model(idx_folder, Budget(params=3e5), recipe=QUICK, seconds=0.5)
-    assert {entry.name for entry in made.entries} == {"lenet5_modern", "cifar_resnet20"}
-    for entry in made.entries:
-        own = cost(build_fresh(adapted(CATALOG[entry.name].spec, resolution=32), classes=10, channels=1, device="meta"))
-        assert (entry.parameters, entry.macs) == (own.parameters, own.macs)
-        assert (entry.stem, entry.size) == ("own", 32)
-        assert 0 < entry.latency < 1
+def test_candidates_are_counted_for_the_data(idx_folder: Path) -> None:
+    selection = select_model(idx_folder, Budget(params=3e5), recipe=QUICK, search_time=0.5)
+    assert {candidate.name for candidate in selection.candidates} == {"lenet5_modern", "cifar_resnet20"}
+    for candidate in selection.candidates:
+        spec = adapted(CATALOG[candidate.name].spec, resolution=32)
+        counted = cost(build_fresh(spec, classes=10, channels=1, device="meta"))
+        assert (candidate.params, candidate.macs) == (counted.parameters, counted.macs)
+        assert (candidate.stem, candidate.resolution) == ("default", 32)
+        assert 0 < candidate.latency_s < 1
 
 
-def test_small_images_get_small_stems_and_large_ones_the_networks_own(idx_folder: Path, images: Path) -> None:
-    small = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, seconds=0.1)
-    by_name = {entry.name: entry for entry in small.entries}
+def test_stem_and_resolution_fit_the_images(idx_folder: Path, images: Path) -> None:
+    small = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, search_time=0.1)
+    by_name = {candidate.name: candidate for candidate in small.candidates}
     assert set(by_name) == {"lenet5_modern", "cifar_resnet20", "cifar_resnet32", "mobilenet_v2"}
-    assert (by_name["mobilenet_v2"].stem, by_name["mobilenet_v2"].size) == ("small", 32)
-    settings = Settings(size=96)
-    (large,) = select_model(images, Budget(macs=1e8), recipe=QUICK, seconds=0.1, settings=settings).entries
-    assert (large.name, large.stem, large.size) == ("mobilenet_v2", "own", 96)
+    assert (by_name["mobilenet_v2"].stem, by_name["mobilenet_v2"].resolution) == ("cifar", 32)
+    options = DataOptions(resolution=96)
+    large = select_model(images, Budget(macs=1e8), recipe=QUICK, search_time=0.1, data_options=options)
+    assert [(each.name, each.stem, each.resolution) for each in large.candidates] == [("mobilenet_v2", "default", 96)]
+    assert large.conclusive
+    assert large.best.scores == ()
 
 
-def test_one_of_each_family_races_and_the_better_half_goes_on(idx_folder: Path) -> None:
-    made = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, seconds=3)
-    raced = [entry for entry in made.entries if entry.scores]
-    assert {entry.name for entry in raced} == {"lenet5_modern", "cifar_resnet32", "mobilenet_v2"}
-    assert sorted(len(entry.scores) for entry in raced) == [1, 2, 2]
-    assert made.best.scores[-1] == max(entry.scores[-1] for entry in raced if len(entry.scores) == 2)
-    assert made.seconds == pytest.approx((0.5, 0.5 + 0.75))
-    assert made.entries[-1].name == "cifar_resnet20"
+def test_one_network_of_each_family_is_trained(idx_folder: Path) -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    selection = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, search_time=3)
+    trained = [candidate for candidate in selection.candidates if candidate.scores]
+    assert {candidate.name for candidate in trained} == {"lenet5_modern", "cifar_resnet32", "mobilenet_v2"}
+    assert sorted(len(candidate.scores) for candidate in trained) == [1, 2, 2]
+    assert selection.best.scores[-1] == max(each.scores[-1] for each in trained if len(each.scores) == 2)
+    assert selection.rung_seconds == pytest.approx((0.5, 0.5 + 0.75))
+    assert selection.candidates[-1].name == "cifar_resnet20"
+    assert selection.metric == "accuracy"
+    assert f"best of 4 networks: {selection.best.name}" in str(selection)
+    options = selection.data_options(DataOptions(val_share=0.3))
+    assert options == DataOptions(stem=selection.best.stem, resolution=selection.best.resolution, val_share=0.3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
 
 
-def test_a_race_that_tells_nothing_is_told(idx_folder: Path, tmp_path: Path) -> None:
-    assert selection.guessed(torch.tensor([0, 0, 0, 1])) == pytest.approx(0.75 + 2 * math.sqrt(0.75 * 0.25 / 4))
-    assert selection.guessed(torch.eye(4)) == pytest.approx(0.25 + 2 * math.sqrt(0.25 * 0.75 / 4))
-    made = select_model(idx_folder, Budget(macs=1e8), recipe=dataclasses.replace(QUICK, lr=0.0), seconds=0.1)
-    assert not made.tells
-    given = ["fit", str(idx_folder), "--model", "auto", "--max-macs", "100M", "--race", "0.1", "--lr", "0"]
-    done = CliRunner().invoke(app, [*given, "--epochs", "1", "--out", str(tmp_path / "run")])
-    assert "no better than guessing" in done.output
+def test_the_chance_score_is_that_of_constant_predictions() -> None:
+    assert chance_score(torch.tensor([0, 0, 0, 1])) == pytest.approx(0.75 + 2 * math.sqrt(0.75 * 0.25 / 4))
+    assert chance_score(torch.eye(4)) == pytest.approx(0.25 + 2 * math.sqrt(0.25 * 0.75 / 4))
 
 
-def test_a_network_that_breaks_down_leaves_the_race(idx_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(runner: selection._Runner, seconds: float) -> None:
-        if runner.entry.name == "mobilenet_v2":
+def test_an_inconclusive_search_is_reported(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:
+    selection = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, overrides={"lr": 0.0}, search_time=0.1)
+    assert not selection.conclusive
+    assert "search inconclusive: no candidate is better than chance" in str(selection)
+    assert "increase --search-time" in selection.warning
+    limits = ("--max-macs", "100M", "--search-time", "100ms", "--lr", "0")
+    outcome = convatlas(
+        "fit", idx_folder, "--model", "auto", *limits, "--epochs", "1", "--out", tmp_path / "run"
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "search inconclusive: no candidate is better than chance" in outcome.err
+
+
+def test_a_candidate_whose_training_fails_is_eliminated(idx_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = NetworkTrial.train
+
+    def failing(trial: NetworkTrial, seconds: float) -> None:
+        if trial.preprocessing.mean == CATALOG["mobilenet_v2"].preprocessing.for_channels(1).mean:
             raise RunError("the loss is not finite")
+        train(trial, seconds)
 
-    monkeypatch.setattr(selection._Runner, "run", run)
-    made = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, seconds=1)
-    told = {entry.name: entry.told for entry in made.entries}
-    assert told["mobilenet_v2"] == "the loss is not finite"
-    assert made.best.name != "mobilenet_v2"
-
-
-def test_the_race_leaves_no_network_untrained(idx_folder: Path) -> None:
-    with pytest.raises(RunError, match="no network could be trained"):
-        select_model(idx_folder, Budget(macs=1e8), recipe=Recipe(batch=16, lr=1e30), seconds=30)
+    monkeypatch.setattr(NetworkTrial, "train", failing)
+    selection = select_model(idx_folder, Budget(macs=1e8), recipe=QUICK, search_time=1)
+    errors = {candidate.name: candidate.error for candidate in selection.candidates}
+    assert errors["mobilenet_v2"] == "the loss is not finite"
+    assert selection.best.name != "mobilenet_v2"
+    assert not selection.best.error
 
 
-def test_a_budget_is_a_limit_above_zero() -> None:
-    for budget in ({}, {"latency": 0.0}, {"params": -1.0}, {"macs": math.nan}):
-        with pytest.raises(SpecError, match="budget"):
-            Budget(**budget)
+def test_if_no_candidate_can_be_trained_it_is_an_error(idx_folder: Path) -> None:
+    with pytest.raises(RunError, match="no candidate could be trained; "):
+        select_model(idx_folder, Budget(macs=1e8), recipe=Recipe(batch=16, lr=1e30), search_time=30)
 
 
-def test_what_cannot_be_chosen_is_told(idx_folder: Path, images: Path) -> None:
-    for budget in (Budget(params=10), Budget(latency=1e-7)):
-        with pytest.raises(RunError, match="no network of the catalog keeps it"):
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "Budget: one of latency_s, params, macs must be given"),
+        ({"latency_s": 0.0}, "Budget: latency_s must be a number > 0, got 0.0"),
+        ({"params": -1.0}, "Budget: params must be a number > 0, got -1.0"),
+        ({"macs": math.nan}, "Budget: macs must be a number > 0, got nan"),
+    ],
+)
+def test_a_budget_is_positive(limits: dict[str, float], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        Budget(**limits)
+    assert str(error.value) == message
+
+
+def test_impossible_selections_are_refused(idx_folder: Path, images: Path) -> None:
+    for budget in (Budget(params=10), Budget(latency_s=1e-7)):
+        with pytest.raises(RunError, match="budget: no network of the catalog is within it on this machine"):
             select_model(idx_folder, budget)
     with pytest.raises(DataError, match="val share"):
-        select_model(idx_folder, Budget(macs=1e8), settings=Settings(val_share=0), seconds=0.1)
-    # no published weights are at hand here
-    with pytest.raises(RunError, match=r"with weights of torchvision at hand keeps it.*weights pull"):
+        select_model(idx_folder, Budget(macs=1e8), data_options=DataOptions(val_share=0), search_time=0.1)
+    # the cache of the tests has no weights
+    with pytest.raises(RunError, match=r"with cached torchvision weights is within it.*weights pull"):
         select_model(images, Budget(macs=1e10), weights="torchvision")
-    with pytest.raises(RunError, match="the name of a library, torchvision or timm, not torchvison"):
+    with pytest.raises(RunError, match="weights: must be torchvision or timm for a model selection, got torchvison"):
         select_model(images, Budget(macs=1e10), weights="torchvison")
 
 
-def test_a_network_that_the_recipe_is_not_for_is_left_out(idx_folder: Path) -> None:
+def test_a_network_that_does_not_fit_the_recipe_is_not_trained(idx_folder: Path) -> None:
     recipe = dataclasses.replace(QUICK, drop_path=0.1, class_weight_power=1.0)
-    made = select_model(idx_folder, Budget(macs=1e8), recipe=recipe, seconds=0.5)
-    told = {entry.name: entry.told for entry in made.entries}
-    assert told["lenet5_modern"] == "recipe.drop_path: the network has no residual branches"
-    assert made.best.name in ("cifar_resnet32", "mobilenet_v2")
+    selection = select_model(idx_folder, Budget(macs=1e8), recipe=recipe, search_time=0.5)
+    errors = {candidate.name: candidate.error for candidate in selection.candidates}
+    assert errors["lenet5_modern"].startswith("recipe: drop_path must be null for this network, got 0.1")
+    assert selection.best.name in ("cifar_resnet32", "mobilenet_v2")
 
 
-def test_from_the_command_line(idx_folder: Path, tmp_path: Path) -> None:
+def test_a_selection_is_written_as_csv(tmp_path: Path) -> None:
+    candidates = (
+        Candidate("a", "f", "default", 32, 10, 20, 0.001, scores=(0.5, 0.75)),
+        Candidate("b", "g", "cifar", 32, 11, 21, 0.002, error="failed"),
+    )
+    ModelSelection(candidates, "accuracy", (1.0, 2.0), 0.1).write(tmp_path / "candidates.csv")
+    rows = list(csv.DictReader((tmp_path / "candidates.csv").open()))
+    assert [(row["name"], row["scores"], row["error"]) for row in rows] == [("a", "0.5 0.75", ""), ("b", "", "failed")]
+
+
+def test_from_the_command_line(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:
     out = tmp_path / "run"
-    given = ["fit", str(idx_folder), "--model", "auto", "--max-macs", "100M", "--max-latency", "2s", "--race", "1"]
-    done = CliRunner().invoke(app, [*given, "--epochs", "1", "--batch", "16", "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    assert "ms / image" in done.output
-    best = next(line for line in done.output.splitlines() if line.startswith("the best: ")).split()[-1]
-    rows = list(csv.DictReader((out / "choice.csv").open()))
+    limits = ("--max-macs", "100M", "--max-latency", "2s", "--search-time", "1s")
+    outcome = convatlas(
+        "fit", idx_folder, "--model", "auto", *limits, "--epochs", "1", "--batch", "16", "--out", out
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "ms / image" in outcome.out
+    best = next(line for line in outcome.out.splitlines() if line.startswith("selected: ")).split()[-1]
+    rows = list(csv.DictReader((out / "candidates.csv").open()))
     assert rows[0]["name"] == best
     assert ca.load(out / "model.safetensors").header.name == best
     assert ca.resume(out).state.finished
 
 
-def test_the_best_is_cross_validated(idx_folder: Path, tmp_path: Path) -> None:
+def test_the_best_candidate_is_cross_validated(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:
     out = tmp_path / "runs"
-    given = ["fit", str(idx_folder), "--model", "auto", "--max-params", "100k", "--race", "1", "--folds", "2"]
-    done = CliRunner().invoke(app, [*given, "--epochs", "1", "--batch", "16", "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    assert {path.name for path in out.iterdir()} == {"fold-1", "fold-2", "folds.csv", "choice.csv"}
+    limits = ("--max-params", "100k", "--search-time", "1s", "--folds", "2")
+    outcome = convatlas(
+        "fit", idx_folder, "--model", "auto", *limits, "--epochs", "1", "--batch", "16", "--out", out
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert {path.name for path in out.iterdir()} == {"fold-1", "fold-2", "folds.csv", "candidates.csv"}
 
 
-def test_limits_are_for_auto(idx_folder: Path) -> None:
-    done = CliRunner().invoke(app, ["fit", str(idx_folder), "--model", "lenet5_modern", "--max-params", "5M"])
-    assert isinstance(done.exception, ConvatlasError)
-    assert "--model auto" in str(done.exception)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("10ms", 0.01), ("5M", 5e6), ("300k", 3e5), ("1e-3", 1e-3), ("2.5 G", 2.5e9), ("7", 7.0)]
-)
-def test_numbers_may_carry_a_unit(text: str, value: float) -> None:
-    assert _number("--x", text) == pytest.approx(value)
-    for wrong in ("fast", "10 miles", "", "M", "1.2.3"):
-        with pytest.raises(ConvatlasError, match="--x"):
-            _number("--x", wrong)
-
-
-# --- the learning rate
-
-
-def feed_of(labels: torch.Tensor) -> BatchLoader:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 100, (len(labels), 1, 32, 32), generator=generator, dtype=torch.uint8)
-    pixels[torch.arange(len(labels)), 0, 4 + 2 * labels] = 250
-    steps = Preprocessing(32, 32, mean=(0.2,), std=(0.3,))
-    return BatchLoader(Images(pixels, labels, [""] * len(labels)), steps, batch=32, seed=0, classes=10)
-
-
-def test_a_rate_is_found_where_the_loss_falls(idx_folder: Path) -> None:
-    torch.manual_seed(0)
-    network, recipe = build_fresh("lenet5_modern", classes=10, channels=1), Recipe(batch=32)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    rates = find_lr(network, feed_of(torch.arange(200) % 10), recipe, seed=0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert LOWEST == rates.rates[0] < rates.chosen < rates.rates[-1] <= HIGHEST
-    assert list(rates.rates) == sorted(rates.rates)
-    assert len(rates.rates) <= STEPS
-    assert 1e-4 < rates.chosen < 1
-    assert rates.chosen < rates.rates[rates.losses.index(min(rates.losses))]
-    assert find_lr(network, feed_of(torch.arange(200) % 10), recipe, seed=0) == rates
-
-
-def test_a_loss_that_never_falls_is_told() -> None:
-    for losses in ([1.0 + 0.1 * i for i in range(60)], [2.0] * 60, [1.0, 0.9, 5.0], []):
-        with pytest.raises(RunError, match="lr: the loss does not fall"):
-            _steepest([10.0 ** (i / 10 - 6) for i in range(len(losses))], losses)
-
-
-def test_the_search_knows_balance_and_clipping() -> None:
-    network = build_fresh(CATALOG["lenet5_modern"].spec, classes=10)
-    loader, recipe = feed_of(torch.arange(200) % 10), Recipe(batch=20, lr=0.01)
-    plain = find_lr(network, loader, recipe, seed=0)
-    for other in (
-        find_lr(network, loader, recipe, seed=0, class_weights=torch.linspace(0.1, 1.9, 10)),
-        find_lr(network, loader, dataclasses.replace(recipe, grad_clip=0.01), seed=0),
-    ):
-        assert other.losses != plain.losses
-
-
-def test_a_run_begins_with_the_rate_that_was_found(idx_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    given = ["fit", str(idx_folder), "--model", "lenet5_modern", "--lr", "find", "--epochs", "2", "--out", str(out)]
-    done = CliRunner().invoke(app, given)
-    assert done.exit_code == 0, done.output
-    assert "found by a search" in done.output
-    assert (out / "rates.png").stat().st_size > 1000
-    rate = ca.resume(out).config.recipe.lr
-    again = CliRunner().invoke(app, [*given[:-1], str(tmp_path / "again")])
-    assert again.exit_code == 0
-    assert ca.resume(tmp_path / "again").config.recipe.lr == rate
-    wrong = CliRunner().invoke(app, [*given[:5], "quickly"])
-    assert isinstance(wrong.exception, ConvatlasError)
+def test_limits_need_model_auto(idx_folder: Path, convatlas: Command) -> None:
+    outcome = convatlas("fit", idx_folder, "--model", "lenet5_modern", "--max-params", "5M")
+    assert outcome.code == 2
+    assert "--model auto" in outcome.err

@@ -153,7 +153,7 @@ def test_pull_downloads_once_and_build_uses_the_file(
     path = pull(here)
     assert path == here.cached_file == here.cache_path
     pull(here)
-    assert len(site.options) == 1
+    assert len(site.requests) == 1
     network = build(NAME, weights="torchvision:IMAGENET1K_V1")
     upstream = theirs(NAME, "torchvision")
     upstream.load_state_dict(torch.load(checkpoint, weights_only=True))
@@ -163,7 +163,7 @@ def test_pull_downloads_once_and_build_uses_the_file(
 
 def test_another_file_from_the_server_is_refused(record: Weights, serve: Callable[..., Site]) -> None:
     site = serve({"/squeezenet.pth": b"something else"})
-    with pytest.raises(WeightsError, match=r"sha256.*convatlas weights add"):
+    with pytest.raises(WeightsError, match=r"SHA-256 differs.*convatlas weights add"):
         pull(replace(record, url=site.url + "squeezenet.pth"))
 
 
@@ -526,6 +526,19 @@ def test_verification_corrects_old_names_of_densenet(
     row = verify("densenet121@torchvision:IMAGENET1K_V1", tmp_path, file=path)
     assert row.upstream is not None
     assert row.upstream.num_same_top5 == 1
+
+
+def test_verification_normalizes_inside_the_module_of_googlenet(images: Path, tmp_path: Path) -> None:
+    """torchvision's GoogLeNet has `transform_input`; ours has it in its preprocessing."""
+    network = torchvision.models.get_model("googlenet", weights=None, init_weights=False)
+    scramble(network)
+    torch.save(network.state_dict(), tmp_path / "googlenet.pth")
+    file = sorted((images / "val").rglob("*.jpg"))[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
+    result = verify("googlenet@torchvision:IMAGENET1K_V1", tmp_path, file=tmp_path / "googlenet.pth")
+    assert result.upstream is not None
+    assert result.upstream.num_same_top5 == 1
+    assert result.upstream.max_difference < 0.02  # the image is resized here by torch, there by Pillow
 
 
 def test_weights_for_clips_cannot_predict_images() -> None:

@@ -18,7 +18,7 @@ from convatlas.system.progress import progress_display
 if TYPE_CHECKING:
     from convatlas.data.dataset import UnreadableImage
     from convatlas.system.progress import Progress
-    from convatlas.tasks.table import Table as Metrics
+    from convatlas.tasks.table import MetricTable
     from convatlas.tasks.task import Result
 
 # no markup and no emoji codes: names of classes and files are printed verbatim
@@ -41,7 +41,7 @@ def print_json(data: Any) -> None:
 
 def progress_bar(target: Console = errors) -> AbstractContextManager[Progress]:
     """Show progress: a bar in a terminal, otherwise a line per interval."""
-    return progress_display(console=target, line_interval=LINE_INTERVAL)
+    return progress_display(not console.quiet, console=target, line_interval=LINE_INTERVAL)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
@@ -57,7 +57,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
         plain(width=max(80, Console(width=10_000).measure(drawn).maximum), quiet=console.quiet).print(drawn)
 
 
-def metrics_table(rows: Metrics) -> None:
+def metrics_table(rows: MetricTable) -> None:
     """Print a table of numbers, whose first column names the row."""
     table(rows.headings, rows.texts(), right=rows.headings[1:])
 

@@ -31,14 +31,14 @@ def check(
             raise ConvatlasError(f"--sheet: needs image files, but {data} contains arrays")
         checked = check(source, progress=progress)
     if sheet is not None:
-        from convatlas.draw.contact_sheet import draw_sheet
+        from convatlas.data.decode.display import display_image
+        from convatlas.draw.contact_sheet import contact_sheet
 
-        draw_sheet(checked, sheet)
+        contact_sheet([(text, map(display_image, files)) for text, files in checked.sheet()], path=sheet)
     if as_json:
         console.print_json(checked.to_plain())
         return
-    table = checked.table()
-    console.table(table.headings, table.texts(), right=table.headings[1:])
+    console.metrics_table(checked.table())
     show = console.console.print
     show()
     smallest, median, largest = (f"{width} x {height}" for width, height in checked.sizes)

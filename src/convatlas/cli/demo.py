@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from convatlas.cli.options import OUTPUT, option
+
+if TYPE_CHECKING:
+    from convatlas.tasks.classification.single_label import ClassificationResult
 
 MODEL, EPOCHS, NUM_EXAMPLES = "lenet5_modern", 100, 16
 
@@ -26,7 +29,7 @@ def demo(
     from convatlas.cli import training
     from convatlas.cli.console import console, table
     from convatlas.core.table import Table
-    from convatlas.draw.contact_sheet import draw_overview
+    from convatlas.draw.contact_sheet import overview
     from convatlas.inference.model import load
     from convatlas.train.fit import prepare_run
     from convatlas.train.settings import ExecutionOptions
@@ -38,7 +41,7 @@ def demo(
     )
     training.train(run)
     training.print_results(run)
-    test, result = run.dataset.test, run.results["test"]
+    test, result = run.dataset.test, cast("ClassificationResult", run.results["test"])
     assert test is not None
 
     console.print(f"\n2. Predict {NUM_EXAMPLES} digits of the test split with the model file", style="bold")
@@ -60,14 +63,15 @@ def demo(
     rows = [(prediction.source, *prediction.cells(1)) for prediction in predictions[:4]]
     table(("image", *model.header.task.prediction_columns(1)), [*rows, ("...", "", "")])
 
-    overview = run.folder / "overview.png"
-    draw_overview(
-        pixels, result.subset(chosen), result, run.history, path=overview,
+    figure = run.folder / "overview.png"
+    overview(
+        pixels, result.probabilities[chosen], result.labels[chosen], result.confusion, run.state.history,
+        columns=run.task.progress_columns, classes=run.task.classes, path=figure,
         title=f"LeNet-5 on handwritten digits: {result.score:.2%} accuracy on {len(test)} test images",
     )  # fmt: skip
     console.print("\n3. Files", style="bold")
     console.print(str(Table.of_pairs({
-        str(overview): "predictions, learning curves, confusion matrix",
+        str(figure): "predictions, learning curves, confusion matrix",
         str(run.model_file): "the model file: weights, classes, preprocessing, how it was trained",
         str(run.folder / "metrics.csv"): "metrics of each epoch",
         str(folder): f"{NUM_EXAMPLES} digits of the test split as image files",

@@ -32,7 +32,7 @@ from convatlas.system import quantities
 from convatlas.system.quantities import Interval
 
 if TYPE_CHECKING:
-    from convatlas.train.select_model import Choice
+    from convatlas.train.select_model import ModelSelection
 
 
 CHECKPOINT_INTERVAL = Interval(seconds=30.0)
@@ -164,7 +164,7 @@ def fit(
     """Train a network and write the best weights into a model file."""
     from convatlas.train.cross_validation import cross_validate
     from convatlas.train.fit import prepare_run
-    from convatlas.train.select_model import Budget, select_model
+    from convatlas.train.select_model import CANDIDATES, Budget, select_model
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 
     options: dict[str, Any] = {
@@ -180,17 +180,17 @@ def fit(
             "compiled": compiled, "fused_norms": fused_norms,
         }),
     }  # fmt: skip
-    limits = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
-    limits = {name: value for name, value in limits.items() if value is not None}
-    choice: Choice | None = None
+    given: dict[str, float | None] = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
+    limits = {name: value for name, value in given.items() if value is not None}
+    selection: ModelSelection | None = None
     if model == "auto":
         with console.progress_bar() as progress:
-            choice = select_model(
-                data, Budget(**limits), weights=weights, seconds=search_time, progress=progress, **options
+            selection = select_model(
+                data, Budget(**limits), weights=weights, search_time=search_time, progress=progress, **options
             )
-        training.print_selection(choice)
-        model, weights = choice.best.name, choice.best.weights or None
-        options["data_options"] = choice.data_options(options["data_options"])
+        training.print_selection(selection)
+        model, weights = selection.best.name, selection.best.weights or None
+        options["data_options"] = selection.data_options(options["data_options"])
     elif limits:
         raise ConvatlasError(f"--max-{next(iter(limits)).removesuffix('_s')}: only with --model auto, got {model}")
     options |= {
@@ -202,12 +202,17 @@ def fit(
     if folds:
         if lr == "find":
             raise ConvatlasError("--lr: find works on one run; run it first, then give its rate with --folds")
-        cross_validate(data, model, folds=folds, **options)
+        with console.progress_bar(console.console) as progress:
+            printer = training.FoldPrinter(progress)
+            outcome = cross_validate(data, model, folds=folds, on_event=printer.add, progress=progress, **options)
+        if selection:
+            selection.write(outcome.folder / CANDIDATES)
+        training.print_folds(outcome)
         return
     with console.progress_bar() as progress:
         run = prepare_run(data, model, find_lr=lr == "find", progress=progress, **options)
-    if choice and run.distributed.is_main:
-        choice.write(run.folder / "choice.csv")
+    if selection and run.distributed.is_main:
+        selection.write(run.folder / CANDIDATES)
     if lr == "find":
         console.console.print(f"learning rate {run.config.recipe.lr:.2g}, from the learning-rate finder")
     training.print_run_header(run)

@@ -125,7 +125,7 @@ def draw(
     small_images: SmallImages = False,
 ) -> None:
     """Draw a network: stages as columns of boxes, branches side by side, shortcuts as arcs."""
-    from convatlas.draw.diagram import diagram, save
+    from convatlas.draw.diagram import diagram
     from convatlas.models.catalog import build_fresh, variant
 
     card = variant(name).card
@@ -133,16 +133,18 @@ def draw(
         name, resolution=resolution, channels=channels, classes=classes, stem="cifar" if small_images else "default",
         device="meta",
     )  # fmt: skip
-    figure = diagram(network, title=f"{card.title} ({card.year})")
-    console.console.print(str(save(figure, out or Path(f"{name}.svg"))))
+    path = out or Path(f"{name}.svg")
+    diagram(network, title=f"{card.title} ({card.year})", path=path)
+    console.console.print(str(path))
 
 
 def timeline(out: Figure = None) -> None:
     """Draw the history of the networks, by category."""
-    from convatlas.draw.diagram import save
     from convatlas.draw.timeline import timeline
 
-    console.console.print(str(save(timeline(), out or Path("timeline.svg"))))
+    path = out or Path("timeline.svg")
+    timeline(path=path)
+    console.console.print(str(path))
 
 
 def scale(

@@ -11,15 +11,16 @@ from convatlas.cli.console import console, errors, print_result, print_skipped, 
 from convatlas.system.quantities import TIME
 
 if TYPE_CHECKING:
-    from convatlas.train.cross_validation import CrossValidation
-    from convatlas.train.run import Epoch, Run
-    from convatlas.train.select_model import Choice
+    from convatlas.system.progress import Progress
+    from convatlas.train.cross_validation import CrossValidation, FoldEvent
+    from convatlas.train.run import Epoch, Event, Run
+    from convatlas.train.select_model import ModelSelection
 
 MAX_EPOCH_ROWS = 25
 """Maximum number of rows in the table of epochs: of a longer training, every n-th epoch is printed."""
 
 MAX_CANDIDATES = 20
-"""Maximum number of networks in the table of a model selection; choice.csv has all of them."""
+"""Maximum number of networks in the table of a model selection; candidates.csv has all of them."""
 
 
 def print_run_header(run: Run) -> None:
@@ -31,47 +32,72 @@ def print_run_header(run: Run) -> None:
     )
 
 
+class EpochTable:
+    """Prints a row for each epoch of a run, and reports each step to a progress bar."""
+
+    def __init__(self, run: Run, progress: Progress, name: str = "training") -> None:
+        self.run, self.progress, self.name = run, progress, name
+        recipe = run.config.recipe
+        self.epochs, self.batch = recipe.epochs, recipe.batch
+        self.total = self.epochs * -(-len(run.dataset.train) // self.batch)
+        self.first, self.start = run.state.step, time.monotonic()
+        headings = "  ".join(f"{column.heading:>11}" for column in run.task.progress_columns)
+        console.print(f"{'epoch':>7}  {'loss':>8}  {headings}  {'seconds':>7}", style="bold")
+        for epoch in run.history:
+            self._print_epoch(epoch, style="dim")
+
+    def add(self, event: Event) -> None:
+        from convatlas.train.run import Epoch
+
+        if isinstance(event, Epoch):
+            self._print_epoch(event)
+            return
+        done = event.number + 1
+        rate = (done - self.first) * self.batch / max(time.monotonic() - self.start, 1e-6)
+        self.progress(f"{self.name}: {event.describe()}, {rate:,.0f} images/s", done, self.total)
+
+    def _print_epoch(self, epoch: Epoch, style: str = "") -> None:
+        """Print the row of an epoch; of a long training, every n-th one and the last."""
+        if epoch.number % max(1, self.epochs // MAX_EPOCH_ROWS) and epoch.number != self.epochs:
+            return
+        columns = self.run.task.progress_columns
+        metrics = "  ".join(f"{column.text(epoch.metrics.get(column.key)):>11}" for column in columns)
+        best = "  best" if epoch.best and self.run.dataset.val else ""
+        console.print(
+            f"{epoch.number:>7}  {epoch.train_loss:>8.4f}  {metrics}  {epoch.seconds:>7.1f}{best}", style=style
+        )
+
+
 def train(run: Run) -> None:
-    """Train a run to its end, with a row for each epoch and a progress bar."""
-    try:
-        _train(run)
-    except KeyboardInterrupt:
-        errors.print(f"convatlas: interrupted; `convatlas resume {run.folder}` continues from the last checkpoint")
-        raise
-
-
-def _train(run: Run) -> None:
-    from convatlas.train.run import Epoch
-
-    recipe = run.config.recipe
-    _print_epoch_header(run)
-    for epoch in run.history:
-        _print_epoch(run, epoch, style="dim")
-    total = recipe.epochs * -(-len(run.dataset.train) // recipe.batch)
-    first, start = run.state.step, time.monotonic()
+    """Train a run to its end."""
     with progress_bar(console) as progress:
-        for event in run.steps():
-            if isinstance(event, Epoch):
-                _print_epoch(run, event)
-                continue
-            done = event.number + 1
-            rate = (done - first) * recipe.batch / max(time.monotonic() - start, 1e-6)
-            progress(f"training: {event.describe()}, {rate:,.0f} images/s", done, total)
+        table = EpochTable(run, progress)
+        try:
+            for event in run.steps():
+                table.add(event)
+        except KeyboardInterrupt:
+            errors.print(f"convatlas: interrupted; `convatlas resume {run.folder}` continues from the last checkpoint")
+            raise
 
 
-def _print_epoch_header(run: Run) -> None:
-    headings = "  ".join(f"{column.heading:>11}" for column in run.task.progress_columns)
-    console.print(f"{'epoch':>7}  {'loss':>8}  {headings}  {'seconds':>7}", style="bold")
+class FoldPrinter:
+    """Prints the events of a cross-validation."""
 
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.table: EpochTable | None = None
 
-def _print_epoch(run: Run, epoch: Epoch, style: str = "") -> None:
-    """Print the row of an epoch; of a long training, every n-th one and the last."""
-    epochs = run.config.recipe.epochs
-    if epoch.number % max(1, epochs // MAX_EPOCH_ROWS) and epoch.number != epochs:
-        return
-    metrics = "  ".join(f"{column.text(epoch.metrics.get(column.key)):>11}" for column in run.task.progress_columns)
-    best = "  best" if epoch.best and run.dataset.val else ""
-    console.print(f"{epoch.number:>7}  {epoch.train_loss:>8.4f}  {metrics}  {epoch.seconds:>7.1f}{best}", style=style)
+    def add(self, event: FoldEvent) -> None:
+        from convatlas.train.cross_validation import FoldEnd, FoldStart
+
+        if isinstance(event, FoldStart):
+            console.print(f"fold {event.number} of {event.folds}", style="bold")
+            print_run_header(event.run)
+            self.table = EpochTable(event.run, self.progress, f"fold {event.number}")
+        elif isinstance(event, FoldEnd):
+            console.print()
+        elif self.table:
+            self.table.add(event)
 
 
 def print_results(run: Run) -> None:
@@ -86,40 +112,38 @@ def print_results(run: Run) -> None:
 
 def print_folds(crossed: CrossValidation) -> None:
     """Print the score of each fold, their mean and standard deviation."""
+    results = [run.results["val"] for run in crossed.runs]
+    metric = results[0].headline_name or crossed.headline
+    columns = ("fold", "images", metric)
     rows = [
-        (number, f"{run.results['val'].n:,}", f"{score:.2%}")
-        for number, (run, score) in enumerate(zip(crossed.runs, crossed.scores, strict=True), 1)
+        (number, f"{result.n:,}", f"{score:.2%}")
+        for number, (result, score) in enumerate(zip(results, crossed.scores, strict=True), 1)
     ]
-    columns = ("fold", "images", crossed.headline)
-    console.print()
     table(columns, rows, right=columns)
-    mean = Text.assemble((f"{crossed.mean:.2%}", "bold"), f" ± {crossed.deviation:.2%}")
-    console.print(Text.assemble(f"{crossed.headline} over {len(rows)} folds: ", mean, " (standard deviation)"))
+    mean = Text.assemble((f"{crossed.mean:.2%}", "bold"), f" ± {crossed.std:.2%}")
+    console.print(Text.assemble(f"{metric} over {len(rows)} folds: ", mean, " (standard deviation)"))
     console.print(f"runs: {crossed.folder}")
 
 
-def print_selection(choice: Choice) -> None:
+def print_selection(selection: ModelSelection) -> None:
     """Print the networks within a budget and their scores in the search."""
-    rungs = [f"{choice.score} after {TIME.format(round(seconds))}" for seconds in choice.seconds]
+    rungs = [f"{selection.metric} after {TIME.format(round(seconds))}" for seconds in selection.rung_seconds]
     columns = ["network", "px", "parameters", "MACs", "ms / image", *rungs]
-    if any(entry.weights for entry in choice.entries):
+    if any(candidate.weights for candidate in selection.candidates):
         columns.append("weights")
     rows = []
-    for entry in choice.entries[:MAX_CANDIDATES]:
-        scores = [f"{score:.2%}" for score in entry.scores]
-        if entry.error:
-            scores.append(entry.error)
+    for candidate in selection.candidates[:MAX_CANDIDATES]:
+        scores = [f"{score:.2%}" for score in candidate.scores]
+        if candidate.error:
+            scores.append(candidate.error)
         scores += [""] * (len(rungs) - len(scores))
-        name = f"{entry.name} (small images)" if entry.stem == "cifar" else entry.name
-        sizes = (f"{entry.parameters:,}", f"{entry.macs:,}", f"{1000 * entry.latency_s:.1f}")
-        rows.append((name, entry.resolution, *sizes, *scores, entry.weights)[: len(columns)])
+        name = f"{candidate.name} (small images)" if candidate.stem == "cifar" else candidate.name
+        sizes = (f"{candidate.params:,}", f"{candidate.macs:,}", f"{1000 * candidate.latency_s:.1f}")
+        rows.append((name, candidate.resolution, *sizes, *scores, candidate.weights)[: len(columns)])
     table(columns, rows, right=columns[1 : 5 + len(rungs)])
-    if len(choice.entries) > MAX_CANDIDATES:
-        console.print(f"and {len(choice.entries) - MAX_CANDIDATES} more, in choice.csv")
-    console.print(f"selected: {choice.best.name}")
-    if not choice.tells:
-        errors.print(
-            f"convatlas: search inconclusive: after {TIME.format(round(choice.seconds[-1]))} the best network is no "
-            f"better than chance ({choice.guessed:.1%}); increase --search-time, use --weights, or name a network"
-        )
+    if len(selection.candidates) > MAX_CANDIDATES:
+        console.print(f"and {len(selection.candidates) - MAX_CANDIDATES} more, in candidates.csv")
+    console.print(f"selected: {selection.best.name}")
+    if not selection.conclusive:
+        errors.print(f"convatlas: {selection.warning}")
     console.print()

@@ -117,9 +117,16 @@ def predict(
     if rows:
         console.table(("image", *task.prediction_columns(top)), rows)
     if sheet is not None and sheet_images:
-        from convatlas.draw.contact_sheet import draw_answers
+        from convatlas.data.decode.display import display_image
+        from convatlas.draw.contact_sheet import Captioned, captioned_images
 
-        draw_answers(sheet_images, sheet)
+        captioned_images(
+            [
+                Captioned(display_image(file), text, f"{probability:.1%}  {Path(file).name[:22]}")
+                for file, text, probability in sheet_images
+            ],
+            path=sheet,
+        )
         console.errors.print(str(sheet))
     if done > 1 and duration > 2:
         rate = f"{done:,} images in {duration:.1f} s, {done / duration:,.1f} images/s"

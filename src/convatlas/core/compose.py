@@ -87,9 +87,9 @@ class Sum(Join):
     what to change.
 
     inplace: a sum of two may add into the output of its first branch, as an activation with `inplace=True` writes into
-        its input; a new tensor there costs up to 8 % of a ResNet's time on a CPU. It does so only if that tensor belongs
-        to nobody else: its last layer allocated it, the backward pass does not need it, and no hook received it.
-        `Network.inplace(False)` turns it off.
+        its input; a new tensor costs up to 8 % of a ResNet's time on a CPU. It does so only if that tensor belongs to
+        nobody else: the last layer of the branch allocated it, the backward pass does not need it, and no hook received
+        it. `Network.inplace(False)` turns it off.
     """
 
     inplace: bool = True
@@ -102,7 +102,8 @@ class Sum(Join):
         branches = list(self._modules.values())
         outputs = [branch(x) for branch in branches]
         if len(outputs) == 2 and self.inplace and _is_alike(*outputs) and _may_overwrite_output(branches[0]):
-            return outputs[0].add_(outputs[1])
+            total: Tensor = outputs[0].add_(outputs[1])
+            return total
         return self.join(outputs)
 
 

@@ -1,4 +1,4 @@
-"""The exact cost of a network, read off its tree in one walk: shapes, parameters, MACs, activations, receptive field."""
+"""The exact cost of a network, counted in one walk over its tree: shapes, parameters, MACs, receptive field."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Cost:
 def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
     """Return the cost of one image of `shape` = (channels, *spatial) through `tree`.
 
-    shape: default for a Network: the one it was built for. Raises CostError that names the layer if a layer has no rule,
-    the image is too small, or it has another number of channels.
+    shape: by default the one a Network was built for. Raises CostError that names the layer if a layer has no rule, or
+    if the image is too small or has another number of channels.
     """
     if shape is None:
         if not isinstance(tree, Network):

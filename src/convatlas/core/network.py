@@ -160,7 +160,7 @@ def unnested(layers: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
 
 
 def named_layers(tree: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (name, layer) for the layers of a chain or the parts of a network; a layer that is used twice comes twice."""
+    """Yield (name, layer) for the layers of a chain or the parts of a network; a layer used twice comes twice."""
     for name, layer in tree._modules.items():
         if layer is not None and not (isinstance(tree, Network) and name == "auxiliary"):
             yield name, layer
@@ -198,7 +198,7 @@ def taps(tree: nn.Module, paths: Sequence[str], x: Tensor) -> dict[str, Features
     """Run a network or a chain on `x` and return the outputs at `paths`, such as "stem" or "stages.0".
 
     Stops after the last of them. An output is a tensor, but a `Pair` between the cells of NASNet; `feature_map` returns
-    the map of either. Gradients flow. Raises SpecError for a path that is not on the main path, such as one inside a Sum.
+    the map of either. Gradients flow. Raises SpecError for a layer that is not on the main path, such as one in a Sum.
     """
     _check_paths(tree, paths, list(tap_paths(tree)))
     outputs: dict[str, Features] = {}
@@ -228,7 +228,7 @@ def _copy(features: Features) -> Features:
 
 
 def _is_overwritten(tree: nn.Module, path: str) -> bool:
-    """Return whether a layer behind `path` works in place on its output, perhaps through layers that return it or a view."""
+    """Return whether a layer after `path` overwrites its output, directly or through layers that return their input."""
     paths = list(tap_paths(tree))
     for following in paths[paths.index(path) + 1 :]:
         layer = tree.get_submodule(following)

@@ -1,4 +1,4 @@
-"""What a drawing of a tree shows: boxes in series and side by side, repeats folded, norms told beside convolutions."""
+"""What a drawing of a tree shows: boxes in sequence and in parallel; repeats folded, norms beside convolutions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Literal
 
 from torch import nn
 
-from convatlas.core.compose import Chain, Concat, Join, Product, Sum
+from convatlas.core.compose import Chain, Concat, Join, Layer, Product, Sum
 from convatlas.core.network import Network
 
 Kind = Literal["conv", "depthwise", "pool", "dense", "trim", "other"]
-"""What a box stands for; a trim (norm, activation, dropout) is told in the box of the convolution beside it."""
+"""What a box stands for; a trim (norm, activation, dropout) is written into the box of the convolution next to it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Series:
-    """One after another; `times` in a row, with other widths each time where it `varies`; a block has a title."""
+    """Items in sequence. A block has a title; it is repeated `times`, with different widths if it `varies`."""
 
     items: tuple[Outline, ...]
     title: str = ""
@@ -38,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Side by side and joined by a sign: "+", "×" or "‖" (stacked); None is a branch that passes its input."""
+    """Branches in parallel, joined by a sign: "+", "×" or "‖" (stacked channels); None is an identity branch."""
 
     branches: tuple[Outline | None, ...]
     sign: str
@@ -54,15 +54,15 @@ _PLAIN = (nn.Sequential, Chain, Sum, Concat, Product)
 
 @singledispatch
 def outline(layer: nn.Module) -> Outline | None:
-    """Return what a drawing shows of a layer, None if nothing; `outline.register` adds a kind of layer."""
+    """Return what a drawing shows of a layer, or None for nothing; `outline.register` adds a kind of layer."""
     if not list(layer.parameters()) and not list(layer.children()):
         return Box((type(layer).__name__,), "other")
     return Box((type(layer).__name__, *_short(layer)), "other")
 
 
 def _short(layer: nn.Module) -> tuple[str, ...]:
-    told = layer.extra_repr()
-    return (told,) if 0 < len(told) <= 40 else ()
+    text = layer.extra_repr()
+    return (text,) if 0 < len(text) <= 40 else ()
 
 
 def _sizes(sizes: object) -> str:
@@ -73,15 +73,15 @@ def _sizes(sizes: object) -> str:
 @outline.register(nn.Conv2d)
 @outline.register(nn.Conv3d)
 def _(layer: nn.Conv2d) -> Box:
-    told = f"{_sizes(layer.kernel_size)}, {layer.out_channels}"
+    text = f"{_sizes(layer.kernel_size)}, {layer.out_channels}"
     depthwise = layer.groups == layer.in_channels > 1
     if depthwise:
-        told = f"{_sizes(layer.kernel_size)} depthwise"
+        text = f"{_sizes(layer.kernel_size)} depthwise"
     elif layer.groups > 1:
-        told += f", {layer.groups} groups"
+        text += f", {layer.groups} groups"
     if max(layer.stride) > 1:
-        told += f", /{max(layer.stride)}"
-    return Box((told,), "depthwise" if depthwise else "conv")
+        text += f", /{max(layer.stride)}"
+    return Box((text,), "depthwise" if depthwise else "conv")
 
 
 @outline.register
@@ -124,7 +124,7 @@ _TRIMS = {
 
 
 def always(kind: type[nn.Module], text: str, box: Kind = "trim") -> None:
-    """Show a kind of layer as a box with this text, or not at all where it is empty."""
+    """Show a kind of layer as a box with this text; with an empty text, not at all."""
     outline.register(kind, lambda _: Box((text,), box) if text else None)
 
 
@@ -156,17 +156,17 @@ def _(network: Network) -> Outline | None:
 
 
 def _title(layer: nn.Module) -> str:
-    """Return the name of a block, spaced: "InvertedResidual" reads "inverted residual"."""
-    if type(layer) in _PLAIN or not getattr(layer, "titled", True):
+    """Return the title of a block, its class name as words: "inverted residual" for InvertedResidual."""
+    if type(layer) in _PLAIN or (isinstance(layer, Layer) and not layer.show_title):
         return ""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(layer).__name__).lower()
 
 
 def in_series(layers: Sequence[nn.Module], *, title: str = "") -> Outline | None:
-    """Return layers one after another: repeats folded, trims told in the box beside them."""
-    told = [item for layer in layers if (item := outline(layer)) is not None]
-    flat = [part for item in told for part in (item.items if _is_loose(item) else (item,))]  # type: ignore[union-attr]
-    items = list(_folded(list(_trimmed(flat))))
+    """Return the outline of layers in sequence: repeats folded, trims written into the box next to them."""
+    outlines = [item for layer in layers if (item := outline(layer)) is not None]
+    flat = [part for item in outlines for part in (item.items if _is_untitled(item) else (item,))]  # type: ignore[union-attr]
+    items = list(_fold(list(_merge_trims(flat))))
     if not items:
         return None
     if len(items) == 1 and not title:
@@ -174,45 +174,45 @@ def in_series(layers: Sequence[nn.Module], *, title: str = "") -> Outline | None
     return Series(tuple(items), title)
 
 
-def _is_loose(item: Outline) -> bool:
+def _is_untitled(item: Outline) -> bool:
     return isinstance(item, Series) and not item.title and item.times == 1
 
 
-def _trimmed(items: Sequence[Outline]) -> Iterator[Outline]:
-    """Put the trims behind a layer into its box, and those in front of the first one into the box that follows."""
+def _merge_trims(items: Sequence[Outline]) -> Iterator[Outline]:
+    """Write trims into the box of the layer before them; those before the first layer, into the box that follows."""
     before: list[str] = []
-    held: Outline | None = None
+    last: Outline | None = None
     for item in items:
         if isinstance(item, Box) and item.kind == "trim":
-            if isinstance(held, Box) and held.kind in ("conv", "depthwise", "dense"):
-                after = held.lines[1:] or ("",)
-                held = replace(held, lines=(held.lines[0], f"{after[0]} {item.lines[0]}".strip()))
+            if isinstance(last, Box) and last.kind in ("conv", "depthwise", "dense"):
+                after = last.lines[1:] or ("",)
+                last = replace(last, lines=(last.lines[0], f"{after[0]} {item.lines[0]}".strip()))
             else:
                 before.append(item.lines[0])
             continue
-        if held is not None:
-            yield held
-        held = item
+        if last is not None:
+            yield last
+        last = item
         if before and isinstance(item, Box):
-            held = replace(item, lines=(" ".join(before) + " →", *item.lines))
+            last = replace(item, lines=(" ".join(before) + " →", *item.lines))
             before = []
         elif before:
             yield Box((" ".join(before),), "trim")
             before = []
-    if held is not None:
-        yield held
+    if last is not None:
+        yield last
     if before:
         yield Box((" ".join(before),), "trim")
 
 
-def _form(item: Outline | None) -> str:
-    """Return the text of an outline without its numbers: what stays equal while widths grow."""
+def _without_numbers(item: Outline | None) -> str:
+    """Return the text of an outline without its numbers: what stays the same while widths change."""
     return re.sub(r"\b\d+\b(?!×)", "", repr(item))
 
 
-def _folded(items: Sequence[Outline]) -> Iterator[Outline]:
-    """Fold equal blocks in a row into one that is repeated; single boxes stay as they are."""
-    for _, run in groupby(items, key=lambda item: item if isinstance(item, Box) else _form(item)):
+def _fold(items: Sequence[Outline]) -> Iterator[Outline]:
+    """Fold consecutive blocks that differ only in numbers into one that is repeated; boxes stay as they are."""
+    for _, run in groupby(items, key=lambda item: item if isinstance(item, Box) else _without_numbers(item)):
         same = list(run)
         if isinstance(same[0], Box) or len(same) == 1:
             yield from same

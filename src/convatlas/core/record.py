@@ -42,9 +42,14 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return "" if self.low == -math.inf else f" {'>' if self.low_open else '>='} {self.low:g}"
+            return "" if self.low == -math.inf else f" {'>' if self.low_open else '>='} {_limit(self.low)}"
         left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-        return f" in {left}{self.low:g}, {self.high:g}{right}"
+        return f" in {left}{_limit(self.low)}, {_limit(self.high)}{right}"
+
+
+def _limit(value: float) -> str:
+    """Return a bound as text, with all of its digits."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
 
 
 def at_least(low: float) -> Bounds:

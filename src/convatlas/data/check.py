@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from convatlas.data.decode.files import read_bytes
 from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import read_shares
+from convatlas.data.manifest import Manifest
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
 from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError
 from convatlas.system.progress import Progress
-from convatlas.tasks.table import Column, Table, rows_of
+from convatlas.tasks.table import Column, MetricTable, rows_of
 
 MAX_DIFFERENT_BITS = 3
 """Maximum number of the 64 hash bits in which near duplicates differ."""
@@ -128,12 +129,25 @@ class Check:
         )
         return [f"{count:,} {text}" for count, text in findings if count]
 
-    def table(self) -> Table:
+    def table(self) -> MetricTable:
         """Return the number of images of each class and split, and their sums."""
         splits = list(self.counts)
         columns = (Column("class", "class"), *(Column(split, split, ",") for split in splits))
         rows = rows_of([self.classes, *(self.counts[split] for split in splits)])
-        return Table(columns, (*rows, ("", *(sum(self.counts[split]) for split in splits))))
+        return MetricTable(columns, (*rows, ("", *(sum(self.counts[split]) for split in splits))))
+
+    def sheet(self, *, columns: int = 10, max_classes: int = 24, max_groups: int = 6) -> list[tuple[str, list[str]]]:
+        """Return rows of a contact sheet, (caption, image files): training images of each class, then duplicates."""
+        rows = []
+        for label, name in enumerate(self.classes[:max_classes]):
+            images = [image.name for image in self.readable if label in image.labels and image.split == "train"]
+            step = max(1, len(images) // columns)
+            rows.append((f"{name}\n{len(images):,}", images[::step][:columns]))
+        for caption, groups in (("duplicates", self.duplicates), ("near duplicates", self.near_duplicates)):
+            for group in groups[:max_groups]:
+                classes = ", ".join(dict.fromkeys(f"{image.split}/{self.class_names(image)}" for image in group))
+                rows.append((f"{caption}\n{classes[:24]}", [image.name for image in group[:columns]]))
+        return rows
 
     def to_plain(self) -> dict[str, Any]:
         """Return the findings as plain data, with images by name."""
@@ -162,8 +176,12 @@ def check(source: Source, *, progress: Progress | None = None) -> Check:
     images: list[CheckedImage] = []
     for split, samples in source.splits.items():
         labels = _labels(source.task.strata(samples.targets))
-        inspect = _inspect_files if samples.pixels is None else _inspect_pixels
-        for i, image in enumerate(inspect(samples, split, labels), 1):
+        inspected = (
+            _inspect_files(samples, split, labels, source.manifest)
+            if samples.pixels is None
+            else _inspect_pixels(samples, split, labels)
+        )
+        for i, image in enumerate(inspected, 1):
             images.append(image)
             if progress:
                 progress(f"checking {split}", i, len(samples))
@@ -183,14 +201,16 @@ def _labels(strata: Tensor) -> list[tuple[int, ...]]:
     return [tuple(row.nonzero().flatten().tolist()) for row in strata]
 
 
-def _inspect_files(samples: Samples, split: str, labels: Sequence[tuple[int, ...]]) -> Iterator[CheckedImage]:
+def _inspect_files(
+    samples: Samples, split: str, labels: Sequence[tuple[int, ...]], manifest: Manifest
+) -> Iterator[CheckedImage]:
     items = list(zip(samples.names, labels, strict=True))
-    return map_in_threads(lambda item: _inspect_file(item[0], split, item[1]), items)
+    return map_in_threads(lambda item: _inspect_file(item[0], split, item[1], manifest), items)
 
 
-def _inspect_file(name: str, split: str, labels: tuple[int, ...]) -> CheckedImage:
+def _inspect_file(name: str, split: str, labels: tuple[int, ...], manifest: Manifest) -> CheckedImage:
     try:
-        data = read_bytes(name)
+        data = manifest.contents(name, remove=True) or read_bytes(name)
         header = read_header(name, data=data)
         channels = header.channels if header.channels not in (1, 3) else 1
         shares = read_shares(name, channels, data=data)

@@ -34,7 +34,7 @@ def open_data(data: str | Path, *, download: bool = False, progress: Progress | 
         folder = cache_folder() / name
         if not has_idx_files(folder) and not download:
             raise DataError(
-                f"{name} is not in {folder}; `fit --download` fetches it, or give a folder of its IDX files"
+                f"{name} is not in {folder}; download it with `fit --download`, or give a folder with its IDX files"
             )
         if download:
             fetch_idx(name, folder, progress=progress)

@@ -28,7 +28,7 @@ CACHE_LIMIT = 40 * 2**30
 
 
 class Notes(TypedDict):
-    """What preparation found: {index in the listing: why it is unreadable}, and the aspect ratios of the others."""
+    """What preparation found: {index: why the image is unreadable}, and the aspect ratios of the others."""
 
     unreadable: dict[str, str]
     aspects: list[float]

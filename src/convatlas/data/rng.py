@@ -13,13 +13,13 @@ _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 
 
 def _signed(value: int) -> int:
-    """Return the 64 bits of `value` as torch's int64 reads them."""
+    """Return the 64 bits of `value` as a signed integer, as torch's int64 stores them."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shift as unsigned numbers: torch's own shift of int64 keeps the sign."""
+    """Shift unsigned numbers; torch's own shift of int64 keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -19,7 +19,7 @@ from convatlas.tasks.task import Task
 
 @dataclass(frozen=True)
 class Source:
-    """Data that a reader found.
+    """Data as a reader returns it.
 
     location: what `open_data` takes to find it again, from any working directory. splits: train, and perhaps val and
     test. channels: those of most images. high_bit_depth: whether most training images have more than 8 bits. manifest:

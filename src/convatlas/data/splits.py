@@ -14,8 +14,11 @@ from convatlas.tasks.targets import Targets
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
-VAL_SHARE, VAL_LIMIT = 0.2, 5_000
-"""The share of the training images, and their largest number, set aside to choose the best epoch."""
+VAL_SHARE = 0.2
+"""Share of the training images that is split off to choose the best epoch."""
+
+VAL_LIMIT = 5_000
+"""Maximum number of images that are split off."""
 
 
 def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
@@ -32,43 +35,43 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     present = counts[counts > 0]
     size = max(round(len(labels) * share), len(present))
     if int(present.min()) < 2 or len(labels) - size < len(present):
-        raise DataError(f"{where}: every class needs at least 2 images to set some aside; add images or a val folder")
+        raise DataError(f"{where}: every class needs at least 2 images to split off val; add images or a val split")
     _, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels.numpy(), random_state=seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.from_numpy(part)] = True
-    for label in labels.unique().tolist():  # rounding can leave a rare class on one side only
-        members = (labels == label).nonzero().flatten()
-        if not chosen[members].any():
-            chosen[members[0]] = True
-        elif chosen[members].all():
-            chosen[members[0]] = False
+    inside = torch.bincount(labels[chosen], minlength=len(counts))
+    one_sided = (counts > 0) & ((inside == 0) | (inside == counts))
+    for label in one_sided.nonzero().flatten().tolist():  # rounding can leave a rare class on one side only
+        first = (labels == label).nonzero()[0]
+        chosen[first] = ~chosen[first]
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def _split_multilabel(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Share out the images class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
+    """Split multi-label images class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
     count = len(labels)
-    there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)  # no class is one of its own
+    present = _with_no_class(labels)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     chosen = torch.zeros(count, dtype=torch.bool)
-    waiting = torch.ones(count, dtype=torch.bool)
-    for label in there.sum(0).argsort(stable=True).tolist():
-        members = order[there[order, label]]
-        open_ = members[waiting[members]]
-        want = max(1, round(len(members) * share)) - int(chosen[members].sum()) if len(members) else 0
-        chosen[open_[: max(0, want)]] = True
-        waiting[open_] = False
+    undecided = torch.ones(count, dtype=torch.bool)
+    for label in present.sum(0).argsort(stable=True).tolist():
+        members = order[present[order, label]]
+        free = members[undecided[members]]
+        missing = max(1, round(len(members) * share)) - int(chosen[members].sum()) if len(members) else 0
+        chosen[free[: max(0, missing)]] = True
+        undecided[free] = False
         if label < labels.shape[1] and (chosen[members].all() or not chosen[members].any()):
             raise DataError(
-                f"{where}: every class needs at least 2 images that can be told apart; add images or a val split"
+                f"{where}: every class needs at least 2 images with different labels to split off val; add images or a "
+                "val split"
             )
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Return the indices (rest, part) of whole groups: about a `share` of the images, class by class, by `seed`.
+    """Return the indices (rest, part) of whole groups: about a `share` of the images, stratified, decided by `seed`.
 
-    Raises DataError if the groups cannot be shared out so that every class is on both sides.
+    Raises DataError if no split into whole groups has every class on both sides.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -84,13 +87,13 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
     for rest, part in pairs:
         if set(labels[rest].tolist()) == set(labels[part].tolist()) == classes:
             return torch.from_numpy(rest), torch.from_numpy(part)
-    raise DataError(f"{where}: a class lies in too few groups to be on both sides; add a split column")
+    raise DataError(f"{where}: a class is in too few groups to be on both sides; add a split column")
 
 
 def fold_numbers(labels: Tensor, groups: Tensor | None, count: int, *, seed: int, where: object) -> Tensor:
-    """Return the fold, from 1 to `count`, of each image: class by class, groups kept together, decided by `seed`.
+    """Return the fold, from 1 to `count`, of each image: stratified, with groups kept together, decided by `seed`.
 
-    Raises DataError if a class does not reach every fold.
+    Raises DataError if a class cannot be in every fold.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -113,26 +116,33 @@ def fold_numbers(labels: Tensor, groups: Tensor | None, count: int, *, seed: int
         raise DataError(f"{where}: cannot be split into {count} folds ({error})") from error
     for number in range(1, count + 1):
         if set(labels[folds == number].tolist()) != set(labels.tolist()):
-            raise DataError(f"{where}: a class lies in too few groups to be in each of {count} folds")
+            raise DataError(f"{where}: a class is in too few groups to be in each of {count} folds")
     return folds
 
 
 def _multilabel_folds(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Deal the images out to folds, those of the rarest class first, each to the fold that has fewest of it."""
-    there = torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)
-    folds = torch.zeros(len(labels), dtype=torch.int64)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    for label in there.sum(0).argsort(stable=True).tolist():
-        for image in order[there[order, label]].tolist():
+    """Assign images to folds, rarest class first, each to the fold with the fewest images of its class."""
+    present = _with_no_class(labels).numpy()
+    folds = np.zeros(len(labels), dtype=np.int64)
+    of_class, sizes = np.zeros((present.shape[1], count), dtype=np.int64), np.zeros(count, dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    for label in present.sum(0).argsort(kind="stable").tolist():
+        for image in order[present[order, label]].tolist():
             if not folds[image]:
-                had = torch.bincount(folds[there[:, label]], minlength=count + 1)[1:]
-                sizes = torch.bincount(folds, minlength=count + 1)[1:]
-                folds[image] = 1 + min(range(count), key=lambda i: (int(had[i]), int(sizes[i])))
-    return folds
+                fold = np.lexsort((sizes, of_class[label]))[0]  # the smaller fold of those with equally few
+                folds[image] = 1 + fold
+                of_class[present[image], fold] += 1
+                sizes[fold] += 1
+    return torch.from_numpy(folds)
+
+
+def _with_no_class(labels: Tensor) -> Tensor:
+    """Return (n, classes + 1) bool: which classes an image has, and whether it has none."""
+    return torch.cat([labels.bool(), ~labels.bool().any(1, keepdim=True)], 1)
 
 
 Fold = tuple[int, int]
-"""(which one, of how many)."""
+"""(number from 1, number of folds)."""
 
 
 def with_val(

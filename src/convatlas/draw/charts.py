@@ -1,4 +1,7 @@
-"""Charts of training and evaluation."""
+"""Charts of training, evaluation and benchmarks, from plain numbers.
+
+Each function returns a matplotlib figure and, with a `path`, writes it as SVG, PNG or PDF, too.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from convatlas.draw.style import INK, QUIET, RIGHT, TRAIN, WRONG, new_figure, plain_axes, save_figure
+from convatlas.draw.style import INK, QUIET, RIGHT, TRAIN, WRONG, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class MetricColumn(Protocol):
-    """A metric of the history of a run: its key, the split and name that people read, and how it is printed."""
+    """A metric of the history. key: "{split}_{metric}". form: its format. complement: 1 - value is drawn."""
 
     @property
     def key(self) -> str: ...
@@ -29,117 +32,150 @@ class MetricColumn(Protocol):
 
 
 History = Sequence[Mapping[str, float]]
-"""One row of metrics for each epoch; keys as in metrics.csv."""
+"""One row of metrics for each epoch; keys as in metrics.csv: epoch, train_loss, val_loss, val_accuracy, ..."""
+
+MAX_CLASSES_IN_FULL = 20
+"""Maximum number of classes for which a confusion matrix shows names and counts."""
+
+NUM_HIGHLIGHTED = 10
+"""Number of classes, those with the lowest average precision, whose precision-recall curve has a color and a name."""
 
 
-def draw_curves(loss_axes: Any, metric_axes: Any, history: History, columns: Sequence[MetricColumn]) -> None:
-    """Draw the loss (log scale) and the task's metric against epochs, for train and val."""
-    epochs = [row["epoch"] for row in history]
-    for split, color in (("train", TRAIN), ("val", RIGHT)):
-        if f"{split}_loss" in history[0]:
-            _line(loss_axes, epochs, [row[f"{split}_loss"] for row in history], split, color)
-    _epoch_axes(loss_axes, "loss")
-    loss_axes.set_yscale("log")
-    for set_formatter in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
-        set_formatter("{x:g}")
-    loss_axes.tick_params(which="minor", colors=INK, labelsize=7)
+def curves(history: History, columns: Sequence[MetricColumn], *, path: str | Path | None = None) -> Figure:
+    """Draw the learning curves of a run: loss (log scale) and metric against epochs, for train and val.
 
-    present = [column for column in columns if column.key in history[0]]
-    name = present[-1].heading.split(" ", 1)[-1] if present else ""
-    percent = bool(present) and present[-1].form.endswith("%")
-    for column in present:
-        if column.heading.split(" ", 1)[-1] != name:
-            continue  # another metric than that of val
-        split = column.heading.split(" ", 1)[0]
-        values = [1 - row[column.key] if column.complement else row[column.key] for row in history]
-        scaled = [100 * value for value in values] if percent else values
-        _line(metric_axes, epochs, scaled, split, RIGHT if split == "val" else TRAIN)
-    _epoch_axes(metric_axes, f"{name}, %" if percent else name)
-    metric_axes.set_ylim(bottom=0)
-
-
-def _line(axes: Any, epochs: Sequence[float], values: Sequence[float], label: str, color: str) -> None:
-    axes.plot(epochs, values, color=color, linewidth=1.8, marker="o", markersize=2.5, label=label)
-
-
-def _epoch_axes(axes: Any, title: str) -> None:
-    plain_axes(axes)
-    axes.set_title(title, loc="left", fontsize=9, color=INK)
-    axes.set_xlabel("epoch", fontsize=8, color=INK)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize=8, labelcolor="linecolor")
-
-
-def curves(history: History, columns: Sequence[MetricColumn], *, path: Path | None = None) -> Figure:
-    """Return the learning curves of a run: loss and metric against epochs; saved if a path is given."""
+    columns: the metric of train and that of val. That of train is drawn only if it is the same metric.
+    """
     figure = new_figure(7, 2.8)
-    left, right = figure.subplots(1, 2)
-    draw_curves(left, right, history, columns)
+    plot_loss(figure.add_subplot(1, 2, 1), history)
+    plot_metric(figure.add_subplot(1, 2, 2), history, columns)
     figure.tight_layout()
     return save_figure(figure, path)
+
+
+def plot_loss(axes: Any, history: History) -> None:
+    for split in ("train", "val"):
+        _plot_split(axes, history, split, f"{split}_loss")
+    _style_epochs(axes, "loss")
+    axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter("{x:g}")
+    axes.tick_params(which="minor", colors=INK, labelsize=7)
+
+
+def plot_metric(axes: Any, history: History, columns: Sequence[MetricColumn]) -> None:
+    present = [column for column in columns if any(column.key in row for row in history)]
+    title = ""
+    for column in present:
+        split, _, metric = column.key.partition("_")
+        if metric != present[-1].key.partition("_")[2]:
+            continue
+        percent = column.form.endswith("%")
+        _plot_split(axes, history, split, column.key, factor=100 if percent else 1, complement=column.complement)
+        title = column.heading.removeprefix(f"{split} ") + (", %" if percent else "")
+    _style_epochs(axes, title)
+    axes.set_ylim(bottom=0)
+
+
+def _plot_split(
+    axes: Any, history: History, split: str, key: str, *, factor: float = 1, complement: bool = False
+) -> None:
+    rows = [row for row in history if key in row]
+    if rows:
+        values = [factor * (1 - row[key] if complement else row[key]) for row in rows]
+        color = RIGHT if split == "val" else TRAIN
+        epochs = [row["epoch"] for row in rows]
+        axes.plot(epochs, values, color=color, linewidth=1.8, marker="o", markersize=2.5, label=split)
+
+
+def _style_epochs(axes: Any, title: str) -> None:
+    style_axes(axes, x="epoch", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8, labelcolor="linecolor")
 
 
 def lr_finder(
-    lrs: Sequence[float], losses: Sequence[float], suggestion: float, *, path: Path | None = None
+    rates: Sequence[float], losses: Sequence[float], chosen: float, *, path: str | Path | None = None
 ) -> Figure:
-    """Return the loss against the learning rate (log scale), and the suggested rate; saved if a path is given."""
+    """Draw the loss against the learning rate (log scale), and the learning rate that was chosen."""
     figure = new_figure(4.6, 3)
     axes = figure.add_subplot()
-    axes.plot(lrs, losses, color=TRAIN, linewidth=1.8)
-    axes.axvline(suggestion, color=RIGHT, linewidth=1.2)
-    axes.text(suggestion, max(losses), f" {suggestion:.2g}", color=RIGHT, fontsize=8, va="top")
+    axes.plot(rates, losses, color=TRAIN, linewidth=1.8)
+    axes.axvline(chosen, color=RIGHT, linewidth=1.2)
+    axes.text(chosen, max(losses), f" {chosen:.2g}", color=RIGHT, fontsize=8, va="top")
     axes.set_xscale("log")
-    plain_axes(axes)
-    axes.set_title("loss", loc="left", fontsize=9, color=INK)
-    axes.set_xlabel("learning rate", fontsize=8, color=INK)
+    style_axes(axes, x="learning rate", title="loss")
     figure.tight_layout()
     return save_figure(figure, path)
 
 
-def confusion(counts: Tensor, classes: Sequence[str], *, path: Path | None = None) -> Figure:
-    """Return the confusion matrix (true class, predicted class): errors are colored, and counted for few classes."""
-    side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= 20 else 7.0
+def confusion(counts: Tensor, classes: Sequence[str], *, path: str | Path | None = None) -> Figure:
+    """Draw a confusion matrix; errors are colored by their share of the true class.
+
+    counts: (classes, classes), row = true class, column = predicted class; written into the cells of up to 20 classes.
+    """
+    side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= MAX_CLASSES_IN_FULL else 7.0
     figure = new_figure(side + 1, side)
-    draw_confusion(figure.add_subplot(), counts, classes)
+    plot_confusion(figure.add_subplot(), counts, classes)
     figure.tight_layout()
     return save_figure(figure, path)
+
+
+def plot_confusion(axes: Any, counts: Tensor, classes: Sequence[str]) -> None:
+    counts = counts.double()
+    errors = (counts / counts.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
+    axes.imshow(errors.numpy(), cmap="Reds", vmin=0, vmax=max(0.05, float(errors.max()) * 1.3))
+    if len(classes) <= MAX_CLASSES_IN_FULL:
+        for row, column in torch.nonzero(counts).tolist():
+            correct = row == column
+            axes.text(
+                column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=7,
+                color=QUIET if correct else INK, weight="normal" if correct else "bold",
+            )  # fmt: skip
+        names_are_short = max(map(len, classes)) <= 2
+        axes.set_xticks(range(len(classes)), classes, **({} if names_are_short else {"rotation": 60, "ha": "right"}))
+        axes.set_yticks(range(len(classes)), classes)
+    style_axes(axes, x="predicted", y="true")
+    axes.tick_params(labelsize=7, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def precision_recall(
     probabilities: Tensor, labels: Tensor, average_precisions: Tensor, classes: Sequence[str], *,
-    path: Path | None = None,
+    path: str | Path | None = None,
 ) -> Figure:  # fmt: skip
-    """Return precision against recall, a line for each class; the ten with the lowest average precision in color.
+    """Draw precision against recall, a line for each class; those with the lowest average precision have a color.
 
-    probabilities, labels: (n, classes). average_precisions: (classes,), nan for a class without images.
+    probabilities, labels: (n, classes), labels 0 or 1. average_precisions: (classes,), NaN for a class without images.
     """
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     order = average_precisions.nan_to_num(2).argsort(descending=True).tolist()
-    for rank, label in enumerate(order):
+    for place, label in enumerate(order):
         truth = labels[:, label]
         if not truth.any():
             continue
         hits = truth[probabilities[:, label].argsort(descending=True)].cumsum(0)
         recall, precision = hits / truth.sum(), hits / torch.arange(1, len(hits) + 1)
-        if rank >= len(order) - 10:
-            axes.plot(recall, precision, linewidth=1.3, label=f"{classes[label]} {average_precisions[label]:.2f}")
+        if place >= len(order) - NUM_HIGHLIGHTED:
+            name = f"{classes[label]} {average_precisions[label]:.2f}"
+            axes.plot(recall, precision, linewidth=1.3, label=name)
         else:
             axes.plot(recall, precision, linewidth=0.7, color=QUIET)
-    plain_axes(axes)
+    style_axes(axes, x="recall", y="precision")
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("recall", fontsize=8, color=INK)
-    axes.set_ylabel("precision", fontsize=8, color=INK)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     return save_figure(figure, path)
 
 
-def reliability(bins: Sequence[tuple[float, float, int]], *, path: Path | None = None) -> Figure:
-    """Return accuracy against confidence; on the diagonal, accuracy equals confidence.
+def reliability(bins: Sequence[tuple[float, float, int]], *, path: str | Path | None = None) -> Figure:
+    """Draw accuracy against confidence; a calibrated network is on the diagonal (Guo et al. 2017, figure 1).
 
-    bins: (mean confidence, accuracy, number of predictions) of each bin.
+    bins: (mean confidence, accuracy, number of predictions) of each bin that is not empty.
     """
     figure = new_figure(3.6, 3.4)
     axes = figure.add_subplot()
@@ -148,72 +184,34 @@ def reliability(bins: Sequence[tuple[float, float, int]], *, path: Path | None =
     for confidence, accuracy, count in bins:
         axes.plot([confidence] * 2, [confidence, accuracy], color=WRONG, linewidth=1)
         axes.scatter(confidence, accuracy, s=12 + 160 * count / total, color=RIGHT, zorder=3, linewidths=0)
-    plain_axes(axes)
+    style_axes(axes, x="confidence", y="accuracy")
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("confidence", fontsize=8, color=INK)
-    axes.set_ylabel("accuracy", fontsize=8, color=INK)
     figure.tight_layout()
     return save_figure(figure, path)
 
 
-def draw_confusion(axes: Any, counts: Tensor, classes: Sequence[str]) -> None:
-    """Draw a confusion matrix; errors are colored and counted."""
-    counts = counts.double()
-    share = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    wrong = share.clone().fill_diagonal_(0)
-    axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=max(0.05, float(wrong.max()) * 1.3))
-    if len(classes) <= 20:
-        for row, column in torch.nonzero(counts).tolist():
-            on_diagonal = row == column
-            axes.text(
-                column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=7,
-                color=QUIET if on_diagonal else INK, weight="normal" if on_diagonal else "bold",
-            )  # fmt: skip
-        longest = max(map(len, classes))
-        rotation = {} if longest <= 2 else {"rotation": 60, "ha": "right"}
-        axes.set_xticks(range(len(classes)), classes, **rotation)
-        axes.set_yticks(range(len(classes)), classes)
-    axes.tick_params(labelsize=7, length=0, colors=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_xlabel("predicted", fontsize=8, color=INK)
-    axes.set_ylabel("true", fontsize=8, color=INK)
-
-
-def draw_bars(axes: Any, probabilities: Tensor, truth: int, classes: Sequence[str]) -> None:
-    """Draw the most probable classes as bars: the true one in one color, a wrong first one in another."""
-    top = probabilities.topk(min(3, len(classes)))
-    for rank, (p, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
-        color = RIGHT if label == truth else WRONG if rank == 0 else QUIET
-        axes.text(0.0, -rank - 0.02, f"{classes[label][:14]}  {p:.1%}", fontsize=7.5, color=INK, va="bottom")
-        axes.barh(-rank - 0.18, max(p, 0.004), color=color, height=0.22)
-    axes.set_xlim(0, 1.05)
-    axes.set_ylim(-3.0, 1.0)
-    axes.set_axis_off()
-
-
 def latencies(
-    points: Sequence[tuple[str, str, float, float]], metric: str, batch: int, *, path: Path | None = None
+    rows: Sequence[tuple[str, str, float, float]], *, value: str, batch: int = 1, path: str | Path | None = None
 ) -> Figure:
-    """Return a metric against the latency of a batch: points (name, engine, milliseconds, value)."""
+    """Draw a value, such as accuracy, against latency (log scale).
+
+    rows: (model, engine, milliseconds, value). value: the title of the y axis, with its unit. batch: images per call.
+    """
     figure = new_figure(6.4, 4)
     axes = figure.add_subplot()
     axes.set_xscale("log")
-    for name, engine, milliseconds, value in points:
-        axes.scatter(milliseconds, value, s=30, color=RIGHT, linewidths=0)
-        axes.annotate(f"{name}\n{engine}", (milliseconds, value), textcoords="offset points", xytext=(6, -3),
+    for model, engine, milliseconds, height in rows:
+        axes.scatter(milliseconds, height, s=30, color=RIGHT, linewidths=0)
+        axes.annotate(f"{model}\n{engine}", (milliseconds, height), textcoords="offset points", xytext=(6, -3),
                       fontsize=7, color=INK)  # fmt: skip
-    plain_axes(axes)
+    style_axes(axes, x=f"milliseconds for {batch} images" if batch > 1 else "milliseconds per image", title=value)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.25, y=0.2)
-    least, most = axes.get_xlim()
-    if most < 30 * least:  # hardly a power of ten: the numbers between are needed, and have room
+    left, right = axes.get_xlim()
+    if right < 30 * left:  # hardly a power of ten: minor ticks need labels, and there is room for them
         axes.xaxis.set_minor_formatter("{x:g}")
         axes.tick_params(which="minor", colors=QUIET, labelsize=6)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-    axes.set_title(metric, loc="left", fontsize=9, color=INK)
-    axes.set_xlabel(f"milliseconds for {batch} images" if batch > 1 else "milliseconds for one image", fontsize=8,
-                    color=INK)  # fmt: skip
     figure.tight_layout()
     return save_figure(figure, path)

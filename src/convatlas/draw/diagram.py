@@ -1,8 +1,7 @@
-"""Diagrams: every stage as a column of boxes, branches side by side, skips as arcs, and the maps between them."""
+"""Diagrams: a column of boxes for each stage, branches in parallel, skip connections as arcs, and the maps."""
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,29 +12,27 @@ from convatlas.core.cost import Cost, cost
 from convatlas.core.network import Network
 from convatlas.core.outline import Box, Outline, Parallel, Series, in_series, outline
 from convatlas.core.signal import Signal
-from convatlas.core.summary import times
-from convatlas.errors import RunError
-from convatlas.system.files import atomic
+from convatlas.core.table import by_x
+from convatlas.draw.style import INK, PAPER, QUIET, new_page, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-INK, QUIET, PAPER = "#1f2933", "#9aa5b1", "#ffffff"
 FILLS = {
     "conv": "#cfe3f5", "depthwise": "#c9ecdf", "pool": "#fbe3bf", "dense": "#e4d7f2", "trim": "#eceff2",
     "other": "#f6d6d6",
 }  # fmt: skip
 LEGEND = {"conv": "convolution", "depthwise": "depthwise", "pool": "pooling", "dense": "linear", "other": "other"}
 
-# inches
-LETTER, LINE, PAD, GAP, ARC, SIGN = 0.066, 0.135, 0.055, 0.16, 0.2, 0.17
-FORMATS = ("svg", "png", "pdf")
+# lengths in inches
+LETTER, LINE = 0.066, 0.135  # width of a letter, height of a line
+PAD, GAP = 0.055, 0.16  # inside of a box, between boxes
+ARC, SIGN = 0.2, 0.17  # from a branch to the arc of a skip connection, diameter of a sign
 
 
 @dataclass
 class Page:
-    """Collects what is to be painted, in inches, y downwards; `axes` paints it."""
+    """Primitives of a diagram, in inches, y downwards. `kinds` collects the kinds of boxes, for the legend."""
 
     axes: Any
     kinds: set[str] = field(default_factory=set)
@@ -53,7 +50,7 @@ class Page:
         self, x: float, y: float, text: str, *, size: float = 7, bold: bool = False, quiet: bool = False,
         align: str = "center", covering: bool = False,
     ) -> None:  # fmt: skip
-        """`covering`: what lies below, such as a line of the flow, does not show through."""
+        """Paint text. covering: hide what is below it, such as a line."""
         behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8} if covering else None
         self.axes.text(
             x, y, text, ha=align, va="center", fontsize=size, color=QUIET if quiet else INK, bbox=behind, zorder=5,
@@ -85,15 +82,15 @@ def size(item: Outline) -> tuple[float, float]:
         sizes = [size(inner) for inner in item.items]
         width, height = max(w for w, _ in sizes), sum(h for _, h in sizes) + GAP * (len(sizes) - 1)
         heading = _heading(item)
-        framed, told = bool(heading), len(heading) * LETTER * 0.85
-        return max(width, told) + 2 * PAD * framed, height + (LINE + 2 * PAD) * framed
+        framed, text_width = bool(heading), len(heading) * LETTER * 0.85
+        return max(width, text_width) + 2 * PAD * framed, height + (LINE + 2 * PAD) * framed
     real = [size(branch) for branch in item.branches if branch is not None]
     arcs = ARC * sum(branch is None for branch in item.branches)
     width = sum(w for w, _ in real) + 2 * PAD * (len(real) - 1)
     height = max((h for _, h in real), default=0) + 2 * GAP + SIGN
     heading = _heading(item)
     framed = bool(heading)
-    # symmetric, so that the flow stays in the middle
+    # symmetric, so that the line through the block stays in its middle
     return max(width + 2 * arcs, len(heading) * LETTER * 0.85) + 2 * PAD * framed, height + (LINE + 2 * PAD) * framed
 
 
@@ -103,7 +100,7 @@ def _heading(item: Series | Parallel) -> str:
 
 
 def paint(page: Page, item: Outline, x: float, y: float) -> float:
-    """Paint an outline with the middle of its top at (x, y); return the y of its bottom."""
+    """Paint an outline, the middle of its top at (x, y), and return the y of its bottom."""
     width, height = size(item)
     if isinstance(item, Box):
         page.kinds.add(item.kind)
@@ -162,15 +159,12 @@ def _paint_parallel(page: Page, item: Parallel, x: float, y: float, top: float, 
     return bottom
 
 
-def diagram(network: Network, *, title: str = "") -> Figure:
-    """Draw a network: above, its maps as slabs (as high as the map, as thick as it has channels, both on log scales);
-    below, what the stem, each stage and the head are made of.
+def diagram(network: Network, *, title: str = "", path: str | Path | None = None) -> Figure:
+    """Draw a network: at the top its maps, below the layers of the stem, of each stage and of the head.
+
+    A map is a slab as high as its resolution and as thick as its number of channels, both on log scales. With a `path`,
+    the drawing is also written there, as SVG, PNG or PDF.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
     measured = cost(network)
     columns = [("stem", network.stem), *((f"stage {i}", s) for i, s in enumerate(network.stages.children(), 1)),
                ("head", network.head)]  # fmt: skip
@@ -181,11 +175,7 @@ def diagram(network: Network, *, title: str = "") -> Figure:
     spread, top, slabs = 0.42, 0.62, 1.3
     width = sum(widths) + spread * len(widths) + 1.2
     height = top + slabs + 0.5 + max(size(item)[1] for item in outlines) + 0.55
-    figure = Figure(figsize=(width, height), dpi=150, facecolor=PAPER)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_axis_off()
+    figure, axes = new_page(width, height)
     page = Page(axes)
     page.text(0.15, 0.2, title, size=12, bold=True, align="left")
     page.text(0.15, 0.43, _numbers(measured), size=8, quiet=True, align="left")
@@ -205,7 +195,7 @@ def diagram(network: Network, *, title: str = "") -> Figure:
         x += w + spread
     page.line(ends[-1], (ends[-1][0], ends[-1][1] + 0.2), arrow=True)
     _legend(page, height)
-    return figure
+    return save_figure(figure, path)
 
 
 def _paths(network: Network) -> list[str]:
@@ -214,13 +204,13 @@ def _paths(network: Network) -> list[str]:
 
 def _numbers(measured: Cost) -> str:
     return (
-        f"{measured.parameters:,} parameters, {measured.macs:,} MACs for {times(measured.input.shape)}, "
+        f"{measured.parameters:,} parameters, {measured.macs:,} MACs for {by_x(measured.input.shape)}, "
         f"receptive field {max(measured.receptive_field):,} px"
     )
 
 
 def _slab(page: Page, signal: Signal, x: float, y: float, room: float, name: str, image: Signal) -> None:
-    """Paint the maps behind a part as a slab: height by the size of the map, thickness by the channels."""
+    """Paint the output of a part as a slab: height by the size of the map, thickness by the channels."""
     from matplotlib.patches import Polygon
 
     extent = max(signal.spatial, default=1)
@@ -238,27 +228,14 @@ def _slab(page: Page, signal: Signal, x: float, y: float, room: float, name: str
     ):  # fmt: skip
         page.axes.add_patch(Polygon(points, closed=True, facecolor=shade, edgecolor=QUIET, linewidth=0.5))
     page.text(x, y + room / 2 + 0.02, name, size=7, bold=True)
-    page.text(x, y + room / 2 + 0.17, times(signal.shape), size=6.5, quiet=True)
+    page.text(x, y + room / 2 + 0.17, by_x(signal.shape), size=6.5, quiet=True)
 
 
 def _legend(page: Page, height: float) -> None:
     x = 0.15
-    for kind, told in LEGEND.items():
+    for kind, text in LEGEND.items():
         if kind in page.kinds:
             page.box(x, height - 0.26, 0.16, 0.12, fill=FILLS[kind])
-            page.text(x + 0.22, height - 0.2, told, size=6.5, quiet=True, align="left")
-            x += 0.5 + len(told) * LETTER
+            page.text(x + 0.22, height - 0.2, text, size=6.5, quiet=True, align="left")
+            x += 0.5 + len(text) * LETTER
     page.text(x, height - 0.2, "+ sum   × product   ‖ stacked channels", size=6.5, quiet=True, align="left")
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a drawing as SVG, PNG or PDF, by the end of the name, atomically."""
-    path = Path(path)
-    ending = path.suffix.lstrip(".").lower()
-    if ending not in FORMATS:
-        raise RunError(f"{path}: a drawing ends in {', '.join('.' + name for name in FORMATS)}")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending)
-    with atomic(path) as file:
-        file.write(buffer.getvalue())
-    return path

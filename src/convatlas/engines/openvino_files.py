@@ -47,8 +47,8 @@ def write_model(graph: ModelProto, path: Path) -> None:
             text = xml.read_text(encoding="utf-8")
             xml.write_text(_with_checksum(text, _checksum(text, weights)), encoding="utf-8")
             for file in (weights, xml):
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             weights.replace(path.with_suffix(".bin"))  # first, because the .xml makes the pair complete
             xml.replace(path)
     except OSError as error:

@@ -174,7 +174,7 @@ def write_csv(rows: Sequence[BenchmarkRow], path: Path) -> None:
 
 def plot_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
     """Plot the accuracy, or if it was not measured the number of parameters, against latency at the smallest batch."""
-    from convatlas.draw.charts import draw_latencies
+    from convatlas.draw.charts import latencies
 
     if not rows:
         raise ConvatlasError("bench: there must be at least one row to plot, got none")
@@ -189,4 +189,5 @@ def plot_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
          100 * (row.accuracy or 0) if has_accuracy else row.parameters / 1e6)
         for row in fastest.values()
     ]  # fmt: skip
-    draw_latencies(points, "accuracy, %" if has_accuracy else "parameters, millions", batch, path)
+    value = "accuracy, %" if has_accuracy else "parameters, millions"
+    latencies(points, value=value, batch=batch, path=path)

@@ -175,15 +175,15 @@ def compare(model: Model, forward: ExportedForward, pixels: Tensor, to: str, *, 
     header, num_same, max_difference = model.header, 0, 0.0
     for part in pixels.split(8):
         expected = header.task.decode(model.engine.outputs(part), header.calibration)
-        found, _ = forward(part)
-        if found.shape != expected.shape or not found.isfinite().all():
+        exported, _ = forward(part)
+        if exported.shape != expected.shape or not exported.isfinite().all():
             raise EngineError(f"{header.name}: exported to {to}, its probabilities are not finite; nothing was written")
-        difference = (expected - found).abs().amax(1)
+        difference = (expected - exported).abs().amax(1)
         max_difference = max(max_difference, float(difference.max()))
         # rounding may swap two classes that are equally probable
-        gap = expected.amax(1) - expected.gather(1, found.argmax(1, keepdim=True)).squeeze(1)
+        gap = expected.amax(1) - expected.gather(1, exported.argmax(1, keepdim=True)).squeeze(1)
         tied = (gap <= 2 * difference) & (difference <= MAX_DIFFERENCE)
-        num_same += int((expected.argmax(1) == found.argmax(1)).logical_or(tied).sum())
+        num_same += int((expected.argmax(1) == exported.argmax(1)).logical_or(tied).sum())
     if exact and (num_same < len(pixels) or max_difference > MAX_DIFFERENCE):
         raise EngineError(
             f"{header.name}: exported to {to}, its predictions differ: the same class for {num_same} of {len(pixels)} "

@@ -5,21 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.pixels import read_image
-from convatlas.errors import DataError, WeightsError, brief
+from convatlas.errors import DataError, WeightsError
 from convatlas.inference.labeled_images import LabeledImages, list_labeled_images
 from convatlas.inference.model import Model, from_weights
+from convatlas.inference.upstream import Transform, build_upstream
 from convatlas.models.catalog import variant
 from convatlas.system.files import sha256, write_text
 from convatlas.system.progress import Progress
@@ -29,12 +28,8 @@ from convatlas.weights.fetch import pull
 from convatlas.weights.modelfile import Header
 from convatlas.weights.open import open_weights
 from convatlas.weights.pretrained import Weights, find_weights
-from convatlas.weights.read import load_tensors
 
 BATCH = 16
-
-Transform = Callable[[Path], Tensor]
-"""From an image file to the input (channels, size, size) of a network."""
 
 
 @dataclass(frozen=True)
@@ -197,18 +192,21 @@ def verify(
         model = _build_from_file(name, path, images)
     labels = torch.tensor(images.labels_for(model.classes, folder))
     preprocessing = model.header.preprocessing
-    found = _compute_probabilities(
+    probabilities = _compute_probabilities(
         model.module, _transform(preprocessing), images.files, progress, f"evaluating {model.header.name}"
     )
-    accuracy, digest = TopAccuracy.of(found, labels), sha256(path)
+    accuracy, digest = TopAccuracy.of(probabilities, labels), sha256(path)
     if weights is None:
         return Verification(name, digest, accuracy, describe_protocol(preprocessing))
     network, transform = build_upstream(weights, path)
     expected = _compute_probabilities(network, transform, images.files, progress, f"evaluating {weights.library}")
-    top = min(5, found.shape[1])
-    same = (found.topk(top).indices == expected.topk(top).indices).all(1)
+    top = min(5, probabilities.shape[1])
+    same = (probabilities.topk(top).indices == expected.topk(top).indices).all(1)
     upstream = UpstreamComparison(
-        weights.library, TopAccuracy.of(expected, labels), int(same.sum()), float((found - expected).abs().max())
+        weights.library,
+        TopAccuracy.of(expected, labels),
+        int(same.sum()),
+        float((probabilities - expected).abs().max()),
     )
     return Verification(
         name, digest, accuracy, describe_protocol(preprocessing), weights.reported_metrics,
@@ -234,52 +232,6 @@ def _build_from_file(name: str, path: Path, images: LabeledImages) -> Model:
         raise DataError(f"{path}: the data must have {checkpoint.num_classes} classes, got {len(classes)} folders")
     network = build(name, weights=path).eval()
     return Model(network, Header(name, Classification(classes), row.spec, checkpoint.preprocessing))
-
-
-def build_upstream(weights: Weights, path: Path) -> tuple[nn.Module, Transform]:
-    """Return the library's own module with the weights of a file, and its own transforms.
-
-    Raises WeightsError if the file does not fit the module.
-    """
-    upstream_name = variant(weights.network).upstream[weights.library]
-    try:
-        network, transform = (
-            _build_torchvision(weights, upstream_name, path)
-            if weights.library == "torchvision"
-            else _build_timm(weights, upstream_name, path)
-        )
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: does not fit {upstream_name} of {weights.library} ({brief(error)})") from error
-
-    def read(file: Path) -> Tensor:
-        with Image.open(file) as image:
-            inputs: Tensor = transform(image.convert("RGB"))
-        return inputs
-
-    return network.eval(), read
-
-
-def _build_torchvision(weights: Weights, upstream_name: str, path: Path) -> tuple[nn.Module, Any]:
-    from torchvision import models
-
-    options: dict[str, Any] = {"num_classes": len(weights.classes)}
-    if variant(weights.network).transforms_input:  # what torchvision sets if it loads the weights itself
-        options |= {"transform_input": True, "init_weights": False}
-    network: nn.Module = models.get_model(upstream_name, weights=None, **options)
-    tensors = load_tensors(path)
-    if weights.network.startswith("densenet"):  # its files are older than the names of its module, as norm.1 for norm1
-        tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): t for key, t in tensors.items()}
-    network.load_state_dict(tensors)
-    return network, models.get_model_weights(upstream_name)[weights.tag].transforms()
-
-
-def _build_timm(weights: Weights, upstream_name: str, path: Path) -> tuple[nn.Module, Any]:
-    import timm
-
-    network: Any = timm.create_model(
-        f"{upstream_name}.{weights.tag}", pretrained=True, pretrained_cfg_overlay={"file": str(path)}
-    )
-    return network, timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
 
 
 def _transform(preprocessing: Preprocessing) -> Transform:

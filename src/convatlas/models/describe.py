@@ -9,7 +9,8 @@ from typing import Any
 
 from convatlas.core.cost import cost
 from convatlas.core.spec import Spec, cells
-from convatlas.core.summary import fields, layer_table, totals
+from convatlas.core.summary import layer_table
+from convatlas.core.table import Table
 from convatlas.models.card import Card
 from convatlas.models.catalog import build_fresh, measure, resolve, variant
 
@@ -18,7 +19,7 @@ def show(name: str, *, resolution: int | None = None, channels: int | None = Non
     """Return a network's card, layer table and cost as text, for one image of `resolution` pixels."""
     card = variant(name).card
     measured = measure(name, resolution=resolution, channels=channels, classes=classes)
-    return "\n".join([_describe(card), "", layer_table(measured), "", fields(totals(measured))])
+    return "\n".join([_describe(card), "", str(layer_table(measured)), "", str(measured.table())])
 
 
 def _describe(card: Card) -> str:
@@ -30,7 +31,7 @@ def _describe(card: Card) -> str:
         facts["reported"] = f"{numbers} ({card.reported.conditions})"
     if card.note:
         facts["note"] = card.note
-    return f"{head}\n{fields(facts)}"
+    return f"{head}\n{Table.of_pairs(facts)}"
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,6 @@ class Comparison:
         """Return the comparison as dicts, lists, numbers and strings."""
         networks = [dataclasses.asdict(row) for row in self.rows]
         return {"networks": networks, "cells": {path: list(values) for path, values in self.cells.items()}}
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the comparison as plain data."""
-        return {"networks": [dataclasses.asdict(row) for row in self.rows], "cells": self.cells}
 
 
 def compare(*networks: str | Spec, resolution: int | None = None) -> Comparison:

@@ -41,9 +41,9 @@ class LruFolder:
 
         Raises OSError if they cannot fit.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         if size > self.limit:
             raise OSError(f"{self.path}: {size:,} bytes do not fit into a cache of {self.limit:,} bytes")
-        self.path.mkdir(parents=True, exist_ok=True)
         self._delete_abandoned()
         entries = []
         for entry in self.path.glob(f"*{self.suffix}"):

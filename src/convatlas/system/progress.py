@@ -47,6 +47,16 @@ def progress_display(
         yield _ignore if line_interval is None else _plain_lines(console, line_interval)
 
 
+@contextmanager
+def progress_callback(progress: Progress | bool) -> Iterator[Progress]:
+    """Yield a callback for an argument `progress`: a callback itself, True for a display, or False for nothing."""
+    if isinstance(progress, bool):
+        with progress_display(progress) as report:
+            yield report
+    else:
+        yield progress
+
+
 def _ignore(what: str, done: int, total: int) -> None:
     """Show nothing."""
 

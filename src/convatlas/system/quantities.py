@@ -34,7 +34,7 @@ class Dimension:
             raise ValueError(f"{text!r} is not {self.name}; write {self.name} such as {self.example}")
         number, unit = Decimal(match["number"]), match["unit"]
         if unit not in self.units and not (unit == "" and number == 0):
-            raise ValueError(f"{text} {_found(unit)}; write {self.name} such as {self.example}")
+            raise ValueError(f"{text} {_describe_unit(unit)}; write {self.name} such as {self.example}")
         value = float(number * Decimal(self.units.get(unit, "1")))
         if value < 0:
             raise ValueError(f"must be {self.name} >= 0, got {text}")
@@ -69,7 +69,7 @@ POINTS = Dimension("a difference in percentage points", {"pp": "1e-2"}, "0.5pp")
 DIMENSIONS = (TIME, COUNT, SIZE, SHARE, POINTS)
 
 
-def _found(unit: str) -> str:
+def _describe_unit(unit: str) -> str:
     """Return what a quantity with this unit is, as the predicate of a sentence."""
     if not unit:
         return "has no unit"

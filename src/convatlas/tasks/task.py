@@ -94,6 +94,11 @@ class Result(ABC):
         """The headline metric as it is reported."""
         return self.score
 
+    @property
+    def value_text(self) -> str:
+        """The headline metric as it is printed."""
+        return f"{self.value:.2%}"
+
     def epoch_metrics(self) -> dict[str, float]:
         """Return the metrics that are computed after every epoch."""
         return {self.headline: self.value}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError
 from convatlas.models.catalog import resolve
 from convatlas.system.devices import resolve_device
-from convatlas.system.progress import Progress
+from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.distributed import init_distributed
 from convatlas.train.fit import choose_recipe, open_run, prepare_run
 from convatlas.train.recipe import Recipe
@@ -96,7 +96,7 @@ def cross_validate(
     execution: ExecutionOptions | None = None,
     options: RunOptions | None = None,
     on_event: Callable[[FoldEvent], None] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
 ) -> CrossValidation:
     """Train one run for each fold, in `<out>/fold-1` and so on, and return their scores; other arguments as for `fit`.
 
@@ -104,51 +104,61 @@ def cross_validate(
     runs and evaluates finished ones. The scores are also written to `<out>/folds.csv`.
     out: by default runs/<data>-<model>-folds.
     on_event: called with FoldStart, every Step and Epoch, and FoldEnd.
-    progress: reports the preparation of each run.
+    progress: a callback, True for a progress bar in terminals and notebooks, or False.
     Raises DataError if the data has a val split, RunError if `out` has runs with other arguments.
     """
     data_options, execution = data_options or DataOptions(), execution or ExecutionOptions()
-    report = on_event or (lambda event: None)
-    source = open_data(data, download=data_options.download, progress=progress)
+    with progress_callback(progress) as report:
+        source = open_data(data, download=data_options.download, progress=report)
+        _check_folds(source, folds)
+        distributed = init_distributed(resolve_device(execution.device))
+        name, row = resolve(model)
+        chosen = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
+        folder = Path(out) if out is not None else None
+        if folder is None:
+            created = new_folder(None, source.name, f"{name}-folds") if distributed.is_main else None
+            folder = distributed.broadcast(created)
+        runs = []
+        for number in range(1, folds + 1):
+            part = folder / f"fold-{number}"
+            if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
+                run = open_run(part, progress=report)
+                _check_same(run, part, source, name, weights, chosen, seed, (number, folds))
+            else:
+                run = prepare_run(
+                    data, model, weights=weights, recipe=chosen, seed=seed, out=part, execution=execution,
+                    data_options=dataclasses.replace(data_options, fold=(number, folds)), options=options,
+                    progress=report,
+                )  # fmt: skip
+            for event in _fold_events(run, number, folds, report):
+                if on_event:
+                    on_event(event)
+            runs.append(run)
+    results = [run.results["val"] for run in runs]
+    outcome = CrossValidation(folder, tuple(runs), results[0].headline, tuple(result.score for result in results))
+    if distributed.is_main:
+        write_table(folder / FOLDS, outcome.to_plain())
+    return outcome
+
+
+def _fold_events(run: Run, number: int, folds: int, progress: Progress) -> Iterator[FoldEvent]:
+    """Train and evaluate a fold; a finished run is only evaluated."""
+    yield FoldStart(number, folds, run)
+    if run.state.finished:
+        run.finish()
+    total = run.config.recipe.epochs * -(-len(run.dataset.train) // run.config.recipe.batch)
+    for event in run.steps():
+        yield event
+        progress(f"fold {number} of {folds}: {event.describe()}", run.state.step, total)
+    yield FoldEnd(number, folds, run, run.results["val"].score)
+
+
+def _check_folds(source: Source, folds: int) -> None:
     if "val" in source.splits:
         raise DataError(f"{source.name}: must not have a val split for a cross-validation; merge it into train")
     images = len(source.splits["train"])
     if not 2 <= folds <= images:
         raise RunError(f"folds: must be an integer in [2, {images}] (the number of training images), got {folds}")
-    distributed = init_distributed(resolve_device(execution.device))
-    name, row = resolve(model)
-    chosen = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
-    if out is not None:
-        folder = Path(out)
-    else:
-        created = new_folder(None, source.name, f"{name}-folds") if distributed.is_main else None
-        folder = distributed.broadcast(created)
-    runs, scores = [], []
-    headline = ""
-    for number in range(1, folds + 1):
-        part = folder / f"fold-{number}"
-        if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
-            run = open_run(part, progress=progress)
-            _check_same(run, part, source, name, weights, chosen, seed, (number, folds))
-        else:
-            run = prepare_run(
-                data, model, weights=weights, recipe=chosen, seed=seed, out=part, execution=execution, options=options,
-                data_options=dataclasses.replace(data_options, fold=(number, folds)), progress=progress,
-            )  # fmt: skip
-        report(FoldStart(number, folds, run))
-        if run.state.finished:
-            run.finish()
-        for event in run.steps():
-            report(event)
-        result = run.results["val"]
-        headline = result.headline
-        runs.append(run)
-        scores.append(result.score)
-        report(FoldEnd(number, folds, run, result.score))
-    outcome = CrossValidation(folder, tuple(runs), headline, tuple(scores))
-    if distributed.is_main:
-        write_table(folder / FOLDS, outcome.to_plain())
-    return outcome
 
 
 def _check_same(
@@ -168,5 +178,5 @@ def _check_same(
     different = [argument for argument, (given, existing) in arguments.items() if given != existing]
     if different:
         raise RunError(
-            f"{part}: is a run of another cross-validation (its {' and '.join(different)} differ); choose another --out"
+            f"{part}: is a run of another cross-validation (different {' and '.join(different)}); choose another --out"
         )

@@ -105,7 +105,8 @@ def build_network(
         torch.default_generator.manual_seed(derive_key(seed, 0, 8))
         network = build_fresh(spec, classes=task.outputs, channels=channels)
     if weights:
-        load_into(network, spec, weights, fresh_head=weights.class_names != task.classes)
+        fresh_head = weights.class_names != task.classes
+        load_into(network, spec, weights, num_classes=task.outputs, fresh_head=fresh_head)
     regularize(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
     return network
 
@@ -144,7 +145,9 @@ def prepare_run(
         if reads_clips(spec):
             raise RunError(f"{name}: reads clips; training on clips is not supported yet, choose a network for images")
         checkpoint = open_weights(weights, spec, name=name, row=row) if weights is not None else None
-        source = open_data(data, download=data_options.download, progress=progress)
+        source = distributed.rank0_first(  # which downloads, and reads files that are new
+            lambda report: open_data(data, download=data_options.download, progress=report), progress
+        )
         task = source.task.with_loss(chosen.loss)
         channels = source.channels if data_options.channels is None else data_options.channels
 
@@ -217,7 +220,7 @@ def open_run(folder: str | Path, *, progress: Progress | None = None) -> Run:
     device = resolve_device(config.execution.device)
     distributed = init_distributed(device)
     with process_settings(threads=config.execution.threads):
-        source = open_data(config.data, progress=progress)
+        source = distributed.rank0_first(lambda report: open_data(config.data, progress=report), progress)
         dataset = distributed.rank0_first(
             lambda report: load_data(
                 source, config.preprocessing, config.recipe, config.seed, config.data_options, report
@@ -244,9 +247,12 @@ def read_config(folder: Path) -> RunConfig:
         raise RunError(f"{folder}: not a run directory (there is no {CONFIG})")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        return RunConfig.from_plain(plain, where=str(path), known={**SPEC_TYPES, **TASKS})
-    except (ValueError, SpecError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged: {error}") from error
+    try:
+        return RunConfig.from_plain(plain, where="config", known={**SPEC_TYPES, **TASKS})
+    except (RunError, SpecError) as error:
+        raise RunError(f"{path}: {error}") from error
 
 
 def _plan_of(config: RunConfig, distributed: Distributed) -> ExecutionPlan:

@@ -63,7 +63,7 @@ def report(data: ReportData) -> str:
         f"<h1>{_text(config.model)} on {_text(dataset.name)}</h1>",
         f"<p class=quiet>{len(config.task.classes)} classes; {counts}; seed {config.seed}; {_text(execution.device)}, "
         f"{_text(execution.memory_format)}, {_text(execution.precision)}; {data.seconds:,.0f} s of training</p>",
-        f"<p><span class=big>{result.value:.2%}</span> {_text(result.headline_name or result.headline)} on {split}: "
+        f"<p><span class=big>{_text(result.value_text)}</span> {_text(result.headline_name or result.headline)} on {split}: "
         f"{_text(result.text())}.{chosen if split == 'val' else ''}</p>",
         _splits(data.results),
         "<h2>Learning curves</h2>",

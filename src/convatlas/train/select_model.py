@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convatlas.core.cost import cost
+from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import SMALL, Spec
 from convatlas.data.dataset import Dataset
@@ -25,7 +27,7 @@ from convatlas.models.card import LIBRARIES
 from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, build_fresh, reads_clips
 from convatlas.system.autotune import time_repeatedly
 from convatlas.system.devices import resolve_device
-from convatlas.system.progress import Progress
+from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.distributed import init_distributed
 from convatlas.train.fit import choose_recipe, load_data, preprocessing_for
@@ -39,6 +41,9 @@ from convatlas.weights.pretrained import list_weights
 
 MAX_SMALL_SIDE = 64
 """Shorter side in pixels up to which images are small: they get networks and stems for small images."""
+
+CANDIDATES = "candidates.csv"
+"""File in the run directory of the best network that lists all candidates."""
 
 MAX_TRIALS = 8
 """Maximum number of networks that are trained, each of another family."""
@@ -159,7 +164,7 @@ def select_model(
     search_time: float = 300.0,
     data_options: DataOptions | None = None,
     execution: ExecutionOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
 ) -> ModelSelection:
     """Find the networks of the catalog within a budget on this machine, and compare them by training on the data.
 
@@ -168,6 +173,7 @@ def select_model(
     weights: "torchvision" or "timm": only networks with cached weights of this library, which they start from.
     recipe, overrides: as for `fit`; epochs and schedule are not used.
     search_time: seconds of training in total.
+    progress: a callback, True for a progress bar in terminals and notebooks, or False.
     Raises RunError if no network is within the budget, and in distributed training.
     """
     data_options, execution = data_options or DataOptions(), execution or ExecutionOptions()
@@ -177,18 +183,19 @@ def select_model(
     if init_distributed(device).world_size > 1:
         raise RunError("model selection runs in one process; run it first, then train its choice with torchrun")
     retain_malloc = execution.retain_malloc and device.type == "cpu"
-    with process_settings(threads=execution.threads, retain_malloc=retain_malloc):
-        source = open_data(data, download=data_options.download, progress=progress)
+    settings = process_settings(threads=execution.threads, retain_malloc=retain_malloc)
+    with settings, progress_callback(progress) as report:
+        source = open_data(data, download=data_options.download, progress=report)
         channels = source.channels if data_options.channels is None else data_options.channels
         within = list(find_candidates(source, channels, budget, data_options, weights))
-        within = measure_latency(within, source, channels, budget, device, progress)
+        within = measure_latency(within, source, channels, budget, device, report)
         if not within:
             cached = f" with cached {weights} weights" if weights else ""
             fix = ", or download some with `convatlas weights pull`" if weights else ""
             raise RunError(f"budget: no network of the catalog{cached} is within it on this machine; raise it{fix}")
         finalists = choose_finalists(within)
         search = _Search(source, channels, recipe, overrides or {}, seed, device, data_options, execution)
-        selection = search.run(finalists, search_time, progress)
+        selection = search.run(finalists, search_time, report)
     names = {candidate.name for candidate in selection.candidates}
     others = sorted((each for each in within if each.name not in names), key=lambda each: each.latency_s)
     return dataclasses.replace(selection, candidates=(*selection.candidates, *others))
@@ -258,15 +265,18 @@ def measure_latency(
         network = build_fresh(candidate.spec, classes=source.task.outputs, channels=channels).to(device).eval()
         image = torch.zeros(1, *network.input_shape, device=device)
         seconds = time_repeatedly(
-            lambda network=network, image=image: network(image).sum().item(),  # waits for the device
-            seconds=0.3, min_runs=8, max_runs=50, max_run_s=2 * budget.latency_s,
-        )  # fmt: skip
+            partial(_run_and_wait, network, image), seconds=0.3, min_runs=8, max_runs=50, max_run_s=2 * budget.latency_s
+        )
         latency = statistics.quantiles(seconds, n=4)[0]  # other processes slow down some of the runs
         if latency <= budget.latency_s:
             within.append(dataclasses.replace(candidate, latency_s=latency))
         if progress:
             progress("measuring latency", done, len(candidates))
     return within
+
+
+def _run_and_wait(network: Network, image: Tensor) -> None:
+    network(image).sum().item()  # waits for the device
 
 
 def choose_finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -288,7 +298,7 @@ class _Search:
     data_options: DataOptions
     execution: ExecutionOptions
 
-    def run(self, candidates: Sequence[Candidate], seconds: float, progress: Progress | None) -> ModelSelection:
+    def run(self, candidates: Sequence[Candidate], seconds: float, progress: Progress) -> ModelSelection:
         """Train the candidates and return them, best first; raises RunError if none can be trained."""
         if len(candidates) == 1:
             return ModelSelection(tuple(candidates))
@@ -302,8 +312,7 @@ class _Search:
                 trained.append(candidate)
             except (SpecError, WeightsError) as error:  # such as stochastic depth without residual branches
                 unsuitable.append(dataclasses.replace(candidate, error=brief(error)))
-            if progress:
-                progress("preparing candidates", done, len(candidates))
+            progress("preparing candidates", done, len(candidates))
         halving = successive_halving(trials, seconds, progress=progress)
         ranked = [
             dataclasses.replace(trained[i], scores=halving.records[i].scores, error=halving.records[i].error)
@@ -316,9 +325,7 @@ class _Search:
         chance = chance_score(best.task.strata(best.val.targets))
         return ModelSelection(tuple(ranked), metric, halving.rung_seconds, chance)
 
-    def _start(
-        self, candidate: Candidate, datasets: dict[Preprocessing, Dataset], progress: Progress | None
-    ) -> NetworkTrial:
+    def _start(self, candidate: Candidate, datasets: dict[Preprocessing, Dataset], progress: Progress) -> NetworkTrial:
         """Start a trial; candidates with the same preprocessing share a prepared data set."""
         row = CATALOG[candidate.name]
         recipe = choose_recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -27,10 +28,11 @@ def load_into(
     spec: Spec,
     checkpoint: Checkpoint,
     *,
+    num_classes: int,
     input_channels: InputChannels = "repeat",
     fresh_head: bool = False,
 ) -> None:
-    """Copy the tensors of a checkpoint into a network that was built from `spec`.
+    """Copy the tensors of a checkpoint into a network that was built from `spec` with `num_classes` classes.
 
     Tensors whose shape depends on the number of classes keep their initial values if that number differs, and so does
     CapsNet's decoder if the number of channels differs.
@@ -39,22 +41,33 @@ def load_into(
     Raises WeightsError if any other tensor does not fit.
     """
 
-    # a tensor depends on classes or channels if its shape does, so that no family needs a list of such tensors
-    def shapes(extra_classes: int, extra_channels: int) -> dict[str, Tensor]:
-        classes, channels = checkpoint.num_classes + extra_classes, checkpoint.channels + extra_channels
-        return build_fresh(spec, classes=classes, channels=channels, device="meta").state_dict()
-
-    expected, more_classes, more_channels = shapes(0, 0), shapes(1, 0), shapes(0, 1)
     state = network.state_dict()
     channels = network.input_shape[0]
-    for key, tensor in match_checkpoint(spec, checkpoint, expected).items():
-        by_class, by_channel = more_classes[key].shape != tensor.shape, more_channels[key].shape != tensor.shape
+    same_channels = channels == checkpoint.channels
+    same_classes = num_classes == checkpoint.num_classes
+
+    # a tensor depends on classes or channels if its shape does, so that no family needs a list of such tensors;
+    # another network is built only where the shapes of this one do not tell
+    @cache
+    def shapes(extra_classes: int, extra_channels: int) -> dict[str, Tensor]:
+        if (extra_classes, extra_channels) == (0, 0) and same_classes and same_channels:
+            return state
+        classes, wide = checkpoint.num_classes + extra_classes, checkpoint.channels + extra_channels
+        return build_fresh(spec, classes=classes, channels=wide, device="meta").state_dict()
+
+    def by_class(key: str, tensor: Tensor) -> bool:
+        return bool(shapes(1, 0)[key].shape != tensor.shape)
+
+    def by_channel(key: str, tensor: Tensor) -> bool:
+        return not same_channels and bool(shapes(0, 1)[key].shape != tensor.shape)
+
+    for key, tensor in match_checkpoint(spec, checkpoint, shapes(0, 0)).items():
         if state[key].shape == tensor.shape:
-            if not (fresh_head and by_class):
+            if not (fresh_head and same_classes and by_class(key, tensor)):
                 state[key] = tensor
-        elif by_channel and tensor.ndim >= 4 and tensor.shape[1] == checkpoint.channels:
+        elif tensor.ndim >= 4 and tensor.shape[1] == checkpoint.channels and by_channel(key, tensor):
             state[key] = adapt_kernel(tensor, channels, input_channels)
-        elif not by_class and not key.startswith("auxiliary."):
+        elif not same_channels and not by_class(key, tensor) and not key.startswith("auxiliary."):
             raise WeightsError(
                 f"{checkpoint.where}: {key} cannot be adapted from {checkpoint.channels} to {channels} input channels; "
                 f"use images with {checkpoint.channels}"

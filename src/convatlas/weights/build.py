@@ -33,7 +33,7 @@ def build(
     resolution: height and width of the input in pixels (default: the network's own).
     weights: "torchvision:TAG" or "timm:TAG", downloaded unless cached; a model file; or a checkpoint of convatlas or
         of another library. By default the weights are drawn from torch's random generator.
-    input_channels: how the first kernels are made if `channels` is not that of the weights.
+    input_channels: how the weights of the first convolution are made if `channels` is not that of the weights.
     If `classes` is not the number of the weights' classes, the head is fresh. Every other tensor must fit exactly;
     WeightsError says what does not.
     Returns a Network: (n, channels, resolution, resolution) -> (n, classes).
@@ -46,9 +46,10 @@ def build(
     name, row = resolve(network)
     spec = adapted(row.spec, stem=stem, resolution=resolution)
     checkpoint = open_weights(weights, spec, name=name, row=row)
+    num_classes = checkpoint.num_classes if classes is None else classes
     built = build_fresh(
-        spec, classes=checkpoint.num_classes if classes is None else classes,
+        spec, classes=num_classes,
         channels=checkpoint.channels if channels is None else channels, device=device,
     )  # fmt: skip
-    load_into(built, spec, checkpoint, input_channels=input_channels)
+    load_into(built, spec, checkpoint, num_classes=num_classes, input_channels=input_channels)
     return built

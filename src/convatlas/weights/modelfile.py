@@ -137,9 +137,9 @@ def parse_header(path: Path, text: str) -> Header:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ModelFileError(f"{path}: the header is damaged ({error})") from error
     try:
-        return Header.from_plain(plain, where=str(path), known={**SPEC_TYPES, **TASKS})
-    except SpecError as error:
-        raise ModelFileError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+        return Header.from_plain(plain, where="header", known={**SPEC_TYPES, **TASKS})
+    except (ModelFileError, SpecError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -75,9 +75,9 @@ def _find_sizes(spec: Spec, tensors: Mapping[str, Tensor]) -> tuple[int, int] | 
     if base.keys() - ignored != tensors.keys() - ignored:
         return None
 
-    def size(grown: Mapping[str, Tensor], base_size: int) -> int:
-        key = next(key for key in base if base[key].shape != grown[key].shape)
-        axis = next(i for i, (a, b) in enumerate(zip(base[key].shape, grown[key].shape, strict=True)) if a != b)
+    def size(larger: Mapping[str, Tensor], base_size: int) -> int:
+        key = next(key for key in base if base[key].shape != larger[key].shape)
+        axis = next(i for i, (a, b) in enumerate(zip(base[key].shape, larger[key].shape, strict=True)) if a != b)
         length = tensors[key].shape[axis] if axis < tensors[key].ndim else 0
         return max(1, int(length * base_size // base[key].shape[axis]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from convatlas.data.decode.pixels import pixels_of, read_image, read_shares
 from convatlas.data.manifest import Manifest
 from convatlas.data.open import open_data
 from convatlas.data.statistics import channels_and_depth
+from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError, SpecError
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import DataOptions
@@ -106,14 +108,38 @@ def test_the_orientation_of_a_tiff_is_applied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
-    [("x.npy", b"no array", "cannot be read"), ("x.tif", b"II*\0nothing", "not an image|cannot be read|holds no page"),
-     ("x.png", b"", "not an image")],
-)  # fmt: skip
+    [
+        ("x.npy", b"no array", "not an image"),
+        ("y.npy", b"\x93NUMPY\1\0damaged", "cannot be read"),
+        ("x.tif", b"II*\0nothing", "not an image|cannot be read|holds no page"),
+        ("x.png", b"", "not an image"),
+    ],
+)
 def test_files_that_are_not_images_are_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
     (tmp_path / name).write_bytes(content)
     for read in (lambda p: read_image(p, 3), read_header):
-        with pytest.raises(DataError, match=rf"x\.\w+: ({told})"):
+        with pytest.raises(DataError, match=rf"\w\.\w+: ({told})"):
             read(tmp_path / name)
+
+
+def test_errors_of_our_own_code_are_not_unreadable_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(GRAY16).save(tmp_path / "x.png")
+    monkeypatch.setattr("convatlas.data.decode.pixels.in_channels", None)
+    with pytest.raises(TypeError, match="not callable"):
+        read_image(tmp_path / "x.png", 1)
+
+
+def test_reading_in_threads_leaves_warning_filters_alone_and_large_images_do_not_warn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(COLOR16.astype(np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # of 63
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        images = list(map_in_threads(lambda _: read_image(tmp_path / "x.png", 3), range(200)))
+        assert warnings.filters == before
+    assert all(torch.equal(image, images[0]) for image in images)
 
 
 def test_pickled_arrays_are_not_opened(tmp_path: Path) -> None:

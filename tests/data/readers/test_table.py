@@ -90,9 +90,11 @@ def test_columns_of_classes_may_have_any_name(own_images: Path) -> None:
     (folder / "list.csv").write_text("\n".join(rows))
     source = open_data(folder / "list.csv")
     assert source.classes == ("Source", "image", "subject")
-    assert source.splits["train"].targets.tensor("labels").sum(0).tolist() == [1, 1, 1]
+    assert source.splits["train"].targets.tensor("label").sum(0).tolist() == [1, 1, 1]
     (folder / "list.csv").write_text("file,cat,patient\n00.jpg,1,p7\n")
-    with pytest.raises(DataError, match=r"'patient' holds 'p7'.*called file, split or group"):
+    with pytest.raises(
+        DataError, match=r"line 2: patient must be 0 or 1, got 'p7'.*every column but file, split and group"
+    ):
         open_data(folder / "list.csv")
 
 
@@ -105,8 +107,9 @@ def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a,b\n1,2\n", "line 2: no file; expected a column file or path"), ("file,label\nnone.jpg,cat\n", "does not exist"),
-     ("file,label\n", "holds no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
+    [("a,b\n1,2\n", "line 2: no file; expected a column file or path"),
+     ("file,label\nnone.jpg,cat\n", "does not exist"),
+     ("file,label\n", "has no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
      ("file,label,split\n00.jpg,ant,holdout\n", "split must be train, val or test, got 'holdout'"),
      ("file,label,split\n00.jpg,ant,val\n", "no row is of the split train"),
      ("file,label\n00.jpg,ant\n00.jpg,bee\n", "line 3: 00.jpg is in line 2 already"),
@@ -160,9 +163,9 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
     [({"a": np.zeros(3)}, "must hold the arrays x and y"),
      ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "images must be numbers"),
      ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "NaN or infinity"),
-     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "labels are 4 class numbers"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "one target for each of 4 images"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4), "classes": np.array(["a", "b"])},
-      "labels are 4 class numbers"),
+      r"labels must be class numbers \(n,\)"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4, int)}, "at least two classes, found 1"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "classes": np.array(["a", "b", "b", "c"])},
       "must differ"),
@@ -202,7 +205,7 @@ def test_cifar_is_read_from_its_folder_as_torchvision_reads_it(tmp_path: Path, m
 
 def test_a_named_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"cifar10 is not whole in .*--download"):
+    with pytest.raises(DataError, match=r"cifar10 is missing or incomplete in .*--download"):
         open_data("cifar10")
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     with pytest.raises(DataError, match="internet access is disabled"):

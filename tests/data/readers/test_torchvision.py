@@ -117,7 +117,7 @@ def test_a_set_that_is_not_there_is_told_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=f"^{name} is not whole in .*--download") as error:
+    with pytest.raises(DataError, match=f"^{name} is missing or incomplete in .*--download") as error:
         open_data(name)
     assert "\n" not in str(error.value)
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")

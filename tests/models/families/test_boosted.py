@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.families.boosted import Autoencoder, Boosted, Truncated, fit_autoencoder, fit_projection
+from convatlas.tasks.known import Classification
 from convatlas.weights.modelfile import Header, read_model_file, write_model_file
 from tiny_networks import tiny
 
@@ -89,19 +90,19 @@ def test_projection_keeps_the_directions_of_largest_variance() -> None:
     assert values[0] > 0
 
 
-def test_truncated_networks_are_cut_where_told() -> None:
+def test_truncated_network_has_the_given_number_of_stages() -> None:
     spec = tiny("resnet18")
     learner = Truncated(spec, stages=2, code=4).build((3, 48, 48))
     assert len(learner.get_submodule("body.stages")) == 2  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="9 of 4 stages"):
+    with pytest.raises(SpecError, match=r"stages must be in \[0, 4\], got 9"):
         Truncated(spec, stages=9).build((3, 48, 48))
 
 
-def test_boosted_network_is_sealed_with_its_learners(tmp_path: Path) -> None:
+def test_model_file_of_a_boosted_network_contains_its_learners(tmp_path: Path) -> None:
     spec = Boosted(tiny("cifar_resnet20"), (small(), Truncated(tiny("resnet18"), code=2)))
     network = build_fresh(spec, classes=4, channels=3).eval()
     steps = CATALOG["cifar_resnet20"].preprocessing
-    header = Header(name="boosted", spec=spec, classes=tuple("abcd"), preprocessing=steps, criterion="cross_entropy")
+    header = Header(name="boosted", spec=spec, task=Classification(tuple("abcd")), preprocessing=steps)
     write_model_file(tmp_path / "model.safetensors", network, header)
     loaded, read = read_model_file(tmp_path / "model.safetensors")
     x = torch.randn(2, 3, 32, 32)
@@ -118,18 +119,18 @@ def test_boosting_scales_with_its_backbone() -> None:
 
 
 def test_a_network_without_a_first_convolution_is_refused() -> None:
-    with pytest.raises(SpecError, match="first convolution"):
+    with pytest.raises(SpecError, match="must begin with a convolution"):
         Boosted(CATALOG["convnet1989"].spec).build(classes=10, channels=1)
 
 
-def test_freezing_the_network_does_not_wake_the_learners() -> None:
+def test_unfreezing_the_network_leaves_the_learners_frozen() -> None:
     network = Boosted(tiny("resnet18"), (small(),)).build(classes=5, channels=3)
-    asleep = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    assert asleep
-    assert all(".learner1." in name for name in asleep)
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen
+    assert all(".learner1." in name for name in frozen)
     for to in ("stages.0", "stages.1", None):
         network.freeze(to)
-    assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == asleep
+    assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == frozen
 
 
 def test_a_boosted_network_has_the_defaults_of_the_network_inside() -> None:
@@ -153,7 +154,7 @@ def test_learners_that_have_no_maps_for_the_image_are_refused(spec: Boosted) -> 
 
 def test_each_kind_of_learner_has_its_own_training() -> None:
     images = torch.randn(4, 3, 32, 32)
-    with pytest.raises(SpecError, match="fit_projection is for"):
+    with pytest.raises(SpecError, match="must be an autoencoder; use fit_projection"):
         fit_autoencoder(Truncated(tiny("cifar_resnet20"), code=2).build((3, 32, 32)), images)
-    with pytest.raises(SpecError, match="fit_autoencoder is for"):
+    with pytest.raises(SpecError, match="must be a truncated network; use fit_autoencoder"):
         fit_projection(small().build((3, 32, 32)), images)

@@ -13,7 +13,7 @@ from convatlas.core.network import Network
 from convatlas.layers.capsules import Length, PrimaryCapsules, RoutedCapsules, squash
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.families.capsnet import CapsNet, Decoder, reconstruct
-from convatlas.tasks.classification.losses import CRITERIA, margin
+from convatlas.tasks.classification.losses import SINGLE_LABEL, margin
 
 SMALL = CapsNet(conv=8, types=4, decoder=(16, 32))
 
@@ -108,7 +108,7 @@ def test_images_of_a_batch_route_by_themselves_and_every_time_anew() -> None:
         assert torch.equal(together, caps(x))
 
 
-def test_margin_loss_is_the_printed_one() -> None:
+def test_margin_loss_is_that_of_the_paper() -> None:
     lengths, labels = torch.tensor([[0.95, 0.3, 0.05], [0.2, 0.6, 0.1]]), torch.tensor([0, 1])
     first = 0.0 + 0.5 * (0.3 - 0.1) ** 2 + 0.0
     second = (0.9 - 0.6) ** 2 + 0.5 * (0.2 - 0.1) ** 2
@@ -116,7 +116,7 @@ def test_margin_loss_is_the_printed_one() -> None:
 
 
 def test_lengths_become_probabilities() -> None:
-    shares = CRITERIA["margin"].probabilities(torch.tensor([[0.9, 0.1, 0.0]]))
+    shares = SINGLE_LABEL["margin"].probabilities(torch.tensor([[0.9, 0.1, 0.0]]))
     assert shares.sum().item() == pytest.approx(1)
     assert shares.argmax() == 0
 

@@ -17,27 +17,27 @@ def pair(depth: int = 4) -> tuple[Network, Network]:
     torch.manual_seed(0)
     spec = DenseNet((depth, depth), 8, 16, small_stem=True, resolution=16)
     plain = spec.build(classes=3, channels=3)
-    frugal = replace(spec, memory_efficient=True).build(classes=3, channels=3)
-    frugal.load_state_dict(plain.state_dict())
-    return plain, frugal
+    checkpointed = replace(spec, memory_efficient=True).build(classes=3, channels=3)
+    checkpointed.load_state_dict(plain.state_dict())
+    return plain, checkpointed
 
 
-def kept(network: Network, x: Tensor) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, each piece of memory once."""
-    held: dict[int, int] = {}
+def saved_bytes(network: Network, x: Tensor) -> int:
+    """Return the bytes that a forward pass saves for the backward pass; shared memory counts once."""
+    sizes: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         alive.append(tensor)
         return tensor
 
     alive: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         network(x)
-    return sum(held.values())
+    return sum(sizes.values())
 
 
 def test_training_is_the_same_statistics_included() -> None:
@@ -47,27 +47,27 @@ def test_training_is_the_same_statistics_included() -> None:
     for loss in losses:
         loss.backward()
     assert torch.equal(*losses)
-    plain, frugal = networks
-    for (key, one), other in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+    plain, checkpointed = networks
+    for (key, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         assert one.grad is not None
         assert other.grad is not None
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7, msg=key)
-    for (key, one), other in zip(plain.named_buffers(), frugal.buffers(), strict=True):
+    for (key, one), other in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
         assert torch.equal(one, other), key  # the repeated pass does not count
 
 
 def test_inference_is_the_same() -> None:
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        plain, frugal = (network.eval()(x) for network in pair())
-    assert torch.equal(plain, frugal)
+        plain, checkpointed = (network.eval()(x) for network in pair())
+    assert torch.equal(plain, checkpointed)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_memory_grows_with_the_depth_and_not_with_its_square(depth: int) -> None:
     x = torch.randn(2, 3, 16, 16)
-    once, twice = ([kept(network.train(), x) for network in pair(d)] for d in (depth, 2 * depth))
-    plain, frugal = (after / before for before, after in zip(once, twice, strict=True))
-    assert frugal < 2.1
+    once, twice = ([saved_bytes(network.train(), x) for network in pair(d)] for d in (depth, 2 * depth))
+    plain, checkpointed = (after / before for before, after in zip(once, twice, strict=True))
+    assert checkpointed < 2.1
     assert plain > 2.4
     assert twice[1] < 0.5 * twice[0]

@@ -14,7 +14,7 @@ from convatlas.models.catalog import build_fresh
 from convatlas.system.devices import supports_bfloat16
 from convatlas.train.cpu import depthwise_bf16
 from convatlas.train.cpu.execution import ExecutionPlan
-from convatlas.train.loop import EMA
+from convatlas.train.optim import EMA
 from convatlas.train.swap_forward import count_swapped, restore_forwards
 
 CPU = torch.device("cpu")

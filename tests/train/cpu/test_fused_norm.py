@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from convatlas.core.compose import Chain
 from convatlas.models.catalog import build_fresh
 from convatlas.train.cpu import fused_norm
 from convatlas.train.cpu.execution import ExecutionPlan
-from convatlas.train.loop import EMA, Step
+from convatlas.train.optim import EMA
 from convatlas.train.recipe import Recipe
-from convatlas.train.settings import Settings
+from convatlas.train.run import Event
+from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
+from convatlas.train.step import Step
 from convatlas.train.swap_forward import count_swapped, restore_forwards
 from tiny_networks import tiny
 
@@ -81,13 +84,13 @@ def test_outputs_and_gradients_equal_those_of_torch(
     before, fused_norm.MIN_VALUES_PER_THREAD = fused_norm.MIN_VALUES_PER_THREAD, 16
     torch.set_num_threads(threads)
     try:
-        found = forward_backward(layers(channels, act, fused=True), x, gradient)
+        actual = forward_backward(layers(channels, act, fused=True), x, gradient)
     finally:
         fused_norm.MIN_VALUES_PER_THREAD = before
         torch.set_num_threads(1)
     exact = forward_backward(layers(channels, act, fused=False).double(), x.double(), gradient.double())
-    for actual, reference in zip(found, exact, strict=True):
-        torch.testing.assert_close(actual.double(), reference.double(), rtol=1e-4, atol=2e-4)
+    for ours, reference in zip(actual, exact, strict=True):
+        torch.testing.assert_close(ours.double(), reference.double(), rtol=1e-4, atol=2e-4)
 
 
 @needs_compiler
@@ -106,10 +109,10 @@ def test_in_bfloat16_errors_are_at_most_those_of_torch(act: type[nn.Module] | No
 @needs_compiler
 def test_the_variance_is_accurate_far_from_zero() -> None:
     x = (maps(8, 16, 32, 32).double() * 0.01 + 1000).float().contiguous(memory_format=torch.channels_last)
-    found = forward_backward(layers(16, None, fused=True), x, maps(8, 16, 32, 32, seed=1))
+    actual = forward_backward(layers(16, None, fused=True), x, maps(8, 16, 32, 32, seed=1))
     exact = forward_backward(layers(16, None, fused=False).double(), x.double(), maps(8, 16, 32, 32, seed=1).double())
-    torch.testing.assert_close(found[0].double(), exact[0], rtol=0.01, atol=0.02)
-    torch.testing.assert_close(found[5].double(), exact[5], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual[0].double(), exact[0], rtol=0.01, atol=0.02)
+    torch.testing.assert_close(actual[5].double(), exact[5], rtol=1e-3, atol=1e-3)
 
 
 @needs_compiler
@@ -132,7 +135,7 @@ def test_gradients_of_a_network_are_close(name: str) -> None:
     torch.manual_seed(0)
     network = build_fresh(tiny(name), classes=5).train()
     x, labels = torch.randn(8, *network.input_shape), torch.arange(8) % 5
-    found = {}
+    grads = {}
     for how in ("exact", "fused", "torch"):
         copied = copy.deepcopy(network)
         if how == "exact":
@@ -143,8 +146,8 @@ def test_gradients_of_a_network_are_close(name: str) -> None:
         torch.manual_seed(1)
         inputs = x.to(next(copied.parameters()).dtype).contiguous(memory_format=torch.channels_last)
         F.cross_entropy(copied(inputs), labels).backward()
-        found[how] = torch.cat([p.grad.double().flatten() for p in copied.parameters() if p.grad is not None])
-    fused, torchs = ((found[how] - found["exact"]).norm() / found["exact"].norm() for how in ("fused", "torch"))
+        grads[how] = torch.cat([p.grad.double().flatten() for p in copied.parameters() if p.grad is not None])
+    fused, torchs = ((grads[how] - grads["exact"]).norm() / grads["exact"].norm() for how in ("fused", "torch"))
     assert fused <= 3 * torchs + 1e-5
 
 
@@ -157,12 +160,12 @@ def test_only_training_is_fused_and_a_deep_copy_uses_its_own_weights() -> None:
     assert not count_swapped(plain)
     x = torch.randn(2, 3, 48, 48)
     for mode in (True, False):
-        found = []
+        outputs = []
         for each in (network, plain):
             torch.manual_seed(1)
             with torch.no_grad():
-                found.append(each.train(mode)(x))
-        assert torch.equal(*found)
+                outputs.append(each.train(mode)(x))
+        assert torch.equal(*outputs)
     average = EMA(network, 0.9).network
     with torch.no_grad():
         for parameter in average.parameters():
@@ -174,11 +177,11 @@ def test_only_training_is_fused_and_a_deep_copy_uses_its_own_weights() -> None:
 @pytest.fixture
 def nothing_loaded() -> Iterator[None]:
     """Forget the kernels that this process has loaded and compiled."""
-    for found in (fused_norm.load_kernels, fused_norm._compile):
-        found.cache_clear()
+    for function in (fused_norm.load_kernels, fused_norm._compile):
+        function.cache_clear()
     yield
-    for found in (fused_norm.load_kernels, fused_norm._compile):
-        found.cache_clear()
+    for function in (fused_norm.load_kernels, fused_norm._compile):
+        function.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_loaded")
@@ -240,20 +243,25 @@ def test_a_resumed_run_is_bit_identical_and_reports_another_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(epochs=2, batch=256, lr=0.02)
-    how = Settings(threads=1, device="cpu", size=16, layout="channels_last", checkpoint_steps=3)
+    options: dict[str, Any] = {
+        "recipe": recipe,
+        "data_options": DataOptions(resolution=16),
+        "execution": ExecutionOptions(threads=1, device="cpu", memory_format="channels_last"),
+        "options": RunOptions(checkpoint_steps=3),
+    }
 
-    def stop(event: Step | dict[str, float]) -> None:
+    def stop(event: Event) -> None:
         if isinstance(event, Step) and event.number == 7:
             raise KeyboardInterrupt
 
-    ca.fit("digits", "cifar_resnet20", recipe=recipe, out=tmp_path / "whole", settings=how)
+    ca.fit("digits", "cifar_resnet20", out=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        ca.fit("digits", "cifar_resnet20", recipe=recipe, out=tmp_path / "part", settings=how, watch=stop)
+        ca.fit("digits", "cifar_resnet20", out=tmp_path / "part", on_event=stop, **options)
     assert ca.resume(tmp_path / "part").state.finished
     whole, part = (ca.load(tmp_path / name / "model.safetensors").module.state_dict() for name in ("whole", "part"))
     assert all(torch.equal(whole[key], part[key]) for key in whole)
     run = ca.resume(tmp_path / "whole")
-    assert run.config.versions["kernels"] == fused_norm.compiler_version(run.network) != "none"
+    assert run.config.versions["fused_norms"] == fused_norm.compiler_version(run.network) != "none"
     assert not count_swapped(run.network)
     monkeypatch.setattr(fused_norm, "compiler_version", lambda _: "none")
-    assert run.changed_versions == {"kernels": (run.config.versions["kernels"], "none")}
+    assert run.changed_versions == {"fused_norms": (run.config.versions["fused_norms"], "none")}

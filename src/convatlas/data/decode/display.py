@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from convatlas.data.decode.files import read_bytes
 from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import read_shares
 from convatlas.errors import DataError
@@ -18,8 +19,9 @@ def display_image(path: str | Path) -> NDArray[Any] | None:
     Images with more than 8 bits are stretched to the whole range; of many channels the first three are shown.
     """
     try:
-        header = read_header(Path(path))
-        share = read_shares(Path(path), 3 if header.channels in (1, 3) else header.channels)
+        data = read_bytes(path)
+        header = read_header(path, data=data)
+        share = read_shares(path, 3 if header.channels in (1, 3) else header.channels, data=data)
     except DataError:
         return None
     share = share[:3] if len(share) > 2 else share[:1].expand(3, -1, -1)

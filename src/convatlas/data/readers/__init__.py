@@ -1,1 +1,1 @@
-"""One file for each way in which data is stored."""
+"""Readers: one file for each way in which data is stored."""

@@ -28,8 +28,8 @@ def array_source(
 ) -> Source:
     """Return the source of splits (images, targets): images (n, h, w) or (n, h, w, channels) of one size.
 
-    Values have 8 or 16 bits, or are floats, where 0 to 1 is black to white unless other values occur. Which task the
-    targets are for is seen from them: class numbers (n,), or 0 and 1 (n, classes) for multi-label classification.
+    Values have 8 or 16 bits, or are floats, where 0 to 1 is black to white unless other values occur. The
+    targets decide the task: class numbers (n,), or 0 and 1 (n, classes) for multi-label classification.
     """
     if classes is not None and len(set(classes)) != len(classes):
         raise DataError(f"{where}: classes: the names must differ, got {', '.join(classes[:10])}")

@@ -28,7 +28,9 @@ def read_image_folder(folder: Path, *, progress: Progress | None = None) -> Sour
     for split, known in SPLIT_FOLDERS.items():
         found = [folders[name] for name in known if name in folders]
         if len(found) > 1:
-            raise DataError(f"{folder}: {' and '.join(p.name for p in found)} are both the {split} split; keep one")
+            raise DataError(
+                f"{folder}: {' and '.join(p.name for p in found)} are both the {split} split; keep one of them"
+            )
         parts[split] = found[0] if found else None
     train = parts["train"]
     if train is None and any(parts.values()):
@@ -56,7 +58,7 @@ def _class_folders(root: Path) -> tuple[str, ...]:
         if not name.isprintable():
             raise DataError(f"{root}: the class folder {name!r} has a name that is not printable; rename it")
     if len(names) < 2:
-        raise DataError(f"{root}: expected at least two folders, one for each class, found {len(names)}")
+        raise DataError(f"{root}: must contain at least two folders, one for each class, got {len(names)}")
     return tuple(names)
 
 

@@ -29,7 +29,7 @@ IDX_PARTS = {
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
 
-# the sha256 of the unpacked training labels tells which data set a folder holds
+# sha256 of the uncompressed training labels, by which a data set is recognized
 _KNOWN_LABELS = {
     "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5": ("mnist", tuple("0123456789")),
     "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9": (
@@ -40,23 +40,25 @@ _KNOWN_LABELS = {
 
 
 def _idx_file(folder: Path, part: str) -> Path | None:
-    """Return the file of one part, packed or not; some copies write a dot instead of the last dash."""
+    """Return the file of one part, compressed or not; some copies have a dot instead of the last dash."""
     names = [part, part.replace("-idx", ".idx")]
     return next((folder / (n + end) for n in names for end in ("", ".gz") if (folder / (n + end)).is_file()), None)
 
 
 def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Read an IDX file of bytes (packed or not); raises DataError if it is damaged, truncated or something else."""
+    """Read an IDX file of bytes (compressed or not); raises DataError if it is damaged, truncated or another file."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; fetch it again") from error
+        raise DataError(f"{path}: cannot be read: {error}; download it again") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4 or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path}: not an IDX file of bytes (wrong magic number)")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != math.prod(shape):
-        raise DataError(f"{path}: holds {body.size} bytes where its header {shape} asks for another number; truncated?")
+        raise DataError(
+            f"{path}: must hold as many bytes as its header says, {shape}, got {body.size}; download it again"
+        )
     return body.reshape(shape)
 
 
@@ -92,7 +94,7 @@ def read_idx_folder(folder: Path) -> Source:
 
 @dataclass(frozen=True)
 class IdxSet:
-    """The mirrors of a data set of IDX files, and the sha256 of each packed file."""
+    """The mirrors of a data set of IDX files, and the sha256 of each compressed file."""
 
     mirrors: tuple[str, ...]
     digests: dict[str, str]
@@ -124,7 +126,7 @@ IDX_SETS = {
 
 
 def fetch_idx(name: str, folder: Path, *, progress: Progress | None = None) -> None:
-    """Fetch the files of MNIST or Fashion-MNIST that `folder` does not hold yet."""
+    """Download the files of MNIST or Fashion-MNIST that are missing in `folder`."""
     files = IDX_SETS[name]
     for file, digest in files.digests.items():
         fetch([mirror + file for mirror in files.mirrors], folder / file, digest, progress=progress)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convatlas.data.readers.files import file_source
 from convatlas.data.samples import Samples
@@ -49,6 +50,7 @@ def read_image_table(table: Path, *, progress: Progress | None = None) -> Source
     """
     columns: _Columns | None = None
     rows: dict[str, list[TableRow]] = {}
+    paths: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
     for line, cells in _rows(table):
         columns = columns or _find_columns(table, list(cells))
@@ -64,23 +66,22 @@ def read_image_table(table: Path, *, progress: Progress | None = None) -> Source
                 "in a column `labels`"
             )
         split = _split_of(table, line, cells.get(columns.split, ""))
-        rows.setdefault(split, []).append(TableRow(line, cells | {"": path}))
+        rows.setdefault(split, []).append(TableRow(line, cells))
+        paths.setdefault(split, []).append(path)
     if columns is None or "train" not in rows:
         raise DataError(f"{table}: " + ("no row is of the split train" if rows else "has no rows"))
     task, targets = columns.task.from_table(table, columns.labels, rows)
-    # an image without a group is a group of its own
-    groups = {split: [row.cells.get(columns.group) or row.cells[""] for row in part] for split, part in rows.items()}
-    numbers = {group: i for i, group in enumerate(dict.fromkeys(name for part in groups.values() for name in part))}
-    grouped = any(row.cells.get(columns.group) for part in rows.values() for row in part)
-    splits = {
-        split: Samples(
-            [row.cells[""] for row in part],
-            targets[split],
-            groups=torch.tensor([numbers[name] for name in groups[split]]) if grouped else None,
-        )
-        for split, part in rows.items()
-    }
+    groups = {split: [row.cells.get(columns.group, "") for row in part] for split, part in rows.items()}
+    numbers = _number_groups(groups, paths) if any(map(any, groups.values())) else {}
+    splits = {split: Samples(paths[split], targets[split], groups=numbers.get(split)) for split in rows}
     return file_source(table.stem, str(table.resolve()), task, splits, progress=progress)
+
+
+def _number_groups(groups: Mapping[str, list[str]], paths: Mapping[str, list[str]]) -> dict[str, Tensor]:
+    """Return the number of each image's group, by split; an image without a group is a group of its own."""
+    names = {split: [group or path for group, path in zip(groups[split], paths[split], strict=True)] for split in paths}
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(name for part in names.values() for name in part))}
+    return {split: torch.tensor([numbers[name] for name in part]) for split, part in names.items()}
 
 
 def _find_columns(table: Path, names: Sequence[str]) -> _Columns:

@@ -1,4 +1,4 @@
-"""Data sets by name that torchvision fetches and lays out on the disk: arrays, or files that are read as others are."""
+"""Data sets of torchvision, by name: arrays, or image files that are read like all others."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from convatlas.tasks.targets import Targets
 
 @dataclass(frozen=True)
 class _Set:
-    """A data set: torchvision's class, what its splits are called there, and the folder it lies in.
+    """A data set of torchvision.
 
-    splits: ours -> arguments. files: whether it is of image files. folder: "" where its files have no folder of their
-        own.
+    kind: the name of its class. splits: our split -> arguments for torchvision's. files: whether it consists of image
+        files. folder: the subfolder by which it is recognized; "" if it has none of its own.
     """
 
     kind: str
@@ -64,15 +64,15 @@ SETS: dict[str, _Set] = {
 }  # fmt: skip
 """The data sets by name."""
 
-FOLDERS = {held.folder: name for name, held in SETS.items() if held.folder}
-"""The folder in which a data set lies -> its name."""
+FOLDERS = {known.folder: name for name, known in SETS.items() if known.folder}
+"""Subfolder by which a data set is recognized -> its name."""
 
 
 def read_torchvision(
     name: str, root: Path | None = None, *, download: bool = False, progress: Progress | None = None
 ) -> Source:
-    """Read a data set of torchvision from `root`, or from the cache; `download` allows to fetch it there."""
-    held, folder = SETS[name], root or cache_folder() / name
+    """Read a data set of torchvision from `root`, or from the cache; `download` allows to download it there."""
+    known, folder = SETS[name], root or cache_folder() / name
     if download and offline():
         raise DataError(f"{name}: {OFFLINE}")
     try:
@@ -80,13 +80,13 @@ def read_torchvision(
 
         if download:
             folder.mkdir(parents=True, exist_ok=True)
-        kind = getattr(datasets, held.kind)
-        read = {split: kind(folder, download=download, **options) for split, options in held.splits.items()}
+        kind = getattr(datasets, known.kind)
+        read = {split: kind(folder, download=download, **options) for split, options in known.splits.items()}
     except (RuntimeError, OSError, ImportError, ValueError) as error:
-        mend = "" if download else "; `fit --download` fetches it, or give the folder that holds it"
-        raise DataError(f"{name} is not whole in {folder}: {brief(error)}{mend}") from error
+        fix = "" if download else "; download it with `fit --download`, or give the folder that contains it"
+        raise DataError(f"{name} is missing or incomplete in {folder}: {brief(error)}{fix}") from error
     location = name if root is None else str(folder.resolve())
-    if held.files:
+    if known.files:
         return _file_set(name, location, read, progress)
     splits = {}
     for split, part in read.items():

@@ -122,7 +122,7 @@ CARD = Card(
     "MnasNet", 2018, "Tan et al., MnasNet: platform-aware neural architecture search for mobile, arXiv 1807.11626",
     ("search", "efficiency"), "The reward of the search includes the latency, measured on the phone.",
 )  # fmt: skip
-TV = "torchvision IMAGENET1K_V1"
+TORCHVISION_V1 = "torchvision IMAGENET1K_V1"
 CARD_B1 = CARD.of("MnasNet-B1", reported=ReportedMetrics(74.5, 92.1), note="77 ms on a Pixel 1 (paper).")
 CARD_A1 = CARD.of(
     "MnasNet-A1", reported=ReportedMetrics(75.2, 92.5), note="78 ms on a Pixel 1 (paper).",
@@ -132,16 +132,16 @@ CARD_A1 = CARD.of(
 FAMILY = Family(
     {
         "mnasnet0_5": imagenet(
-            B1.scaled(width=0.5), CARD.of("MnasNet-B1 0.5", reported=ReportedMetrics(67.7, source=TV)),
+            B1.scaled(width=0.5), CARD.of("MnasNet-B1 0.5", reported=ReportedMetrics(67.7, source=TORCHVISION_V1)),
             upstream={"torchvision": "mnasnet0_5", "timm": "mnasnet_050"},
         ),
         "mnasnet0_75": imagenet(
-            B1.scaled(width=0.75), CARD.of("MnasNet-B1 0.75", reported=ReportedMetrics(71.2, source=TV)),
+            B1.scaled(width=0.75), CARD.of("MnasNet-B1 0.75", reported=ReportedMetrics(71.2, source=TORCHVISION_V1)),
             upstream={"torchvision": "mnasnet0_75", "timm": "mnasnet_075"},
         ),
         "mnasnet1_0": imagenet(B1, CARD_B1, upstream={"torchvision": "mnasnet1_0", "timm": "mnasnet_100"}),
         "mnasnet1_3": imagenet(
-            B1.scaled(width=1.3), CARD.of("MnasNet-B1 1.3", reported=ReportedMetrics(76.5, source=TV)),
+            B1.scaled(width=1.3), CARD.of("MnasNet-B1 1.3", reported=ReportedMetrics(76.5, source=TORCHVISION_V1)),
             upstream={"torchvision": "mnasnet1_3"},
         ),
         "mnasnet_a1": imagenet(A1, CARD_A1, upstream={"timm": "semnasnet_100"}),

@@ -1,4 +1,4 @@
-"""NASNet-A: two cells found by search, stacked; each cell reads the outputs of the two before it."""
+"""NASNet-A: stacks of two cells found by search; the inputs of a cell are the outputs of the two cells before it."""
 
 from __future__ import annotations
 
@@ -159,13 +159,13 @@ def _(cell: Cell, x: PairSignal, tally: Tally) -> PairSignal:
                 sides.append(walk(layer, states[source], tally))
         if sides[0].shape != sides[1].shape:
             raise tally.error(cell, f"node {i} adds {sides[0].shape} and {sides[1].shape}")
-        seen = tuple(max(axis) for axis in zip(sides[0].receptive_field, sides[1].receptive_field, strict=True))
-        states.append(Signal(sides[0].shape, seen, sides[0].stride, depth=max(side.depth for side in sides)))
+        field = tuple(max(axis) for axis in zip(sides[0].receptive_field, sides[1].receptive_field, strict=True))
+        states.append(Signal(sides[0].shape, field, sides[0].stride, depth=max(side.depth for side in sides)))
     chosen = [states[i] for i in cell.out]
-    seen = tuple(max(axis) for axis in zip(*(signal.receptive_field for signal in chosen), strict=True))
+    field = tuple(max(axis) for axis in zip(*(signal.receptive_field for signal in chosen), strict=True))
     shape = (sum(signal.channels for signal in chosen), *chosen[0].spatial)
     depth = max(signal.depth for signal in chosen)
-    return PairSignal(Signal(shape, seen, chosen[0].stride, depth=depth), x.before if cell.skipped else x.now)
+    return PairSignal(Signal(shape, field, chosen[0].stride, depth=depth), x.before if cell.skipped else x.now)
 
 
 @outline.register

@@ -131,7 +131,8 @@ CARD_WIDE = CARD.of(
     "Wide ResNet-28-10", reported=error_rate(4.00, "CIFAR-10"),
     paper="Zagoruyko, Komodakis, Wide residual networks, arXiv 1605.07146", categories=("width",),
     note="3.89 % error on CIFAR-10 with dropout, 19.25 % on CIFAR-100 (paper).",
-    family_title="Wide ResNet", innovation="Ten times as wide and 28 layers deep: more accurate than a thousand thin layers.",
+    family_title="Wide ResNet",
+    innovation="Ten times as wide and 28 layers deep: more accurate than a thousand thin layers.",
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ class RegNet(Spec):
 def torchvision(spec: RegNet) -> Rules:
     """Rules for torchvision.
 
-    "trunk_output.block2.block2-1.f.b.0.weight" -> "stages.1.1.sum.body.conv2.conv.weight"
+    "trunk_output.block4.block4-1.f.b.0.weight" -> "stages.3.1.sum.body.conv2.conv.weight"
     "trunk_output.block2.block2-0.proj.1.bias" -> "stages.1.0.sum.skip.norm.bias"
     """
     return (
@@ -123,7 +123,7 @@ def torchvision(spec: RegNet) -> Rules:
 def timm(spec: RegNet) -> Rules:
     """Rules for timm.
 
-    "s2.b2.conv2.bn.weight" -> "stages.1.1.sum.body.conv2.norm.weight"
+    "s4.b2.conv2.bn.weight" -> "stages.3.1.sum.body.conv2.norm.weight"
     "s2.b1.downsample.conv.weight" -> "stages.1.0.sum.skip.conv.weight"
     """
     return (

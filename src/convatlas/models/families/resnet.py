@@ -209,14 +209,13 @@ def cifar_variant(depth: int, error: float) -> Variant:
     return Variant(cifar_resnet(depth), card, preprocessing, classes=10)
 
 
-TV = "torchvision IMAGENET1K_V1"
+TORCHVISION_V1 = "torchvision IMAGENET1K_V1"
 both = torchvision_and_timm
-X = CARD_RESNEXT
 
 FAMILY = Family(
     {
-        "resnet18": variant(R18, CARD.of("ResNet-18"), 69.76, 89.08, source=TV, upstream=both("resnet18")),
-        "resnet34": variant(R34, CARD.of("ResNet-34"), 73.31, 91.42, source=TV, upstream=both("resnet34")),
+        "resnet18": variant(R18, CARD.of("ResNet-18"), 69.76, 89.08, source=TORCHVISION_V1, upstream=both("resnet18")),
+        "resnet34": variant(R34, CARD.of("ResNet-34"), 73.31, 91.42, source=TORCHVISION_V1, upstream=both("resnet34")),
         "resnet50": variant(R50, CARD.of("ResNet-50", note=NOTE_V15), 75.3, 92.2, upstream=both("resnet50")),
         "resnet101": variant(R101, CARD.of("ResNet-101", note=NOTE_V15), 76.4, 92.9, upstream=both("resnet101")),
         "resnet152": variant(R152, CARD.of("ResNet-152", note=NOTE_V15), 77.0, 93.3, upstream=both("resnet152")),
@@ -227,21 +226,21 @@ FAMILY = Family(
             wide_resnet(R50), CARD_WIDE.of("Wide ResNet-50-2"), 78.1, 94.2, upstream=both("wide_resnet50_2")
         ),
         "wide_resnet101_2": variant(
-            wide_resnet(R101), CARD_WIDE.of("Wide ResNet-101-2", year=2019), 78.85, 94.28, source=TV,
+            wide_resnet(R101), CARD_WIDE.of("Wide ResNet-101-2", year=2019), 78.85, 94.28, source=TORCHVISION_V1,
             upstream=both("wide_resnet101_2"),
         ),
         "resnext50_32x4d": variant(
-            resnext(R50, 32, 4), X.of("ResNeXt-50 (32x4d)"), 77.8, upstream=both("resnext50_32x4d")
+            resnext(R50, 32, 4), CARD_RESNEXT.of("ResNeXt-50 (32x4d)"), 77.8, upstream=both("resnext50_32x4d")
         ),
         "resnext101_32x4d": variant(
-            resnext(R101, 32, 4), X.of("ResNeXt-101 (32x4d)"), 78.8, upstream={"timm": "resnext101_32x4d"}
+            resnext(R101, 32, 4), CARD_RESNEXT.of("ResNeXt-101 (32x4d)"), 78.8, upstream={"timm": "resnext101_32x4d"}
         ),
         "resnext101_32x8d": variant(
-            resnext(R101, 32, 8), X.of("ResNeXt-101 (32x8d)", year=2018), 79.31, 94.53, source=TV,
-            upstream=both("resnext101_32x8d"),
+            resnext(R101, 32, 8), CARD_RESNEXT.of("ResNeXt-101 (32x8d)", year=2018), 79.31, 94.53,
+            source=TORCHVISION_V1, upstream=both("resnext101_32x8d"),
         ),
         "resnext101_64x4d": variant(
-            resnext(R101, 64, 4), X.of("ResNeXt-101 (64x4d)"), 79.6, upstream=both("resnext101_64x4d")
+            resnext(R101, 64, 4), CARD_RESNEXT.of("ResNeXt-101 (64x4d)"), 79.6, upstream=both("resnext101_64x4d")
         ),
         "se_resnet50": variant(
             with_se(R50), CARD_SE.of("SE-ResNet-50"), 77.63, 93.64, upstream={"timm": "seresnet50"}

@@ -1,0 +1,98 @@
+"""Interleaved timing: the sides of a comparison take turns, so that a change of the machine's speed affects all."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+Times = dict[str, list[float]]
+"""Seconds of each side, one value for each round."""
+
+
+def time_interleaved(
+    sides: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    min_seconds: float = 0.0,
+    pause_s: float = 0.0,
+) -> Times:
+    """Return the seconds of one call of each side in each round; the order is reversed in every other round.
+
+    warmup: rounds before the timed ones. min_seconds: duration for which a side is repeated within a round.
+    pause_s: wait before a side, so that the threads of the previous one stop spinning; the side then runs once untimed.
+    """
+    times: Times = {name: [] for name in sides}
+    for number in range(-warmup, rounds):
+        for name in list(sides)[:: 1 if number % 2 else -1]:
+            if pause_s:
+                time.sleep(pause_s)
+                sides[name]()
+            start, repeats = time.perf_counter(), 0
+            while repeats == 0 or time.perf_counter() - start < min_seconds:
+                sides[name]()
+                repeats += 1
+            if number >= 0:
+                times[name].append((time.perf_counter() - start) / repeats)
+    return times
+
+
+def medians(times: Times) -> dict[str, float]:
+    """Return the median of each side."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class StepReport(NamedTuple):
+    """One step of a side in a process of its own: its seconds, what it yielded, and the peak memory so far."""
+
+    seconds: float
+    value: Any
+    peak_mib: float
+
+
+def serve_steps(steps: Iterator[Any]) -> None:
+    """Run one step for each line on standard input, and print its `StepReport` as JSON.
+
+    The first `next` prepares and is not timed. Memory is counted above the peak before it.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    next(steps)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        value = next(steps)
+        seconds = time.perf_counter() - start
+        peak_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        print(json.dumps([seconds, value, peak_mib]), flush=True)
+
+
+class SideProcess:
+    """A process that runs `serve_steps`, for sides whose settings or memory belong to a whole process."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._read_line()  # ready: no side prepares while another one is timed
+
+    def step(self) -> StepReport:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return StepReport(*json.loads(self._read_line()))
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def _read_line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side failed: {' '.join(map(str, self.process.args))}")
+        return line

@@ -1,0 +1,32 @@
+"""Work in threads keeps the order, and stops at the first error."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from convatlas.data.threads import map_in_threads
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
+def test_results_are_in_the_order_of_the_items(count: int) -> None:
+    def square(number: int) -> int:
+        time.sleep(0.001 * (number % 3 == 0))
+        return number**2
+
+    assert list(map_in_threads(square, range(count))) == [number**2 for number in range(count)]
+
+
+def test_an_error_stops_the_remaining_work() -> None:
+    done: list[int] = []
+
+    def fail_at_ten(number: int) -> None:
+        if number == 10:
+            raise ValueError("ten")
+        time.sleep(0.001)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="ten"):
+        list(map_in_threads(fail_at_ten, range(5000)))
+    assert len(done) < 4000
