@@ -1,4 +1,4 @@
-"""The worst that can happen to a training: broken images, too little memory, a full disk, a clock that jumps."""
+"""Failures while training: unreadable images, out of memory, a full disk, a read-only cache, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import read_image
 from convatlas.errors import DataError
 from convatlas.train import run_folder
-from convatlas.train.cpu import execution
-from convatlas.train.fit import reopen
-from convatlas.train.recipe import RECIPES
+from convatlas.train.cpu import tune
+from convatlas.train.fit import open_run
 from convatlas.train.run import Run
-from convatlas.train.settings import Settings
+from convatlas.train.settings import ExecutionOptions
 
 
 def process(*arguments: object, **environment: str) -> Outcome:
-    """Run Python in a process of its own, in which limits can be set."""
+    """Run Python in another process, in which limits can be set."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=60,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CONVATLAS_OFFLINE": "1"} | environment,
@@ -54,20 +53,22 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def check_whole(folder: Path) -> list[str]:
-    """Check that whatever a run has left is whole, and nothing is there by half; return the names of the files."""
+    """Check that every file in a run directory is complete; return the names of the files."""
     names = sorted(path.name for path in folder.iterdir())
     assert not [name for name in names if name.startswith(".")]
-    assert reopen(folder).config.to_plain()  # reads run.json, and checkpoint.pt where there is one
+    assert open_run(folder).config.to_plain()  # reads run.json, and checkpoint.pt if it exists
     for name in (run_folder.MODEL, run_folder.LAST):
         if name in names:
-            assert all(value.isfinite().all() for value in ca.load(folder / name).network.parameters())
+            assert all(value.isfinite().all() for value in ca.load(folder / name).module.parameters())
     return names
 
 
-# --- odd and broken images
+# --- unusual and unreadable images
 
 RANDOM = np.random.default_rng(0)
-BLOCKS = np.kron(RANDOM.integers(0, 256, (3, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)  # 24 x 32, kind to JPEG
+BLOCKS = np.kron(RANDOM.integers(0, 256, (3, 4, 3)), np.ones((8, 8, 1))).astype(
+    np.uint8
+)  # 24 x 32, which JPEG keeps nearly unchanged
 
 
 def jpeg(path: Path, image: NDArray[np.uint8] = BLOCKS, **how: Any) -> bytes:
@@ -76,7 +77,7 @@ def jpeg(path: Path, image: NDArray[np.uint8] = BLOCKS, **how: Any) -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes) -> bytes:
-    """Return a gray PNG whose header may say anything."""
+    """Return a grayscale PNG with any size in its header."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -87,18 +88,18 @@ def png(width: int, height: int, pixels: bytes) -> bytes:
 
 BOMB = png(60_000, 60_000, bytes(1000))
 
-# what to write, as which file, and what is said of it
+# name of the file, what writes it, and a part of the error
 UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "half a JPEG": ("half.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) // 2]), "runcated"),
+    "half of a JPEG": ("half.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) // 2]), "runcated"),
     "nine tenths of a JPEG": ("tenths.jpg", lambda p: p.write_bytes(jpeg(p)[: len(jpeg(p)) * 9 // 10]), "runcated"),
     "no bytes, JPEG": ("nothing.jpg", lambda p: p.write_bytes(b""), "not an image"),
     "no bytes, PNG": ("nothing.png", lambda p: p.write_bytes(b""), "not an image"),
     "text": ("text.jpg", lambda p: p.write_text("<html>404 not found</html>\n" * 99), "not an image"),
-    "a bomb": ("bomb.png", lambda p: p.write_bytes(BOMB), "3600000000 pixels"),
+    "decompression bomb": ("bomb.png", lambda p: p.write_bytes(BOMB), "3600000000 pixels"),
 }
 
 
-def png_called_jpeg(path: Path) -> NDArray[np.uint8]:
+def png_named_jpeg(path: Path) -> NDArray[np.uint8]:
     Image.fromarray(BLOCKS).save(path, "PNG")
     return BLOCKS
 
@@ -115,7 +116,7 @@ def deep_png(path: Path) -> NDArray[np.uint8]:
     return np.repeat((values / 257).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
-def see_through_palette(path: Path) -> NDArray[np.uint8]:
+def transparent_palette(path: Path) -> NDArray[np.uint8]:
     image = Image.new("P", (32, 24), 1)
     image.putpalette([0, 0, 255, 255, 0, 0])
     image.paste(0, (16, 0, 32, 24))
@@ -132,15 +133,15 @@ def animation(path: Path) -> NDArray[np.uint8]:
     return np.broadcast_to(np.uint8([255, 0, 0]), (24, 32, 3))
 
 
-def turned(path: Path) -> NDArray[np.uint8]:
+def rotated(path: Path) -> NDArray[np.uint8]:
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter to the right makes it upright
+    exif[0x0112] = 6  # rotated by 90 degrees to the right, it is upright
     jpeg(path, np.ascontiguousarray(np.rot90(BLOCKS)), exif=exif, subsampling=0)
     return BLOCKS
 
 
 LARGE = 3000
-"""Stands for Pillow's limit of 89 million pixels: beyond it there is a warning, and from its double on an error."""
+"""Replaces Pillow's limit of 89 million pixels: above it Pillow warns, above twice of it it refuses."""
 
 
 def large(path: Path) -> NDArray[np.uint8]:
@@ -149,14 +150,14 @@ def large(path: Path) -> NDArray[np.uint8]:
     return values
 
 
-# what to write, as which file; the function returns what must be read
-ODD: dict[str, tuple[str, Callable[[Path], NDArray[np.uint8]]]] = {
-    "a PNG called JPEG": ("png.jpg", png_called_jpeg),
+# name of the file, and a function that writes it and returns the pixels that must be read
+UNUSUAL: dict[str, tuple[str, Callable[[Path], NDArray[np.uint8]]]] = {
+    "PNG with the suffix of a JPEG": ("png.jpg", png_named_jpeg),
     "CMYK": ("cmyk.jpg", cmyk_jpeg),
     "16 bits": ("deep.png", deep_png),
-    "a palette with transparency": ("palette.png", see_through_palette),
-    "an animation": ("moving.gif", animation),
-    "turned": ("turned.jpg", turned),
+    "palette with transparency": ("palette.png", transparent_palette),
+    "animation": ("moving.gif", animation),
+    "EXIF orientation": ("rotated.jpg", rotated),
     "large": ("large.png", large),
 }
 
@@ -165,16 +166,16 @@ bombs_are_expected = pytest.mark.filterwarnings("ignore::PIL.Image.Decompression
 
 @pytest.fixture
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's limit is low, so that a small image is a large one."""
+    """Lower Pillow's limit, so that a small image is above it."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", LARGE)
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_broken_image_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    name, write, told = UNREADABLE[kind]
+def test_an_unreadable_image_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    name, write, message = UNREADABLE[kind]
     write(tmp_path / name)
     for read in (lambda path: read_image(path, 3), lambda path: read_image(path, 1)):
-        with pytest.raises(DataError, match=told) as caught:
+        with pytest.raises(DataError, match=message) as caught:
             read(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert "\n" not in str(caught.value)
@@ -182,20 +183,20 @@ def test_a_broken_image_is_refused_by_name(tmp_path: Path, kind: str) -> None:
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-@pytest.mark.parametrize("kind", ODD)
-def test_an_odd_image_is_read_as_what_it_is(tmp_path: Path, kind: str) -> None:
-    name, write = ODD[kind]
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_an_unusual_image_is_read(tmp_path: Path, kind: str) -> None:
+    name, write = UNUSUAL[kind]
     expected = write(tmp_path / name)
     read = read_image(tmp_path / name, 3)
     assert read.dtype == torch.uint8
     difference = np.abs(read.numpy().astype(int).transpose(1, 2, 0) - expected)
-    assert difference.max() <= (12 if name in ("cmyk.jpg", "turned.jpg") else 0)  # what JPEG costs
+    assert difference.max() <= (12 if name in ("cmyk.jpg", "rotated.jpg") else 0)  # the loss of JPEG
     assert read_image(tmp_path / name, 1).shape == (1, *expected.shape[:2])
 
 
 @pytest.mark.parametrize("read", [read_header, lambda path: read_image(path, 3)], ids=["header", "image"])
 @pytest.mark.parametrize("side", [60_000, 2**31 - 1])
-def test_a_bomb_takes_no_memory(tmp_path: Path, side: int, read: Callable[[Path], object]) -> None:
+def test_a_decompression_bomb_takes_no_memory(tmp_path: Path, side: int, read: Callable[[Path], object]) -> None:
     (tmp_path / "bomb.png").write_bytes(png(side, side, bytes(1000)))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -208,24 +209,24 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, side: int, read: Callable[[Path]
 
 
 @bombs_are_expected
-def test_a_image_of_90_million_pixels_is_read(tmp_path: Path) -> None:
-    """Pillow warns of it, and would refuse twice as many."""
+def test_an_image_of_90_million_pixels_is_read(tmp_path: Path) -> None:
+    """Pillow warns of it, and would refuse twice as many pixels."""
     side = 9460
     Image.new("1", (side, side), 1).save(tmp_path / "map.png", compress_level=1)
     assert read_image(tmp_path / "map.png", 1).sum(dtype=torch.int64) == 255 * side**2
 
 
-def test_a_large_image_prints_no_warning_of_a_library(tmp_path: Path) -> None:
+def test_the_warning_of_a_library_about_a_large_image_is_not_printed(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         write_images(tmp_path / "data" / name, COLORS[name], count=2)
     (tmp_path / "data/ant/large.png").write_bytes(png(9460, 9460, bytes(1000)))
     outcome = process("-m", "convatlas", "data", "check", tmp_path / "data")
-    assert "1 images cannot be read" in outcome.out
+    assert "1 images are unreadable" in outcome.out
     assert (outcome.code, outcome.err) == (0, "")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """Return what must not change: when each file was written, its mode, and the digest of its bytes."""
+    """Return what must not change of each file: modification time, mode, and the digest of its bytes."""
     return {
         str(path): (path.stat().st_mtime_ns, path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.rglob("*")
@@ -235,7 +236,10 @@ def contents(folder: Path) -> dict[str, tuple[int, int, str]]:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A folder of 201 good images and 13 that are odd or broken; `unreadable` are the paths of those that are."""
+    """A folder of 201 ordinary images and 13 that are unusual or unreadable.
+
+    unreadable: path -> part of the error. readable: split -> number of readable images.
+    """
 
     folder: Path
     unreadable: dict[str, str]
@@ -244,18 +248,18 @@ class Mixed:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
-    folder = tmp_path_factory.mktemp("worst") / "images"
+    folder = tmp_path_factory.mktemp("failures") / "images"
     for seed, (name, color) in enumerate(COLORS.items()):
         write_images(folder / "train" / name, color, count=54, seed=seed)
         write_images(folder / "val" / name, color, count=13, seed=10 + seed)
     places = ["train/ant", "train/bee", "val/cat", "train/cat", "val/ant"]
     unreadable = {}
-    for i, (name, write, told) in enumerate(UNREADABLE.values()):
+    for i, (name, write, message) in enumerate(UNREADABLE.values()):
         path = folder / places[i % len(places)] / name
         write(path)
-        unreadable[str(path)] = told
-    for i, (name, write_odd) in enumerate(ODD.values()):
-        write_odd(folder / places[i % len(places)] / name)
+        unreadable[str(path)] = message
+    for i, (name, write_unusual) in enumerate(UNUSUAL.values()):
+        write_unusual(folder / places[i % len(places)] / name)
     files = [path for path in contents(folder) if path not in unreadable]
     readable = {split: sum(f"/{split}/" in path for path in files) for split in ("train", "val")}
     before = contents(folder)
@@ -265,21 +269,21 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-def test_a_check_lists_exactly_the_broken_images(convatlas: Command, mixed: Mixed) -> None:
-    told = json.loads(convatlas("data", "check", mixed.folder, "--json").out)
-    assert told["broken"].keys() == mixed.unreadable.keys()
-    assert all(said in told["broken"][path] for path, said in mixed.unreadable.items())
-    assert {split: sum(counts) for split, counts in told["counts"].items()} == mixed.readable
-    assert told["rotated"] == [path for path in contents(mixed.folder) if path.endswith("turned.jpg")]
+def test_data_check_lists_exactly_the_unreadable_images(convatlas: Command, mixed: Mixed) -> None:
+    plain = json.loads(convatlas("data", "check", mixed.folder, "--json").out)
+    assert plain["unreadable"].keys() == mixed.unreadable.keys()
+    assert all(message in plain["unreadable"][path] for path, message in mixed.unreadable.items())
+    assert {split: sum(counts) for split, counts in plain["counts"].items()} == mixed.readable
+    assert plain["rotated"] == [path for path in contents(mixed.folder) if path.endswith("rotated.jpg")]
     outcome = convatlas("data", "check", mixed.folder)
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"- {len(mixed.unreadable)} images cannot be read" in outcome.out
+    assert f"- {len(mixed.unreadable)} images are unreadable" in outcome.out
     assert sum(any(f"  {path}: " in line for path in mixed.unreadable) for line in outcome.out.splitlines()) == 6
 
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-def test_a_training_leaves_out_exactly_the_broken_images(convatlas: Command, mixed: Mixed, tmp_path: Path) -> None:
+def test_a_training_skips_exactly_the_unreadable_images(convatlas: Command, mixed: Mixed, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     outcome = convatlas(
         "fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 2, "--batch", 16, "--max-unreadable", 0.1,
@@ -289,27 +293,26 @@ def test_a_training_leaves_out_exactly_the_broken_images(convatlas: Command, mix
     with (folder / run_folder.UNREADABLE).open() as file:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert rows.keys() == mixed.unreadable.keys()
-    for path, said in mixed.unreadable.items():
+    for path, message in mixed.unreadable.items():
         assert rows[path].startswith(f"{path}: ")
-        assert said in rows[path]
+        assert message in rows[path]
     counts = "3 classes, " + ", ".join(f"{count} {split}" for split, count in mixed.readable.items())
     assert counts in outcome.out
-    assert f"left out: {len(mixed.unreadable)} images in all" in outcome.out
-    left = reopen(folder).dataset
-    used = {name for images in left.splits.values() for name in images.names}
+    assert f"skipped: {len(mixed.unreadable)} unreadable images in total" in outcome.out
+    dataset = open_run(folder).dataset
+    used = {name for images in dataset.splits.values() for name in images.names}
     assert used == contents(mixed.folder).keys() - mixed.unreadable.keys()
     check_whole(folder)
-    # the colors of the classes are easily told apart, and the odd images are few
-    measured = convatlas("evaluate", folder / run_folder.MODEL, mixed.folder, "--json")
-    told = json.loads(measured.out)
-    assert (told["split"], told["images"]) == ("val", mixed.readable["val"])
-    assert {each["path"] for each in told["broken"]} == mixed.unreadable.keys()
-    assert told["accuracy"] > 0.8
+    # the colors of the classes are easy to tell apart, and the unusual images are few
+    plain = json.loads(convatlas("evaluate", folder / run_folder.MODEL, mixed.folder, "--json").out)
+    assert (plain["split"], plain["n"]) == ("val", mixed.readable["val"])
+    assert {image["path"] for image in plain["unreadable"]} == mixed.unreadable.keys()
+    assert plain["accuracy"] > 0.8
 
 
 @bombs_are_expected
 @pytest.mark.usefixtures("low_limit")
-def test_more_broken_images_than_allowed_are_refused_before_the_start(
+def test_too_many_unreadable_images_are_refused_before_the_start(
     convatlas: Command, mixed: Mixed, tmp_path: Path
 ) -> None:
     outcome = convatlas("fit", mixed.folder, "--model", "lenet5_modern", "--epochs", 1, "--out", tmp_path / "run")
@@ -329,7 +332,7 @@ def empty(folder: Path) -> None:
     [
         (lambda data: empty(data / "train/bee"), ["train/bee", "bee is empty"]),
         (lambda data: empty(data / "val/bee"), ["val/bee", "bee is empty"]),
-        (lambda data: shutil.rmtree(data / "val/bee"), ["val split misses bee"]),
+        (lambda data: shutil.rmtree(data / "val/bee"), ["val split lacks bee"]),
     ],
     ids=["empty in train", "empty in val", "missing in val"],
 )
@@ -343,7 +346,7 @@ def test_an_empty_or_missing_class_is_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
-# --- an absurd learning rate
+# --- a much too high learning rate
 
 
 OFTEN = ["--checkpoint-every", 1]
@@ -354,28 +357,31 @@ OFTEN = ["--checkpoint-every", 1]
     [
         ("lenet5_modern", []),
         ("lenet5_modern", ["--set", "grad_clip=1", "--set", "ema_decay=0.9"]),
-        ("lenet5_modern", ["--batch", 512]),  # so few steps that the val split is what shows it
-        ("cifar_resnet20", ["--resolution", 16, "--batch", 32, "--memory-format", "contiguous", "--precision", "float32"]),
+        ("lenet5_modern", ["--batch", 512]),  # with so few steps, the loss on val is the first that is not finite
+        (
+            "cifar_resnet20",
+            ["--resolution", 16, "--batch", 32, "--memory-format", "contiguous", "--precision", "float32"],
+        ),
         ("lenet5_modern", OFTEN),
         ("lenet5_modern", ["--set", "optimizer=adamw", *OFTEN]),
     ],
-    ids=["fresh", "clipped and averaged", "few steps", "with norms", "checkpoints", "AdamW and checkpoints"],
+    ids=["default", "grad_clip and EMA", "few steps", "batch norms", "checkpoints", "AdamW and checkpoints"],
 )
-def test_an_absurd_learning_rate_ends_in_one_line(
+def test_a_much_too_high_learning_rate_ends_in_one_line(
     convatlas: Command, tmp_path: Path, model: str, more: list[object]
 ) -> None:
-    folder, left = tmp_path / "run", ["checkpoint.pt", "run.json"] if 1 in more else ["run.json"]
-    told = ["loss on val", "learning rate"] if 512 in more else ["10 steps up to step", "not finite", "than 1e+06"]
+    folder, files = tmp_path / "run", ["checkpoint.pt", "run.json"] if 1 in more else ["run.json"]
+    parts = ["loss on val", "learning rate"] if 512 in more else ["10 steps up to step", "not finite", "than 1e+06"]
     outcome = convatlas("fit", "digits", "--model", model, "--lr", 1e6, "--out", folder, *more)
-    check_refused(outcome, *told)
-    assert check_whole(folder) == left
-    # and from there it is the same run
+    check_refused(outcome, *parts)
+    assert check_whole(folder) == files
+    # a resumed run is the same run
     again = convatlas("resume", folder)
     assert (again.code, again.err) == (2, outcome.err)
-    assert check_whole(folder) == left
+    assert check_whole(folder) == files
 
 
-def test_an_absurd_learning_rate_leaves_the_weights_that_it_began_from(
+def test_a_much_too_high_learning_rate_leaves_the_initial_weights(
     convatlas: Command, model_file: Path, tmp_path: Path
 ) -> None:
     outcome = convatlas(
@@ -384,13 +390,13 @@ def test_an_absurd_learning_rate_leaves_the_weights_that_it_began_from(
     )  # fmt: skip
     check_refused(outcome, "not finite", "learning rate")
     assert check_whole(tmp_path / "run") == ["checkpoint.pt", "run.json"]
-    begun, given = reopen(tmp_path / "run"), ca.load(model_file).network.state_dict()
-    assert begun.state.step == 0
-    assert all(torch.equal(value, given[name]) for name, value in begun.network.state_dict().items())
+    run, initial = open_run(tmp_path / "run"), ca.load(model_file).module.state_dict()
+    assert run.state.step == 0
+    assert all(torch.equal(value, initial[name]) for name, value in run.network.state_dict().items())
 
 
-def test_a_network_that_saturates_survives_an_absurd_learning_rate(convatlas: Command, tmp_path: Path) -> None:
-    """Its gradients vanish, and nothing is ever infinite: it learns nothing, and its files are whole."""
+def test_a_saturated_network_is_finite_at_a_much_too_high_learning_rate(convatlas: Command, tmp_path: Path) -> None:
+    """Its gradients vanish: it learns nothing, and its files are complete."""
     how = ["--model", "lenet1", "--epochs", 2, "--lr", 1e6, "--out", tmp_path / "run"]
     assert convatlas("fit", "digits", *how).code == 0
     assert {run_folder.MODEL, run_folder.LAST, run_folder.CHECKPOINT, run_folder.REPORT} <= set(
@@ -398,53 +404,54 @@ def test_a_network_that_saturates_survives_an_absurd_learning_rate(convatlas: Co
     )
 
 
-# --- too little memory
+# --- out of memory
 
-# the command, in a process that may grow by so many MiB from a point on: the first argument says how and where
+# the command line, in a process that can grow by so many MiB from a point on: the first argument says where
 SHORT = """
 import ctypes, resource, sys
 from pathlib import Path
 
 import torch
 
+import convatlas.train.fit
 from convatlas.cli import app as cli
-from convatlas.train.recipe import Recipe
-from convatlas.train.settings import Settings
-from convatlas.train import compute, run
 from convatlas.train.fit import fit
-from convatlas.train.loop import Learner
+from convatlas.train.run import Run
+from convatlas.train.settings import ExecutionOptions
+from convatlas.train.step import StepRunner
 
 how, room, spare = sys.argv[1], int(sys.argv[2]) * 2**20, sys.argv[3]
-torch.backends.mkldnn.enabled = how != "own convolutions"
+torch.backends.mkldnn.enabled = how != "torch convolutions"
 most = resource.getrlimit(resource.RLIMIT_AS)[1]
-resource.setrlimit(resource.RLIMIT_AS, (2**44, most))  # far away, but to be seen: whoever sets one sets it at the start
-# what is imported when it is first needed is there before memory is short
-fit("digits", "lenet1", recipe=Recipe(epochs=1), out=spare, settings=Settings(threads=1))
+resource.setrlimit(resource.RLIMIT_AS, (2**44, most))  # far away, but visible to retain_malloc, as one set at the start
+# what is imported when it is first used is imported before memory is short
+fit("digits", "lenet1", overrides={"epochs": 1}, out=spare, execution=ExecutionOptions(threads=1))
 ctypes.CDLL(None).malloc_trim(0)
 
 def limit():
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, most))
 
-def limited(self):
+def limited_steps(self):
     limit()
     yield from steps(self)
 
-def measured(*arguments, **options):
+def limited_choice(*arguments, **options):
     limit()
-    return choose(*arguments, **options)
+    return choose_plan(*arguments, **options)
 
-def noted(self, *arguments):
-    outputs = fitting(self, *arguments)
-    print("pieces of", self.micro)
+def print_micro_batch(self, *arguments):
+    outputs = backward(self, *arguments)
+    print("micro-batch of", self.micro_batch)
     return outputs
 
-steps, choose, fitting = run.Run.steps, compute.choose, Learner.fitting
-Learner.fitting = noted
-if how == "measuring":
-    compute.choose = measured
+steps, choose_plan = Run.steps, convatlas.train.fit.choose_plan
+backward = StepRunner.backward_with_oom_retry
+StepRunner.backward_with_oom_retry = print_micro_batch
+if how == "timing":
+    convatlas.train.fit.choose_plan = limited_choice
 else:
-    run.Run.steps = limited
+    Run.steps = limited_steps
 sys.argv = ["convatlas", *sys.argv[4:]]
 cli.main()
 """
@@ -452,7 +459,7 @@ cli.main()
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4,096 arrays, of one batch, in which a bright row tells the class."""
+    """4,096 arrays, which are one batch; a bright row shows the class."""
     path = tmp_path_factory.mktemp("rows") / "rows.npz"
     labels = np.arange(4096) % 4
     pixels = np.random.default_rng(0).integers(0, 200, (4096, 28, 28), dtype=np.uint8)
@@ -462,52 +469,56 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def short_of_memory(how: str, room: int, rows: Path, folder: Path) -> Outcome:
-    layout = "auto" if how == "measuring" else "channels_last"
+    memory_format = "auto" if how == "timing" else "channels_last"
     return process(
         "-c", SHORT, how, room, folder.with_name("first"), "fit", rows, "--model", "lenet5_modern", "--epochs", 1,
-        "--batch", 4096, "--threads", 1, "--precision", "float32", "--memory-format", layout, "--out", folder,
+        "--batch", 4096, "--threads", 1, "--precision", "float32", "--memory-format", memory_format, "--out", folder,
         CONVATLAS_CACHE=str(folder.with_name("cache")),
-        MALLOC_ARENA_MAX="1",  # a thread that meets another one in malloc would reserve 64 MiB for itself
+        MALLOC_ARENA_MAX="1",  # a thread that waits for another in malloc would reserve 64 MiB for itself
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("how", "room"), [("own convolutions", 200), ("oneDNN", 120)])
-def test_a_batch_that_does_not_fit_into_memory_is_taken_in_pieces(
+@pytest.mark.parametrize(("how", "room"), [("torch convolutions", 200), ("oneDNN", 120)])
+def test_a_batch_that_does_not_fit_into_memory_is_split_into_micro_batches(
     rows: Path, tmp_path: Path, how: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole batch needs more than 300 MiB."""
     outcome = short_of_memory(how, room, rows, tmp_path / "run")
     assert (outcome.code, outcome.err) == (0, "")
-    (pieces,) = (int(line.split()[-1]) for line in outcome.out.splitlines() if line.startswith("pieces of"))
-    assert 0 < pieces < 4096
-    # what was tried before has left no trace
-    options = RECIPES["default"].replaced({"epochs": 1, "batch": 4096, "micro_batch": pieces})
-    settings = Settings(threads=1, layout="channels_last", precision="float32", keep_heap=False)
+    (micro_batch,) = (int(line.split()[-1]) for line in outcome.out.splitlines() if line.startswith("micro-batch of"))
+    assert 0 < micro_batch < 4096
+    # failed attempts have no effect
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", how == "oneDNN")
-    ca.fit(rows, "lenet5_modern", recipe=options, out=tmp_path / "asked", settings=settings)
-    assert same_weights(tmp_path / "run" / run_folder.LAST, tmp_path / "asked" / run_folder.LAST)
+    ca.fit(
+        rows, "lenet5_modern", recipe="default", out=tmp_path / "expected",
+        overrides={"epochs": 1, "batch": 4096, "micro_batch": micro_batch},
+        execution=ExecutionOptions(
+            threads=1, memory_format="channels_last", precision="float32", retain_malloc=False
+        ),
+    )  # fmt: skip
+    assert same_weights(tmp_path / "run" / run_folder.LAST, tmp_path / "expected" / run_folder.LAST)
 
 
-@pytest.mark.parametrize(("how", "room"), [("preparing", 12), ("measuring", 100)])
-def test_too_little_memory_anywhere_is_one_line(rows: Path, tmp_path: Path, how: str, room: int) -> None:
-    """Room for less than the inputs of a batch, 16 MiB; and room for less than a step with which ways are compared."""
+@pytest.mark.parametrize(("how", "room"), [("preparing", 12), ("timing", 100)])
+def test_out_of_memory_anywhere_is_one_line(rows: Path, tmp_path: Path, how: str, room: int) -> None:
+    """Memory for less than the inputs of a batch, 16 MiB; or for less than a step whose plans are timed."""
     outcome = short_of_memory(how, room, rows, tmp_path / "run")
     if outcome.code:
-        check_refused(outcome, "memory")
+        check_refused(outcome, "out of memory")
     else:
-        assert (how, outcome.err) == ("measuring", "")  # another way than to measure is as good
+        assert (how, outcome.err) == ("timing", "")  # to choose a plan without timing is as good
 
 
 # --- a full disk
 
-# the command on a disk of 6 MiB that something else fills up at a step, and that is empty again before `resume`
+# the command line on a disk of 6 MiB that is filled up at a step, and emptied before `resume`
 FULL = """
 import contextlib, io, json, shutil, subprocess, sys
 from pathlib import Path
 
 from convatlas.cli import app as cli
 from convatlas.train.run import Run
-from convatlas.train.loop import Step
+from convatlas.train.step import Step
 
 disk, out, points, how = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", disk], check=True)
@@ -528,40 +539,40 @@ def command(*arguments):
             code = stop.code or 0
     return [code, errors.getvalue()]
 
-answers = {}
+outcomes = {}
 for name, point in points.items():
     def filling(run):
         for event in steps(run):
-            if point == (event.number if isinstance(event, Step) else f"epoch {event['epoch']}"):
+            if point == (event.number if isinstance(event, Step) else f"epoch {event.number}"):
                 fill()
             yield event
     Run.steps = filling
-    stopped = command("fit", "digits", *how, "--out", disk / "run")
-    shutil.copytree(disk / "run", out / name / "stopped")
+    failed = command("fit", "digits", *how, "--out", disk / "run")
+    shutil.copytree(disk / "run", out / name / "failed")
     (disk / "filler").unlink()
     Run.steps = steps
     resumed = command("resume", disk / "run")
     shutil.copytree(disk / "run", out / name / "resumed")
     shutil.rmtree(disk / "run")
-    answers[name] = [stopped, resumed]
-print(json.dumps(answers))
+    outcomes[name] = [failed, resumed]
+print(json.dumps(outcomes))
 """
 
 POINTS: dict[str, int | str] = {run_folder.CHECKPOINT: 9, run_folder.MODEL: 17, run_folder.LAST: "epoch 2"}
-"""The file that finds no place -> the step, or the end of an epoch, after which the disk is full; 18 steps an epoch."""
+"""The file that cannot be written -> the step or epoch after which the disk is full; 18 steps are an epoch."""
 
 
 @pytest.fixture(scope="module")
 def own_mounts() -> list[str]:
-    """What begins a command that may mount disks which nobody else sees."""
-    ways = (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"])
-    for way in ways:
-        if shutil.which("unshare") and not subprocess.run([*way, "true"], capture_output=True).returncode:
-            return way
-    pytest.skip("this machine lets nobody mount a disk; test_cli.py limits the size of files instead")
+    """Return the start of a command line that can mount disks for itself only."""
+    prefixes = (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"])
+    for prefix in prefixes:
+        if shutil.which("unshare") and not subprocess.run([*prefix, "true"], capture_output=True).returncode:
+            return prefix
+    pytest.skip("this machine does not allow to mount disks; tests/weights/test_modelfile.py limits file sizes instead")
 
 
-def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_when_it_has_space_again(
+def test_a_full_disk_is_an_error_and_the_run_is_resumed_when_it_has_space(
     convatlas: Command, own_mounts: list[str], tmp_path: Path
 ) -> None:
     how = ["--model", "lenet5_modern", "--epochs", "2", "--batch", "64", "--threads", "1", "--checkpoint-every", "4"]
@@ -573,11 +584,12 @@ def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_when_it_has_space_aga
         capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name, (stopped, resumed) in json.loads(done.stdout).items():
-        check_refused(Outcome(stopped[0], "", stopped[1]), f"{disk / 'run' / name}: cannot be written", "No space left")
-        left = tmp_path / "out" / name / "stopped"
-        check_whole(left)
-        assert reopen(left).state.step == {run_folder.CHECKPOINT: 8, run_folder.MODEL: 16, run_folder.LAST: 36}[name]
+    for name, (failed, resumed) in json.loads(done.stdout).items():
+        check_refused(Outcome(failed[0], "", failed[1]), f"{disk / 'run' / name}: cannot be written", "No space left")
+        folder = tmp_path / "out" / name / "failed"
+        check_whole(folder)
+        steps = {run_folder.CHECKPOINT: 8, run_folder.MODEL: 16, run_folder.LAST: 36}
+        assert open_run(folder).state.step == steps[name]
         assert resumed == [0, ""]
         for file in (run_folder.MODEL, run_folder.LAST):
             assert same_weights(tmp_path / "out" / name / "resumed" / file, whole / file)
@@ -593,29 +605,28 @@ def below_a_file(folder: Path) -> Path:
 
 def without_permission(folder: Path) -> Path:
     if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
+        pytest.skip("root can write everywhere")
     (folder / "cache").mkdir(mode=0o555)
     return folder / "cache"
 
 
 @pytest.mark.parametrize("place", [below_a_file, without_permission, lambda _: Path("/proc/cache")],
                          ids=["below a file", "without permission", "on /proc"])  # fmt: skip
-def test_without_a_cache_images_are_trained_on_from_memory(
+def test_without_a_cache_images_are_kept_in_memory(
     place: Callable[[Path], Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution, "SMALL_STEP", 0)  # the ways are measured, and cannot be remembered
-    recipe = RECIPES["default"].replaced({"epochs": 2, "batch": 8})
+    monkeypatch.setattr(tune, "MIN_MACS_TO_TUNE", 0)  # plans are timed, and the choice cannot be stored
+    how: dict[str, Any] = {"recipe": "default", "overrides": {"epochs": 2, "batch": 8}}
     cache = place(tmp_path)
     with monkeypatch.context() as patch:
         patch.setenv("CONVATLAS_CACHE", str(cache))
-        without = ca.fit(images, "lenet5_modern", recipe=recipe, out=tmp_path / "without", settings=Settings())
+        without = ca.fit(images, "lenet5_modern", out=tmp_path / "without", **how)
     assert not cache.exists() or not any(cache.iterdir())
     assert check_whole(without.folder)
-    # in the same way, with a cache
-    chosen = without.config.settings
-    kept = ca.fit(images, "lenet5_modern", recipe=recipe, out=tmp_path / "kept", settings=chosen)
-    assert same_weights(without.folder / run_folder.LAST, kept.folder / run_folder.LAST)
-    assert without.config.fingerprint == kept.config.fingerprint
+    # under the same plan, with a cache
+    cached = ca.fit(images, "lenet5_modern", out=tmp_path / "cached", execution=without.config.execution, **how)
+    assert same_weights(without.folder / run_folder.LAST, cached.folder / run_folder.LAST)
+    assert without.config.fingerprint == cached.config.fingerprint
 
 
 # --- a clock that jumps
@@ -623,7 +634,7 @@ def test_without_a_cache_images_are_trained_on_from_memory(
 
 @pytest.fixture
 def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let all clocks jump by these hours in turn, each time after a step or an epoch."""
+    """Return a function that lets all clocks jump by these hours in turn, after each step and epoch."""
 
     def jump(*hours: float) -> None:
         late = 0.0
@@ -648,30 +659,31 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     "hours", [[3.0], [-5.0], [3.0, -5.0, 7.0, -5.0]], ids=["forwards", "backwards", "back and forth"]
 )
-def test_a_clock_that_jumps_changes_no_bit(
+def test_a_clock_that_jumps_does_not_change_the_weights(
     convatlas: Command, jumping: Callable[..., None], colored: Run, images: Path, tmp_path: Path, hours: list[float]
 ) -> None:
     jumping(*hours)
-    assert convatlas(*coloring(images, tmp_path / "run", colored)).code == 0
+    assert convatlas(*arguments_of(colored, images, tmp_path / "run")).code == 0
     for file in (run_folder.MODEL, run_folder.LAST):
         assert same_weights(tmp_path / "run" / file, colored.folder / file)
 
 
-def coloring(images: Path, folder: Path, like: Run) -> list[object]:
-    """Return the command whose run is that of `colored`."""
-    settings = like.config.settings
+def arguments_of(like: Run, images: Path, folder: Path) -> list[object]:
+    """Return the command line of a run that equals `colored`."""
+    execution = like.config.execution
     return [
         "fit", images, "--model", "lenet5_modern", "--epochs", 2, "--batch", 8, "--device", "cpu", "--threads", 1,
-        "--memory-format", settings.layout, "--precision", settings.precision, "--checkpoint-every", "10ms", "--out", folder,
+        "--memory-format", execution.memory_format, "--precision", execution.precision, "--checkpoint-every", "10ms",
+        "--out", folder,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("hours", [[3.0], [-5.0]], ids=["forwards", "backwards"])
-def test_a_run_never_took_less_than_no_time(
+def test_the_seconds_of_a_run_never_decrease(
     convatlas: Command, jumping: Callable[..., None], colored: Run, images: Path, tmp_path: Path, hours: list[float]
 ) -> None:
     jumping(*hours)
-    assert convatlas(*coloring(images, tmp_path / "run", colored)).code == 0
+    assert convatlas(*arguments_of(colored, images, tmp_path / "run")).code == 0
     with (tmp_path / "run" / run_folder.METRICS).open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     assert 0 <= seconds[0] <= seconds[1]

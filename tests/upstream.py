@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
-from convatlas.models.card import Variant
+from convatlas.models.card import Library, Variant
 from convatlas.models.catalog import CATALOG, FAMILIES
 from convatlas.models.keys import remap_keys
 
@@ -50,7 +50,7 @@ def scramble(network: nn.Module, seed: int = 0) -> None:
             tensor.data.copy_(values)
 
 
-def theirs(name: str, library: str, *, auxiliary: bool = False) -> nn.Module:
+def theirs(name: str, library: Library, *, auxiliary: bool = False) -> nn.Module:
     """Return the upstream network, its weights not initialized."""
     row = CATALOG[name]
     peer = row.upstream[library]

@@ -157,7 +157,7 @@ def test_any_number_of_channels_and_classes(name: str, channels: int) -> None:
 
 
 def test_stem_that_is_no_stem_is_refused() -> None:
-    with pytest.raises(SpecError, match="stem is one of"):
+    with pytest.raises(SpecError, match="stem must be one of"):
         build_fresh("resnet18", stem="tiny")  # type: ignore[arg-type]
 
 

@@ -182,7 +182,9 @@ class Cast(nn.Module):
         return x.to(self.dtype)
 
 
-@pytest.mark.parametrize("first", [Product(nn.Identity()), Chain(Product(nn.Identity())), Chain(), Chain(DropPath(0.5))])
+@pytest.mark.parametrize(
+    "first", [Product(nn.Identity()), Chain(Product(nn.Identity())), Chain(), Chain(DropPath(0.5))]
+)
 def test_a_branch_that_returns_its_input_is_not_overwritten(first: nn.Module) -> None:
     x = torch.randn(2, 3, 4, 4)
     kept = x.clone()

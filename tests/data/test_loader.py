@@ -1,4 +1,4 @@
-"""Randomness is a function of (seed, epoch, sample): the same whatever the batch, its order and the process."""
+"""Batches: everything random is a function of (seed, epoch, sample), whatever the batch, its order and the process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from convatlas.data.dataset import Images
 from convatlas.data.loader import BatchLoader
 from convatlas.data.rng import BatchRandom, derive_key, epoch_order, random_bits, uniform
 from convatlas.errors import SpecError
+from convatlas.tasks.known import Classification
+from convatlas.tasks.targets import Batch, Targets
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
-PREPROCESSING = Preprocessing(resize=6, crop=6, fill=9)
+PREPROCESSING = Preprocessing(resize=6, crop=6, fill=9, mean=(0.5,) * 3, std=(0.5,) * 3)
+TASK = Classification(("a", "b", "c", "d"))
 
 keys = st.integers(0, MASK)
 samples = st.lists(st.integers(0, 2**40), min_size=1, max_size=20)
@@ -88,7 +91,12 @@ def test_epoch_order_depends_on_seed_and_epoch_alone() -> None:
 def images() -> Images:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (23, 3, 6, 6), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.arange(23) % 4, [f"image {i}" for i in range(23)])
+    return Images(pixels, Targets(label=torch.arange(23) % 4), [f"image {i}" for i in range(23)])
+
+
+def pixels_of(images: Images) -> Tensor:
+    assert isinstance(images.pixels, Tensor)
+    return images.pixels
 
 
 AUGMENTS = [
@@ -112,19 +120,19 @@ def test_augmentation_does_not_depend_on_the_batch(augment: Augment, order: list
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_augmentation_depends_on_seed_and_epoch(augment: Augment, images: Images) -> None:
     numbers = torch.arange(23)
-    first = augment_pixels(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6)
-    assert torch.equal(first, augment_pixels(images.pixels, BatchRandom(numbers, 0, 0), augment, size=6))
-    assert not torch.equal(first, augment_pixels(images.pixels, BatchRandom(numbers, 0, 1), augment, size=6))
-    assert not torch.equal(first, augment_pixels(images.pixels, BatchRandom(numbers, 1, 0), augment, size=6))
+    first = augment_pixels(pixels_of(images), BatchRandom(numbers, 0, 0), augment, size=6)
+    assert torch.equal(first, augment_pixels(pixels_of(images), BatchRandom(numbers, 0, 0), augment, size=6))
+    assert not torch.equal(first, augment_pixels(pixels_of(images), BatchRandom(numbers, 0, 1), augment, size=6))
+    assert not torch.equal(first, augment_pixels(pixels_of(images), BatchRandom(numbers, 1, 0), augment, size=6))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 7])
-def test_shift_moves_each_image_as_the_naive_loop_does(shift: int, images: Images) -> None:
+def test_shift_equals_a_naive_loop(shift: int, images: Images) -> None:
     numbers = torch.arange(23)
-    shifted = augment_pixels(images.pixels, BatchRandom(numbers, 3, 4), Augment(max_shift=shift), size=6, fill=9)
+    shifted = augment_pixels(pixels_of(images), BatchRandom(numbers, 3, 4), Augment(max_shift=shift), size=6, fill=9)
     span = 2 * shift + 1
     down, right = ((uniform(derive_key(3, 4, 2 + axis), numbers) * span).long().tolist() for axis in (0, 1))
-    for i, image in enumerate(images.pixels):
+    for i, image in enumerate(pixels_of(images)):
         expected = torch.full_like(image, 9)
         for y in range(6):
             for x in range(6):
@@ -134,7 +142,7 @@ def test_shift_moves_each_image_as_the_naive_loop_does(shift: int, images: Image
         assert torch.equal(shifted[i], expected)
 
 
-def test_shift_reaches_every_offset_about_equally_often() -> None:
+def test_every_offset_of_a_shift_is_about_equally_frequent() -> None:
     pixels = torch.zeros(5000, 1, 5, 5, dtype=torch.uint8)
     pixels[:, :, 2, 2] = 1
     counts = augment_pixels(pixels, BatchRandom(torch.arange(5000), 0, 0), Augment(max_shift=2), size=6).sum(
@@ -143,7 +151,7 @@ def test_shift_reaches_every_offset_about_equally_often() -> None:
     assert ((counts - 200).abs() < 75).all()  # 25 offsets, five standard deviations
 
 
-def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
+def test_flip_mirrors_about_half_of_the_images() -> None:
     pixels = torch.arange(4, dtype=torch.uint8).expand(1000, 1, 2, 4).contiguous()
     flipped = augment_pixels(pixels, BatchRandom(torch.arange(1000), 0, 0), Augment(flip=True), size=6)
     mirrored = (flipped == pixels.flip(-1)).flatten(1).all(1)
@@ -152,45 +160,81 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
     assert 420 < int(mirrored.sum()) < 580
 
 
-def test_without_augmentation_images_are_untouched(images: Images) -> None:
+def test_without_augmentation_images_are_unchanged(images: Images) -> None:
     assert torch.equal(
-        augment_pixels(images.pixels, BatchRandom(torch.arange(23), 0, 0), Augment(), size=6), images.pixels
+        augment_pixels(pixels_of(images), BatchRandom(torch.arange(23), 0, 0), Augment(), size=6), pixels_of(images)
     )
 
 
-def test_negative_shift_is_refused() -> None:
-    with pytest.raises(SpecError, match="max_shift"):
-        Augment(shift=-1)
+def test_a_negative_shift_is_refused() -> None:
+    with pytest.raises(SpecError, match="Augment: max_shift must be an integer >= 0, got -1"):
+        Augment(max_shift=-1)
 
 
 def loader(images: Images, *, batch: int = 5, seed: int = 1, shuffle: bool = True) -> BatchLoader:
-    return BatchLoader(images, PREPROCESSING, batch=batch, seed=seed, shuffle=shuffle, augment=AUGMENTS[2])
+    return BatchLoader(images, PREPROCESSING, TASK, batch=batch, seed=seed, shuffle=shuffle, augment=AUGMENTS[2])
 
 
 @pytest.mark.parametrize("start", range(6))
-def test_feed_started_in_mid_epoch_gives_the_rest_of_the_epoch(start: int, images: Images) -> None:
+def test_an_epoch_started_at_a_batch_has_the_same_remaining_batches(start: int, images: Images) -> None:
     whole, rest = list(loader(images).epoch(3)), list(loader(images).epoch(3, start=start))
     assert len(rest) == len(whole) - start
     for expected, batch in zip(whole[start:], rest, strict=True):
+        assert isinstance(batch.inputs, Tensor)
+        assert isinstance(expected.inputs, Tensor)
         assert torch.equal(batch.inputs, expected.inputs)
-        assert torch.equal(batch.labels, expected.labels)
-        assert torch.equal(batch.samples, expected.samples)
+        assert torch.equal(batch.targets.tensor("label"), expected.targets.tensor("label"))
+        assert torch.equal(batch.indices, expected.indices)
+        assert batch.size == expected.size
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batch", [1, 5, 23, 100])
-def test_feed_visits_every_sample_once_an_epoch(batch: int, shuffle: bool, images: Images) -> None:
-    fed = loader(images, batch=batch, shuffle=shuffle)
-    batches = list(fed.epoch(0))
-    visited = torch.cat([b.samples for b in batches])
-    assert len(batches) == fed.steps
-    assert visited.sort().values.tolist() == list(range(23))
-    assert (visited.tolist() == list(range(23))) is not shuffle
-    assert torch.equal(torch.cat([b.labels for b in batches]), images.labels[visited])
+def test_an_epoch_has_every_sample_once(batch: int, shuffle: bool, images: Images) -> None:
+    batches = list(loader(images, batch=batch, shuffle=shuffle).epoch(0))
+    indices = torch.cat([b.indices for b in batches])
+    assert len(batches) == loader(images, batch=batch).steps
+    assert [b.size for b in batches] == [len(b.inputs) for b in batches]
+    assert indices.sort().values.tolist() == list(range(23))
+    assert (indices.tolist() == list(range(23))) is not shuffle
+    label = torch.cat([b.targets.tensor("label") for b in batches])
+    assert torch.equal(label, images.targets.tensor("label")[indices])
 
 
-def test_feed_shows_a_sample_the_same_way_in_batches_of_any_size(images: Images) -> None:
-    def seen(batch: int) -> Tensor:
-        return torch.cat([b.inputs for b in loader(images, batch=batch).epoch(2)])
+def test_the_inputs_of_a_sample_do_not_depend_on_the_batch(images: Images) -> None:
+    def inputs(batch: int) -> Tensor:
+        batches = loader(images, batch=batch).epoch(2)
+        return torch.cat([b.inputs for b in batches if isinstance(b.inputs, Tensor)])
 
-    assert torch.equal(seen(1), seen(23))
+    assert len(inputs(1)) == 23
+    assert torch.equal(inputs(1), inputs(23))
+
+
+@pytest.mark.parametrize("augment", [AUGMENTS[2], Augment(mixup=0.4, cutmix=1.0)])
+def test_shards_make_up_the_batches_of_one_process(augment: Augment, images: Images) -> None:
+    def batches(rank: int, world_size: int) -> list[Batch]:
+        shares = BatchLoader(
+            images, PREPROCESSING, TASK, batch=5, seed=1, augment=augment, shard=lambda x: x[rank::world_size]
+        )
+        return list(shares.epoch(1))
+
+    for whole, *parts in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
+        assert isinstance(whole.inputs, Tensor)
+        for rank, part in enumerate(parts):
+            assert isinstance(part.inputs, Tensor)
+            assert torch.equal(part.inputs, whole.inputs[rank::2])
+            assert torch.equal(TASK.labels(part.targets), TASK.labels(whole.targets)[rank::2])
+            assert torch.equal(part.indices, whole.indices[rank::2])
+            assert part.size == whole.size == len(whole.inputs)
+
+
+def test_mixed_batches_have_the_labels_of_both_images(images: Images) -> None:
+    mixed = BatchLoader(images, PREPROCESSING, TASK, batch=23, seed=1, augment=Augment(mixup=0.4))
+    (batch,) = mixed.epoch(0)
+    shares, label = batch.targets.tensor("mixed"), batch.targets.tensor("label")
+    assert shares.shape == (23, 4)
+    assert torch.allclose(shares.sum(1), torch.ones(23))
+    assert (shares.gather(1, label[:, None]) > 0).all()
+    assert torch.equal(label, images.targets.tensor("label")[batch.indices])
+    plain = BatchLoader(images, PREPROCESSING, TASK, batch=23, seed=1)
+    assert "mixed" not in next(plain.epoch(0)).targets

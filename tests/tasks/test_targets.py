@@ -27,7 +27,7 @@ def equal(left: Any, right: Any) -> bool:
     if isinstance(left, Tensor):
         return isinstance(right, Tensor) and left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, str):
-        return left == right
+        return bool(left == right)
     return len(left) == len(right) and all(map(equal, left, right))
 
 

@@ -96,6 +96,6 @@ def test_names_are_escaped_and_unreadable_files_are_listed(own_images: Path, tmp
     )  # fmt: skip
     shown = page(run)
     assert "<b>&ant" in shown.texts
-    assert "1 image is unreadable and was skipped" in shown.text
+    assert "Skipped 1 unreadable image:" in shown.text
     assert str(own_images / "train" / "bee" / "00.jpg") in shown.texts
     assert any("not an image" in text for text in shown.texts)

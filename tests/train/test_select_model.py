@@ -15,9 +15,11 @@ from commands import Command
 from convatlas.core.cost import cost
 from convatlas.errors import DataError, RunError, SpecError
 from convatlas.models.catalog import CATALOG, adapted, build_fresh
+from convatlas.tasks.known import Classification, MultilabelClassification
+from convatlas.tasks.targets import Targets
 from convatlas.train import select_model as selecting
 from convatlas.train.recipe import Recipe
-from convatlas.train.select_model import Budget, Candidate, ModelSelection, chance_score, select_model
+from convatlas.train.select_model import Budget, Candidate, ModelSelection, select_model
 from convatlas.train.settings import DataOptions
 from convatlas.train.trial import NetworkTrial
 
@@ -77,8 +79,10 @@ def test_one_network_of_each_family_is_trained(idx_folder: Path) -> None:
 
 
 def test_the_chance_score_is_that_of_constant_predictions() -> None:
-    assert chance_score(torch.tensor([0, 0, 0, 1])) == pytest.approx(0.75 + 2 * math.sqrt(0.75 * 0.25 / 4))
-    assert chance_score(torch.eye(4)) == pytest.approx(0.25 + 2 * math.sqrt(0.25 * 0.75 / 4))
+    single = Classification(("a", "b")).chance_score(Targets(label=torch.tensor([0, 0, 0, 1])))
+    assert single == pytest.approx(0.75 + 2 * math.sqrt(0.75 * 0.25 / 4))
+    several = MultilabelClassification(("a", "b", "c", "d")).chance_score(Targets(label=torch.eye(4)))
+    assert several == pytest.approx(0.25 + 2 * math.sqrt(0.25 * 0.75 / 4))
 
 
 def test_an_inconclusive_search_is_reported(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:

@@ -237,10 +237,11 @@ def test_an_unknown_field_is_named(forged: Callable[..., Path]) -> None:
     refuse(forged(licence="MIT"), "header: licence is not a field of Header (did you mean license?)")
 
 
+WRONG_VALUES: tuple[Any, ...] = (None, True, 1.5, "text", [], {})
 ILL_TYPED = [
     (field, value)
     for field, good in HEADER.to_plain().items()
-    for value in (None, True, 1.5, "text", [], {})
+    for value in WRONG_VALUES
     if type(value) is not type(good) or field in ("task", "spec", "preprocessing")  # which must not be empty
 ]
 

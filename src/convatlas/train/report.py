@@ -16,7 +16,7 @@ from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.data.dataset import Dataset, Images
 from convatlas.draw import charts, style
-from convatlas.tasks.table import MetricTable
+from convatlas.tasks.table import MetricTable, counted
 from convatlas.tasks.task import Calibration, Result
 from convatlas.train.settings import RunConfig
 
@@ -63,8 +63,8 @@ def report(data: ReportData) -> str:
         f"<h1>{_text(config.model)} on {_text(dataset.name)}</h1>",
         f"<p class=quiet>{len(config.task.classes)} classes; {counts}; seed {config.seed}; {_text(execution.device)}, "
         f"{_text(execution.memory_format)}, {_text(execution.precision)}; {data.seconds:,.0f} s of training</p>",
-        f"<p><span class=big>{_text(result.value_text)}</span> {_text(result.headline_name or result.headline)} on {split}: "
-        f"{_text(result.text())}.{chosen if split == 'val' else ''}</p>",
+        f"<p><span class=big>{_text(result.value_text)}</span> on {split}: {_text(result.text())}."
+        f"{chosen if split == 'val' else ''}</p>",
         _splits(data.results),
         "<h2>Learning curves</h2>",
         _figure(charts.curves(data.history, config.task.progress_columns)),
@@ -166,7 +166,7 @@ def _unreadable(dataset: Dataset) -> list[str]:
     rows = [(image.path, image.reason.removeprefix(f"{image.path}: ")) for image in unreadable[:MAX_UNREADABLE]]
     more = len(unreadable) - MAX_UNREADABLE
     return [
-        f"<p>{len(unreadable):,} images are unreadable and were skipped:</p>",
+        f"<p>Skipped {counted(len(unreadable), 'unreadable image')}:</p>",
         _table(("file", "reason"), rows),
         f"<p>and {more:,} more, in unreadable.csv</p>" if more > 0 else "",
     ]

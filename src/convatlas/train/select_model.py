@@ -322,7 +322,7 @@ class _Search:
             raise RunError(f"no candidate could be trained; {ranked[0].name}: {ranked[0].error}")
         best = trials[halving.ranking[0]]
         metric = (best.result.headline_name or best.result.headline) if best.result else ""
-        chance = chance_score(best.task.strata(best.val.targets))
+        chance = best.task.chance_score(best.val.targets)
         return ModelSelection(tuple(ranked), metric, halving.rung_seconds, chance)
 
     def _start(self, candidate: Candidate, datasets: dict[Preprocessing, Dataset], progress: Progress) -> NetworkTrial:
@@ -346,15 +346,3 @@ class _Search:
             candidate.spec, datasets[preprocessing], preprocessing, recipe, seed=self.seed, device=self.device,
             execution=self.execution, checkpoint=checkpoint,
         )  # fmt: skip
-
-
-def chance_score(labels: Tensor) -> float:
-    """Return an upper bound of the score of constant predictions: its expectation plus two standard deviations.
-
-    labels: class numbers (n,) for accuracy, or (n, classes) of 0 and 1 for mean average precision.
-    """
-    if labels.ndim == 2:  # the average precision of a random order is the share of positives
-        share = float(labels[:, labels.sum(0) > 0].float().mean())
-    else:
-        share = float(torch.bincount(labels).max()) / len(labels)
-    return share + 2 * math.sqrt(share * (1 - share) / len(labels))

@@ -53,6 +53,7 @@ def test_a_table_holds_what_the_folders_hold(own_images: Path, separator: str, n
 
 def test_other_names_of_columns_and_no_split(own_images: Path) -> None:
     data = load(table(own_images, header="Path,Class"), share=0.25)
+    assert open_data(own_images / "list.csv").splits["train"].groups is None
     assert data.val is not None
     assert (len(data.train), len(data.val)) == (54, 18)
 

@@ -1,7 +1,7 @@
 """Gradients of depthwise convolutions in bfloat16 on CPUs, for the two cases in which oneDNN has no kernel.
 
 With stride 2 the gradient of the input, and with kernels wider than 3 that of the weight, take 10 to 40 times as long
-as the forward pass. Here they are rewritten as convolutions that are fast (docs/results.md has the times).
+as the forward pass. Here they are rewritten as convolutions that are fast (docs/benchmarks.md has the times).
 """
 
 from __future__ import annotations

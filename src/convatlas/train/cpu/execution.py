@@ -99,7 +99,7 @@ def _has_mkldnn_settings(layer: nn.Module) -> bool:
 def _mkldnn_forward(network: Network) -> Callable[[Tensor], Tensor]:
     """Return the forward pass with stem and stages in the blocked memory format.
 
-    Pooling and ReLU keep that format, which makes small networks faster (docs/results.md).
+    Pooling and ReLU keep that format, which makes small networks faster (docs/benchmarks.md).
     """
     stem, stages, head = network.stem, network.stages, network.head
 

@@ -1,7 +1,7 @@
 """Large linear layers in float32 while the rest of a step on a CPU runs in bfloat16.
 
 With a batch of images, their products take no longer than reading the weights does; copies of the weights in bfloat16
-would only take memory, a third of AlexNet's (docs/results.md).
+would only take memory, a third of AlexNet's (docs/benchmarks.md).
 """
 
 from __future__ import annotations
