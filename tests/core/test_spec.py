@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from convatlas.core.spec import Depth, Resolution, Row, Spec, Width, cells, diff, spec_from_plain
+from convatlas.core.record import read_tagged
+from convatlas.core.spec import Depth, Resolution, Row, Spec, Width, cells, diff
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, SPEC_TYPES
 from convatlas.models.families.lenet import LeNet5
@@ -61,6 +62,10 @@ class Optional(Spec):
 
 TYPES: dict[str, type[Row]] = {"Nested": Nested, "Optional": Optional, **SPEC_TYPES}
 SPECS: dict[str, Spec] = {"nested": Nested(), **{name: variant.spec for name, variant in CATALOG.items()}}
+
+
+def spec_from_plain(data: Any, types: dict[str, type[Row]]) -> Any:
+    return read_tagged(data, (Row,), "spec", types)
 
 
 def reread(spec: Row) -> Any:

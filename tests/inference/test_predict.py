@@ -22,7 +22,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import DataError, EngineError, SpecError
 from convatlas.inference.model import Ensemble, Model, load
 from convatlas.inference.predict import EncodedImage, PredictOptions
-from convatlas.tasks.classification.single_label import UNKNOWN, ClassPrediction
+from convatlas.tasks.classification.base import UNKNOWN, ClassPrediction
 from convatlas.tasks.known import Classification, MultilabelClassification
 from convatlas.tasks.task import Task
 from convatlas.train.run import Run

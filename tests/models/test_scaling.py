@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convatlas.core.cost import Cost, cost
-from convatlas.core.spec import Spec, cells, changed, diff
+from convatlas.core.spec import Spec, cells, diff, replace_cells
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.families.efficientnet import B0
@@ -164,7 +164,7 @@ def test_bad_rules_are_refused(call: object) -> None:
 def test_any_cell_can_be_changed(name: str, data: st.DataObject) -> None:
     spec = tiny(name)
     path, value, _ = data.draw(st.sampled_from([c for c in cells(spec) if c[2] == "width" and c[1] is not None]))
-    other = changed(spec, {path: 2 * value})
+    other = replace_cells(spec, {path: 2 * value})
     assert set(diff(spec, other)) == {path}
     # another network, and not always a larger one: MobileNet v3 expands nothing where a block is as wide as its input
     after, before = measured(other), measured(spec)
@@ -174,7 +174,7 @@ def test_any_cell_can_be_changed(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(("values", "message"), [({"rows[0].wdith": 3}, "did you mean"), ({"stem": 0}, "integer >= 1")])
 def test_unknown_cells_and_wrong_values_are_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        changed(B0, values)
+        replace_cells(B0, values)
 
 
 @given(st.floats(0.05, 20), st.integers(1, 4000))

@@ -22,6 +22,7 @@ from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.cpu.tune import candidate_plans
 from convatlas.train.fit import open_run, prepare_run
 from convatlas.train.loop import train
+from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, build_optimizer
 from convatlas.train.recipe import RECIPES, Recipe
 from convatlas.train.run import Epoch
@@ -207,7 +208,7 @@ def test_a_step_has_loss_and_metric_of_its_batch() -> None:
     label = batch.targets.tensor("label")
     assert step.loss == pytest.approx(nn.functional.cross_entropy(step.outputs, label).item(), rel=1e-5)
     assert step.metric_sum == int((step.outputs.argmax(1) == label).sum())
-    assert (step.number, step.epoch, step.lr) == (0, 0, PLAIN.lr_at(0, 1))
+    assert (step.number, step.epoch, step.lr) == (0, 0, lr_at(PLAIN, 0, 1))
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from convatlas.errors import SpecError
-from convatlas.train.recipe import RECIPES, Recipe, recipe_named
+from convatlas.train.recipe import RECIPES, Recipe, get_recipe
 
 
 def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
@@ -17,13 +17,13 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     file.write_text(
         "recipe: finetune\nepochs: 3\nlr: 0.02  # lower\nmixup: 0.4\npolicy: trivial\ngrad_clip: 1e0\ndropout: null\n"
     )
-    assert recipe_named(str(file)) == RECIPES["finetune"].replaced(
+    assert get_recipe(str(file)) == RECIPES["finetune"].replaced(
         {"epochs": 3, "lr": 0.02, "mixup": 0.4, "policy": "trivial", "grad_clip": 1.0}
     )
     file.write_text("batch: 7\n")
-    assert recipe_named(str(file)) == Recipe(batch=7, augment=RECIPES["default"].augment)
+    assert get_recipe(str(file)) == Recipe(batch=7, augment=RECIPES["default"].augment)
     file.write_text(json.dumps(RECIPES["imagenet"].to_plain()))  # a recipe as written to run.json
-    assert recipe_named(str(file)) == RECIPES["imagenet"]
+    assert get_recipe(str(file)) == RECIPES["imagenet"]
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,16 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
 def test_an_error_in_a_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yml").write_text(text)
     with pytest.raises(SpecError, match=message) as error:
-        recipe_named(str(tmp_path / "mine.yml"))
+        get_recipe(str(tmp_path / "mine.yml"))
     assert "mine.yml" in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.raises(SpecError, match=r"no\.yaml: unreadable: "):
-        recipe_named(str(tmp_path / "no.yaml"))
+        get_recipe(str(tmp_path / "no.yaml"))
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"unknown recipe 'finetun' \(did you mean finetune\?\)"):
-        recipe_named("finetun")
+        get_recipe("finetun")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_the_report_has_all_metrics_and_needs_no_other_file(name: str, request: 
     assert run.results[split].text() in shown.text
     for row in run.results[split].table().texts():
         assert all(cell in shown.texts for cell in row)
-    assert all(label in shown.texts for label in run.config.classes)
+    assert all(label in shown.texts for label in run.config.task.classes)
     assert run.config.fingerprint in shown.texts
     assert ("optimistically biased" in shown.text) == (split == "val")
     assert f"{run.calibration.temperature:.3f}" in shown.text

@@ -136,12 +136,12 @@ def test_a_budget_is_positive(limits: dict[str, float], message: str) -> None:
 
 def test_impossible_selections_are_refused(idx_folder: Path, images: Path) -> None:
     for budget in (Budget(params=10), Budget(latency_s=1e-7)):
-        with pytest.raises(RunError, match="budget: no network of the catalog is within it on this machine"):
+        with pytest.raises(RunError, match="budget: too low for every network of the catalog on this machine"):
             select_model(idx_folder, budget)
     with pytest.raises(DataError, match="val share"):
         select_model(idx_folder, Budget(macs=1e8), data_options=DataOptions(val_share=0), search_time=0.1)
     # the cache of the tests has no weights
-    with pytest.raises(RunError, match=r"with cached torchvision weights is within it.*weights pull"):
+    with pytest.raises(RunError, match=r"with cached torchvision weights on this machine.*weights pull"):
         select_model(images, Budget(macs=1e10), weights="torchvision")
     with pytest.raises(RunError, match="weights: must be torchvision or timm for a model selection, got torchvison"):
         select_model(images, Budget(macs=1e10), weights="torchvison")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from convatlas.cli import console
 from convatlas.cli.options import OUTPUT, DataSet, Download, Json, option
-from convatlas.errors import ConvatlasError
+from convatlas.errors import InputError
 
 MAX_LISTED = 10
 """Maximum number of images, and of groups of images, that are listed in a terminal; --json has all of them."""
@@ -28,7 +28,7 @@ def check(
     with console.progress_bar() as progress:
         source = open_data(data, download=download, progress=progress)
         if sheet is not None and source.splits["train"].pixels is not None:
-            raise ConvatlasError(f"--sheet: needs image files, but {data} contains arrays")
+            raise InputError(f"--sheet: needs image files, but {data} contains arrays")
         checked = check(source, progress=progress)
     if sheet is not None:
         from convatlas.data.decode.display import display_image

@@ -27,7 +27,7 @@ from convatlas.cli.options import (
     number,
     option,
 )
-from convatlas.errors import ConvatlasError
+from convatlas.errors import InputError
 from convatlas.system import quantities
 from convatlas.system.quantities import Interval
 
@@ -180,8 +180,8 @@ def fit(
             "compiled": compiled, "fused_norms": fused_norms,
         }),
     }  # fmt: skip
-    given: dict[str, float | None] = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
-    limits = {name: value for name, value in given.items() if value is not None}
+    budget: dict[str, float | None] = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
+    limits = {name: value for name, value in budget.items() if value is not None}
     selection: ModelSelection | None = None
     if model == "auto":
         with console.progress_bar() as progress:
@@ -192,7 +192,7 @@ def fit(
         model, weights = selection.best.name, selection.best.weights or None
         options["data_options"] = selection.data_options(options["data_options"])
     elif limits:
-        raise ConvatlasError(f"--max-{next(iter(limits)).removesuffix('_s')}: only with --model auto, got {model}")
+        raise InputError(f"--max-{next(iter(limits)).removesuffix('_s')}: only with --model auto, got {model}")
     options |= {
         "weights": weights, "out": out,
         "options": RunOptions().replaced({
@@ -201,7 +201,7 @@ def fit(
     }  # fmt: skip
     if folds:
         if lr == "find":
-            raise ConvatlasError("--lr: find works on one run; run it first, then give its rate with --folds")
+            raise InputError("--lr: find works on one run; run it first, then give its rate with --folds")
         with console.progress_bar(console.console) as progress:
             printer = training.FoldPrinter(progress)
             outcome = cross_validate(data, model, folds=folds, on_event=printer.add, progress=progress, **options)
@@ -238,7 +238,7 @@ def _fields(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         name, sign, text = pair.partition("=")
         if not sign:
-            raise ConvatlasError(f"--set: must be FIELD=VALUE such as label_smoothing=0.1, got {pair}")
+            raise InputError(f"--set: must be FIELD=VALUE such as label_smoothing=0.1, got {pair}")
         try:
             fields[name] = json.loads(text)
         except json.JSONDecodeError:

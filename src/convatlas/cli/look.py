@@ -19,7 +19,7 @@ from convatlas.cli.options import (
     number,
     option,
 )
-from convatlas.errors import ConvatlasError
+from convatlas.errors import InputError
 from convatlas.system import quantities
 
 FILTER, SCALING, BUDGET = "Filter", "Scaling", "Budget"
@@ -189,9 +189,9 @@ def scale(
 
     has_budget = macs is not None or params is not None
     if sum([phi is not None, fast is not None, has_budget]) > 1:
-        raise ConvatlasError("scale: give only one of --phi, --fast and a budget (--macs, --params)")
+        raise InputError("scale: give only one of --phi, --fast and a budget (--macs, --params)")
     if rule is not None and not has_budget:
-        raise ConvatlasError("--rule: needs a budget; add --macs or --params")
+        raise InputError("--rule: needs a budget; add --macs or --params")
     row = variant(name)
     classes, channels = row.classes, row.preprocessing.channels
     spec = row.spec.scaled(width=width, depth=depth, resolution=resolution)

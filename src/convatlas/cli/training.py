@@ -39,7 +39,6 @@ class EpochTable:
         self.run, self.progress, self.name = run, progress, name
         recipe = run.config.recipe
         self.epochs, self.batch = recipe.epochs, recipe.batch
-        self.total = self.epochs * -(-len(run.dataset.train) // self.batch)
         self.first, self.start = run.state.step, time.monotonic()
         headings = "  ".join(f"{column.heading:>11}" for column in run.task.progress_columns)
         console.print(f"{'epoch':>7}  {'loss':>8}  {headings}  {'seconds':>7}", style="bold")
@@ -54,7 +53,7 @@ class EpochTable:
             return
         done = event.number + 1
         rate = (done - self.first) * self.batch / max(time.monotonic() - self.start, 1e-6)
-        self.progress(f"{self.name}: {event.describe()}, {rate:,.0f} images/s", done, self.total)
+        self.progress(f"{self.name}: {event.describe()}, {rate:,.0f} images/s", done, self.run.total_steps)
 
     def _print_epoch(self, epoch: Epoch, style: str = "") -> None:
         """Print the row of an epoch; of a long training, every n-th one and the last."""

@@ -29,7 +29,7 @@ from convatlas.cli.options import (
     option,
     probability,
 )
-from convatlas.errors import ConvatlasError
+from convatlas.errors import InputError
 from convatlas.system import quantities
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def predict(
     from convatlas.inference.predict import PredictOptions
 
     if as_json and as_csv:
-        raise ConvatlasError("--json and --csv exclude each other; give one of them")
-    options = PredictOptions(batch=batch, tta=tta, threshold=threshold, fetch=fetch)  # type: ignore[arg-type]  # checked there
+        raise InputError("--json and --csv exclude each other; give one of them")
+    options = PredictOptions.from_plain({"batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch})
     inputs = expand_inputs(images, fetch=fetch)
     size = min(batch, inputs.count or batch)
     models = [
@@ -165,14 +165,14 @@ def load_on_engine(name: str, engine: str, device: str, *, batch: int, count: in
     model = load(name, device="cpu" if cpu_only and device == "auto" else device)
     if model.network is None:
         if engine not in ("auto", model.engine.name):
-            raise ConvatlasError(f"--engine: {name} is exported for {model.engine.name}, got {engine}")
+            raise InputError(f"--engine: {name} is exported for {model.engine.name}, got {engine}")
         return model
     choice = model.choose(engine, batch=batch, count=count)
     if choice.seconds:
         console.errors.print(f"engine for batches of {batch}: {choice}")
     for other, reason in choice.failures.items():
         console.errors.print(f"engine {other} skipped: {reason}")
-    return dataclasses.replace(model, given=choice.engine)
+    return dataclasses.replace(model, engine_override=choice.engine)
 
 
 def evaluate(

@@ -1,1 +1,1 @@
-"""What a network is, and what is read off it."""
+"""Networks as trees of layers: composition, specs, cost, preprocessing, records."""

@@ -26,19 +26,19 @@ from convatlas.errors import SpecError
 
 
 class Layer(nn.Module):
-    """A module with three facts that composition and drawing need, but cannot see from outside.
+    """A module with three attributes for composition and drawing.
 
-    A layer that states nothing is treated carefully: its output is never overwritten.
+    With their defaults, the output of a layer is never overwritten.
     """
 
     returns_input: ClassVar[bool] = False
-    """The output may be the very tensor that came in, as with stochastic depth at inference; or a new one, as below."""
+    """The output may be the input tensor itself, as with stochastic depth at inference, or else a new tensor."""
 
     allocates_output: ClassVar[bool] = False
     """The output is a new tensor, and the backward pass does not need its values: a `Sum` may add into it."""
 
     show_title: ClassVar[bool] = True
-    """A drawing frames the block and writes its class name; False for blocks whose layers speak for themselves."""
+    """A drawing frames the block and writes its class name; False for blocks whose layers are self-explanatory."""
 
 
 class Chain(Layer, nn.Sequential):
@@ -83,13 +83,12 @@ class Join(Layer, nn.ModuleDict, ABC):
 class Sum(Join):
     """Add the branches: `Sum(f, g)(x) == f(x) + g(x)`.
 
-    With the identity as a branch this is a residual connection: the input flows past the body, and the body only learns
-    what to change.
+    With the identity as a branch this is a residual connection: the body learns only the change of its input.
 
     inplace: a sum of two may add into the output of its first branch, as an activation with `inplace=True` writes into
-        its input; a new tensor costs up to 8 % of a ResNet's time on a CPU. It does so only if that tensor belongs to
-        nobody else: the last layer of the branch allocated it, the backward pass does not need it, and no hook received
-        it. `Network.inplace(False)` turns it off.
+        its input; a new tensor costs up to 8 % of a ResNet's time on a CPU. It does so only if that tensor is not
+        used elsewhere: the last layer of the branch allocated it, the backward pass does not need it, and no hook
+        received it. `Network.inplace(False)` turns it off.
     """
 
     inplace: bool = True
@@ -137,17 +136,16 @@ class Product(Join):
 
 
 class Pair(NamedTuple):
-    """What flows between layers that read the outputs of the last two layers, as the cells of NASNet do."""
+    """The input of a layer that reads the outputs of the last two layers, such as a cell of NASNet."""
 
     now: Tensor
     before: Tensor
 
 
 def is_observed(layer: nn.Module) -> bool:
-    """Return whether the calls of this very module matter to somebody: it has a hook, or is compiled by itself.
+    """Return whether calls of this module have side effects: it has a hook, or is compiled by itself.
 
-    Torch has no public question for this. These are the tests by which `nn.Module.__call__` finds out whether it can
-    skip the hooks.
+    torch has no public API for this. These are the conditions under which `nn.Module.__call__` does not skip the hooks.
     """
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return bool(hooks or layer._compiled_call_impl or _has_any_global_hook())
@@ -163,7 +161,7 @@ def _is_alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _may_overwrite_output(layer: nn.Module) -> bool:
-    """Return whether the output of the layer, just computed, belongs to nobody else (see `Sum`)."""
+    """Return whether the output that a layer just computed is not used elsewhere (see `Sum`)."""
     if is_observed(layer):
         return False
     if not isinstance(layer, nn.Sequential):

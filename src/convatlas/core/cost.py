@@ -49,7 +49,7 @@ class Cost:
 
     @property
     def receptive_field(self) -> tuple[int, ...]:
-        """In input pixels along each axis: the largest of any local layer, that is before the image is pooled away."""
+        """In input pixels along each axis: the largest of the layers before global pooling or flattening."""
         fields = [layer.output.receptive_field for layer in self.layers if not layer.output.is_global]
         return tuple(max(axis) for axis in zip(self.input.receptive_field, *fields, strict=True))
 
@@ -102,11 +102,13 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
         for name, part in tree.auxiliary.items():
             with tally.inside("auxiliary"), tally.inside(name):
                 walk(part, tally.signals[cast(Auxiliary, part).at], tally)
-    measured = Cost(tuple(tally.layers[:layers]), x, y, tuple(tally.layers[layers:]), tally.signals)
-    held = count_parameters(tree, set())
-    if measured.parameters != held:
-        raise CostError(f"{type(tree).__name__} has {held:,} parameters, but its layers have {measured.parameters:,}")
-    return measured
+    result = Cost(tuple(tally.layers[:layers]), x, y, tuple(tally.layers[layers:]), tally.signals)
+    parameters = count_parameters(tree, set())
+    if result.parameters != parameters:
+        raise CostError(
+            f"{type(tree).__name__} has {parameters:,} parameters, but its layers have {result.parameters:,}"
+        )
+    return result
 
 
 @rule.register(nn.Sequential)
@@ -127,7 +129,7 @@ def _(join: Join, x: Signal, tally: Tally) -> Signal:
     for name, branch in named_layers(join):
         with tally.inside(name):
             outputs.append(walk(branch, x, tally))
-    # every element sees the whole image through a global gate; the field of the other branches is the useful number
+    # through a global gate every element depends on the whole image; the receptive field is that of the other branches
     local = [y for y in outputs if not y.is_global] or outputs
     return Signal(
         _shape_of_join(join, outputs, tally),

@@ -1,9 +1,9 @@
-"""A network: three named parts, what only training uses, and the ways to look into it.
+"""A network: three named parts, auxiliary parts for training, and access to inner outputs.
 
 The layers on the main path, from the input to the output, have paths such as "stem", "stages.0", "stages.0.1" or
 "head.pool": chains, and what is inside of chains. Their outputs can be read (`taps`), replaced (`Network.forward_from`)
-and frozen (`Network.freeze`). Layers inside a Sum, Concat or Product are not on the main path; for them there are the
-hooks of torch.
+and frozen (`Network.freeze`). Layers inside a Sum, Concat or Product are not on the main path; use
+hooks of torch for them.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Network(nn.Module):
         self.input_shape = input_shape
         self._frozen_paths: tuple[str, ...] = ()
         self._frozen_parameters: list[nn.Parameter] = []
-        self._made_out_of_place: list[nn.Module] = []
+        self._out_of_place_layers: list[nn.Module] = []
 
     def forward(self, x: Any) -> Any:
         """Return head(stages(stem(x)))."""
         if torch.compiler.is_compiling():
             return self.head(self.stages(self.stem(x)))
-        for layer in unnested((self.stem, self.stages, self.head)):
+        for layer in flatten_chains((self.stem, self.stages, self.head)):
             x = layer(x)
         return x
 
@@ -104,9 +104,9 @@ class Network(nn.Module):
         return y, sum(terms, criterion(y, labels))
 
     def freeze(self, to: str | None) -> Self:
-        """Stop training from the stem up to and including `to`, such as "stages.2"; None makes all trainable again.
+        """Freeze the layers from the stem up to and including `to`, such as "stages.2"; None unfreezes all.
 
-        Running statistics of the frozen norms stop, too, even in `train()`. Parameters that did not require gradients
+        Running statistics of frozen norms do not change, even in `train()`. Parameters that did not require gradients
         before do not require them afterwards. Returns the network. Raises SpecError if there is no such path.
         """
         paths = list(tap_paths(self))
@@ -132,29 +132,29 @@ class Network(nn.Module):
 
         `inplace(False)` is for hooks: what a forward hook received then stays as it was, and
         `register_full_backward_hook`, which torch refuses before an in-place operation, works on every layer. The
-        outputs stay the same; memory and time grow a little. `inplace(True)` allows again what was allowed before.
+        outputs stay the same; memory and time grow a little. `inplace(True)` undoes it.
         """
         if on:
-            changed, self._made_out_of_place = self._made_out_of_place, []
+            changed, self._out_of_place_layers = self._out_of_place_layers, []
         else:
             changed = [layer for layer in self.modules() if getattr(layer, "inplace", None) is True]
-            self._made_out_of_place += changed
+            self._out_of_place_layers += changed
         for layer in changed:
             layer.inplace = on  # type: ignore[assignment]  # a flag of nn.ReLU, nn.Dropout, Sum, ...
         return self
 
 
-def unnested(layers: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
-    """Yield the layers; in place of a chain that nobody observes, its layers.
+def flatten_chains(layers: Iterable[nn.Module | None]) -> Iterator[nn.Module]:
+    """Yield the layers; a chain without hooks is replaced by its layers.
 
-    A call keeps its input alive until it returns. Called as nested chains, a network would hold the output of its stem
+    A call keeps its input alive until it returns. Called as nested chains, a network would keep the output of its stem
     until the last stage has returned: inference with MobileNetV2 takes 6 to 15 % longer (benchmarks/families.py).
     """
     for layer in layers:
         if layer is None:
             continue
         if is_chain(layer) and not is_observed(layer):
-            yield from unnested(inner for _, inner in named_layers(layer))
+            yield from flatten_chains(inner for _, inner in named_layers(layer))
         else:
             yield layer
 

@@ -1,4 +1,4 @@
-"""What a drawing of a tree shows: boxes in sequence and in parallel; repeats folded, norms beside convolutions."""
+"""The content of a drawing: boxes in sequence and in parallel, repeats folded, norms merged into convolutions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from convatlas.core.compose import Chain, Concat, Join, Layer, Product, Sum
 from convatlas.core.network import Network
 
 Kind = Literal["conv", "depthwise", "pool", "dense", "trim", "other"]
-"""What a box stands for; a trim (norm, activation, dropout) is written into the box of the convolution next to it."""
+"""The kind of a box; a trim (norm, activation, dropout) is written into the box of the convolution next to it."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ _TRIMS = {
 
 
 def always(kind: type[nn.Module], text: str, box: Kind = "trim") -> None:
-    """Show a kind of layer as a box with this text; with an empty text, not at all."""
+    """Show a kind of layer as a box with this text; hide it if the text is empty."""
     outline.register(kind, lambda _: Box((text,), box) if text else None)
 
 
@@ -165,7 +165,7 @@ def _title(layer: nn.Module) -> str:
 def in_series(layers: Sequence[nn.Module], *, title: str = "") -> Outline | None:
     """Return the outline of layers in sequence: repeats folded, trims written into the box next to them."""
     outlines = [item for layer in layers if (item := outline(layer)) is not None]
-    flat = [part for item in outlines for part in (item.items if _is_untitled(item) else (item,))]  # type: ignore[union-attr]
+    flat = [part for item in outlines for part in (item.items if _is_untitled(item) else (item,))]
     items = list(_fold(list(_merge_trims(flat))))
     if not items:
         return None
@@ -174,7 +174,7 @@ def in_series(layers: Sequence[nn.Module], *, title: str = "") -> Outline | None
     return Series(tuple(items), title)
 
 
-def _is_untitled(item: Outline) -> bool:
+def _is_untitled(item: Outline) -> TypeGuard[Series]:
     return isinstance(item, Series) and not item.title and item.times == 1
 
 

@@ -75,7 +75,7 @@ class Preprocessing(Record):
             raise SpecError(f"channels: must be an integer >= 1, got {channels}")
         if channels == self.channels:
             return self
-        # kept between the extremes, so that equal values stay what they are to the last bit
+        # clamped to the extremes, so that the mean of equal values equals them to the last bit
         mean, std = (min(max(fmean(values), min(values)), max(values)) for values in (self.mean, self.std))
         return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
@@ -96,7 +96,7 @@ class Preprocessing(Record):
         """Return the views of one image (channels, h, w) for test-time augmentation: (views, channels, size, size).
 
         "none": as `resize_and_crop` does. "flip": with its mirror image. "ten-crop": the four corners and the center,
-        each with its mirror image, as AlexNet was tested (Krizhevsky et al. 2012, section 4.1).
+        each with its mirror image, as in the tests of AlexNet (Krizhevsky et al. 2012, section 4.1).
         """
         if tta not in get_args(TTA):
             raise SpecError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}")
@@ -149,7 +149,7 @@ class Preprocessing(Record):
         return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn a batch (batch, channels, h, w) of values from 0 to 255 into float32 with `mean` and `std` taken out."""
+        """Turn images (n, channels, h, w) of values from 0 to 255 into float32, standardized by `mean` and `std`."""
         mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
         scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
         return pixels.float().sub_(mean).mul_(scale)

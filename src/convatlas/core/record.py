@@ -28,7 +28,7 @@ from convatlas.errors import ConvatlasError, SpecError, nearest
 
 @dataclass(frozen=True)
 class Bounds:
-    """The finite numbers from `low` to `high`; an open end is not among them."""
+    """The finite numbers from `low` to `high`, without an open end."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -78,14 +78,14 @@ class Kind:
 
 
 class Inline:
-    """Marks a field that is itself a record whose fields stand beside the others in plain data."""
+    """Marks a field that is a record whose fields are merged into those of the outer record in plain data."""
 
 
 class Record:
     """Base of all frozen records.
 
-    error: what a wrong value raises. tagged: plain data names the record's type, because several types may stand in one
-    place. version: the format version that plain data carries, for records that are files.
+    error: what a wrong value raises. tagged: plain data names the record's type, for fields that accept several
+    types. version: the format version that plain data carries, for records that are files.
     """
 
     error: ClassVar[type[ConvatlasError]] = SpecError
@@ -102,7 +102,7 @@ class Record:
     @classmethod
     @cache
     def inlined(cls) -> dict[str, type[Record]]:
-        """Return the fields whose own fields stand beside the others in plain data."""
+        """Return the fields whose own fields are merged into the others in plain data."""
         marked = {name: hint for name, hint in cls.hints().items() if _marks(hint, Inline)}
         return {name: get_args(hint)[0] for name, hint in marked.items()}
 
@@ -127,7 +127,7 @@ class Record:
         """Build the record that `to_plain` wrote.
 
         where: names the file or the place in the error, such as "run.json"; the name of the type by default.
-        known: the tagged record types that may stand in a field of a base type of theirs.
+        known: the tagged record types, by name, that fields of their base types accept.
         Raises the class's error that names the field, if one is unknown, missing or of a wrong value or version.
         """
         where = where or cls.__name__
@@ -157,7 +157,7 @@ class Record:
         return cls(**values)
 
     def replaced(self, changes: Mapping[str, Any], *, where: str = "") -> Self:
-        """Return the record with other values in these fields, those of inlined records included.
+        """Return the record with new values in these fields, those of inlined records included.
 
         Raises the class's error for an unknown field and for a value that does not fit.
         """
@@ -210,7 +210,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def item_hint(hint: Any, index: int) -> Any:
-    """Return the type of item `index` of a tuple type; Any where it says nothing."""
+    """Return the type of item `index` of a tuple type; Any if it does not specify one."""
     for option in alternatives(hint):
         arguments = get_args(option)
         if get_origin(option) is tuple and arguments:
@@ -326,9 +326,7 @@ def read_tagged(
     """Build a record whose type is named in the data: one of `bases`, or one of `known` that derives from them."""
     if not isinstance(data, Mapping):
         raise error(f"{where}: must be a table of fields, got {data!r}")
-    allowed = {
-        base.__name__: base for base in bases if dataclasses.is_dataclass(base) and not inspect.isabstract(base)
-    }
+    allowed = {base.__name__: base for base in bases if dataclasses.is_dataclass(base) and not inspect.isabstract(base)}
     allowed |= {name: kind for name, kind in known.items() if issubclass(kind, bases)}
     untagged = [name for name, kind in allowed.items() if not kind.tagged]
     name: Any = untagged[0] if untagged and "type" not in data else data.get("type")

@@ -1,4 +1,4 @@
-"""The walk over a tree that counts its cost: what flows along it, what is recorded, and the rules it follows.
+"""The walk over a tree that counts its cost: signals, the tally of layers, and the rules.
 
 Nothing is run and nothing is guessed: every kind of layer has a rule, and a layer without one is an error. The rules of
 torch's layers are in `cost_rules`, those of this library's layers next to the layers. A rule for a layer of your own
@@ -147,7 +147,7 @@ _KINDS = rule.registry
 def walk(layer: nn.Module, x: Signal, tally: Tally) -> Signal:
     """Return the output signal of a layer for the input signal `x`, and record the cost in `tally`.
 
-    A subclass that overrides the forward pass of its base does not inherit the rule: that would be a guess.
+    A subclass that overrides the forward pass of its base does not inherit the rule, which may not apply to it.
     """
     kind = type(layer)
     base = next(base for base in kind.__mro__ if base in _KINDS)

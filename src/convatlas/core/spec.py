@@ -1,17 +1,16 @@
-"""Specs: frozen records that look like the table printed in a paper, with cells typed by what they scale with.
+"""Specs: frozen records in the form of a paper's table, whose cells are typed as width, depth or resolution.
 
 A spec can be scaled, compared, written as plain data and read back; `build` turns it into a tree of modules.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Self, TypeVar
 
 from convatlas.core.network import Network
-from convatlas.core.record import Kind, Record, fields_of, item_hint, kind_of_cell, read_tagged
+from convatlas.core.record import Kind, Record, fields_of, item_hint, kind_of_cell
 from convatlas.errors import SpecError, nearest
 
 Width = Annotated[int, Kind("width")]
@@ -54,15 +53,14 @@ class Spec(Row):
             )
 
     def build(self, *, classes: int, channels: int) -> Network:
-        """Grow the tree: (batch, channels, resolution, resolution) in, (batch, classes) out."""
+        """Return the network: (batch, channels, resolution, resolution) -> (batch, classes)."""
         raise NotImplementedError
 
     def small(self, *, resolution: int = SMALL) -> Self:
         """Return this network with the stem for images up to 64 pixels: one 3x3 convolution that keeps their size."""
         if "small_stem" not in self.hints():
             raise SpecError(f"{type(self).__name__} has no small stem: its first layers are the network's own")
-        changed: Self = dataclasses.replace(self, small_stem=True, resolution=resolution)  # type: ignore[type-var]
-        return changed
+        return self.replaced({"small_stem": True, "resolution": resolution})
 
     @staticmethod
     def round_width(width: float) -> int:
@@ -129,10 +127,10 @@ def cells(record: Record, path: str = "") -> Iterator[tuple[str, Any, str | None
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-def changed(record: AnyRecord, values: Mapping[str, Any]) -> AnyRecord:
-    """Return the record with other values in the cells at these paths, such as {"rows[0].depth": 2}.
+def replace_cells(record: AnyRecord, values: Mapping[str, Any]) -> AnyRecord:
+    """Return the record with new values in the cells at these paths, such as {"rows[0].depth": 2}.
 
-    Raises SpecError for a path that is not there, and for a value that does not fit.
+    Raises SpecError for an unknown path and for a value that does not fit.
     """
     known = [path for path, _, _ in cells(record)]
     for path in values:
@@ -148,20 +146,12 @@ def changed(record: AnyRecord, values: Mapping[str, Any]) -> AnyRecord:
             return tuple(visit(item, f"{path}[{i}]") for i, item in enumerate(value))
         return values.get(path, value)
 
-    made: AnyRecord = visit(record, "")
-    return made
+    result: AnyRecord = visit(record, "")
+    return result
 
 
 def diff(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
-    """Return {path: (value in a, value in b)} of the cells that differ; None stands for a cell that is not there."""
+    """Return {path: (value in a, value in b)} of the cells that differ; None stands for a missing cell."""
     left = {path: value for path, value, _ in cells(a)}
     right = {path: value for path, value, _ in cells(b)}
     return {path: (left.get(path), right.get(path)) for path in left | right if left.get(path) != right.get(path)}
-
-
-def spec_from_plain(data: Any, types: Mapping[str, type[Row]], *, where: str = "spec") -> Any:
-    """Build the spec that `to_plain` wrote. `types` are the known record types, by name.
-
-    Raises SpecError that names the field for unknown types, unknown or missing fields and values of a wrong type.
-    """
-    return read_tagged(data, (Row,), where, types)

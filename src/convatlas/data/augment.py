@@ -1,4 +1,4 @@
-"""Random changes to training images, in whole batches on the device; each is a function of (seed, epoch, sample)."""
+"""Augmentation of whole batches on the device; random numbers are functions of (seed, epoch, sample)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CROP_RATIOS = (3 / 4, 4 / 3)
 """Minimum and maximum width / height of a random crop (Szegedy et al. 2014)."""
 
 CROP_ATTEMPTS = 10
-"""Number of random boxes of which the first that is inside the image is taken."""
+"""Maximum number of random boxes until one is inside the image."""
 
 ERASED_AREA = (0.02, 1 / 3)
 """Minimum and maximum share of an image's area that is erased (Zhong et al. 2017)."""
@@ -36,12 +36,12 @@ ERASED_RATIO = 3.3
 
 @dataclass(frozen=True)
 class Augment(Record):
-    """What is done to the images of a batch, in this order.
+    """The augmentations of a batch, in this order.
 
     min_crop_area: minimum share of an image's area in a random crop, which is resized to the network's input (0.08 for
         ImageNet); 0 uses the images as they are prepared for evaluation.
     flip: flip half of the images horizontally.
-    max_shift: maximum shift in pixels along each axis; the preprocessing's `fill` moves in.
+    max_shift: maximum shift in pixels along each axis; uncovered pixels get the preprocessing's `fill`.
     policy, magnitude: random operations on color and geometry; the magnitude, at most 30, is that of "rand".
     jitter: maximum relative change of brightness, contrast and saturation.
     random_erasing: probability that a random rectangle is replaced by the mean of the images.
@@ -99,7 +99,7 @@ def shift(pixels: Tensor, random: BatchRandom, max_shift: int, fill: int) -> Ten
     rows = down.view(-1, 1) + torch.arange(height, device=pixels.device)
     columns = right.view(-1, 1) + torch.arange(width, device=pixels.device)
     batch = torch.arange(len(pixels), device=pixels.device).view(-1, 1, 1)
-    # indexing puts the channels last; the permuted view is what channels_last networks want
+    # indexing puts the channels last, so the permuted view has the memory format channels_last
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -143,7 +143,7 @@ def _filters(start: Tensor, extent: Tensor, inputs: int, outputs: int) -> Tensor
     center = start[:, None, None] + (torch.arange(outputs, device=start.device)[:, None] + 0.5) * scale
     positions = torch.arange(inputs, device=start.device) + 0.5
     weights = (1 - (positions - center).abs() / scale.clamp(min=1)).clamp(min=0)
-    # pixels outside of the box have no weight; those that the box cuts have
+    # pixels outside of the box have no weight; those on its border have
     inside = (positions > start[:, None, None] - 0.5) & (positions < (start + extent)[:, None, None] + 0.5)
     weights = weights * inside
     return weights / weights.sum(-1, keepdim=True)

@@ -35,10 +35,13 @@ MIN_ONES, MAX_ONES = 8, 56
 RARE_SHARE = 0.1
 """A class is rare if it has less than this share of the largest class's training images."""
 
+SHEET_COLUMNS, SHEET_CLASSES, SHEET_GROUPS = 10, 24, 6
+"""Contact sheet: maximum number of images in a row, of classes, and of groups of each kind of duplicates."""
+
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """What is known of one image.
+    """The properties of one image.
 
     labels: its classes. size: (width, height). mode: how pixels are stored. digest: sha256 of the file, or of the
     pixels. dhash: see `difference_hash`. unreadable: the reason, if it is.
@@ -115,7 +118,7 @@ class Check:
         return [name for name, n in zip(self.classes, counts, strict=True) if n < RARE_SHARE * max(counts)]
 
     def findings(self) -> list[str]:
-        """Return what deserves attention, one line each; empty if there are no problems."""
+        """Return the problems of the data, one line each; empty if there are none."""
         rare = ", ".join(self.rare_classes)
         findings = (
             (len(self.unreadable), "images are unreadable"),
@@ -136,17 +139,17 @@ class Check:
         rows = rows_of([self.classes, *(self.counts[split] for split in splits)])
         return MetricTable(columns, (*rows, ("", *(sum(self.counts[split]) for split in splits))))
 
-    def sheet(self, *, columns: int = 10, max_classes: int = 24, max_groups: int = 6) -> list[tuple[str, list[str]]]:
+    def sheet(self) -> list[tuple[str, list[str]]]:
         """Return rows of a contact sheet, (caption, image files): training images of each class, then duplicates."""
         rows = []
-        for label, name in enumerate(self.classes[:max_classes]):
+        for label, name in enumerate(self.classes[:SHEET_CLASSES]):
             images = [image.name for image in self.readable if label in image.labels and image.split == "train"]
-            step = max(1, len(images) // columns)
-            rows.append((f"{name}\n{len(images):,}", images[::step][:columns]))
+            step = max(1, len(images) // SHEET_COLUMNS)
+            rows.append((f"{name}\n{len(images):,}", images[::step][:SHEET_COLUMNS]))
         for caption, groups in (("duplicates", self.duplicates), ("near duplicates", self.near_duplicates)):
-            for group in groups[:max_groups]:
+            for group in groups[:SHEET_GROUPS]:
                 classes = ", ".join(dict.fromkeys(f"{image.split}/{self.class_names(image)}" for image in group))
-                rows.append((f"{caption}\n{classes[:24]}", [image.name for image in group[:columns]]))
+                rows.append((f"{caption}\n{classes[:24]}", [image.name for image in group[:SHEET_COLUMNS]]))
         return rows
 
     def to_plain(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Images:
         return len(self.names)
 
     def subset(self, indices: Tensor) -> Images:
-        """Return the images with these numbers."""
+        """Return the images with these indices."""
         names = [self.names[i] for i in indices.tolist()]
         aspects = None if self.aspects is None else self.aspects[indices]
         return Images(take(self.pixels, indices), self.targets.take(indices), names, self.digest, aspects)
@@ -82,8 +82,8 @@ class Dataset:
     @property
     def splits(self) -> dict[str, Images]:
         """The splits that exist, by name."""
-        named = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: images for name, images in named.items() if images is not None}
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: images for name, images in splits.items() if images is not None}
 
     @property
     def whole(self) -> Images:
@@ -91,7 +91,7 @@ class Dataset:
         return concatenate_images(list(self.splits.values()))
 
     def without_val(self) -> Dataset:
-        """Return the data set with its val split back in train."""
+        """Return the data set with its val split merged into train."""
         return self if self.val is None else replace(self, train=concatenate_images([self.train, self.val]), val=None)
 
     def fingerprint(self) -> str:

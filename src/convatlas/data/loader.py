@@ -1,4 +1,4 @@
-"""The batches of a training."""
+"""Training batches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is known of image files without opening them: content digest, channels and bit depth, in a file of the cache.
+"""Cached properties of image files: content digest, channels and bit depth, known without opening the files.
 
 A row belongs to an absolute path and is valid as long as the file's size, modification time and status-change time are
-what they were. A file changed within 2 s before it was read gets no row, because a second change within the resolution
+unchanged. A file changed within 2 s before it was read gets no row, because a second change within the resolution
 of the clock would go unnoticed (as git does for its index).
 """
 
@@ -32,7 +32,7 @@ from convatlas.system.progress import Progress
 VERSION = 1
 
 RACY_NS = 2 * 10**9
-"""A file changed within so many nanoseconds before it was read is read again next time."""
+"""A file that changed less than this many nanoseconds before it was read is read again next time."""
 
 CONTENTS_LIMIT = 2**30
 """Maximum bytes of files that stay in memory from probing to decoding; what does not fit is read twice, at first."""

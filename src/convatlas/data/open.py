@@ -1,4 +1,4 @@
-"""Open data by name or path: the one file that knows all readers."""
+"""Open data by name or path with the reader for its format."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from convatlas.system.cache import LruFolder, cache_folder
 from convatlas.system.files import write_text
 
 MEMORY_LIMIT = 8 * 2**30
-"""Maximum bytes of pixels held in memory, if the cache has no room for them."""
+"""Maximum bytes of pixels in memory, if the cache has no room for them."""
 
 FREE_BYTES = 2**30
 """Bytes that stay free on the disk of the cache."""
@@ -28,7 +28,7 @@ CACHE_LIMIT = 40 * 2**30
 
 
 class Notes(TypedDict):
-    """What preparation found: {index: why the image is unreadable}, and the aspect ratios of the others."""
+    """The notes of preparation: {index: why the image is unreadable}, and the aspect ratios of the others."""
 
     unreadable: dict[str, str]
     aspects: list[float]

@@ -25,7 +25,7 @@ from convatlas.errors import DataError
 from convatlas.system.progress import Progress
 
 VERSIONS = (3, torch.__version__, PIL.__version__)
-"""What pixels depend on besides files and preprocessing: the code of this file, and the libraries it calls."""
+"""Versions on which pixels depend besides files and preprocessing: of this file, and of the libraries it calls."""
 
 
 def prepare_split(
@@ -40,7 +40,7 @@ def prepare_split(
     """Return the images of a split as the network reads them, in the order of the samples, and the unreadable ones.
 
     for_random_crop: keep whole images, resized to squares.
-    manifest: what is known of the files; unchanged files whose pixels are cached are not opened. If neither the disk
+    manifest: properties of the files; unchanged files whose pixels are cached are not opened. If neither the disk
         nor the memory has room for the pixels, every image is decoded once to find the unreadable ones, and again when
         it is used.
     """

@@ -53,9 +53,9 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 class Purpose(IntEnum):
-    """What a random number is for. Numbers in use must not change, or runs could not be repeated.
+    """The purpose of a random number. Existing values must not change, or runs would not be reproducible.
 
-    `uniform` of a purpose plus i is the i-th of several draws; gaps leave room for them.
+    The purpose plus i is the key of the i-th draw; the gaps are for such draws.
     """
 
     ORDER = 0

@@ -28,11 +28,11 @@ class Samples:
         return len(self.names)
 
     def subset(self, indices: Tensor) -> Samples:
-        """Return the images with these numbers."""
+        """Return the images with these indices."""
         names = [self.names[i] for i in indices.tolist()]
         pixels, groups = (None if part is None else part[indices] for part in (self.pixels, self.groups))
         return Samples(names, self.targets.take(indices), pixels, groups)
 
     def shuffled_once(self) -> Samples:
-        """Return the images in another order, always the same, so that unshuffled batches hold all classes."""
+        """Return the images in a fixed random order, so that unshuffled batches contain all classes."""
         return self.subset(epoch_order(0, 0, len(self)))

@@ -21,9 +21,9 @@ from convatlas.tasks.task import Task
 class Source:
     """Data as a reader returns it.
 
-    location: what `open_data` takes to find it again, from any working directory. splits: train, and perhaps val and
-    test. channels: those of most images. high_bit_depth: whether most training images have more than 8 bits. manifest:
-    what is known of the image files without opening them.
+    location: the argument of `open_data` that opens it again, from any working directory. splits: train, optionally
+    val and test. channels: those of most images. high_bit_depth: whether most training images have more than 8 bits.
+    manifest: cached properties of the image files.
     """
 
     name: str
@@ -67,10 +67,10 @@ class Source:
     ) -> Dataset:
         """Read and prepare all splits.
 
-        val_share: the share of the training images that becomes val, decided by `seed`, if the data has no val split.
+        val_share: share of the training images that becomes val, drawn with `seed`, if the data has no val split.
         fold: (number, count): this one of `count` folds becomes val instead.
         for_random_crop: keep the training images whole, resized to squares, for random crops.
-        max_unreadable: share of unreadable images that is skipped and listed; a larger one is a DataError.
+        max_unreadable: maximum share of unreadable images, which are skipped and listed. Raises DataError above it.
         """
         splits = self.with_val(seed=seed, val_share=val_share, fold=fold)
         prepared = {

@@ -22,7 +22,7 @@ VAL_LIMIT = 5_000
 
 
 def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Return the indices (rest, part): a stratified random `share` of the images, sorted, decided by `seed`.
+    """Return the indices (rest, part): a stratified random `share` of the images, sorted, drawn with `seed`.
 
     labels: (n,), or (n, classes) of 0 and 1 for multi-label images. Raises DataError if a class has fewer than 2 images
         or there are too few to have every class on both sides.
@@ -37,14 +37,14 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     if int(present.min()) < 2 or len(labels) - size < len(present):
         raise DataError(f"{where}: every class needs at least 2 images to split off val; add images or a val split")
     _, part = train_test_split(np.arange(len(labels)), test_size=size, stratify=labels.numpy(), random_state=seed)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[torch.from_numpy(part)] = True
-    inside = torch.bincount(labels[chosen], minlength=len(counts))
+    in_part = torch.zeros(len(labels), dtype=torch.bool)
+    in_part[torch.from_numpy(part)] = True
+    inside = torch.bincount(labels[in_part], minlength=len(counts))
     one_sided = (counts > 0) & ((inside == 0) | (inside == counts))
     for label in one_sided.nonzero().flatten().tolist():  # rounding can leave a rare class on one side only
         first = (labels == label).nonzero()[0]
-        chosen[first] = ~chosen[first]
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+        in_part[first] = ~in_part[first]
+    return (~in_part).nonzero().flatten(), in_part.nonzero().flatten()
 
 
 def _split_multilabel(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
@@ -52,24 +52,24 @@ def _split_multilabel(labels: Tensor, share: float, *, seed: int, where: object)
     count = len(labels)
     present = _with_no_class(labels)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
-    chosen = torch.zeros(count, dtype=torch.bool)
+    in_part = torch.zeros(count, dtype=torch.bool)
     undecided = torch.ones(count, dtype=torch.bool)
     for label in present.sum(0).argsort(stable=True).tolist():
         members = order[present[order, label]]
         free = members[undecided[members]]
-        missing = max(1, round(len(members) * share)) - int(chosen[members].sum()) if len(members) else 0
-        chosen[free[: max(0, missing)]] = True
+        missing = max(1, round(len(members) * share)) - int(in_part[members].sum()) if len(members) else 0
+        in_part[free[: max(0, missing)]] = True
         undecided[free] = False
-        if label < labels.shape[1] and (chosen[members].all() or not chosen[members].any()):
+        if label < labels.shape[1] and (in_part[members].all() or not in_part[members].any()):
             raise DataError(
                 f"{where}: every class needs at least 2 images with different labels to split off val; add images or a "
                 "val split"
             )
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+    return (~in_part).nonzero().flatten(), in_part.nonzero().flatten()
 
 
 def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
-    """Return the indices (rest, part) of whole groups: about a `share` of the images, stratified, decided by `seed`.
+    """Return the indices (rest, part) of whole groups: about a `share` of the images, stratified, drawn with `seed`.
 
     Raises DataError if no split into whole groups has every class on both sides.
     """
@@ -91,7 +91,7 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
 
 
 def fold_numbers(labels: Tensor, groups: Tensor | None, count: int, *, seed: int, where: object) -> Tensor:
-    """Return the fold, from 1 to `count`, of each image: stratified, with groups kept together, decided by `seed`.
+    """Return the fold, from 1 to `count`, of each image: stratified, with groups kept together, drawn with `seed`.
 
     Raises DataError if a class cannot be in every fold.
     """
@@ -129,7 +129,7 @@ def _multilabel_folds(labels: Tensor, count: int, seed: int) -> Tensor:
     for label in present.sum(0).argsort(kind="stable").tolist():
         for image in order[present[order, label]].tolist():
             if not folds[image]:
-                fold = np.lexsort((sizes, of_class[label]))[0]  # the smaller fold of those with equally few
+                fold = np.lexsort((sizes, of_class[label]))[0]  # ties: the smaller fold
                 folds[image] = 1 + fold
                 of_class[present[image], fold] += 1
                 sizes[fold] += 1
@@ -156,7 +156,7 @@ def with_val(
 ) -> dict[str, Samples]:
     """Return the splits with a val split: their own, or a `share` of the training images, at most 5,000, or a fold.
 
-    strata: returns what the split keeps in proportion, (n,) or (n, k); see `Task.strata`. A share of 0 makes no val.
+    strata: returns the strata of the images, (n,) or (n, k); see `Task.strata`. A share of 0: no val split.
     """
     if "val" in splits:
         return dict(splits)

@@ -66,11 +66,11 @@ def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor
             yield indices, pixels.index_select(0, indices)
         return
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
+        pending = None
         for indices in batches:
-            submitted = (indices, pool.submit(pixels.__getitem__, indices.cpu()))
-            if waiting:
-                yield waiting[0], waiting[1].result()
-            waiting = submitted
-        if waiting:
-            yield waiting[0], waiting[1].result()
+            submission = (indices, pool.submit(pixels.__getitem__, indices.cpu()))
+            if pending:
+                yield pending[0], pending[1].result()
+            pending = submission
+        if pending:
+            yield pending[0], pending[1].result()

@@ -11,11 +11,11 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 MAX_ITEMS_PER_TASK = 16
-"""A task takes several small images, because handing it over costs as much as reading one."""
+"""Maximum number of items per task: submitting a task takes as long as reading a small image."""
 
 
 def map_in_threads(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
-    """Yield function(item) in the order of the items, computed on all cores; an error stops the others' work."""
+    """Yield function(item) in the order of the items, computed on all cores; an error cancels the rest."""
     cores = os.cpu_count() or 1
     size = max(1, min(MAX_ITEMS_PER_TASK, len(items) // (4 * cores)))
     tasks = [items[start : start + size] for start in range(0, len(items), size)]

@@ -44,7 +44,7 @@ def example_pixels(header: Header, count: int = 2) -> Tensor:
 
 
 def describe_header(header: Header) -> dict[str, str]:
-    """Return the metadata of an exported network: the header, and what other programs need from it, one by one."""
+    """Return the metadata of an exported network: the header, and separate entries for other programs."""
     steps = header.preprocessing
     return {
         "convatlas": header_text(header),

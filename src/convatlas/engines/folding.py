@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from convatlas.core.network import Network, is_chain, unnested
+from convatlas.core.network import Network, flatten_chains, is_chain
 from convatlas.layers.channels import DropPath
 
 Convolution = nn.Conv2d | nn.Conv3d
@@ -53,7 +53,7 @@ def _copy_tree(layer: nn.Module, memory_format: torch.memory_format, known: dict
         assert isinstance(twin, _CONVOLUTIONS)
         twin.weight = nn.Parameter(_to_memory_format(layer.weight.detach(), memory_format))
     elif is_chain(layer) and not isinstance(layer, Network):
-        twin = known[layer] = nn.Sequential(*_fold_chain(unnested(layer.children()), memory_format, known))
+        twin = known[layer] = nn.Sequential(*_fold_chain(flatten_chains(layer.children()), memory_format, known))
     else:
         twin._modules = {
             name: None if child is None else _copy_tree(child, memory_format, known)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from convatlas.core.network import Network, unnested
+from convatlas.core.network import Network, flatten_chains
 from convatlas.engines.folding import fold_norms
 from convatlas.weights.modelfile import Header
 
@@ -31,7 +31,7 @@ class TorchEngine:
         self.mean = torch.tensor(steps.mean, device=self.device).mul_(255).view(-1, 1, 1)
         self.scale = torch.tensor(steps.std, device=self.device).mul_(255).reciprocal_().view(-1, 1, 1)
         twin = fold_norms(network, memory_format=self.format)
-        self.network: Any = nn.Sequential(*unnested((twin.stem, twin.stages, twin.head)))
+        self.network: Any = nn.Sequential(*flatten_chains((twin.stem, twin.stages, twin.head)))
         if compiled:
             self.network = torch.compile(self.network, options={"freezing": True})
 

@@ -1,4 +1,4 @@
-"""Benchmark models on this machine: latency, throughput, memory and load time, each model in a process of its own."""
+"""Benchmark models on this machine: latency, throughput, memory and load time, each model in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import torch
 from convatlas.core.cost import cost
 from convatlas.engines.deploy import example_pixels
 from convatlas.engines.select import check_engine, installed_engines
-from convatlas.errors import ConvatlasError, EngineError
+from convatlas.errors import EngineError, InputError
 from convatlas.inference.model import EXPORTED, Model, load
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.system.autotune import time_repeatedly
@@ -80,7 +80,7 @@ def benchmark(
     for done, (model, engine) in enumerate(jobs):
         if progress:
             progress(f"{model} on {engine or 'its engine'}", done, len(jobs))
-        # in a fresh process, so that its peak memory is its own
+        # in a new process, whose peak memory is that of this model
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             try:
                 rows += process.submit(_measure, model, engine, tuple(batches), seconds, data).result()
@@ -156,10 +156,10 @@ def peak_memory_mib() -> float:
 
 
 def parse_batches(text: str) -> list[int]:
-    """Return batch sizes from a text such as "1,16". Raises ConvatlasError unless they are integers >= 1."""
+    """Return batch sizes from a text such as "1,16". Raises InputError unless they are integers >= 1."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConvatlasError(f"bench: batches must be integers >= 1 separated by commas, got {text!r}")
+        raise InputError(f"bench: batches must be integers >= 1 separated by commas, got {text!r}")
     return [int(part) for part in parts]
 
 
@@ -177,7 +177,7 @@ def plot_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
     from convatlas.draw.charts import latencies
 
     if not rows:
-        raise ConvatlasError("bench: there must be at least one row to plot, got none")
+        raise InputError("bench: there must be at least one row to plot, got none")
     batch = min(row.batch for row in rows)
     fastest: dict[str, BenchmarkRow] = {}
     for row in rows:

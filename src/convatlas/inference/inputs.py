@@ -14,7 +14,7 @@ from convatlas.errors import DataError
 from convatlas.inference.predict import EncodedImage
 
 SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"P5", b"P6")
-"""The first bytes of image files that contain no zero byte in their first line."""
+"""The first bytes of image files that need not have a zero byte in their first line."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A model: a network with everything that is needed to use it, on the engine of choice."""
+"""A model: a network with its task, preprocessing and calibration, on the engine of choice."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
 
 
 class Predictor(ABC):
-    """What models and ensembles have in common: they predict images."""
+    """Base of models and ensembles, which predict images."""
 
     @property
     @abstractmethod
@@ -78,14 +78,14 @@ class Predictor(ABC):
 
 @dataclass(frozen=True, repr=False)
 class Model(Predictor):
-    """A network and its header. The network of an exported file is in its engine.
+    """A network and its header. An exported file has an engine instead of a network.
 
-    given: the engine; by default torch with folded norms.
+    engine_override: the engine; by default torch with folded norms.
     """
 
     network: Network | None
     header: Header
-    given: Engine | None = None
+    engine_override: Engine | None = None
 
     def __repr__(self) -> str:
         header = self.header
@@ -109,7 +109,7 @@ class Model(Predictor):
     @cached_property
     def engine(self) -> Engine:
         """The engine that runs the network."""
-        return self.given or TorchEngine(self.module, self.header)
+        return self.engine_override or TorchEngine(self.module, self.header)
 
     @property
     def module(self) -> Network:
@@ -130,8 +130,8 @@ class Model(Predictor):
         return choose_engine(engine, self.module, self.header, batch=batch, macs=cost(self.module).macs, count=count)
 
     def using(self, engine: str = "auto", *, batch: int = 16) -> Model:
-        """Return the model on the engine that `choose` finds."""
-        return replace(self, given=self.choose(engine, batch=batch).engine)
+        """Return the model on the engine that `choose` returns."""
+        return replace(self, engine_override=self.choose(engine, batch=batch).engine)
 
     def evaluate(
         self,
@@ -143,9 +143,9 @@ class Model(Predictor):
     ) -> Evaluation:
         """Measure the model on a data set.
 
-        split: "train", "val", "test" or "all"; by default the test split, or else val. Data without splits is measured
-        as a whole, unless it is the data of the training: then on its val split.
-        max_unreadable: share of unreadable images that is skipped and listed; by default that of the training.
+        split: "train", "val", "test" or "all"; by default the test split, or else val. Data without splits is
+        evaluated as a whole, unless it is the training data: then on its val split.
+        max_unreadable: maximum share of unreadable images, which are skipped and listed; by default that of training.
         Raises DataError if the data is of another task or other classes; classes are matched by name.
         """
         dataset, split = self.load_split(data, split=split, max_unreadable=max_unreadable, progress=progress)
@@ -158,7 +158,7 @@ class Model(Predictor):
         self, data: str | Path, *, split: str | None = None, max_unreadable: float | None = None,
         progress: Progress | None = None,
     ) -> tuple[Dataset, str]:  # fmt: skip
-        """Return data as this model reads it, with targets in terms of its classes, and the split `evaluate` means."""
+        """Return data prepared for this model, with targets in the order of its classes, and the split to evaluate."""
         training, steps, task = self.header.training, self.header.preprocessing, self.header.task
         if max_unreadable is None:
             max_unreadable = training.get("max_unreadable", 0.01)
@@ -169,18 +169,18 @@ class Model(Predictor):
         }
         source = replace(source, task=task, splits=aligned)
         fold = training.get("fold")
-        how = {
+        split_options = {
             "seed": training.get("seed", 0),
             "val_share": training.get("val_share", 0.0),
             "fold": tuple(fold) if fold else None,
         }
         try:
-            source.with_val(**how)
-        except DataError:  # other images than those of the training may be too few to be split
-            how = {}
-        dataset = source.load(steps, **how, max_unreadable=max_unreadable, progress=progress)
+            source.with_val(**split_options)
+        except DataError:  # data other than the training data may have too few images to split
+            split_options = {}
+        dataset = source.load(steps, **split_options, max_unreadable=max_unreadable, progress=progress)
         if "val" not in source.splits and dataset.fingerprint() != training.get("fingerprint"):
-            dataset = dataset.without_val()  # not the data of the training
+            dataset = dataset.without_val()  # not the training data
         names = (*dataset.splits, "all")
         if split is None:
             split = next(name for name in ("test", "val", "all") if name in names)
@@ -208,7 +208,7 @@ def load(path: str | Path, *, device: str = "cpu") -> Model:
     """Open a model file, an exported file, or published weights by name ("resnet50@torchvision:IMAGENET1K_V2").
 
     Published weights are downloaded if they are not cached. Raises ModelFileError or WeightsError, in one line, for
-    what cannot be used.
+    files and weights that cannot be used.
     """
     if str(path).partition("@")[0] in CATALOG and not Path(path).exists():
         model = from_weights(find_weights(str(path)))

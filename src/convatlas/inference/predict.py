@@ -1,4 +1,4 @@
-"""Predictions: images are read, preprocessed and predicted in batches, one batch ahead."""
+"""Prediction of images in batches; the next batch is read while one is computed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PredictOptions(Record):
     """How images are predicted.
 
     batch: images per forward pass. tta: test-time augmentation (see `Preprocessing.tta_views`); the predictions of the
-    views are averaged. threshold: the probability from which on a class is predicted; by default the model's own.
+    views are averaged. threshold: the minimum probability of a predicted class; by default the model's own.
     fetch: whether images may be fetched from URLs.
     """
 
@@ -77,15 +77,15 @@ def stream(members: Sequence[Member], images: Iterable[ImageLike], options: Pred
     order = [first.task.output_order(member.header.task, member.header.name, first.name) for member in members]
     preprocessings = list(dict.fromkeys(member.header.preprocessing for member in members))
     numbered = enumerate(images)
-    with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as ahead:
+    with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as prefetcher:
 
         def read_batch() -> list[tuple[str, Future[list[Tensor]]]]:
             group = [(display_name(image, i), image) for i, image in islice(numbered, options.batch)]
             return [(name, readers.submit(load_views, image, name, preprocessings, options)) for name, image in group]
 
-        coming = ahead.submit(read_batch)
-        while batch := coming.result():
-            coming = ahead.submit(read_batch)
+        next_batch = prefetcher.submit(read_batch)
+        while batch := next_batch.result():
+            next_batch = prefetcher.submit(read_batch)
             yield from _predict_batch(members, order, preprocessings, batch, options)
 
 
@@ -103,15 +103,15 @@ def load_views(
 
     Raises DataError that names the image if it is unreadable.
     """
-    read: dict[tuple[int, Any], Tensor] = {}
+    pixels: dict[tuple[int, Any], Tensor] = {}
     if options.fetch and isinstance(image, str) and image.startswith(("http://", "https://")):
         image = EncodedImage(image, fetch_bytes(image))
     try:
         for steps in preprocessings:
             kind = (steps.channels, steps.window)
-            if kind not in read:
-                read[kind] = _read_pixels(image, name, steps)
-        return [steps.tta_views(read[steps.channels, steps.window], options.tta) for steps in preprocessings]
+            if kind not in pixels:
+                pixels[kind] = _read_pixels(image, name, steps)
+        return [steps.tta_views(pixels[steps.channels, steps.window], options.tta) for steps in preprocessings]
     except DataError as error:
         raise error if str(error).startswith(name) else DataError(f"{name}: {error}") from error
 
@@ -136,23 +136,23 @@ def _predict_batch(
     batch: Sequence[tuple[str, Future[list[Tensor]]]], options: PredictOptions,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Yield the predictions of one batch."""
-    read: list[tuple[str, list[Tensor] | DataError]] = []
+    results: list[tuple[str, list[Tensor] | DataError]] = []
     for name, future in batch:
         try:
-            read.append((name, future.result()))
+            results.append((name, future.result()))
         except DataError as error:
-            read.append((name, error))
-    good = [views for _, views in read if not isinstance(views, DataError)]
+            results.append((name, error))
+    readable = [views for _, views in results if not isinstance(views, DataError)]
     rows: Iterator[Tensor] = iter(())
-    if good:
+    if readable:
         decoded = []
         for member, columns in zip(members, order, strict=True):
             number = preprocessings.index(member.header.preprocessing)
-            views = torch.stack([each[number] for each in good])
+            views = torch.stack([each[number] for each in readable])
             decoded.append(predict_views(member, views, options.batch)[:, columns])
         rows = iter(torch.stack(decoded).mean(0))
     header = members[0].header
-    for name, result in read:
+    for name, result in results:
         if isinstance(result, DataError):
             yield header.task.unreadable(name, str(result))
         else:

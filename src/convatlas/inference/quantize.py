@@ -1,4 +1,4 @@
-"""int8 quantization: static quantization by ONNX Runtime, with as many layers in float32 as the accuracy needs."""
+"""int8 quantization: static quantization by ONNX Runtime, with the float32 layers that the accuracy requires."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def quantize_graph(
     max_accuracy_drop: float,
     progress: Progress | None = None,
 ) -> QuantizedGraph:
-    """Quantize a graph; layers go back to float32, those with the most noise first, until the accuracy suffices.
+    """Quantize a graph; layers return to float32, the noisiest first, until the accuracy is within the limit.
 
     images: (n, channels, size, size), from which the ranges of activations are taken.
     engine: "onnxruntime" or "openvino", on which the accuracy is measured.
@@ -154,7 +154,7 @@ def quantize_static(graph: ModelProto, images: Tensor, float32_layers: Sequence[
 
     source = type(graph)()
     source.CopyFrom(graph)
-    # the exporter has optimized the graph; without this mark ONNX Runtime logs a warning that asks for it
+    # the exporter has optimized the graph; without this mark ONNX Runtime logs a warning
     entry = source.metadata_props.add()
     entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
     with tempfile.TemporaryDirectory(prefix="convatlas-int8-") as folder:

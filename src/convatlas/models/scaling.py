@@ -15,7 +15,7 @@ from itertools import chain, islice, permutations, takewhile
 from typing import Literal, TypeVar, get_args
 
 from convatlas.core.cost import cost
-from convatlas.core.spec import Spec, cells, changed
+from convatlas.core.spec import Spec, cells, replace_cells
 from convatlas.errors import SpecError
 from convatlas.models.catalog import build_fresh, resolve
 
@@ -232,6 +232,6 @@ def _with_values(spec: AnySpec, path: str, values: Iterable[int]) -> Iterator[An
     """Yield the spec with each of the values in a cell, up to the first one that the cell does not allow."""
     for value in values:
         try:
-            yield changed(spec, {path: value})
+            yield replace_cells(spec, {path: value})
         except SpecError:
             return

@@ -1,1 +1,1 @@
-"""This machine: files, cache, downloads, progress, devices; it knows no network."""
+"""This machine: files, cache, downloads, progress, devices; independent of networks."""

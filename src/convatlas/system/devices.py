@@ -1,4 +1,4 @@
-"""Compute devices: by name, what they support, and how they report that memory is exhausted."""
+"""Compute devices: by name, their support of bfloat16, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from convatlas.errors import MachineError, brief
 
 OUT_OF_MEMORY_TEXTS = ("allocate memory", "could not create a primitive", "could not create a memory object")
-"""Parts of the messages with which torch and oneDNN report on a CPU that memory is exhausted."""
+"""Parts of the messages with which torch and oneDNN report out of memory on a CPU."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,7 +42,7 @@ def supports_bfloat16(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception reports exhausted memory; on CPUs torch raises a plain RuntimeError for it."""
+    """Return whether an exception is an out-of-memory error; on CPUs torch raises a plain RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)

@@ -1,4 +1,4 @@
-"""Progress of long work: how it is reported, and how it is shown in terminals, notebooks and log files."""
+"""Progress callbacks, and their display in terminals, notebooks and log files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ The part of the description before the first colon identifies the bar; the rest 
 """
 
 REFRESH_S = 0.1
-"""Seconds between two updates of a bar; more of them would cost more than a step of a small network."""
+"""Seconds between two updates of a bar; more frequent ones would take longer than a step of a small network."""
 
 
 @contextmanager

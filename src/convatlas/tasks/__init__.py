@@ -1,1 +1,1 @@
-"""Tasks: what differs between one label for each image, several labels, boxes, masks, keypoints and clips."""
+"""Tasks: what differs between classification, multi-label classification, detection, segmentation and so on."""

@@ -1,4 +1,4 @@
-"""The known tasks: importing this module registers those of convatlas."""
+"""The tasks of convatlas; importing this module registers them."""
 
 from convatlas.tasks.classification.multilabel import MultilabelClassification
 from convatlas.tasks.classification.single_label import Classification

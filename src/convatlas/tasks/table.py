@@ -12,9 +12,10 @@ from convatlas.core.table import Table
 
 @dataclass(frozen=True)
 class Column:
-    """key: the name in plain data. heading: the name that people read. form: how a value is printed, as for `format`.
+    """A column of a table.
 
-    complement: 1 - value is printed, as an error for an accuracy.
+    key: its name in plain data. heading: its name in printed tables. form: format specification of values. complement:
+    1 - value is printed, such as the error for an accuracy.
     """
 
     key: str
@@ -29,7 +30,7 @@ class Column:
         return format(1 - value if self.complement else value, self.form)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MetricTable:
     """Rows of values under columns; the first column names the row."""
 
@@ -41,12 +42,18 @@ class MetricTable:
         return tuple(column.heading for column in self.columns)
 
     def texts(self) -> list[tuple[str, ...]]:
-        """Return the rows as they are printed."""
+        """Return the rows as text."""
         return [tuple(column.text(value) for column, value in zip(self.columns, row, strict=True)) for row in self.rows]
 
     def to_text(self) -> Table:
         """Return the table as text, which prints in terminals and notebooks."""
         return Table(self.headings, tuple(self.texts()), right=frozenset(range(1, len(self.columns))))
+
+    def __repr__(self) -> str:
+        return repr(self.to_text())
+
+    def _repr_html_(self) -> str:
+        return self.to_text()._repr_html_()
 
     def to_plain(self) -> dict[str, dict[str, Any]]:
         """Return {name of the row: {key: value}}; None for what was not measured."""
@@ -58,9 +65,9 @@ def _none_for_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def counted(number: int, what: str, plural: str = "") -> str:
+def pluralize(number: int, what: str) -> str:
     """Return "1 image", "2 images"."""
-    return f"{number:,} {what if number == 1 else plural or what + 's'}"
+    return f"{number:,} {what if number == 1 else what + 's'}"
 
 
 def rows_of(values: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:

@@ -1,4 +1,4 @@
-"""Targets and batches: what a network is trained on, whatever the task."""
+"""Targets and batches of any task."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Column = Tensor | Sequence[Any]
+TargetColumn = Tensor | Sequence[Any]
 """A tensor whose first axis counts images, or a sequence with one value (such as the boxes) for each image."""
 
 
-class Targets(Mapping[str, Column]):
+class Targets(Mapping[str, TargetColumn]):
     """The targets of images, as columns of equal length: one row for each image.
 
-    Targets(label=(n,)) is enough for classification; Targets(boxes=[(k, 4), ...], label=[(k,), ...]) holds what a
-    detector learns from, with another number k of objects in every image.
+    Targets(label=(n,)) is enough for classification; Targets(boxes=[(k, 4), ...], label=[(k,), ...]) contains the
+    targets of a detector, with k objects in an image, another k in each.
     """
 
-    def __init__(self, **columns: Column) -> None:
+    def __init__(self, **columns: TargetColumn) -> None:
         lengths = {name: len(column) for name, column in columns.items()}
         if not lengths or len(set(lengths.values())) > 1:
             raise ValueError(f"Targets: columns must have one length, got {lengths}")
         self._columns = columns
 
-    def __getitem__(self, name: str) -> Column:
+    def __getitem__(self, name: str) -> TargetColumn:
         return self._columns[name]
 
     def __iter__(self) -> Any:
@@ -44,10 +44,10 @@ class Targets(Mapping[str, Column]):
         return column
 
     def take(self, indices: Tensor) -> Targets:
-        """Return the rows with these numbers, in this order."""
+        """Return the rows with these indices, in this order."""
         return Targets(**{name: _take(column, indices) for name, column in self._columns.items()})
 
-    def with_columns(self, **columns: Column) -> Targets:
+    def with_columns(self, **columns: TargetColumn) -> Targets:
         """Return the targets with these columns added or replaced."""
         return Targets(**self._columns | columns)
 
@@ -65,8 +65,8 @@ class Targets(Mapping[str, Column]):
 
 
 def concatenate(parts: Sequence[Targets]) -> Targets:
-    """Return the rows of several targets with the same columns, one after another."""
-    columns: dict[str, Column] = {}
+    """Concatenate targets with the same columns."""
+    columns: dict[str, TargetColumn] = {}
     for name in parts[0]:
         each = [part[name] for part in parts]
         tensors = [column for column in each if isinstance(column, Tensor)]
@@ -76,19 +76,19 @@ def concatenate(parts: Sequence[Targets]) -> Targets:
     return Targets(**columns)
 
 
-def _take(column: Column, indices: Tensor) -> Column:
+def _take(column: TargetColumn, indices: Tensor) -> TargetColumn:
     if isinstance(column, Tensor):
         return column[indices.to(column.device)]
     return [column[i] for i in indices.tolist()]
 
 
-def _to(column: Column, device: torch.device | str) -> Column:
+def _to(column: TargetColumn, device: torch.device | str) -> TargetColumn:
     if isinstance(column, Tensor):
         return column.to(device)
     return [item.to(device) if isinstance(item, Tensor) else item for item in column]
 
 
-def _to_bytes(column: Column) -> bytes:
+def _to_bytes(column: TargetColumn) -> bytes:
     if isinstance(column, Tensor):
         return column.cpu().contiguous().numpy().tobytes()
     return b"".join(_to_bytes(item) if isinstance(item, Tensor) else repr(item).encode() for item in column)
@@ -99,7 +99,7 @@ class Batch:
     """One process's share of a training batch.
 
     inputs: (n, channels, h, w) float32, or a list of n tensors (channels, h, w) where images differ in size.
-    targets: n rows. indices: (n,), the numbers of the images in their split.
+    targets: n rows. indices: (n,), of the images in their split.
     size: images of the batch over all processes.
     """
 

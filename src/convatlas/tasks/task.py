@@ -1,6 +1,6 @@
-"""The task: everything that differs between one label for each image, several labels, boxes, clips and so on.
+"""The task: everything that differs between classification, multi-label classification, detection and so on.
 
-Data, training, evaluation, prediction, export, serving and the report ask the task; none of them asks which task it is.
+Data, training, evaluation, prediction, export, serving and the report call its methods; none of them checks its type.
 A new task is one file: a subclass of `Task`, registered with `@register`, and its `Result` and `Prediction`.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from convatlas.core.network import Network
+from convatlas.core.network import Criterion, Network
 from convatlas.core.record import Record, above, between
 from convatlas.errors import DataError, SpecError, nearest
 from convatlas.tasks.table import Column, MetricTable
@@ -25,16 +25,13 @@ from convatlas.tasks.targets import Targets
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, labels) -> mean loss of a batch, a scalar."""
-
 
 @dataclass(frozen=True)
 class Calibration(Record):
-    """What is fitted on the val split after training, and used in every prediction.
+    """Parameters that are fitted on the val split after training and used in every prediction.
 
-    temperature: logits are divided by it (Guo et al. 2017). thresholds: of multi-label classification, one for each
-    class: the probability from which on the class is predicted.
+    temperature: logits are divided by it (Guo et al. 2017). thresholds: of multi-label classification: for each
+    class the minimum probability at which it is predicted.
     """
 
     temperature: Annotated[float, above(0)] = 1.0
@@ -43,40 +40,40 @@ class Calibration(Record):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted for one image; `error` says why it is unreadable."""
+    """The prediction for one image. error: why the image is unreadable; empty if it is readable."""
 
     source: str
     error: str = ""
 
     @property
     def text(self) -> str:
-        """The prediction in a few words; empty for an unreadable image."""
+        """The prediction as short text; empty for an unreadable image."""
         return ""
 
     @property
     def probability(self) -> float | None:
-        """The probability of what `text` names, where there is one."""
+        """The probability of `text`; None if the task has none."""
         return None
 
     def to_plain(self, top: int | None = None) -> dict[str, Any]:
         """Return the prediction as plain data, the same for the command line, Python and HTTP.
 
-        top: how many classes are listed; all by default.
+        top: maximum number of classes in it; all by default.
         """
         return {"source": self.source, "error": self.error} if self.error else {"source": self.source}
 
     def cells(self, top: int) -> tuple[str, ...]:
-        """Return the texts of a table row, behind the source."""
+        """Return the cells of a table row after the source."""
         return (self.text,)
 
 
 class Result(ABC):
-    """Predictions for the images of one split beside their targets, and how good they are."""
+    """The predictions and targets of one split, and their metrics."""
 
     headline: ClassVar[str]
     """The metric of `summary` by which epochs and runs are compared."""
     headline_name: ClassVar[str] = ""
-    """The headline as people read it; the key itself by default."""
+    """Display name of the headline; the key by default."""
     loss: float
 
     @property
@@ -87,16 +84,16 @@ class Result(ABC):
     @property
     @abstractmethod
     def score(self) -> float:
-        """The headline metric as a number that is better when it is higher."""
+        """The headline metric as a number; higher is better."""
 
     @property
     def value(self) -> float:
-        """The headline metric as it is reported."""
+        """The headline metric as reported, such as an error for which lower is better."""
         return self.score
 
     @property
     def value_text(self) -> str:
-        """The headline metric as it is printed."""
+        """`value` as text."""
         return f"{self.value:.2%}"
 
     def epoch_metrics(self) -> dict[str, float]:
@@ -105,7 +102,7 @@ class Result(ABC):
 
     @abstractmethod
     def summary(self) -> dict[str, float | int]:
-        """Return the metrics by name, as they are written to model files, tables and JSON."""
+        """Return the metrics by name, for model files, tables and JSON."""
 
     @abstractmethod
     def text(self) -> str:
@@ -124,14 +121,14 @@ class Result(ABC):
         return []
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the metrics, and those of each class, as plain data."""
+        """Return the metrics and the table as plain data."""
         return {**self.summary(), "classes": self.table().to_plain()}
 
     def __repr__(self) -> str:
-        return f"{self.text()}\n{self.table().to_text()}"
+        return f"{self.text()}\n{self.table()}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.text())}</p>{self.table().to_text()._repr_html_()}"
+        return f"<p>{html.escape(self.text())}</p>{self.table()._repr_html_()}"
 
 
 @dataclass(frozen=True)
@@ -144,11 +141,11 @@ class Task(Record, ABC):
     tagged = True
 
     name: ClassVar[str]
-    """The task as people call it: "classification", "multi-label classification"."""
+    """Display name, such as "classification" or "multi-label classification"."""
     losses: ClassVar[tuple[str, ...]]
-    """The losses that the task knows; the first one is its default."""
+    """The names of the supported losses; the first one is the default."""
     progress_columns: ClassVar[tuple[Column, ...]]
-    """Metrics of an epoch that are shown while training: one of train, one of val."""
+    """Metrics of an epoch that are displayed while training: one of train, one of val."""
 
     classes: tuple[str, ...]
     loss: str = "auto"
@@ -171,16 +168,16 @@ class Task(Record, ABC):
         return len(self.classes)
 
     def with_loss(self, loss: str) -> Self:
-        """Return the task with another loss; "auto" keeps the task's own. Raises SpecError for one it does not know."""
+        """Return the task with another loss; "auto" keeps its own. Raises SpecError for an unsupported loss."""
         return self if loss == "auto" else self.replaced({"loss": loss})
 
     # --- targets
 
     @classmethod
     def label_columns(cls, columns: Sequence[str], reserved: Sequence[str]) -> tuple[str, ...] | None:
-        """Return the columns of a table that hold this task's targets, or None if the table is not for this task.
+        """Return the columns of a table that contain this task's targets, or None if the table is not for this task.
 
-        reserved: the columns that hold the file, the split and the group.
+        reserved: the columns of the file, the split and the group.
         """
         return None
 
@@ -198,25 +195,25 @@ class Task(Record, ABC):
     def from_arrays(
         cls, where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None
     ) -> tuple[Self, SplitTargets] | None:
-        """Return the task and the targets of each split from arrays with one row for each image; None if not its own.
+        """Return the task and the targets of each split from arrays with one row for each image; None for other tasks.
 
-        classes: the names in the file, if it has them. Raises DataError for arrays that are wrong.
+        classes: the class names in the file, if any. Raises DataError for invalid arrays.
         """
         return None
 
     def strata(self, targets: Targets) -> Tensor:
-        """Return what a split keeps in proportion: class numbers (n,), or (n, k) of 0 and 1.
+        """Return the strata of a stratified split: class indices (n,), or (n, k) of 0 and 1.
 
-        By default all images are alike.
+        By default all images are in one stratum.
         """
         return torch.zeros(len(targets), dtype=torch.int64)
 
     def check_split(self, targets: Targets, split: str, where: object) -> None:
-        """Raise DataError if this split cannot be trained or measured on, for instance without images of a class."""
+        """Raise DataError if a split cannot be used, for instance because a class has no images in it."""
         return
 
     def align(self, targets: Targets, source: Task, where: object) -> Targets:
-        """Return targets of other data in terms of this task's classes.
+        """Return targets of other data in the order of this task's classes.
 
         Raises DataError if the data is of another task or other classes.
         """
@@ -229,18 +226,18 @@ class Task(Record, ABC):
     # --- training
 
     def mix(self, first: Targets, second: Targets, weight: Tensor) -> Targets:
-        """Return the targets of images mixed from two: weight (n,) is the share of the first."""
-        raise SpecError(f"recipe: mixup and cutmix are not for {self.name}")
+        """Return the targets of mixed images; weight (n,) is the share of the first image."""
+        raise SpecError(f"recipe: mixup and cutmix must be 0 for {self.name}")
 
     def class_weights(self, targets: Targets, power: float) -> Tensor | None:
         """Return the weight of each class in the loss (classes,): its frequency to the power of -power; None for 0."""
         if power:
-            raise SpecError(f"recipe: class_weight_power is not for {self.name}")
+            raise SpecError(f"recipe: class_weight_power must be 0 for {self.name}, got {power:g}")
         return None
 
     @abstractmethod
     def labels(self, targets: Targets) -> Tensor:
-        """Return what the loss compares outputs with; of mixed images, their mixed labels."""
+        """Return the labels for the loss; for mixed images, their mixed labels."""
 
     @abstractmethod
     def criterion(self, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Criterion:
@@ -249,7 +246,7 @@ class Task(Record, ABC):
     def training_loss(
         self, network: Network, forward: Callable[[Any], Any], inputs: Any, targets: Targets, criterion: Criterion
     ) -> tuple[Any, Tensor]:
-        """Return (outputs, loss) of a batch; `forward` runs the network. Detectors compute their loss themselves."""
+        """Return (outputs, loss) of a batch; `forward` runs the network. Detectors override this."""
         labels = self.labels(targets)
         if network.auxiliary:
             return network.loss(inputs, labels, criterion)
@@ -258,23 +255,23 @@ class Task(Record, ABC):
 
     @abstractmethod
     def train_metric(self, outputs: Any, targets: Targets) -> Tensor:
-        """Return (n,): the contribution of each image to the metric that is shown for train, whose mean it is."""
+        """Return (n,): the training metric of each image; the metric of an epoch is their mean."""
 
     # --- evaluation and prediction
 
     @abstractmethod
     def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
-        """Return predictions (n, outputs), such as probabilities; means over views and ensembles are taken of them.
+        """Return predictions (n, outputs), such as probabilities, which are averaged over views and ensembles.
 
-        Only tensor operations: exported graphs end with it.
+        Must consist of tensor operations, because it is part of exported graphs.
         """
 
     @abstractmethod
     def evaluate(self, outputs: Any, targets: Targets, calibration: Calibration | None = None) -> Result:
-        """Return how good the outputs for all images of a split are."""
+        """Return the result for the outputs of all images of a split."""
 
     def calibrate(self, outputs: Any, targets: Targets) -> Calibration:
-        """Return the calibration that suits outputs on the val split."""
+        """Return the calibration fitted to outputs on the val split."""
         return Calibration()
 
     @abstractmethod
@@ -296,7 +293,7 @@ class Task(Record, ABC):
         return ("prediction",)
 
     def output_order(self, other: Task, where: object, reference: object) -> Tensor:
-        """Return where this task's outputs are among those of another model's task.
+        """Return the index of each of this task's outputs among those of another model's task.
 
         Raises DataError if predictions of the two cannot be averaged.
         """
@@ -320,13 +317,13 @@ TableRows = Sequence[TableRow]
 SplitTargets = dict[str, Targets]
 
 TASKS: dict[str, type[Task]] = {}
-"""The known tasks, by the name of their class; readers ask the one that was registered last first."""
+"""The registered tasks by class name; readers try them in reverse order."""
 
 AnyTask = TypeVar("AnyTask", bound=type[Task])
 
 
 def register(task: AnyTask) -> AnyTask:
-    """Make a task known to data readers and model files; use as a class decorator."""
+    """Class decorator that registers a task for data readers and model files."""
     TASKS[task.__name__] = task
     return task
 
@@ -337,7 +334,7 @@ def known_losses() -> list[str]:
 
 
 def check_loss(loss: str) -> None:
-    """Raise SpecError unless some task knows this loss, or it is "auto"."""
+    """Raise SpecError unless a registered task supports the loss, or it is "auto"."""
     known = ["auto", *known_losses()]
     if loss not in known:
         raise SpecError(f"recipe: loss must be one of {', '.join(known)}, got {loss!r}{nearest(loss, known)}")

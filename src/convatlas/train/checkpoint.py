@@ -28,7 +28,7 @@ class State:
     step: the next step. loss_sum, metric_sum, images: sums over the epoch so far, without the `skipped` steps.
     consecutive_skips: number of non-finite steps up to the last one.
     history: one row for each epoch. best_epoch, best_score, best_loss: of the val split, so far.
-    seconds: time spent in training steps.
+    seconds: time spent in training steps. finished: whether the final evaluation is done.
     """
 
     step: int = 0
@@ -66,7 +66,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer, ema: EMA | None = None) -> State:
-    """Load weights and optimizer state, and return the rest.
+    """Load weights and optimizer state into the arguments, and return the training state.
 
     Raises RunError if the file is damaged, of a newer version, or of another network or recipe.
     """

@@ -50,7 +50,7 @@ FoldEvent = FoldStart | Event | FoldEnd
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """The runs of a cross-validation, one for each fold, and their scores on the images of the fold.
+    """The runs of a cross-validation, one for each fold, each with its score on the images of the fold.
 
     headline: the key of the metric.
     """
@@ -113,20 +113,20 @@ def cross_validate(
         _check_folds(source, folds)
         distributed = init_distributed(resolve_device(execution.device))
         name, row = resolve(model)
-        chosen = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
+        run_recipe = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
         folder = Path(out) if out is not None else None
         if folder is None:
-            created = new_folder(None, source.name, f"{name}-folds") if distributed.is_main else None
-            folder = distributed.broadcast(created)
+            new = new_folder(None, source.name, f"{name}-folds") if distributed.is_main else None
+            folder = distributed.broadcast(new)
         runs = []
         for number in range(1, folds + 1):
             part = folder / f"fold-{number}"
             if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
                 run = open_run(part, progress=report)
-                _check_same(run, part, source, name, weights, chosen, seed, (number, folds))
+                _check_same(run, part, source, name, weights, run_recipe, seed, (number, folds))
             else:
                 run = prepare_run(
-                    data, model, weights=weights, recipe=chosen, seed=seed, out=part, execution=execution,
+                    data, model, weights=weights, recipe=run_recipe, seed=seed, out=part, execution=execution,
                     data_options=dataclasses.replace(data_options, fold=(number, folds)), options=options,
                     progress=report,
                 )  # fmt: skip
@@ -146,10 +146,9 @@ def _fold_events(run: Run, number: int, folds: int, progress: Progress) -> Itera
     yield FoldStart(number, folds, run)
     if run.state.finished:
         run.finish()
-    total = run.config.recipe.epochs * -(-len(run.dataset.train) // run.config.recipe.batch)
     for event in run.steps():
         yield event
-        progress(f"fold {number} of {folds}: {event.describe()}", run.state.step, total)
+        progress(f"fold {number} of {folds}: {event.describe()}", run.state.step, run.total_steps)
     yield FoldEnd(number, folds, run, run.results["val"].score)
 
 
@@ -165,7 +164,7 @@ def _check_same(
     run: Run, part: Path, source: Source, model: str, weights: str | Path | None, recipe: Recipe, seed: int,
     fold: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Raise RunError that names the arguments with which an existing run was not started."""
+    """Raise RunError that names the arguments in which an existing run differs."""
     config = run.config
     arguments: dict[str, tuple[object, object]] = {
         "data": (source.location, config.data),
@@ -175,7 +174,7 @@ def _check_same(
         "fold": (fold, config.data_options.fold),
         "recipe": (recipe, config.recipe),
     }
-    different = [argument for argument, (given, existing) in arguments.items() if given != existing]
+    different = [argument for argument, (new, old) in arguments.items() if new != old]
     if different:
         raise RunError(
             f"{part}: is a run of another cross-validation (different {' and '.join(different)}); choose another --out"

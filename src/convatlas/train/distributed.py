@@ -30,7 +30,7 @@ HEARTBEAT_S = 1.0
 """Minimum seconds between two heartbeats of a rank that works while others wait."""
 
 POLL_S = 0.05
-"""Seconds between two looks at the store while a rank waits."""
+"""Polling interval in seconds while a rank waits for others."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Distributed:
     store: Store | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Distributed:
-        return self  # copies of a network, such as its EMA, share the process group
+        return self  # copies of a network, such as its EMA, use the same process group
 
     @property
     def is_main(self) -> bool:
@@ -178,14 +178,14 @@ def init_distributed(device: torch.device) -> Distributed:
         except (RuntimeError, ValueError) as error:
             raise RunError(f"torchrun: cannot initialize the process group: {brief(error)}") from error
         atexit.register(_shutdown)
-    # a client of torchrun's own store; the prefix keeps restarts of the job apart
+    # a client of torchrun's own store; the prefix separates the restarts of a job
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=TIMEOUT)
     job = "/".join(os.environ.get(f"TORCHELASTIC_{what}", "") for what in ("RUN_ID", "RESTART_COUNT"))
     return Distributed(dist.get_rank(), world_size, PrefixStore(f"convatlas/{job}", store))
 
 
 def _shutdown() -> None:
-    """Destroy the process group before Python ends: gloo's threads may hold tensors, and abort a dying process."""
+    """Destroy the process group before Python exits: gloo threads that still hold tensors may abort the process."""
     if dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()
@@ -198,7 +198,7 @@ def sync_batch_norms(network: nn.Module, distributed: Distributed) -> None:
     """
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            swap_forward(layer, _synchronized, distributed)
+            swap_forward(layer, _sync_forward, distributed)
 
 
 class _AllReduce(torch.autograd.Function):
@@ -228,7 +228,7 @@ def _differentiable_sum(x: Tensor, distributed: Distributed) -> Tensor:
     return total
 
 
-def _synchronized(layer: nn.modules.batchnorm._BatchNorm, distributed: Distributed, x: Tensor) -> Tensor:
+def _sync_forward(layer: nn.modules.batchnorm._BatchNorm, distributed: Distributed, x: Tensor) -> Tensor:
     """Batch norm of x (n, c, ...) over all ranks; n may be 0 on some.
 
     Two all-reduces, first the mean and then the squared deviations: a variance from E[x^2] - E[x]^2 would cancel.

@@ -1,4 +1,4 @@
-"""Evaluation of a run: on val after each epoch, with calibration on val and test at the end; and its model files."""
+"""Evaluate a run on val after each epoch, calibrate and evaluate it on val and test at the end; write model files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from convatlas.weights.modelfile import Header, write_model_file
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures networks on the splits of a run's data; every process computes its share of the outputs."""
+    """Evaluates networks on the splits of a run's data; every process computes its share of the outputs."""
 
     config: RunConfig
     dataset: Dataset
@@ -41,7 +41,7 @@ class Evaluator:
         return _finite(result, split, step)
 
     def calibrate(self, network: Network, *, step: int) -> tuple[Calibration, dict[str, Result]]:
-        """Return the calibration that suits the network's outputs on val, and the calibrated results on val and test.
+        """Return the calibration fitted to the network's outputs on val, and the calibrated results on val and test.
 
         Raises RunError if a loss is not finite.
         """
@@ -86,7 +86,7 @@ def write_run_model(
     calibration: Calibration,
     results: Mapping[str, Result],
 ) -> None:
-    """Write a model file of a run; of the data it holds name and fingerprint, and no path of this machine."""
+    """Write a model file of a run; it records the name and fingerprint of the data, but no local paths."""
     options = config.data_options
     training = {
         "data": data, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(), "seed": config.seed,

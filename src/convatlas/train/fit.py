@@ -31,7 +31,7 @@ from convatlas.train.cpu import fused_norm
 from convatlas.train.cpu.execution import ExecutionPlan, process_settings
 from convatlas.train.cpu.tune import choose_plan
 from convatlas.train.distributed import Distributed, init_distributed
-from convatlas.train.recipe import Recipe, recipe_named
+from convatlas.train.recipe import Recipe, get_recipe
 from convatlas.train.regularization import regularize
 from convatlas.train.run import Event, Run, current_versions
 from convatlas.train.run_folder import (
@@ -40,7 +40,7 @@ from convatlas.train.run_folder import (
     LR_FINDER,
     UNREADABLE,
     new_folder,
-    removed_on_error,
+    remove_on_error,
     write_table,
 )
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunConfig, RunOptions
@@ -52,13 +52,13 @@ from convatlas.weights.read import Checkpoint
 def choose_recipe(
     recipe: str | Recipe | None, row: Variant, *, pretrained: bool, overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Return the recipe that is asked for, or else "finetune" for pretrained weights and the network's own for others.
+    """Return the recipe of a run: by default "finetune" with pretrained weights, else the network's own.
 
-    recipe: a recipe, its name, or a YAML file. overrides: other values of its fields.
+    recipe: a recipe, its name, or a YAML file. overrides: new values of its fields.
     """
     if recipe is None:
         recipe = "finetune" if pretrained else row.recipe
-    chosen = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
+    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     return chosen.replaced(overrides or {})
 
 
@@ -88,10 +88,10 @@ def preprocessing_for(
     The statistics are measured for images with more than 8 bits and for other channels than grayscale and RGB.
     """
     steps = base.for_resolution(resolution).for_channels(channels)
-    measured = source.statistics(channels, seed=seed, val_share=options.val_share, fold=options.fold)
-    if measured is None:
+    statistics = source.statistics(channels, seed=seed, val_share=options.val_share, fold=options.fold)
+    if statistics is None:
         return steps
-    return dataclasses.replace(steps, window=measured.window, mean=measured.mean, std=measured.std)
+    return dataclasses.replace(steps, window=statistics.window, mean=statistics.mean, std=statistics.std)
 
 
 def build_network(
@@ -140,19 +140,19 @@ def prepare_run(
     with process_settings(threads=execution.threads):
         # 1. what is trained: network, recipe, task
         name, row = resolve(model)
-        chosen = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
+        run_recipe = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
         spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
         if reads_clips(spec):
             raise RunError(f"{name}: reads clips; training on clips is not supported yet, choose a network for images")
         checkpoint = open_weights(weights, spec, name=name, row=row) if weights is not None else None
-        source = distributed.rank0_first(  # which downloads, and reads files that are new
+        source = distributed.rank0_first(  # downloads the data, or probes new files
             lambda report: open_data(data, download=data_options.download, progress=report), progress
         )
-        task = source.task.with_loss(chosen.loss)
+        task = source.task.with_loss(run_recipe.loss)
         channels = source.channels if data_options.channels is None else data_options.channels
 
         # 2. the network, built once; its kernels are compiled while the data is prepared
-        network = build_network(spec, task, channels, chosen, seed, checkpoint)
+        network = build_network(spec, task, channels, run_recipe, seed, checkpoint)
         fused_norms = execution.fused_norms and distributed.world_size == 1
         if device.type == "cpu" and fused_norms:
             fused_norm.compile_in_background(network)
@@ -161,14 +161,14 @@ def prepare_run(
         base = checkpoint.preprocessing if checkpoint else row.preprocessing
         preprocessing = preprocessing_for(source, base, spec.resolution, channels, seed, data_options)
         dataset = distributed.rank0_first(
-            lambda report: load_data(source, preprocessing, chosen, seed, data_options, report), progress
+            lambda report: load_data(source, preprocessing, run_recipe, seed, data_options, report), progress
         )
 
         # 4. how steps are executed: measured by one process for all
         plan = None
         if distributed.is_main:
             plan = choose_plan(
-                network, spec, classes=task.outputs, batch=chosen.micro_batch or chosen.batch, device=device,
+                network, spec, classes=task.outputs, batch=run_recipe.micro_batch or run_recipe.batch, device=device,
                 memory_format=execution.memory_format, precision=execution.precision, compiled=execution.compiled,
                 fused_norms=fused_norms,
             ).plan  # fmt: skip
@@ -183,7 +183,7 @@ def prepare_run(
             task=task,
             spec=spec,
             preprocessing=preprocessing,
-            recipe=chosen,
+            recipe=run_recipe,
             seed=seed,
             data_options=data_options,
             execution=dataclasses.replace(
@@ -194,18 +194,18 @@ def prepare_run(
             fingerprint=dataset.fingerprint(),
             versions=current_versions(device, plan, network),
         )  # fmt: skip
-        with removed_on_error(folder, is_main=distributed.is_main):
+        with remove_on_error(folder, is_main=distributed.is_main):
             run = Run(folder, config, dataset, network, plan, distributed)
             if find_lr:
-                found = run.find_lr(progress)
-                config = dataclasses.replace(config, recipe=chosen.replaced({"lr": found.suggestion}))
+                result = run.find_lr(progress)
+                config = dataclasses.replace(config, recipe=run_recipe.replaced({"lr": result.suggestion}))
                 run = Run(folder, config, dataset, network, plan, distributed)
-                charts.lr_finder(found.lrs, found.losses, found.suggestion, path=folder / LR_FINDER)
+                charts.lr_finder(result.lrs, result.losses, result.suggestion, path=folder / LR_FINDER)
             if distributed.is_main:
                 write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
         if distributed.is_main and dataset.unreadable:
             write_table(folder / UNREADABLE, [dataclasses.asdict(image) for image in dataset.unreadable])
-        if checkpoint:  # so that resuming does not need the file of the weights
+        if checkpoint:  # so that resuming does not need the weights file
             run.save()
     return run
 
@@ -258,12 +258,10 @@ def read_config(folder: Path) -> RunConfig:
 def _plan_of(config: RunConfig, distributed: Distributed) -> ExecutionPlan:
     """Return the execution plan that a run was started with."""
     execution = config.execution
-    return ExecutionPlan(
-        execution.memory_format,  # type: ignore[arg-type]  # "auto" was replaced when the run was prepared
-        execution.precision,  # type: ignore[arg-type]
-        execution.compiled,
-        execution.fused_norms and distributed.world_size == 1,
-    )
+    return ExecutionPlan.from_plain({  # "auto" was replaced when the run was prepared
+        "memory_format": execution.memory_format, "precision": execution.precision, "compiled": execution.compiled,
+        "fused_norms": execution.fused_norms and distributed.world_size == 1,
+    })  # fmt: skip
 
 
 def fit(
@@ -286,10 +284,10 @@ def fit(
 
     data: a data set by name, a folder, a table of images, or arrays (see docs/data.md).
     model: a name of the catalog, or a spec of one of its families.
-    weights: pretrained weights, as for `convatlas.build`; fresh ones by default. Other classes get a fresh head.
+    weights: pretrained weights, as for `convatlas.build`; by default random. The head is random if the classes differ.
     recipe: a Recipe, its name or a YAML file; by default "finetune" with weights, else the network's own.
-    overrides: other values of the recipe's fields, such as {"epochs": 3}.
-    seed: decides initial weights, order, augmentation and missing splits.
+    overrides: new values of the recipe's fields, such as {"epochs": 3}.
+    seed: of initial weights, order, augmentation and the val split, if the data has none.
     out: the run directory, new or empty; by default runs/<data>-<model>.
     find_lr: use the suggestion of the learning-rate finder.
     on_event: called with every Step and every Epoch.
@@ -317,10 +315,8 @@ def resume(folder: str | Path, *, on_event: Callable[[Event], None] | None = Non
 
 def _train(run: Run, on_event: Callable[[Event], None] | None, progress: Progress) -> Run:
     """Train a run to its end, with a progress bar."""
-    recipe = run.config.recipe
-    total = recipe.epochs * -(-len(run.dataset.train) // recipe.batch)
     for event in run.steps():
         if on_event:
             on_event(event)
-        progress(f"training: {event.describe()}", run.state.step, total)
+        progress(f"training: {event.describe()}", run.state.step, run.total_steps)
     return run

@@ -26,7 +26,7 @@ Logger = tuple[LogMetrics, Callable[[], None]]
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a logger needs to know about a run.
+    """The properties of a run that loggers use.
 
     run_id: the same for a resumed run. config: as written to run.json. start_step: steps before it are logged already.
     """
@@ -41,7 +41,7 @@ def _tensorboard(run: RunIdentity) -> Logger:
     import_optional("tensorboard", "tensorboard", where="log", error=RunError)
     from torch.utils.tensorboard import SummaryWriter
 
-    # what an interrupted run logged after its last checkpoint is logged again
+    # steps that an interrupted run logged after its last checkpoint are logged again
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.start_step)
 
     def log(metrics: Mapping[str, float], step: int) -> None:

@@ -16,12 +16,13 @@ from convatlas.system.devices import is_out_of_memory
 from convatlas.tasks.targets import Batch
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.distributed import Distributed
+from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, set_lr
 from convatlas.train.recipe import Recipe
 from convatlas.train.step import Step, StepRunner, first_nonfinite_layer, restore_buffers, seed_step
 
 MAX_SKIPPED_STEPS = 10
-"""Number of consecutive non-finite steps after which a training is given up."""
+"""Number of consecutive non-finite steps after which training stops with an error."""
 
 
 def train(
@@ -42,8 +43,8 @@ def train(
     """Train from step `start` to the end of the recipe, or without end; yield after each step.
 
     skipped: number of consecutive non-finite steps before `start`. plan: how steps are executed. ema: is updated after
-    every step. class_weights: (classes,), weights of the classes in the loss. distributed: this process among those of
-    the training.
+    every step. class_weights: (classes,), weights of the classes in the loss. distributed: the process
+    group.
     Everything random in a step (batch, augmentation, dropout) is a function of the seed and the step, so a training
     resumed at step n with the state of step n equals the uninterrupted one.
     A step whose loss or gradient is not finite is rolled back. Raises RunError that names the step and the first
@@ -60,11 +61,11 @@ def train(
         begin = first_batch if epoch == first_epoch else 0
         for number, batch in enumerate(_batches(loader, epoch, begin), epoch * loader.steps + begin):
             # learning rate and random numbers of this step
-            lr = recipe.lr_at(number, loader.steps)
+            lr = lr_at(recipe, number, loader.steps)
             set_lr(optimizer, lr)
             seed_step(seed, number, batch.device)
 
-            # forward and backward; the buffers are kept for a rollback
+            # forward and backward; copies of the buffers allow a rollback
             buffers = [buffer.clone() for buffer in network.buffers()]
             outputs, loss = runner.backward_with_oom_retry(batch, buffers)
 
@@ -73,7 +74,7 @@ def train(
             sums = torch.stack([loss, loader.task.train_metric(outputs, batch.targets).sum().to(loss)])
             distributed.all_reduce([sums])
 
-            # clip the gradients; one transfer from the device for everything that Python needs to know
+            # clip the gradients; one transfer from the device for all values
             norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
             if recipe.grad_clip:
                 nn.utils.clip_grads_with_norm_(parameters, recipe.grad_clip, norm)

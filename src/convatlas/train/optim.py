@@ -14,10 +14,10 @@ from convatlas.train.recipe import Recipe
 
 
 def param_groups_by_depth(network: Network) -> list[tuple[str, list[nn.Parameter]]]:
-    """Return (path, parameters) from the input to the output: the stem, each stage, the head; without empty ones.
+    """Return (path, parameters) from the input to the output: the stem, each stage, the head.
 
-    Auxiliary parts, which only training uses, are in the group of the head. For learning rates that fall with the
-    distance from the output (layer-wise decay).
+    Groups without parameters are left out. Auxiliary parts, which only training uses, are in the group of the head. For
+    learning rates that fall with the distance from the output (layer-wise decay).
     """
     parts = [("stem", network.stem), *((f"stages.{name}", stage) for name, stage in network.stages.named_children())]
     groups = [(path, list(part.parameters())) for path, part in parts]
@@ -31,7 +31,7 @@ def build_optimizer(recipe: Recipe, network: Network) -> optim.Optimizer:
     A group's "lr_scale" is its factor on the learning rate of a step. Biases and norms are not decayed.
     """
     groups: list[dict[str, Any]] = []
-    # frozen parts have groups of their own: fused optimizers want all parameters of a group to have started
+    # frozen parts get their own groups: fused optimizers require that all parameters of a group have a state
     by_depth = recipe.layer_decay < 1 or recipe.head_epochs > 0
     depths = param_groups_by_depth(network) if by_depth else [("all", list(network.parameters()))]
     matrices = {id(p) for name, p in network.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
@@ -66,7 +66,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: Network) -> None:
-        """Average in the weights after a step; integer buffers are copied."""
+        """Update the average with the weights after a step; integer buffers are copied."""
         self.steps += 1
         weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))

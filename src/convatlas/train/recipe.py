@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,11 +24,11 @@ class Recipe(Record):
     batch: images per step.
     micro_batch: images per forward pass, fewer than `batch` to save memory; their gradients are accumulated, so the
         update is that of the whole batch (batch norms see the smaller number). 0: the whole batch.
-    lr: highest learning rate. It grows from zero over `warmup` epochs ("onecycle": over a quarter of the training if
+    lr: peak learning rate. It rises from zero over `warmup` epochs ("onecycle": over a quarter of the training if
         that is longer), then stays ("constant") or falls along half a cosine ("cosine", "onecycle").
     momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
     weight_decay: for weights only, never for biases and norms.
-    grad_clip: largest norm of the gradient of all weights; a longer one is scaled down. 0: no clipping.
+    grad_clip: maximum norm of the gradient of all weights; a larger one is scaled down. 0: no clipping.
     loss: one of the task's losses; "auto" is the task's default (cross entropy, binary for multi-label data).
     label_smoothing: share of the target that is spread over all classes (cross entropies only).
     class_weight_power: a class's weight in the loss is its frequency to the power of -class_weight_power. 0: equal
@@ -39,7 +38,7 @@ class Recipe(Record):
     head_epochs: epochs at the start in which only the head is trained.
     layer_decay: factor on the learning rate from each stage to the one before it, from the head down to the stem.
     freeze_bn_stats: keep the running statistics of batch norms as they are.
-    patience: the training stops after this many epochs without a better val split. 0: never before the last epoch.
+    patience: number of epochs without an improvement on val after which training stops early. 0: no early stopping.
     dropout: rate of the dropout layers, or of one before the classifier. None: as in the network's paper.
     drop_path: rate of stochastic depth in the last residual branch, lower in earlier ones. None: as in the paper.
     shuffle: a new order each epoch; False keeps the order of the data.
@@ -76,28 +75,15 @@ class Recipe(Record):
                 raise SpecError(f"Recipe: {name} must be <= {limit} ({largest}), got {value}")
         check_loss(self.loss)
         if self.label_smoothing and self.loss not in ("auto", *SMOOTHED):
-            raise SpecError(f"Recipe: label_smoothing must be 0 for {self.loss}; only {' and '.join(SMOOTHED)} know it")
-
-    def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of `step`, counted from 0 over the whole training."""
-        total, done = self.epochs * steps_per_epoch, step + 1
-        rising = self.warmup * steps_per_epoch
-        if self.schedule == "onecycle":
-            rising = max(rising, 0.25 * total)
-        if done < rising:
-            return self.lr * done / rising
-        if self.schedule == "constant":
-            return self.lr
-        # from the top to nearly zero at the last step, which still moves a little
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (done - rising) / (total - rising + 1)))
+            raise SpecError(f"Recipe: label_smoothing must be 0 for {self.loss}; {' and '.join(SMOOTHED)} support it")
 
 
 RECIPES: dict[str, Recipe] = {
     # Small images and networks: shifts of up to 2 px stand in for distortions.
     # LeNet-5 (modern) on Fashion-MNIST: 90.5 % in 10 epochs, 35 s (docs/benchmarks.md).
     "default": Recipe(augment=Augment(max_shift=2)),
-    # Pretrained weights: the head alone for an epoch, then all layers, the stem slowest. Batch norms are trained along:
-    # with frozen statistics a learning rate of 0.01 diverges (freeze_bn_stats wants 0.002, for batches below 8).
+    # Pretrained weights: the head alone for an epoch, then all layers, the stem slowest. Statistics of batch norms
+    # are updated: with frozen ones (freeze_bn_stats, for batches below 8) lr=0.01 diverges and 0.002 works.
     # MobileNetV2 on hymenoptera: 93.6 % over five seeds, 22 s each (docs/benchmarks.md).
     "finetune": Recipe(
         epochs=5, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8, label_smoothing=0.1,
@@ -110,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
         augment=Augment(max_shift=4, flip=True, random_erasing=0.25),
     ),
     # Large images from scratch: Wightman et al. 2021 and torchvision's new recipe, without their most expensive parts.
-    # Never run to its end here.
+    # Not yet tested in a complete training.
     "imagenet": Recipe(
         epochs=100, batch=256, lr=0.5, weight_decay=5e-5, warmup=5, schedule="cosine", label_smoothing=0.1,
         ema_decay=0.9999,
@@ -133,10 +119,10 @@ RECIPES: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def recipe_named(name: str) -> Recipe:
+def get_recipe(name: str) -> Recipe:
     """Return a recipe by name, or from a YAML file; raises SpecError that suggests the nearest name.
 
-    A file holds the fields that differ from the recipe that its field `recipe` names ("default" if it has none).
+    A file contains the fields that differ from the recipe that its field `recipe` names ("default" if omitted).
     """
     if name.endswith((".yaml", ".yml")):
         return _read_yaml(Path(name))

@@ -17,7 +17,7 @@ def regularize(network: Network, *, dropout: float | None, drop_path: float | No
 
     dropout: rate of all dropout layers; a head without one gets one before its last linear layer.
     drop_path: probability that the last residual branch is dropped; it rises linearly from the first branch on.
-    None keeps what the network's paper has. Raises SpecError if the network has no place for the layer.
+    None keeps the rates of the network's paper. Raises SpecError if the network has no place for the layer.
     """
     if dropout is not None:
         _set_dropout(network, dropout)
@@ -29,7 +29,7 @@ def regularize(network: Network, *, dropout: float | None, drop_path: float | No
             )
         for number, branch in enumerate(branches, 1):
             branch._modules["drop"] = DropPath(drop_path * number / len(branches))
-    return network.train(network.training)  # new layers take the mode of the network
+    return network.train(network.training)  # new layers get the mode of the network
 
 
 def _set_dropout(network: Network, rate: float) -> None:

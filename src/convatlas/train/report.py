@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no other."""
+"""The report of a run: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.data.dataset import Dataset, Images
 from convatlas.draw import charts, style
-from convatlas.tasks.table import MetricTable, counted
+from convatlas.tasks.table import MetricTable, pluralize
 from convatlas.tasks.task import Calibration, Result
 from convatlas.train.settings import RunConfig
 
 MAX_ERRORS = 24
-"""Maximum number of wrong images that are shown."""
+"""Maximum number of incorrectly predicted images that are shown."""
 
 MAX_UNREADABLE = 50
 """Maximum number of unreadable files that are listed."""
@@ -40,7 +40,7 @@ image-rendering: auto; background: #f5f7f9; } figcaption { overflow-wrap: anywhe
 
 @dataclass(frozen=True)
 class ReportData:
-    """What a report is made of. history: one row of metrics for each epoch. seconds: of training."""
+    """The contents of a report. history: one row of metrics for each epoch. seconds: of training."""
 
     config: RunConfig
     dataset: Dataset
@@ -57,14 +57,14 @@ def report(data: ReportData) -> str:
     split = "test" if "test" in data.results else "val"
     result, images = data.results[split], dataset.splits[split]
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
-    chosen = " The best epoch was chosen on these images, so the result is optimistically biased."
+    caveat = " The best epoch was chosen on these images, so the result is optimistically biased."
     execution = config.execution
     parts = [
         f"<h1>{_text(config.model)} on {_text(dataset.name)}</h1>",
         f"<p class=quiet>{len(config.task.classes)} classes; {counts}; seed {config.seed}; {_text(execution.device)}, "
         f"{_text(execution.memory_format)}, {_text(execution.precision)}; {data.seconds:,.0f} s of training</p>",
         f"<p><span class=big>{_text(result.value_text)}</span> on {split}: {_text(result.text())}."
-        f"{chosen if split == 'val' else ''}</p>",
+        f"{caveat if split == 'val' else ''}</p>",
         _splits(data.results),
         "<h2>Learning curves</h2>",
         _figure(charts.curves(data.history, config.task.progress_columns)),
@@ -139,15 +139,15 @@ def _calibration(calibration: Calibration) -> list[str]:
 
 def _errors(result: Result, images: Images) -> list[str]:
     """Return the most confident errors, as images."""
-    shown = [
+    figures = [
         f'<figure><img alt="" src="{_data(_image(images.pixels[i]), "png")}"><figcaption>'
         f"<b class=wrong>{_text(prediction)}</b><br>is {_text(target)}<br>"
         f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
         for i, prediction, target in result.worst(MAX_ERRORS)
     ]
-    if not shown:
+    if not figures:
         return []
-    return ["<h2>Most confident errors</h2>", f"<div class=errors>{''.join(shown)}</div>"]
+    return ["<h2>Most confident errors</h2>", f"<div class=errors>{''.join(figures)}</div>"]
 
 
 def _image(pixels: Tensor) -> bytes:
@@ -166,7 +166,7 @@ def _unreadable(dataset: Dataset) -> list[str]:
     rows = [(image.path, image.reason.removeprefix(f"{image.path}: ")) for image in unreadable[:MAX_UNREADABLE]]
     more = len(unreadable) - MAX_UNREADABLE
     return [
-        f"<p>Skipped {counted(len(unreadable), 'unreadable image')}:</p>",
+        f"<p>Skipped {pluralize(len(unreadable), 'unreadable image')}:</p>",
         _table(("file", "reason"), rows),
         f"<p>and {more:,} more, in unreadable.csv</p>" if more > 0 else "",
     ]

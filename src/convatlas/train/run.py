@@ -31,9 +31,10 @@ from convatlas.train.finish import Evaluator, write_run_model
 from convatlas.train.loggers import Log, RunIdentity
 from convatlas.train.loop import train
 from convatlas.train.lr_finder import LRFinderResult, find_lr
+from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, build_optimizer
 from convatlas.train.report import ReportData, report
-from convatlas.train.run_folder import CHECKPOINT, CURVES, LAST, METRICS, MODEL, REPORT, locked, write_table
+from convatlas.train.run_folder import CHECKPOINT, CURVES, LAST, METRICS, MODEL, REPORT, lock_run, write_table
 from convatlas.train.settings import RunConfig
 from convatlas.train.step import Step
 from convatlas.train.swap_forward import restore_forwards
@@ -42,9 +43,9 @@ from convatlas.weights.modelfile import read_tensors
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch reached.
+    """The metrics of an epoch.
 
-    number: from 1 on. metrics: the task's training metric, and loss, accuracy and headline metric of val, by name.
+    number: from 1 on. metrics: the task's training metric, and the loss and epoch metrics of val, by name.
     skipped: number of non-finite steps. seconds: of training so far. best: whether it is the best epoch so far.
     """
 
@@ -79,13 +80,13 @@ class Epoch:
 
 
 Event = Step | Epoch
-"""What a run yields."""
+"""An event of `Run.steps`."""
 
 
 class Run:
     """A training and its directory; `steps()` trains and yields after each step and each epoch.
 
-    The constructor changes `network`: its layers are placed and replaced as the plan says.
+    The constructor changes `network`: the plan converts its weights and replaces forward passes.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class Run:
         self.folder, self.config, self.dataset, self.plan = folder, config, dataset, plan
         self.distributed = distributed or Distributed()
         self.device = resolve_device(config.execution.device)
-        # the order matters: parameters move to the device and take their memory format, norms are replaced, and only
-        # then optimizer and EMA take hold of them
+        # the order matters: parameters move to the device and get their memory format and norms are replaced before
+        # the optimizer and the EMA reference them
         self.network: Network = plan.place(network.to(self.device))
         if self.distributed.world_size > 1:
             sync_batch_norms(self.network, self.distributed)
@@ -118,9 +119,14 @@ class Run:
 
     @property
     def changed_versions(self) -> dict[str, tuple[str, str]]:
-        """{name: (version at the start, version now)} of those that differ; the last bits may then differ, too."""
+        """{name: (version at the start, current version)} of changed versions, which may change the last bits."""
         now = current_versions(self.device, self.plan, self.network)
         return {name: (old, now[name]) for name, old in self.config.versions.items() if now.get(name) != old}
+
+    @property
+    def total_steps(self) -> int:
+        """Number of steps of the whole training, if it does not stop early."""
+        return self.config.recipe.epochs * -(-len(self.dataset.train) // self.config.recipe.batch)
 
     @property
     def model_file(self) -> Path:
@@ -138,7 +144,7 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """A short text that identifies the run: a hash of its configuration and the place of its directory."""
+        """A short text that identifies the run: a hash of its configuration and its directory."""
         text = json.dumps([str(self.folder.resolve()), self.config.to_plain()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -156,7 +162,7 @@ class Run:
         """Train from the current state; yield every step, and after an epoch its metrics.
 
         Writes checkpoints; after the last epoch evaluates the best weights and writes the model file. Threads, malloc
-        settings and the state of the random number generator are the run's own while it trains, and put back after it.
+        settings and the state of the random number generator are set while it trains and restored afterwards.
         """
         if self.state.finished:
             return
@@ -164,7 +170,7 @@ class Run:
         identity = RunIdentity(self.folder, self.run_id, self.config.to_plain(), self.state.step)
         with (
             process_settings(threads=execution.threads, retain_malloc=self._retains_malloc),
-            locked(self.folder) if self.distributed.is_main else nullcontext(),
+            lock_run(self.folder) if self.distributed.is_main else nullcontext(),
         ):
             log = Log(identity, options.log if self.distributed.is_main else ())
             try:
@@ -230,7 +236,7 @@ class Run:
     def find_lr(self, progress: Progress | None = None) -> LRFinderResult:
         """Run the learning-rate finder on a copy of the network. Raises RunError if there are other processes."""
         if self.distributed.world_size > 1:
-            raise RunError("lr: the finder runs in one process; find the rate first, then give it to torchrun")
+            raise RunError("lr: the learning-rate finder runs in one process; run it first, then pass lr to torchrun")
         loader = self._loader()
         return find_lr(
             self.network, loader, self.config.recipe, seed=self.config.seed, plan=self.plan, progress=progress,
@@ -280,7 +286,7 @@ class Run:
             if result is not None:
                 state.best_score, state.best_loss = result.score, result.loss
             self._write_model(MODEL, self.trained, {} if result is None else {"val": result}, epoch=number)
-        lr = self.config.recipe.lr_at(state.step - 1, steps_per_epoch)
+        lr = lr_at(self.config.recipe, state.step - 1, steps_per_epoch)
         epoch = Epoch(number, lr, train_loss, skipped, state.seconds, metrics, best)
         state.history.append(epoch.to_plain())
         if self.distributed.is_main:
@@ -291,7 +297,7 @@ class Run:
     def finish(self) -> None:
         """Evaluate the last and the best weights on val and test and write both model files and the report.
 
-        `network` then has the best weights. `steps` calls it after the last epoch; a caller who stops earlier may.
+        `network` then has the best weights. `steps` calls it after the last epoch; call it to stop earlier.
         Raises RunError before the end of the first epoch.
         """
         if not self.state.history:

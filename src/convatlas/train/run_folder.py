@@ -43,8 +43,8 @@ def new_folder(out: str | Path | None, data: str, model: str) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the run directory against other processes, and remove what a killed write left there."""
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock the run directory against other processes, and remove partial files of interrupted writes."""
     with (folder / CONFIG).open() as config:
         if sys.platform != "win32":
             import fcntl
@@ -53,13 +53,13 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"{folder}: another process is training this run") from None
-        for leftover in folder.glob(f".*{PART}"):
-            leftover.unlink()
+        for partial in folder.glob(f".*{PART}"):
+            partial.unlink()
         yield
 
 
 @contextmanager
-def removed_on_error(folder: Path, *, is_main: bool) -> Iterator[None]:
+def remove_on_error(folder: Path, *, is_main: bool) -> Iterator[None]:
     """Remove a new run directory if the run cannot start."""
     try:
         yield

@@ -74,8 +74,8 @@ class Candidate:
     """A network within the budget, with the input that it would be trained with.
 
     params, macs: for one image. latency_s: lower quartile of the seconds for one image on this machine.
-    weights: "library:tag" of the pretrained weights, or empty. scores: on val after each rung of the search that it
-    took part in. error: why it could not be trained, or empty.
+    weights: "library:tag" of the pretrained weights, or empty. scores: on val after each of its rungs
+    in the search. error: why it could not be trained, or empty.
     """
 
     name: str
@@ -125,7 +125,7 @@ class ModelSelection:
 
     @property
     def warning(self) -> str:
-        """What to do if the search is inconclusive; empty if it is not."""
+        """What to do if the search is inconclusive; empty if it is conclusive."""
         if self.conclusive:
             return ""
         return (
@@ -168,8 +168,8 @@ def select_model(
 ) -> ModelSelection:
     """Find the networks of the catalog within a budget on this machine, and compare them by training on the data.
 
-    One network of each family is trained, the one with the most multiply-adds, but at most eight: those with the best
-    reported accuracy. Successive halving gives each rung an equal share of the time and keeps the better half.
+    The network with the most multiply-adds of each family is trained; of more than eight, those with the best reported
+    accuracy. Successive halving gives each rung an equal share of the time and keeps the better half.
     weights: "torchvision" or "timm": only networks with cached weights of this library, which they start from.
     recipe, overrides: as for `fit`; epochs and schedule are not used.
     search_time: seconds of training in total.
@@ -187,17 +187,17 @@ def select_model(
     with settings, progress_callback(progress) as report:
         source = open_data(data, download=data_options.download, progress=report)
         channels = source.channels if data_options.channels is None else data_options.channels
-        within = list(find_candidates(source, channels, budget, data_options, weights))
-        within = measure_latency(within, source, channels, budget, device, report)
-        if not within:
+        candidates = list(find_candidates(source, channels, budget, data_options, weights))
+        candidates = measure_latency(candidates, source, channels, budget, device, report)
+        if not candidates:
             cached = f" with cached {weights} weights" if weights else ""
             fix = ", or download some with `convatlas weights pull`" if weights else ""
-            raise RunError(f"budget: no network of the catalog{cached} is within it on this machine; raise it{fix}")
-        finalists = choose_finalists(within)
+            raise RunError(f"budget: too low for every network of the catalog{cached} on this machine; raise it{fix}")
+        finalists = choose_finalists(candidates)
         search = _Search(source, channels, recipe, overrides or {}, seed, device, data_options, execution)
         selection = search.run(finalists, search_time, report)
     names = {candidate.name for candidate in selection.candidates}
-    others = sorted((each for each in within if each.name not in names), key=lambda each: each.latency_s)
+    others = sorted((each for each in candidates if each.name not in names), key=lambda each: each.latency_s)
     return dataclasses.replace(selection, candidates=(*selection.candidates, *others))
 
 
@@ -241,9 +241,9 @@ def find_candidates(
                 network = build_fresh(spec, classes=source.task.outputs, channels=channels, device="meta")
             except SpecError:
                 continue  # the family has no stem for small images, or is too deep for the resolution
-            counted = cost(network)
-            if counted.parameters <= budget.params and counted.macs <= budget.macs:
-                yield Candidate(name, family, stem, resolution, counted.parameters, counted.macs, weights=weights)
+            total = cost(network)
+            if total.parameters <= budget.params and total.macs <= budget.macs:
+                yield Candidate(name, family, stem, resolution, total.parameters, total.macs, weights=weights)
 
 
 def _cached_weights(name: str, library: str) -> str | None:
@@ -287,7 +287,7 @@ def choose_finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class _Search:
-    """What all trials of a model selection have in common."""
+    """The arguments that all trials of a model selection share."""
 
     source: Source
     channels: int

@@ -1,4 +1,4 @@
-"""Options of a run, in three records by who cares: the data, the execution, the bookkeeping; and its configuration."""
+"""Options of a run (data, execution, bookkeeping), and the configuration that run.json contains."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DataOptions(Record):
     val_share: share of the training images that is split off to choose the best epoch, if the data has no val split;
         with 0, all are trained on and the last epoch counts.
     fold: (number, count): this one of `count` folds is the val split instead.
-    max_unreadable: share of unreadable images that is skipped and listed before the run refuses to start.
+    max_unreadable: maximum share of unreadable images, which are skipped and listed; the run does not start above it.
     download: allow to download a data set given by name.
     """
 
@@ -45,7 +45,7 @@ class DataOptions(Record):
 
 @dataclass(frozen=True)
 class ExecutionOptions(Record):
-    """On what and how training steps are executed; "auto" measures what is fastest on this machine.
+    """Device and execution of training steps; "auto" selects what is fastest on this machine.
 
     device: "cpu", "cuda", "mps" or "auto".
     threads: CPU threads; torch's own number by default. The order of sums, and so the last bits, depend on it.
@@ -86,7 +86,7 @@ class RunOptions(Record):
 class RunConfig(Record):
     """Everything that determines a run, as written to run.json.
 
-    weights: what the training started from, as it was named; empty for fresh weights.
+    weights: the pretrained weights, as the user named them; empty for random weights.
     """
 
     version = 1
@@ -105,7 +105,3 @@ class RunConfig(Record):
     options: RunOptions
     fingerprint: str
     versions: Mapping[str, str]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.task.classes

@@ -86,7 +86,7 @@ class StepRunner:
                 piece_outputs, loss = self.task.training_loss(
                     self.network, self.forward, inputs, targets, self.criterion
                 )
-            # a process may have no images of this batch; its synchronized norms take part all the same
+            # a process may have no images of this batch; its synchronized norms must communicate nevertheless
             loss = loss * (len(inputs) / batch.size) if len(inputs) else piece_outputs.sum() * 0
             loss.backward()
             outputs.append(_detach(piece_outputs))
@@ -101,8 +101,8 @@ class StepRunner:
     def backward_with_oom_retry(self, batch: Batch, buffers: Sequence[Tensor]) -> tuple[Any, Tensor]:
         """Run `backward`; when out of memory, halve the micro-batch and try again.
 
-        buffers: the network's buffers before the step, for another try.
-        Raises RunError if there is no memory for one image, or if other processes would have to follow.
+        buffers: copies of the network's buffers before the step, which a retry restores.
+        Raises RunError if there is no memory for one image, and in distributed training, where all ranks must agree.
         """
         while True:
             try:
@@ -152,19 +152,19 @@ def seed_step(seed: int, number: int, device: torch.device) -> None:
 @torch.no_grad()
 def first_nonfinite_layer(network: nn.Module, batch: Batch) -> str:
     """Return the first layer, in order of the forward pass, whose weights or output are not finite."""
-    found: list[str] = []
+    nonfinite: list[str] = []
 
-    def look(path: str) -> Callable[..., None]:
+    def watch(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, _: object, output: Any) -> None:
             if any(not parameter.isfinite().all() for parameter in layer.parameters()):
-                found.append(f"the weights of {path}")
+                nonfinite.append(f"the weights of {path}")
             elif isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(f"the output of {path}")
+                nonfinite.append(f"the output of {path}")
 
         return hook
 
     leaves = [(path, layer) for path, layer in network.named_modules() if not list(layer.children())]
-    handles = [layer.register_forward_hook(look(path)) for path, layer in leaves]
+    handles = [layer.register_forward_hook(watch(path)) for path, layer in leaves]
     try:
         inputs = batch.inputs if isinstance(batch.inputs, list) else [batch.inputs]
         if not all(each.isfinite().all() for each in inputs):
@@ -173,4 +173,4 @@ def first_nonfinite_layer(network: nn.Module, batch: Batch) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "the loss itself"
+    return nonfinite[0] if nonfinite else "the loss itself"

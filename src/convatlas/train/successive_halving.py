@@ -26,7 +26,7 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """scores: after each rung that the trial took part in. error: why it failed, if it did."""
+    """scores: after each rung of the trial. error: why it failed; empty if it did not."""
 
     scores: tuple[float, ...] = ()
     error: str = ""
@@ -66,9 +66,9 @@ def successive_halving(trials: Sequence[Trial], seconds: float, *, progress: Pro
         ranked = sorted(
             (index for index in remaining if not records[index].error), key=lambda index: -records[index].scores[-1]
         )
-        kept = math.ceil(len(remaining) / 2)
-        eliminated = [*ranked[kept:], *failed, *eliminated]
-        remaining = ranked[:kept]
+        half = math.ceil(len(remaining) / 2)
+        eliminated = [*ranked[half:], *failed, *eliminated]
+        remaining = ranked[:half]
         if len(remaining) < 2:
             break
     return HalvingResult((*remaining, *eliminated), tuple(records), tuple(rung_seconds))

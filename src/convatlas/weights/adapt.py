@@ -40,20 +40,19 @@ def load_into(
     fresh_head: keep the initial values of the head even if the number of classes is the same.
     Raises WeightsError if any other tensor does not fit.
     """
-
     state = network.state_dict()
     channels = network.input_shape[0]
     same_channels = channels == checkpoint.channels
     same_classes = num_classes == checkpoint.num_classes
 
     # a tensor depends on classes or channels if its shape does, so that no family needs a list of such tensors;
-    # another network is built only where the shapes of this one do not tell
+    # other networks are built (without memory) only if the shapes of this one do not determine that
     @cache
     def shapes(extra_classes: int, extra_channels: int) -> dict[str, Tensor]:
         if (extra_classes, extra_channels) == (0, 0) and same_classes and same_channels:
             return state
-        classes, wide = checkpoint.num_classes + extra_classes, checkpoint.channels + extra_channels
-        return build_fresh(spec, classes=classes, channels=wide, device="meta").state_dict()
+        num_classes, num_channels = checkpoint.num_classes + extra_classes, checkpoint.channels + extra_channels
+        return build_fresh(spec, classes=num_classes, channels=num_channels, device="meta").state_dict()
 
     def by_class(key: str, tensor: Tensor) -> bool:
         return bool(shapes(1, 0)[key].shape != tensor.shape)

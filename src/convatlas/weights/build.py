@@ -34,8 +34,8 @@ def build(
     weights: "torchvision:TAG" or "timm:TAG", downloaded unless cached; a model file; or a checkpoint of convatlas or
         of another library. By default the weights are drawn from torch's random generator.
     input_channels: how the weights of the first convolution are made if `channels` is not that of the weights.
-    If `classes` is not the number of the weights' classes, the head is fresh. Every other tensor must fit exactly;
-    WeightsError says what does not.
+    If `classes` differs from the number of classes of the weights, the head is initialized anew. Raises WeightsError
+    that names the tensor if any other tensor does not fit exactly.
     Returns a Network: (n, channels, resolution, resolution) -> (n, classes).
     """
     if weights is None:

@@ -30,11 +30,11 @@ from convatlas.tasks.task import Calibration, Task
 
 @dataclass(frozen=True)
 class Header(Record):
-    """Everything about the weights but their values.
+    """Everything in a model file besides the weights.
 
     task: what the network predicts, with the names of its classes and the loss of its training.
     calibration: what was fitted on the val split.
-    training: recipe, seed, data, fingerprint, versions: how the weights came about.
+    training: how the weights were trained: recipe, seed, data, fingerprint, versions.
     metrics: split -> metric -> value.
     license: what the owner of the weights allows; empty if it is not stated.
     """
@@ -89,10 +89,10 @@ def read_model_file(path: str | Path) -> tuple[Network, Header]:
     path = Path(path)
     header, tensors = read_tensors(path)
     try:
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in _build(header, "meta").state_dict().items()}
-        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        if found != shapes:
-            wrong = sorted(name for name in {**shapes, **found} if shapes.get(name) != found.get(name))
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in _build(header, "meta").state_dict().items()}
+        actual = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if actual != expected:
+            wrong = sorted(name for name in {**expected, **actual} if expected.get(name) != actual.get(name))
             raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {', '.join(wrong[:5])}")
         with torch.random.fork_rng(devices=[]):
             network = _build(header, "cpu")
@@ -144,11 +144,11 @@ def parse_header(path: Path, text: str) -> Header:
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the sha256 of a header and weights, on whatever device and in whatever memory format they are."""
-    summed = hashlib.sha256(text.encode())
+    sha256 = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        summed.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        summed.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return summed.hexdigest()
+        sha256.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        sha256.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def _build(header: Header, device: str) -> Network:

@@ -44,7 +44,7 @@ def open_weights(weights: str | Path, spec: Spec, *, name: str, row: Variant) ->
         renamed = {name: tensor for key, tensor in tensors.items() if (name := rename(key, rules(spec)))}
         if sizes := _find_sizes(spec, renamed):
             return Checkpoint(tensors, *sizes, path, row.preprocessing, each)
-    # no names match: `match_checkpoint` will raise an error that says what differs
+    # no names match: `match_checkpoint` will raise an error that lists the differences
     return Checkpoint(tensors, row.classes, row.preprocessing.channels, path, row.preprocessing)
 
 

@@ -26,10 +26,10 @@ from convatlas.system.extras import is_installed
 class Weights:
     """One set of published weights.
 
-    network: name of the network in the catalog. library, tag: who publishes the weights, and their name there.
+    network: name of the network in the catalog. library, tag: the publisher of the weights, and their name there.
     sha256_prefix: the published part of the file's SHA-256, often its first 8 digits; empty if none is published.
     license: empty if none is stated.
-    reported_metrics: what the publisher measured, such as {"ImageNet-1K acc@1": 80.858}.
+    reported_metrics: as measured by the publisher, such as {"ImageNet-1K acc@1": 80.858}.
     recipe_url: where the publisher describes the training.
     """
 
@@ -167,7 +167,7 @@ def _read_timm(network: str, upstream_name: str) -> list[Weights]:
             continue
         resolution = config.input_size[-1]
         hub_id = f"{config.hf_hub_id}{full_name}" if str(config.hf_hub_id).endswith("/") else config.hf_hub_id
-        # a file that timm did not make has the tensor names of its maker; the copy on the hub has timm's names
+        # a file that was not made for timm has its author's tensor names; the copy on the hub has timm's names
         timm_url = config.url if "pytorch-image-models" in (config.url or "") or not config.hf_hub_id else ""
         url = timm_url or f"https://huggingface.co/{hub_id}/resolve/main/model.safetensors"
         preprocessing = Preprocessing(

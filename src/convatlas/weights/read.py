@@ -25,8 +25,8 @@ class Checkpoint:
 
     tensors: by the names in the file. num_classes, channels: outputs and input channels of the network.
     where: the file or the name of the weights, for error messages.
-    preprocessing: what the network's images went through.
-    library: whose names the tensors have; None if unknown. class_names: empty if unknown.
+    preprocessing: of the images that the network was trained on.
+    library: the library whose tensor names the file uses; None if unknown. class_names: empty if unknown.
     """
 
     tensors: Mapping[str, Tensor]
@@ -83,7 +83,7 @@ def match_checkpoint(spec: Spec, checkpoint: Checkpoint, expected: Mapping[str, 
 
     The rules are those of its library, or if that is unknown, the first ones that match exactly.
     expected: the state dict of a network with the checkpoint's classes and channels.
-    Raises WeightsError that says for each library what does not match.
+    Raises WeightsError that lists for each library what does not match.
     """
     failures: dict[str, list[str]] = {}
     for library, rules in key_mappings(spec).items():

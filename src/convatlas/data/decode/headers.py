@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from convatlas.data.decode.files import NPY, TIFF, decoder_errors, read_bytes
-from convatlas.data.decode.formats import (
+from convatlas.data.decode.decoders import (
     CUT_MODES,
     ORIENTATION,
     is_high_bit_depth,
@@ -20,6 +19,7 @@ from convatlas.data.decode.formats import (
     read_tiff,
     samples_per_pixel,
 )
+from convatlas.data.decode.files import NPY, TIFF, decoder_errors, read_bytes
 from convatlas.errors import DataError
 
 _GRAYSCALE = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L"))

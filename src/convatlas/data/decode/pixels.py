@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.decode.decoders import pillow_values, read_values
 from convatlas.data.decode.files import read_bytes
-from convatlas.data.decode.formats import pillow_values, read_values
 from convatlas.errors import DataError
 
 Window = tuple[float, float]

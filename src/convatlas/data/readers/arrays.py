@@ -29,7 +29,7 @@ def array_source(
     """Return the source of splits (images, targets): images (n, h, w) or (n, h, w, channels) of one size.
 
     Values have 8 or 16 bits, or are floats, where 0 to 1 is black to white unless other values occur. The
-    targets decide the task: class numbers (n,), or 0 and 1 (n, classes) for multi-label classification.
+    targets determine the task: class numbers (n,), or 0 and 1 (n, classes) for multi-label classification.
     """
     if classes is not None and len(set(classes)) != len(classes):
         raise DataError(f"{where}: classes: the names must differ, got {', '.join(classes[:10])}")
@@ -56,9 +56,9 @@ def _task_of(
     where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None
 ) -> tuple[Task, dict[str, Targets]]:
     for kind in reversed(TASKS.values()):
-        found = kind.from_arrays(where, arrays, classes)
-        if found is not None:
-            return found
+        result = kind.from_arrays(where, arrays, classes)
+        if result is not None:
+            return result
     shapes = ", ".join(f"{split} {array.dtype} {array.shape}" for split, array in arrays.items())
     raise DataError(
         f"{where}: labels must be class numbers (n,) in all splits, or 0 and 1 (n, classes) in all, got {shapes}"
@@ -83,9 +83,10 @@ def _to_pixels(images: Any, split: str, where: object) -> tuple[Tensor, bool]:
 
 
 def read_npz(path: Path) -> Source:
-    """Read a NumPy file with `x` and `y`, and perhaps `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names).
+    """Read a NumPy file with `x` and `y`, optionally `x_val`, `y_val`, `x_test`, `y_test` and `classes` (names).
 
-    y: class numbers (n,), or 0 and 1 (n, classes) for multi-label classification.
+    y: class indices (n,), or 0 and 1 (n, classes) for multi-label classification. `x_train` and `y_train` replace `x`
+        and `y`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -1,4 +1,4 @@
-"""Sources whose images are files."""
+"""Data sources that consist of image files."""
 
 from __future__ import annotations
 

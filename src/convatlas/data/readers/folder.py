@@ -21,17 +21,17 @@ from convatlas.tasks.targets import Targets
 
 
 def read_image_folder(folder: Path, *, progress: Progress | None = None) -> Source:
-    """Read `train/<class>/...`, `val/<class>/...` and perhaps `test/<class>/...`, or `<class>/...` to be split."""
+    """Read `train/<class>/...`, optionally `val/...` and `test/...`; or `<class>/...` without splits."""
     # a class may be called "train" or "test", too; the folder of a split contains folders
     folders = {name.lower(): folder / name for name in _folders_in(folder) if _folders_in(folder / name)}
     parts: dict[str, Path | None] = {}
     for split, known in SPLIT_FOLDERS.items():
-        found = [folders[name] for name in known if name in folders]
-        if len(found) > 1:
+        matches = [folders[name] for name in known if name in folders]
+        if len(matches) > 1:
             raise DataError(
-                f"{folder}: {' and '.join(p.name for p in found)} are both the {split} split; keep one of them"
+                f"{folder}: {' and '.join(p.name for p in matches)} are both the {split} split; keep one of them"
             )
-        parts[split] = found[0] if found else None
+        parts[split] = matches[0] if matches else None
     train = parts["train"]
     if train is None and any(parts.values()):
         present = next(path for path in parts.values() if path)
@@ -77,7 +77,7 @@ def _list_images(root: Path, classes: Sequence[str]) -> Samples:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return what `list_image_files` finds as paths."""
+    """Return the files of `list_image_files` as paths."""
     return [Path(file) for file in list_image_files(folder)]
 
 

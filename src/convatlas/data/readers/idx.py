@@ -57,23 +57,23 @@ def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != math.prod(shape):
         raise DataError(
-            f"{path}: must hold as many bytes as its header says, {shape}, got {body.size}; download it again"
+            f"{path}: must contain {math.prod(shape)} bytes for the shape {shape}, got {body.size}; download it again"
         )
     return body.reshape(shape)
 
 
 def has_idx_files(folder: Path) -> bool:
-    """Return whether a folder holds any of the four IDX files."""
+    """Return whether a folder contains any of the four IDX files."""
     return any(_idx_file(folder, part) for part in IDX_PARTS.values())
 
 
 def read_idx_folder(folder: Path) -> Source:
     """Read a folder with the four IDX files of MNIST, Fashion-MNIST or a data set in their format."""
-    found = {part: _idx_file(folder, name) for part, name in IDX_PARTS.items()}
-    missing = [name for part, name in IDX_PARTS.items() if found[part] is None]
+    paths = {part: _idx_file(folder, name) for part, name in IDX_PARTS.items()}
+    missing = [name for part, name in IDX_PARTS.items() if paths[part] is None]
     if missing:
         raise DataError(f"{folder}: IDX files are missing: {', '.join(missing)} (with or without .gz)")
-    files = {part: file for part, file in found.items() if file is not None}
+    files = {part: file for part, file in paths.items() if file is not None}
     labels = {split: read_idx(files[split, "labels"]) for split in ("train", "test")}
     digest = hashlib.sha256(struct.pack(">II", 2049, len(labels["train"])) + labels["train"].tobytes()).hexdigest()
     count = int(max(split.max(initial=0) for split in labels.values())) + 1

@@ -1,4 +1,4 @@
-"""A table of images (CSV, TSV, Parquet): one row for each, with its file, its targets, perhaps its split and group."""
+"""Tables of images (CSV, TSV, Parquet): one row for each, with its file and targets, optionally split and group."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = {
     "split": ("split", "set", "fold"),
     "group": ("group", "patient", "subject", "source"),
 }
-"""Known names of each column; the first one that the table has counts."""
+"""Accepted names of each column, by priority."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class _Columns:
 
 
 def read_image_table(table: Path, *, progress: Progress | None = None) -> Source:
-    """Read a table of images. The other columns are read by the task that knows them.
+    """Read a table of images. The task reads the columns of the targets.
 
     `file` is relative to the table's own folder. `label` holds the class of an image; for multi-label classification,
     `labels` lists them, separated by |, or each class has a column of 0 and 1. Images of one `group`, such as those of
-    one patient, are never on both sides of a split that is made here.
+    one patient, are never split between train and val.
     """
     columns: _Columns | None = None
     rows: dict[str, list[TableRow]] = {}
@@ -85,20 +85,19 @@ def _number_groups(groups: Mapping[str, list[str]], paths: Mapping[str, list[str
 
 
 def _find_columns(table: Path, names: Sequence[str]) -> _Columns:
-    """Return what each column of a table is for; raises DataError if no task knows the targets."""
+    """Return the columns of a table by their use; raises DataError if no task recognizes the targets."""
 
-    def find(known: Sequence[str]) -> str:
-        return next((name for called in known for name in names if name.lower() == called), "")
+    def first_of(accepted: Sequence[str]) -> str:
+        return next((name for each in accepted for name in names if name.lower() == each), "")
 
-    file = find(COLUMNS["file"])
+    file = first_of(COLUMNS["file"])
     # a column with another name than these two may hold targets
-    reserved = {file, find(("split",)), find(("group",))}
+    reserved = {file, first_of(("split",)), first_of(("group",))}
     for task in reversed(TASKS.values()):
         labels = task.label_columns(names, tuple(reserved))
         if labels:
-            rest = {what: find(COLUMNS[what]) for what in ("split", "group")}
-            free = {what: "" if name in labels else name for what, name in rest.items()}
-            return _Columns(file, free["split"], free["group"], labels, task)
+            split, group = (first_of(COLUMNS[use]) for use in ("split", "group"))
+            return _Columns(file, "" if split in labels else split, "" if group in labels else group, labels, task)
     raise DataError(f"{table}: no labels; expected a column label, labels, or one of 0 and 1 for each class")
 
 
@@ -124,10 +123,10 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if table.suffix.lower() == ".parquet":
         parquet = import_optional("pyarrow.parquet", "convatlas[data]", where=table, error=DataError)
         try:
-            read = parquet.read_table(table).to_pylist()
+            records = parquet.read_table(table).to_pylist()
         except (OSError, ValueError) as error:
             raise DataError(f"{table}: not a Parquet table ({error})") from error
-        for line, row in enumerate(read, 1):
+        for line, row in enumerate(records, 1):
             yield line, {str(key).strip(): _text(value) for key, value in row.items()}
         return
     try:

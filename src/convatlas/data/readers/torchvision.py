@@ -1,4 +1,4 @@
-"""Data sets of torchvision, by name: arrays, or image files that are read like all others."""
+"""Data sets of torchvision, by name: arrays or image files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_torchvision(
     name: str, root: Path | None = None, *, download: bool = False, progress: Progress | None = None
 ) -> Source:
     """Read a data set of torchvision from `root`, or from the cache; `download` allows to download it there."""
-    known, folder = SETS[name], root or cache_folder() / name
+    data_set, folder = SETS[name], root or cache_folder() / name
     if download and offline():
         raise DataError(f"{name}: {OFFLINE}")
     try:
@@ -80,29 +80,29 @@ def read_torchvision(
 
         if download:
             folder.mkdir(parents=True, exist_ok=True)
-        kind = getattr(datasets, known.kind)
-        read = {split: kind(folder, download=download, **options) for split, options in known.splits.items()}
+        kind = getattr(datasets, data_set.kind)
+        parts = {split: kind(folder, download=download, **options) for split, options in data_set.splits.items()}
     except (RuntimeError, OSError, ImportError, ValueError) as error:
         fix = "" if download else "; download it with `fit --download`, or give the folder that contains it"
         raise DataError(f"{name} is missing or incomplete in {folder}: {brief(error)}{fix}") from error
     location = name if root is None else str(folder.resolve())
-    if known.files:
-        return _file_set(name, location, read, progress)
+    if data_set.files:
+        return _file_set(name, location, parts, progress)
     splits = {}
-    for split, part in read.items():
+    for split, part in parts.items():
         pixels = np.asarray(part.data)
         labels = np.asarray(part.labels if name in ("stl10", "svhn") else part.targets)
         splits[split] = (pixels.transpose(0, 2, 3, 1) if name in ("stl10", "svhn") else pixels, labels)
-    classes = tuple(map(str, getattr(read["train"], "classes", range(10))))
+    classes = tuple(map(str, getattr(parts["train"], "classes", range(10))))
     return array_source(name, location, splits, folder, classes)
 
 
-def _file_set(name: str, location: str, read: Mapping[str, Any], progress: Progress | None) -> Source:
+def _file_set(name: str, location: str, parts: Mapping[str, Any], progress: Progress | None) -> Source:
     """Return a data set of torchvision whose images are files."""
-    pairs = {split: _pairs(part) for split, part in read.items()}
+    pairs = {split: _pairs(part) for split, part in parts.items()}
     count = 1 + max(label for part in pairs.values() for _, label in part)
-    named = getattr(read["train"], "classes", None) or range(count)
-    classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in named)
+    names = getattr(parts["train"], "classes", None) or range(count)
+    classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in names)
     splits = {
         split: Samples([path for path, _ in part], Targets(label=torch.tensor([label for _, label in part])))
         for split, part in pairs.items()
@@ -111,7 +111,7 @@ def _file_set(name: str, location: str, read: Mapping[str, Any], progress: Progr
 
 
 def _pairs(part: Any) -> list[tuple[str, int]]:
-    """Return (file, class number) of the images of a split; torchvision keeps them under different names."""
+    """Return (file, class number) of the images of a split; their attributes differ between data sets."""
     for name in ("samples", "_samples"):
         if hasattr(part, name):
             return [(str(path), int(label)) for path, label in getattr(part, name)]

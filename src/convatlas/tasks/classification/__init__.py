@@ -1,1 +1,1 @@
-"""Image classification, with one label or several for each image."""
+"""Single-label and multi-label image classification."""

@@ -1,4 +1,4 @@
-"""Losses, and how outputs that were trained with them become probabilities."""
+"""Losses, and the probabilities of outputs that were trained with them."""
 
 from __future__ import annotations
 
@@ -51,47 +51,48 @@ def margin(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     `outputs` are the lengths |v| of the classes' capsules, T is 1 for the true class (Sabour et al. 2017, equation 4).
     """
     truth = one_hot(labels, outputs.shape[1])
-    there, absent = (0.9 - outputs).clamp(min=0).square(), (outputs - 0.1).clamp(min=0).square()
-    return (truth * there + 0.5 * (1 - truth) * absent).sum(1)
+    present, absent = (0.9 - outputs).clamp(min=0).square(), (outputs - 0.1).clamp(min=0).square()
+    return (truth * present + 0.5 * (1 - truth) * absent).sum(1)
 
 
 def binary_cross_entropy(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """-log of the probability that each class is there, or is not: (n, classes); `smoothing` draws targets to 1/2."""
+    """-log of the probability that each class is present, or absent: (n, classes); `smoothing` moves targets to 1/2."""
     return F.binary_cross_entropy_with_logits(outputs, labels + smoothing * (0.5 - labels), reduction="none")
 
 
 EASY, MARGIN = 4.0, 0.05
-"""The focusing of absent classes and the shift of their probability that the authors of the asymmetric loss use."""
+"""Focusing exponent of absent classes and shift of their probability, as in the authors' code."""
 
 
 def asymmetric(outputs: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """-log p where the class is there, and -q⁴ log(1 - q) with q = max(p - 0.05, 0) where it is not: (n, classes).
+    """-log p for a present class, -q⁴ log(1 - q) with q = max(p - 0.05, 0) for an absent one: (n, classes).
 
-    The many absent classes that are easy do not count (Ridnik et al. 2021, equation 7, with their constants).
+    Easy absent classes hardly contribute (Ridnik et al. 2021, equation 7, with their constants).
     """
     p = outputs.sigmoid()
     shifted = (p - MARGIN).clamp(min=0)
-    there, absent = F.logsigmoid(outputs), shifted.pow(EASY) * torch.log1p(-shifted)
-    return -(labels * there + (1 - labels) * absent)
+    present, absent = F.logsigmoid(outputs), shifted.pow(EASY) * torch.log1p(-shifted)
+    return -(labels * present + (1 - labels) * absent)
 
 
-def _normalized(outputs: Tensor) -> Tensor:
-    """Return non-negative outputs, such as the lengths of capsules, made to sum to one."""
+def _normalize(outputs: Tensor) -> Tensor:
+    """Return non-negative outputs, such as the lengths of capsules, scaled to a sum of one."""
     lengths = outputs.clamp(min=1e-9)
     return lengths / lengths.sum(1, keepdim=True)
 
 
 def _expectation(outputs: Tensor) -> Tensor:
-    """Outputs trained on targets +-1 with squared error estimate 2p - 1; return p, made to sum to one."""
+    """Outputs trained on targets +-1 with squared error estimate 2p - 1; return p, scaled to a sum of one."""
     p = ((outputs + 1) / 2).clamp(min=1e-6)
     return p / p.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss (outputs, labels, label_smoothing) -> one value for each image, and how its outputs become probabilities.
+    """A loss and the probabilities of outputs trained with it.
 
-    logits: whether the outputs are logits, which a temperature calibrates. smoothing: whether it knows label smoothing.
+    function: (outputs, labels, label_smoothing) -> (n,), or (n, classes) for multi-label classification.
+    logits: whether outputs are logits, which a temperature calibrates. smoothing: whether it supports label smoothing.
     """
 
     function: Callable[[Tensor, Tensor, float], Tensor]
@@ -109,18 +110,18 @@ SINGLE_LABEL: dict[str, Loss] = {
     "focal": Loss(focal, _softmax),
     "squared_error": Loss(squared_error, _expectation, logits=False),
     "lecun_map": Loss(maximum_a_posteriori, _softmax),
-    "margin": Loss(margin, _normalized, logits=False),
+    "margin": Loss(margin, _normalize, logits=False),
 }
-"""Losses for one label for each image; labels are class numbers (n,), or class shares (n, classes) of mixed images."""
+"""Losses of single-label classification; labels are class indices (n,), or shares (n, classes) of mixed images."""
 
 MULTILABEL: dict[str, Loss] = {
     "binary_cross_entropy": Loss(binary_cross_entropy, Tensor.sigmoid, smoothing=True),
     "asymmetric": Loss(asymmetric, Tensor.sigmoid),
 }
-"""Losses for several labels for each image: labels and losses are (n, classes)."""
+"""Losses of multi-label classification; labels and losses are (n, classes)."""
 
 SMOOTHED = tuple(name for name, loss in {**SINGLE_LABEL, **MULTILABEL}.items() if loss.smoothing)
-"""The losses that know label smoothing."""
+"""The losses that support label smoothing."""
 
 
 def mean_loss(

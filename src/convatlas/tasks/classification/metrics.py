@@ -70,38 +70,38 @@ def fit_temperature(outputs: Tensor, labels: Tensor) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.25), np.log(10)), method="bounded").x))
 
 
-def accuracy_interval(correct: int, count: int, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of an accuracy: images are resampled with replacement `draws` times."""
-    shares = np.random.default_rng(seed).binomial(count, correct / count, draws) / count
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of an accuracy: 10,000 samples of the images with replacement."""
+    shares = np.random.default_rng(0).binomial(count, correct / count, 10_000) / count
     low, high = np.quantile(shares, (0.025, 0.975))
     return float(low), float(high)
 
 
 def _precisions(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the average precision of one class (draws,), where image i counts weights[draw, i] times.
+    """Return the average precision of one class in each sample (samples,), which has image i weights[sample, i] times.
 
     The mean, over the images of the class, of the precision among all that are at least as probable.
     """
     ordered, order = probabilities.sort(descending=True)
     counted = weights[:, order]
     hits = counted * labels[order]
-    # equally probable images come together: each sees the last one's sums
+    # equally probable images have one rank: all get the sums at the last of them
     last = torch.searchsorted(-ordered.contiguous(), -ordered.contiguous(), right=True) - 1
     precision = hits.cumsum(1)[:, last] / counted.cumsum(1)[:, last].clamp(min=1)
     return (precision * hits).sum(1) / hits.sum(1)
 
 
 def average_precisions(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Return the average precision of each class, as scikit-learn has it; nan where no image is of the class."""
+    """Return the average precision of each class, as in scikit-learn; nan for a class without images."""
     once = torch.ones(1, len(labels), dtype=torch.float64)
     columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
     return torch.cat([_precisions(p, y, once) for p, y in columns])
 
 
-def map_interval(probabilities: Tensor, labels: Tensor, *, draws: int = 200, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean average precision: images are resampled with replacement."""
-    random, count = np.random.default_rng(seed), len(labels)
-    weights = torch.from_numpy(random.multinomial(count, np.full(count, 1 / count), draws)).double()
+def map_interval(probabilities: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean average precision: 200 samples of the images with replacement."""
+    count = len(labels)
+    weights = torch.from_numpy(np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 200)).double()
     columns = zip(probabilities.unbind(1), labels.double().unbind(1), strict=True)
     means = torch.nanmean(torch.stack([_precisions(p, y, weights) for p, y in columns]), 0)
     low, high = np.nanquantile(means.numpy(), (0.025, 0.975))
@@ -119,7 +119,7 @@ def fit_thresholds(probabilities: Tensor, labels: Tensor) -> list[float]:
         predicted = torch.arange(1, len(p) + 1)
         f1 = 2 * y[order].cumsum(0) / (predicted + y.sum())
         below = torch.cat([ordered[1:], ordered.new_zeros(1)])
-        f1 = f1.where(below < ordered, -1)  # equally probable images cannot be told apart
+        f1 = f1.where(below < ordered, -1)  # no threshold separates equally probable images
         best = int(f1.argmax())
         thresholds.append(float((ordered[best] + below[best]) / 2) if y.any() else 0.5)
     return thresholds

@@ -14,21 +14,22 @@ from torch import Tensor
 from convatlas.draw import charts
 from convatlas.errors import DataError
 from convatlas.tasks.classification import metrics
+from convatlas.tasks.classification.base import ClassPrediction, LabelResult, LabelTask, by_probability
 from convatlas.tasks.classification.labels import check_same_classes, class_indices
-from convatlas.tasks.classification.losses import MULTILABEL, Loss, class_weights, mean_loss
-from convatlas.tasks.classification.single_label import LABEL_COLUMNS, ClassPrediction, by_probability
-from convatlas.tasks.table import Column, MetricTable, counted, rows_of
+from convatlas.tasks.classification.losses import MULTILABEL
+from convatlas.tasks.classification.single_label import LABEL_COLUMNS
+from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 from convatlas.tasks.targets import Targets
-from convatlas.tasks.task import Calibration, Criterion, Result, SplitTargets, TableRow, TableRows, Task, register
+from convatlas.tasks.task import Calibration, SplitTargets, TableRow, TableRows, Task, register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABELS_COLUMNS = ("labels", "tags", "classes")
-"""Names of the column of a table that lists the labels of an image in one cell."""
+"""Names of a column of a table that contains all labels of an image."""
 
 SEPARATOR = re.compile(r"[|]")
-"""Separates the labels in such a cell."""
+"""Separates the labels in a cell of such a column."""
 
 YES_NO = {
     "1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False, "": False,
@@ -37,21 +38,16 @@ YES_NO = {
 
 
 @dataclass(frozen=True, repr=False)
-class MultilabelResult(Result):
-    """Probabilities and true labels, 0 or 1, are (n, classes); thresholds (classes,)."""
+class MultilabelResult(LabelResult):
+    """Probabilities and true labels, 0 or 1, are (n, classes); thresholds (classes,).
 
-    probabilities: Tensor
-    labels: Tensor
-    loss: float
-    classes: tuple[str, ...]
+    An image is correct if every class is: `accuracy` is the exact-match ratio.
+    """
+
     thresholds: Tensor
 
     headline = "mAP"
     headline_name = "mean average precision"
-
-    @property
-    def n(self) -> int:
-        return len(self.labels)
 
     @property
     def predicted(self) -> Tensor:
@@ -60,17 +56,8 @@ class MultilabelResult(Result):
 
     @property
     def wrong(self) -> Tensor:
-        """(n,): whether any class of the image is predicted wrong."""
+        """(n,): whether the prediction of any class is wrong."""
         return (self.predicted != self.labels.bool()).any(1)
-
-    @property
-    def num_errors(self) -> int:
-        return int(self.wrong.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """The exact-match ratio: every class of the image must be correct."""
-        return 1 - self.num_errors / self.n
 
     @property
     def counts(self) -> Tensor:
@@ -92,7 +79,7 @@ class MultilabelResult(Result):
 
     @property
     def confidence(self) -> Tensor:
-        """(n,): how far the worst wrong probability is from its label; of a correct image, how near the worst is."""
+        """(n,): largest distance of a wrong probability from its label; 1 - largest distance for a correct image."""
         distance = (self.probabilities - self.labels).abs()
         wrong = distance.where(self.predicted != self.labels.bool(), 0).amax(1)
         return torch.where(self.wrong, wrong, 1 - distance.amax(1))
@@ -104,21 +91,21 @@ class MultilabelResult(Result):
         micro_f1: over all labels; num_errors and accuracy count images, of which every class must be correct.
         """
         low, high = metrics.map_interval(self.probabilities, self.labels)
-        positives, missed, false = self.counts.double()
+        tp, fn, fp = self.counts.double()
         return {
             "n": self.n, "num_errors": self.num_errors, "accuracy": self.accuracy, "mAP": self.score,
             "mAP_low": low, "mAP_high": high,
-            "macro_f1": float(torch.nanmean(2 * positives / (2 * positives + missed + false))),
-            "micro_f1": float(2 * positives.sum() / (2 * positives.sum() + missed.sum() + false.sum()).clamp(min=1)),
-            "loss": self.loss, "ece": metrics.expected_calibration_error(*self._labels_and_probabilities),
+            "macro_f1": float(torch.nanmean(2 * tp / (2 * tp + fn + fp))),
+            "micro_f1": float(2 * tp.sum() / (2 * tp.sum() + fn.sum() + fp.sum()).clamp(min=1)),
+            "loss": self.loss, "ece": metrics.expected_calibration_error(*self._probabilities_and_labels),
         }  # fmt: skip
 
     @property
-    def _labels_and_probabilities(self) -> tuple[Tensor, Tensor]:
+    def _probabilities_and_labels(self) -> tuple[Tensor, Tensor]:
         return self.probabilities.flatten(), self.labels.bool().flatten()
 
     def text(self) -> str:
-        wrong = f"{self.num_errors:,} of {counted(self.n, 'image')} wrong"
+        wrong = f"{self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
         return f"mean average precision {self.score:.2%}, {wrong}"
 
     def table(self) -> MetricTable:
@@ -128,13 +115,13 @@ class MultilabelResult(Result):
             Column("average_precision", "average precision", ".2%"), Column("f1", "F1", ".2%"),
             Column("threshold", "threshold", ".2%"),
         )  # fmt: skip
-        positives, missed, false = self.counts
-        f1 = 2 * positives / (2 * positives + missed + false).clamp(min=1)
-        values = (positives + missed, positives, false, self.average_precisions, f1, self.thresholds)
+        tp, fn, fp = self.counts
+        f1 = 2 * tp / (2 * tp + fn + fp).clamp(min=1)
+        values = (tp + fn, tp, fp, self.average_precisions, f1, self.thresholds)
         return MetricTable(columns, rows_of([self.classes, *(value.tolist() for value in values)]))
 
     def figures(self) -> dict[str, Figure]:
-        bins = metrics.reliability_bins(*self._labels_and_probabilities)
+        bins = metrics.reliability_bins(*self._probabilities_and_labels)
         return {
             "Precision and recall": charts.precision_recall(
                 self.probabilities, self.labels, self.average_precisions, self.classes
@@ -142,42 +129,33 @@ class MultilabelResult(Result):
             "Calibration": charts.reliability(bins),
         }
 
-    def worst(self, limit: int) -> list[tuple[int, str, str]]:
-        wrong = self.wrong.nonzero().flatten()
-        ranked = wrong[self.confidence[wrong].argsort(descending=True)][:limit].tolist()
-        return [(i, self._errors(i), self._present(i)) for i in ranked]
-
-    def _errors(self, image: int) -> str:
-        """Return the classes that are predicted wrong, with "no" before those that are missed."""
+    def describe(self, image: int) -> tuple[str, str]:
+        """Return (the false positives, and the false negatives after "no"; the labels)."""
         different = (self.predicted[image] != self.labels[image].bool()).nonzero().flatten().tolist()
         predicted = self.predicted[image].tolist()
-        return ", ".join(self.classes[i] if predicted[i] else f"no {self.classes[i]}" for i in different)
-
-    def _present(self, image: int) -> str:
-        return ", ".join(self.classes[i] for i in self.labels[image].nonzero().flatten().tolist()) or "no class"
+        errors = [self.classes[i] if predicted[i] else f"no {self.classes[i]}" for i in different]
+        labels = [self.classes[i] for i in self.labels[image].nonzero().flatten().tolist()]
+        return ", ".join(errors), ", ".join(labels) or "no class"
 
 
 @register
 @dataclass(frozen=True)
-class MultilabelClassification(Task):
+class MultilabelClassification(LabelTask):
     """Any number of labels for each image. Targets: label (n, classes) float32, 0 or 1; of mixed images also mixed."""
 
     name = "multi-label classification"
+    loss_functions = MULTILABEL
     losses = tuple(MULTILABEL)
     progress_columns = (
         Column("train_accuracy", "train error", ".2%", complement=True),
         Column("val_mAP", "val mAP", ".2%"),
     )
 
-    @property
-    def _loss(self) -> Loss:
-        return MULTILABEL[self.loss_name]
-
     # --- targets
 
     @classmethod
     def label_columns(cls, columns: Sequence[str], reserved: Sequence[str]) -> tuple[str, ...] | None:
-        """A column that lists the labels, or else one column of 0 and 1 for each class."""
+        """Return a column that lists the labels, or else one column of 0 and 1 for each class."""
         lower = {column.lower(): column for column in reversed(columns)}
         if any(known in lower for known in LABEL_COLUMNS):
             return None
@@ -190,13 +168,16 @@ class MultilabelClassification(Task):
     def from_table(
         cls, where: object, columns: Sequence[str], splits: Mapping[str, TableRows]
     ) -> tuple[Self, SplitTargets]:
-        listed = len(columns) == 1 and columns[0].lower() in LABELS_COLUMNS
+        in_one_cell = len(columns) == 1 and columns[0].lower() in LABELS_COLUMNS
         labels = {
-            split: [_listed(row, columns[0]) if listed else _marked(where, row, columns) for row in rows]
+            split: [
+                _labels_in_cell(row, columns[0]) if in_one_cell else _labels_in_columns(where, row, columns)
+                for row in rows
+            ]
             for split, rows in splits.items()
         }
         present = {name for names in labels["train"] for name in names}
-        classes = tuple(sorted(present)) if listed else tuple(columns)
+        classes = tuple(sorted(present)) if in_one_cell else tuple(columns)
         unused = [name for name in classes if name not in present]
         if unused:
             raise DataError(f"{where}: no training image has the label {', '.join(unused)}")
@@ -206,8 +187,8 @@ class MultilabelClassification(Task):
         targets = {}
         for split, rows in labels.items():
             # a rare class may be missing in val or test; its metrics are then left out
-            found = {name for names in rows for name in names}
-            check_same_classes(classes, found | present, split=split, where=where)
+            in_split = {name for names in rows for name in names}
+            check_same_classes(classes, in_split | present, split=split, where=where)
             matrix = torch.zeros(len(rows), len(classes))
             for i, names in enumerate(rows):
                 matrix[i, [numbers[name] for name in names]] = 1
@@ -234,9 +215,6 @@ class MultilabelClassification(Task):
         targets = {s: Targets(label=torch.from_numpy(array.astype(np.float32))) for s, array in arrays.items()}
         return cls(classes), targets
 
-    def strata(self, targets: Targets) -> Tensor:
-        return targets.tensor("label")
-
     def check_split(self, targets: Targets, split: str, where: object) -> None:
         label = targets.tensor("label")
         if not label.any():
@@ -256,23 +234,11 @@ class MultilabelClassification(Task):
     def mix(self, first: Targets, second: Targets, weight: Tensor) -> Targets:
         return first.with_columns(mixed=torch.lerp(second.tensor("label"), first.tensor("label"), weight[:, None]))
 
-    def class_weights(self, targets: Targets, power: float) -> Tensor | None:
-        return class_weights(targets.tensor("label"), self.outputs, power)
-
-    def labels(self, targets: Targets) -> Tensor:
-        return targets.tensor("mixed" if "mixed" in targets else "label")
-
-    def criterion(self, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Criterion:
-        return lambda outputs, labels: mean_loss(self._loss, outputs, labels, label_smoothing, class_weights)
-
     def train_metric(self, outputs: Tensor, targets: Targets) -> Tensor:
         """1 for an image of which every class is correct at a probability of 1/2, 0 for others."""
         return ((outputs > 0) == (targets.tensor("label") > 0.5)).all(1)
 
     # --- evaluation and prediction
-
-    def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
-        return self._loss.probabilities(outputs / calibration.temperature)
 
     def _thresholds(self, calibration: Calibration) -> tuple[float, ...]:
         return calibration.thresholds or (0.5,) * self.outputs
@@ -281,7 +247,7 @@ class MultilabelClassification(Task):
         calibration = calibration or Calibration()
         labels = targets.tensor("label")
         with torch.inference_mode():
-            loss = self._loss.function(outputs, labels, 0.0).mean().item()
+            loss = self.loss_function.function(outputs, labels, 0.0).mean().item()
             probabilities = self.decode(outputs, calibration)
         thresholds = torch.tensor(self._thresholds(calibration))
         return MultilabelResult(probabilities, labels, loss, self.classes, thresholds)
@@ -296,8 +262,8 @@ class MultilabelClassification(Task):
         self, source: str, decoded: Tensor, calibration: Calibration, threshold: float | None = None
     ) -> ClassPrediction:
         probabilities = by_probability(self.classes, decoded)
-        fitted = dict(zip(self.classes, self._thresholds(calibration), strict=True))
-        labels = [name for name, p in probabilities.items() if p >= (fitted[name] if threshold is None else threshold)]
+        limits = dict(zip(self.classes, self._thresholds(calibration), strict=True))
+        labels = [name for name, p in probabilities.items() if p >= (limits[name] if threshold is None else threshold)]
         return ClassPrediction(source, probabilities=probabilities, labels=tuple(labels))
 
     def chance_score(self, targets: Targets) -> float:
@@ -305,21 +271,15 @@ class MultilabelClassification(Task):
         label = targets.tensor("label")
         return metrics.upper_bound(float(label[:, label.sum(0) > 0].mean()), len(label))
 
-    def unreadable(self, source: str, error: str) -> ClassPrediction:
-        return ClassPrediction(source, error)
 
-    def prediction_columns(self, top: int) -> tuple[str, ...]:
-        return ("prediction", "most probable", *("next",) * (top - 1))
-
-
-def _listed(row: TableRow, column: str) -> list[str]:
-    """Return the labels that are listed in one cell."""
+def _labels_in_cell(row: TableRow, column: str) -> list[str]:
+    """Return the labels in a cell that lists them."""
     names = (name.strip() for name in SEPARATOR.split(row.cells[column]))
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _marked(where: object, row: TableRow, columns: Sequence[str]) -> list[str]:
-    """Return the labels whose columns hold 1."""
+def _labels_in_columns(where: object, row: TableRow, columns: Sequence[str]) -> list[str]:
+    """Return the labels whose columns contain 1."""
     wrong = next((name for name in columns if row.cells[name].lower() not in YES_NO), None)
     if wrong is not None:
         raise DataError(

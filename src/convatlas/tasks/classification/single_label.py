@@ -1,9 +1,9 @@
-"""Classification with one label for each image."""
+"""Single-label classification."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,75 +13,25 @@ from torch import Tensor
 from convatlas.draw import charts
 from convatlas.errors import DataError
 from convatlas.tasks.classification import metrics
+from convatlas.tasks.classification.base import ClassPrediction, LabelResult, LabelTask, by_probability
 from convatlas.tasks.classification.labels import check_same_classes, class_indices
-from convatlas.tasks.classification.losses import SINGLE_LABEL, Loss, class_weights, mean_loss, one_hot
-from convatlas.tasks.table import Column, MetricTable, counted, rows_of
+from convatlas.tasks.classification.losses import SINGLE_LABEL, one_hot
+from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 from convatlas.tasks.targets import Targets
-from convatlas.tasks.task import Calibration, Criterion, Prediction, Result, SplitTargets, TableRows, Task, register
+from convatlas.tasks.task import Calibration, SplitTargets, TableRows, Task, register
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LABEL_COLUMNS = ("label", "class", "category")
-"""Names of the column of a table that holds the label."""
-
-UNKNOWN = "unknown"
-"""The text of a prediction whose most probable class is below the threshold."""
-
-
-@dataclass(frozen=True)
-class ClassPrediction(Prediction):
-    """Probabilities of all classes, the most probable first.
-
-    labels: the predicted classes: the most probable one, unless it is below the threshold; in multi-label
-        classification, all at or above their thresholds.
-    """
-
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The most probable class; empty for an unreadable image."""
-        return next(iter(self.probabilities), "")
-
-    @property
-    def probability(self) -> float:
-        """The probability of the most probable class; 0 for an unreadable image."""
-        return self.probabilities.get(self.label, 0.0)
-
-    @property
-    def text(self) -> str:
-        """The predicted classes, or "unknown"."""
-        return "" if self.error else ", ".join(self.labels) or UNKNOWN
-
-    def to_plain(self, top: int | None = None) -> dict[str, Any]:
-        if self.error:
-            return super().to_plain(top)
-        return {
-            "source": self.source, "text": self.text, "label": self.label, "probability": self.probability,
-            "labels": list(self.labels), "probabilities": dict(list(self.probabilities.items())[:top]),
-        }  # fmt: skip
-
-    def cells(self, top: int) -> tuple[str, ...]:
-        likely = list(self.probabilities.items())[:top]
-        return (self.text, *(f"{probability:7.2%}  {name}" for name, probability in likely))
+"""Names of the label column of a table."""
 
 
 @dataclass(frozen=True, repr=False)
-class ClassificationResult(Result):
-    """Probabilities (n, classes) beside the true labels (n,)."""
-
-    probabilities: Tensor
-    labels: Tensor
-    loss: float
-    classes: tuple[str, ...]
+class ClassificationResult(LabelResult):
+    """Probabilities (n, classes) and true labels (n,)."""
 
     headline = "accuracy"
-
-    @property
-    def n(self) -> int:
-        return len(self.labels)
 
     @property
     def predicted(self) -> Tensor:
@@ -92,14 +42,6 @@ class ClassificationResult(Result):
     def wrong(self) -> Tensor:
         """(n,): whether the prediction differs from the label."""
         return self.predicted != self.labels
-
-    @property
-    def num_errors(self) -> int:
-        return int(self.wrong.sum())
-
-    @property
-    def accuracy(self) -> float:
-        return 1 - self.num_errors / self.n
 
     @property
     def score(self) -> float:
@@ -133,7 +75,7 @@ class ClassificationResult(Result):
         }  # fmt: skip
 
     def text(self) -> str:
-        return f"accuracy {self.accuracy:.2%}, {self.num_errors:,} of {counted(self.n, 'image')} wrong"
+        return f"accuracy {self.accuracy:.2%}, {self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
 
     def table(self) -> MetricTable:
         counts = self.confusion
@@ -150,34 +92,23 @@ class ClassificationResult(Result):
             "Calibration": charts.reliability(metrics.reliability_bins(self.confidence, ~self.wrong)),
         }
 
-    def worst(self, limit: int) -> list[tuple[int, str, str]]:
-        wrong = self.wrong.nonzero().flatten()
-        ranked = wrong[self.confidence[wrong].argsort(descending=True)][:limit].tolist()
-        return [
-            (
-                i,
-                f"{self.classes[int(self.predicted[i])]} {float(self.confidence[i]):.1%}",
-                self.classes[int(self.labels[i])],
-            )
-            for i in ranked
-        ]
+    def describe(self, image: int) -> tuple[str, str]:
+        prediction = f"{self.classes[int(self.predicted[image])]} {float(self.confidence[image]):.1%}"
+        return prediction, self.classes[int(self.labels[image])]
 
 
 @register
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(LabelTask):
     """One label for each image. Targets: label (n,) int64; of mixed images also mixed (n, classes) float32."""
 
     name = "classification"
+    loss_functions = SINGLE_LABEL
     losses = tuple(SINGLE_LABEL)
     progress_columns = (
         Column("train_accuracy", "train error", ".2%", complement=True),
         Column("val_accuracy", "val error", ".2%", complement=True),
     )
-
-    @property
-    def _loss(self) -> Loss:
-        return SINGLE_LABEL[self.loss_name]
 
     # --- targets
 
@@ -233,9 +164,6 @@ class Classification(Task):
             targets[split] = Targets(label=torch.from_numpy(array.astype(np.int64)))
         return cls(classes), targets
 
-    def strata(self, targets: Targets) -> Tensor:
-        return targets.tensor("label")
-
     def check_split(self, targets: Targets, split: str, where: object) -> None:
         present = {self.classes[i] for i in targets.tensor("label").unique().tolist()}
         check_same_classes(self.classes, present, split=split, where=where)
@@ -251,35 +179,23 @@ class Classification(Task):
         own, other = (one_hot(part.tensor("label"), self.outputs) for part in (first, second))
         return first.with_columns(mixed=torch.lerp(other, own, weight[:, None]))
 
-    def class_weights(self, targets: Targets, power: float) -> Tensor | None:
-        return class_weights(targets.tensor("label"), self.outputs, power)
-
-    def labels(self, targets: Targets) -> Tensor:
-        return targets.tensor("mixed" if "mixed" in targets else "label")
-
-    def criterion(self, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Criterion:
-        return lambda outputs, labels: mean_loss(self._loss, outputs, labels, label_smoothing, class_weights)
-
     def train_metric(self, outputs: Tensor, targets: Targets) -> Tensor:
         """1 for a correct image, 0 for a wrong one; mixed images count by their first label."""
         return outputs.argmax(1) == targets.tensor("label")
 
     # --- evaluation and prediction
 
-    def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
-        return self._loss.probabilities(outputs / calibration.temperature)
-
     def evaluate(
         self, outputs: Tensor, targets: Targets, calibration: Calibration | None = None
     ) -> ClassificationResult:
         labels = targets.tensor("label")
         with torch.inference_mode():
-            loss = self._loss.function(outputs, labels, 0.0).mean().item()
+            loss = self.loss_function.function(outputs, labels, 0.0).mean().item()
             probabilities = self.decode(outputs, calibration or Calibration())
         return ClassificationResult(probabilities, labels, loss, self.classes)
 
     def calibrate(self, outputs: Tensor, targets: Targets) -> Calibration:
-        if not self._loss.logits:
+        if not self.loss_function.logits:
             return Calibration()
         return Calibration(metrics.fit_temperature(outputs, targets.tensor("label")))
 
@@ -294,15 +210,3 @@ class Classification(Task):
         """The share of the largest class."""
         label = targets.tensor("label")
         return metrics.upper_bound(float(torch.bincount(label).max()) / len(label), len(label))
-
-    def unreadable(self, source: str, error: str) -> ClassPrediction:
-        return ClassPrediction(source, error)
-
-    def prediction_columns(self, top: int) -> tuple[str, ...]:
-        return ("prediction", "most probable", *("next",) * (top - 1))
-
-
-def by_probability(classes: Sequence[str], probabilities: Tensor) -> dict[str, float]:
-    """Return {class: probability}, the most probable first."""
-    values = probabilities.tolist()
-    return {classes[i]: values[i] for i in probabilities.argsort(descending=True, stable=True).tolist()}

@@ -1,1 +1,1 @@
-"""How a training step is carried out on a CPU."""
+"""Execution of training steps: plans, autotuning, and faster kernels for CPUs."""

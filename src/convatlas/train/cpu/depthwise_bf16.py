@@ -72,7 +72,7 @@ class _Depthwise(torch.autograd.Function):
 def _torch_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, mask: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return torch's gradients of x, weight and bias; `mask` says which of them are computed."""
+    """Return torch's gradients of x, weight and bias; `mask` selects those that are computed."""
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         grad_y, x, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), mask
     )

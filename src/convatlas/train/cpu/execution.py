@@ -1,6 +1,6 @@
 """How a training step is executed: memory format and precision of its tensors, compilation, kernels, threads, memory.
 
-These decide how long a step takes and the last bits of its result, nothing else.
+They change the time of a step and the rounding of its result, nothing else.
 """
 
 from __future__ import annotations
@@ -112,13 +112,11 @@ def _mkldnn_forward(network: Network) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def process_settings(
-    *, threads: int | None = None, retain_malloc: bool = False, seed: int | None = None
-) -> Iterator[None]:
+def process_settings(*, threads: int | None = None, retain_malloc: bool = False) -> Iterator[None]:
     """Change settings of the whole process, and restore the previous ones at the end of the block.
 
-    threads: number of CPU threads of torch. retain_malloc: see `memory.retain_malloc`. seed: of torch's random number
-    generators. Their states on all devices are restored in any case, whatever the block draws or seeds.
+    threads: number of CPU threads of torch. retain_malloc: see `memory.retain_malloc`. The states of torch's random
+    number generators on all devices are restored, too, whatever the block draws or seeds.
     """
     threads_before = torch.get_num_threads()
     states = _rng_states()
@@ -126,8 +124,6 @@ def process_settings(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        if seed is not None:
-            torch.manual_seed(seed)
         yield
     finally:
         if retained:

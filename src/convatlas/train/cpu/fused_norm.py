@@ -3,7 +3,7 @@
 torch reads and writes every activation map once for the norm and once for the activation, forward and backward, and
 stores the map between them; that is a third of a MobileNet's step. `fused_norm.c` does both in one pass. It is compiled
 when it is first needed, which takes a second, and cached. Without a compiler, and where the kernels are not faster,
-layers stay torch's own.
+torch's layers are used.
 """
 
 from __future__ import annotations

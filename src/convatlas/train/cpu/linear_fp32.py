@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from convatlas.train.swap_forward import swap_forward
 
 MIN_WEIGHTS = 2**22
-"""Number of weights from which on a linear layer stays in float32."""
+"""Minimum number of weights of a linear layer that stays in float32."""
 
 
 def install(network: nn.Module) -> None:

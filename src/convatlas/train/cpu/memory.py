@@ -19,8 +19,8 @@ DEFAULTS = {
 }
 """Parameter -> (environment variable that sets it, value in bytes or mappings after `restore_malloc`).
 
-glibc does not report its values. Those of the thresholds are where its dynamic rule ends as soon as a tensor of 32 MiB
-was freed; mallopt switches that rule off for good.
+glibc does not report its values. These thresholds are the ones that its dynamic adjustment sets once a tensor of 32 MiB
+was freed; mallopt disables that adjustment permanently.
 """
 
 _lock = threading.Lock()

@@ -30,7 +30,7 @@ from convatlas.train.cpu.memory import trim_heap
 CACHE_FILE = "execution.json"
 
 MIN_MACS_TO_TUNE = 3e9
-"""MACs of a step (forward and backward, whole batch) from which on plans are timed; below, the first one is taken."""
+"""Minimum MACs of a step (forward and backward, whole batch) that are timed; below, the first plan is used."""
 
 TIMED_MACS = 3e9
 """MACs of the forward pass that is timed: a step then takes about a tenth of a second per plan on few cores."""
@@ -115,15 +115,15 @@ def choose_plan(
     if 3 * macs * batch < MIN_MACS_TO_TUNE:
         return PlanChoice(plans[0], "the default; steps are too short to time", {})
     compiler = fused_norm.compiler_version(network) if device.type == "cpu" and fused_norms else "none"
-    stored = TuningCache(
+    cache = TuningCache(
         CACHE_FILE, device, spec.to_plain(), classes, network.input_shape[0], batch,
         [plan.to_plain() for plan in plans], compiler,
     )  # fmt: skip
-    known = stored.load()
+    cached = cache.load()
     for plan in plans:
-        if known == plan.to_plain():
+        if cached == plan.to_plain():
             return PlanChoice(plan, "the fastest plan in an earlier timing on this machine", {})
-    # fewer images than a step has, for less time and less memory than the training needs
+    # fewer images than a step has, which takes less time and memory than training
     timed_batch = max(2, min(batch // 2, round(TIMED_MACS / macs)))
     contention = CpuContention()
     seconds = _time_plans(copy.deepcopy(network).to(device), plans, timed_batch, classes, device)
@@ -131,7 +131,7 @@ def choose_plan(
     best = min(plans, key=seconds.__getitem__)
     chosen = best if seconds[best] <= MAX_RELATIVE_TIME * seconds[plans[0]] else plans[0]
     if contention.share() <= MAX_OTHER_CPU_SHARE:
-        stored.store(chosen.to_plain())
+        cache.store(chosen.to_plain())
     if chosen == best and seconds[best] < float("inf"):
         return PlanChoice(chosen, "the fastest plan", seconds)
     return PlanChoice(chosen, f"the default; no other plan saves {1 - MAX_RELATIVE_TIME:.0%} of its time", seconds)
