@@ -27,9 +27,18 @@ OTHER_ORDER = ("vgg", "resnetv2")
 TRAINED = [(name, next(iter(row.upstream))) for name, row in CATALOG.items() if row.upstream]
 
 
+def sums_in_other_order(name: str, library: str) -> bool:
+    """Return whether the upstream network has its classifier as a convolution, which sums in another order."""
+    return library == "timm" and name.startswith(OTHER_ORDER)
+
+
 def tolerance(name: str, library: str) -> float:
-    """Return the allowed difference, as a fraction of the largest value."""
-    return 1.5e-6 if library == "timm" and name.startswith(OTHER_ORDER) else 0.0
+    """Return the allowed difference, as a fraction of the largest value.
+
+    Zero, but for another order of sums. Those networks are compared in float64, where only a few of the last bits may
+    differ; how much they differ in float32 depends on the processor.
+    """
+    return 1e-13 if sums_in_other_order(name, library) else 0.0
 
 
 @pytest.mark.parametrize(("name", "library"), PAIRS)
@@ -38,6 +47,8 @@ def test_outputs_are_those_of_the_library(name: str, library: str) -> None:
     peer = theirs(name, library)
     scramble(peer)
     mine, x = moved(row, peer, library), images(row, resolution=max(row.spec.minimum, 64))
+    if sums_in_other_order(name, library):
+        peer, mine, x = peer.double(), mine.double(), x.double()
     with torch.inference_mode():
         expected, got = peer.eval()(x), mine.eval()(x)
     assert expected.std() > 0
@@ -77,6 +88,8 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
         disable_randomness(network)
         network.train()
     x = images(row, resolution=row.spec.resolution if helped else max(row.spec.minimum, 64), batch=4)
+    if sums_in_other_order(name, library):
+        peer, mine, x = peer.double(), mine.double(), x.double()
     labels = torch.arange(4)
     expected = their_loss(peer(x), labels)
     _, loss = mine.loss(x, labels, F.cross_entropy)

@@ -114,6 +114,8 @@ class Batch:
 
     def split(self, count: int) -> list[tuple[Any, Targets]]:
         """Return (inputs, targets) of `count` consecutive micro-batches; some may be empty."""
+        if count == 1:
+            return [(self.inputs, self.targets)]
         if isinstance(self.inputs, Tensor):
             inputs: Sequence[Any] = self.inputs.tensor_split(count)
         else:
