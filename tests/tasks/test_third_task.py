@@ -37,7 +37,7 @@ from convatlas.train.run import Epoch, Run
 from convatlas.weights.modelfile import read_model_file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ValuePrediction(Prediction):
     value: float = 0.0
 

@@ -58,8 +58,10 @@ def plot_loss(axes: Any, history: History) -> None:
         _plot_split(axes, history, split, f"{split}_loss")
     _style_epochs(axes, "loss")
     axes.set_yscale("log")
-    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        set_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    # the numbers between powers of ten are needed for a short range, and have no room in a long one
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
     axes.tick_params(which="minor", colors=INK, labelsize=7)
 
 

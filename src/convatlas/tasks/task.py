@@ -38,7 +38,11 @@ class Calibration(Record):
     thresholds: tuple[Annotated[float, between(0, 1)], ...] = ()
 
 
-@dataclass(frozen=True)
+REPR_CLASSES = 3
+"""Maximum number of classes in the `repr` of a prediction."""
+
+
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """The prediction for one image. error: why the image is unreadable; empty if it is readable."""
 
@@ -65,6 +69,9 @@ class Prediction:
     def cells(self, top: int) -> tuple[str, ...]:
         """Return the cells of a table row after the source."""
         return (self.text,)
+
+    def __repr__(self) -> str:
+        return self.error or "  ".join([f"{self.source}:", *(cell.strip() for cell in self.cells(REPR_CLASSES))])
 
 
 class Result(ABC):

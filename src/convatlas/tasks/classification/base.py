@@ -18,7 +18,7 @@ UNKNOWN = "unknown"
 """The text of a prediction whose most probable class is below the threshold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassPrediction(Prediction):
     """Probabilities of all classes, the most probable first.
 
