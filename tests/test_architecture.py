@@ -1,4 +1,4 @@
-"""The floors of the house: imports go down, no file is part of a circle, and `import convatlas` is light."""
+"""The architecture: imports go down, no file is part of a circle, and `import convatlas` is light."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOORS = (
     ("weights",), ("engines",), ("inference", "train"), ("explain", "search", "experiments"),
     ("cli", "workbench", "__main__"),
 )  # fmt: skip
-"""From the ground up. A module imports from lower floors, and from its own room."""
+"""Packages by floor, the lowest first. A module imports from lower floors and from its own package."""
 
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -168,8 +168,8 @@ def brightness(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 HOW: dict[str, Any] = {
-    "recipe": ca.Recipe(epochs=12, batch=8, optimizer="adamw", lr=0.001, augment=ca.Augment(flip=True, mixup=0.2)),
-    "data_options": ca.DataOptions(resolution=16, stem="cifar"),
+    "recipe": ca.Recipe(epochs=12, batch=8, optimizer="adamw", lr=0.003, augment=ca.Augment(flip=True, mixup=0.2)),
+    "data_options": ca.DataOptions(resolution=16),
     "execution": ca.ExecutionOptions(memory_format="channels_last", precision="float32"),
     "progress": False,
 }
@@ -177,7 +177,7 @@ HOW: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def run(brightness: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return ca.fit(brightness, "resnet18", out=tmp_path_factory.mktemp("runs") / "run", **HOW)
+    return ca.fit(brightness, "cifar_resnet20", out=tmp_path_factory.mktemp("runs") / "run", **HOW)
 
 
 def test_a_number_is_learned(run: Run) -> None:
@@ -202,7 +202,7 @@ def test_another_loss_of_the_task(brightness: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_is_resumed_to_the_last_bit(run: Run, brightness: Path, tmp_path: Path) -> None:
     how = {name: value for name, value in HOW.items() if name != "progress"}
     options = ca.RunOptions(checkpoint_steps=1)
-    part = prepare_run(brightness, "resnet18", out=tmp_path / "run", options=options, **how)
+    part = prepare_run(brightness, "cifar_resnet20", out=tmp_path / "run", options=options, **how)
     for event in part.steps():
         if not isinstance(event, Epoch) and event.number == 17:
             break

@@ -16,7 +16,7 @@ from convatlas.train.recipe import Recipe
 def param_groups_by_depth(network: Network) -> list[tuple[str, list[nn.Parameter]]]:
     """Return (path, parameters) from the input to the output: the stem, each stage, the head.
 
-    Groups without parameters are left out. Auxiliary parts, which only training uses, are in the group of the head. For
+    Groups without parameters are omitted. Auxiliary parts, which only training uses, are in the group of the head. For
     learning rates that fall with the distance from the output (layer-wise decay).
     """
     parts = [("stem", network.stem), *((f"stages.{name}", stage) for name, stage in network.stages.named_children())]
