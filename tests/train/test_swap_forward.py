@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from convatlas.train.swap_forward import count_swapped, restore_forwards, swap_forward
+from convatlas.train.swap_forward import restore_forwards, swap_forward
+from tiny_networks import count_swapped
 
 
 def _scaled(layer: nn.Linear, factor: float, x: Tensor) -> Tensor:

@@ -169,16 +169,14 @@ class Model(Predictor):
         }
         source = replace(source, task=task, splits=aligned)
         fold = training.get("fold")
-        split_options = {
-            "seed": training.get("seed", 0),
-            "val_share": training.get("val_share", 0.0),
-            "fold": tuple(fold) if fold else None,
-        }
         try:
-            source.with_val(**split_options)
+            splits = source.with_val(
+                seed=training.get("seed", 0), val_share=training.get("val_share", 0.0),
+                fold=tuple(fold) if fold else None,
+            )  # fmt: skip
         except DataError:  # data other than the training data may have too few images to split
-            split_options = {}
-        dataset = source.load(steps, **split_options, max_unreadable=max_unreadable, progress=progress)
+            splits = aligned
+        dataset = replace(source, splits=splits).load(steps, max_unreadable=max_unreadable, progress=progress)
         if "val" not in source.splits and dataset.fingerprint() != training.get("fingerprint"):
             dataset = dataset.without_val()  # not the training data
         names = (*dataset.splits, "all")

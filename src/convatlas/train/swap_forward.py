@@ -23,8 +23,3 @@ def restore_forwards(network: nn.Module) -> None:
     """Undo `swap_forward` for all layers of a network."""
     for layer in network.modules():
         layer.__dict__.pop("forward", None)
-
-
-def count_swapped(network: nn.Module) -> int:
-    """Return the number of layers of a network whose forward pass is replaced."""
-    return sum("forward" in layer.__dict__ for layer in network.modules())

@@ -15,7 +15,8 @@ from convatlas.system.devices import supports_bfloat16
 from convatlas.train.cpu import depthwise_bf16
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.optim import EMA
-from convatlas.train.swap_forward import count_swapped, restore_forwards
+from convatlas.train.swap_forward import restore_forwards
+from tiny_networks import count_swapped
 
 CPU = torch.device("cpu")
 

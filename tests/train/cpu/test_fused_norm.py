@@ -27,8 +27,8 @@ from convatlas.train.recipe import Recipe
 from convatlas.train.run import Event
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 from convatlas.train.step import Step
-from convatlas.train.swap_forward import count_swapped, restore_forwards
-from tiny_networks import tiny
+from convatlas.train.swap_forward import restore_forwards
+from tiny_networks import count_swapped, tiny
 
 needs_compiler = pytest.mark.skipif(fused_norm._compile_once() is None, reason="there is no C compiler")
 ACTS = [None, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU]
