@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+MAX_MESSAGE = 2000
+"""Maximum number of characters of an error message."""
 
 
 class ConvatlasError(Exception):
-    """Base of every error that the user's input can cause; the command line prints it as one line and exits with 2."""
+    """Base of every error that the user's input can cause; the command line prints it as one line and exits with 2.
+
+    The message is always one printable line: file names, contents of files and messages of other libraries that it
+    quotes may hold line breaks, terminal escapes and characters that no encoding has.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shorten(printable(str(message)), MAX_MESSAGE))
 
 
 class InputError(ConvatlasError):
@@ -46,12 +58,67 @@ class MachineError(ConvatlasError):
     """Something that this machine cannot do: a missing device, a file that cannot be written, a full disk."""
 
 
+_TERMINAL_ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
+
+
+_JOINERS = "\u200c\u200d\u3000"
+"""Invisible characters that emoji and several scripts need."""
+
+
+def printable(text: str) -> str:
+    """Return text as one line that any terminal and any encoding of Unicode can print.
+
+    Terminal escapes are removed, line breaks become spaces, other control characters and lone surrogates (bytes of file
+    names that are not UTF-8) become escapes such as \\x00.
+    """
+    line = " ".join(_TERMINAL_ESCAPE.sub("", text).splitlines())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() or c in _JOINERS else _escape(c) for c in line)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python holds it in names of files
+        return f"\\x{code - 0xDC00:02x}"
+    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return text of at most `limit` characters: the middle of a longer one is left out."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 5) * 2 // 3
+    return f"{text[:head]} ... {text[len(text) - (limit - 5 - head) :]}"
+
+
+def listed(names: Iterable[object], limit: int = 10) -> str:
+    """Return names as text: "a, b, c", and of many the first ones and the number of the others."""
+    texts = [shorten(str(name), 80) for name in names]
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit:,} more" if len(texts) > limit else "")
+
+
 def brief(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line for line in map(printable, str(error).splitlines()) if line.strip()]
+    return shorten(lines[0].strip(), 300) if lines else type(error).__name__
+
+
+@contextmanager
+def foreign_errors(where: object, error: type[ConvatlasError], problem: str = "cannot be read") -> Iterator[None]:
+    """Turn whatever another library raises inside into one line: `where`: `problem` (its message).
+
+    Only calls of other libraries on data from outside belong inside, so that a bug of ours keeps its traceback.
+    """
+    try:
+        yield
+    except ConvatlasError:
+        raise
+    except Exception as cause:
+        raise error(f"{where}: {problem} ({brief(cause)})") from cause
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the closest of `names`, or an empty string."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:200], list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""

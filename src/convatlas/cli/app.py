@@ -74,6 +74,7 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 def main() -> None:
     """Run the command. An error that the user can fix is one line on standard error, with exit code 2."""
+    console.accept_any_text()
     if os.environ.get("RANK", "0") != "0":  # of several processes, rank 0 prints
         console.console.quiet = True
     try:

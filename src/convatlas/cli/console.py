@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from convatlas.errors import printable
 from convatlas.system.progress import progress_display
 
 if TYPE_CHECKING:
@@ -30,13 +32,22 @@ LINE_INTERVAL = 10.0
 """Seconds between two lines of progress where the output is not a terminal."""
 
 
+def accept_any_text() -> None:
+    """Let standard output and error print names that their encoding lacks, as escapes such as \\xe9."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_error(message: str) -> None:
     """Print an error as one line."""
-    errors.print(f"convatlas: {message}", style="red")
+    errors.print(f"convatlas: {printable(message)}", style="red")
 
 
 def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    """Print strict JSON in any encoding: NaN is an error, and characters that the encoding lacks are \\u escapes."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf8")
+    print(json.dumps(data, indent=2, ensure_ascii=not unicode, allow_nan=False))
 
 
 def progress_bar(target: Console = errors) -> AbstractContextManager[Progress]:
@@ -50,7 +61,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Se
     for column in columns:
         drawn.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
     for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))
+        drawn.add_row(*(Text("\n".join(map(printable, str(cell).split("\n")))) for cell in row))
     if console.is_terminal:
         console.print(drawn)
     else:  # a file or a pipe has no edge: as wide as the table
