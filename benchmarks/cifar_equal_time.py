@@ -23,8 +23,9 @@ from torchvision import datasets, transforms
 from baseline import Baseline, add_float32_option
 from convatlas.models.catalog import build_fresh
 from convatlas.train.fit import prepare_run
-from convatlas.train.run import Epoch, Run
+from convatlas.train.run import Run
 from convatlas.train.settings import DataOptions
+from convatlas.train.state import Epoch
 from interleave import SideProcess, serve_steps
 
 SIDES = ("baseline", "convatlas")

@@ -34,12 +34,13 @@ from torchvision.transforms import v2
 
 from baseline import add_float32_option, bfloat16_autocast
 from convatlas.core.cost import cost
-from convatlas.data.readers.folder import images_in
+from convatlas.data.readers.image_files import images_in
 from convatlas.engines.deploy import example_pixels
+from convatlas.engines.network_engine import ENGINES
 from convatlas.engines.onnx_graph import export_graph
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
-from convatlas.engines.select import ENGINES, installed_engines
+from convatlas.engines.select import installed_engines
 from convatlas.inference.benchmark import build_untrained, peak_memory_mib
 from convatlas.inference.model import Model
 from convatlas.inference.quantize import quantize_static

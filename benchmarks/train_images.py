@@ -25,8 +25,8 @@ from torchvision import datasets, transforms
 
 from baseline import Baseline, add_float32_option
 from convatlas.train.fit import prepare_run
-from convatlas.train.run import Epoch
 from convatlas.train.settings import DataOptions
+from convatlas.train.state import Epoch
 from interleave import SideProcess, serve_steps
 
 SIDES = ("convatlas", "torchvision 0", "torchvision 1", "torchvision 2", "timm 2")

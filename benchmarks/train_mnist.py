@@ -27,8 +27,8 @@ from torchvision import datasets, transforms
 
 from baseline import Baseline, add_float32_option
 from convatlas.train.fit import prepare_run
-from convatlas.train.run import Epoch
 from convatlas.train.settings import DataOptions
+from convatlas.train.state import Epoch
 from make_zipcode_surrogate import read_split, write_split
 
 LR = 0.05

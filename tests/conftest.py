@@ -37,6 +37,7 @@ def _one_thread_and_a_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory)
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVATLAS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")  # of child processes: the workers of the test run use all cores
         yield
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
-from convatlas.core.spec import Spec
-from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.core.spec import Spec, cells
+from convatlas.models.catalog import CATALOG, build_fresh, stats
 
 
 @cache
@@ -17,6 +19,26 @@ def tiny(name: str) -> Spec:
     """Return a network's spec at a quarter of its width, a third of its depth, and 48 px or what it needs."""
     spec = CATALOG[name].spec
     return spec.scaled(width=0.25, depth=0.34, resolution=min(spec.resolution, max(spec.minimum, 48)))
+
+
+def one_of_each_kind(names: Iterable[str] = CATALOG) -> list[str]:
+    """Return the smallest of the networks that differ only in numbers, such as depths and widths: they share code."""
+    kinds: dict[object, str] = {}
+    for name in by_size(names):
+        known = ((re.sub(r"\d+", "", path), value) for path, value, _ in cells(CATALOG[name].spec))
+        kind = frozenset((path, bool(value) if isinstance(value, int | float) else value) for path, value in known)
+        kinds.setdefault(kind, name)
+    return list(kinds.values())
+
+
+def one_of_each_spec() -> list[str]:
+    """Return the smallest network of each type of spec."""
+    return list({type(CATALOG[name].spec): name for name in reversed(by_size(CATALOG))}.values())
+
+
+def by_size(names: Iterable[str]) -> list[str]:
+    """Return networks by their multiply-adds, the smallest first."""
+    return sorted(names, key=lambda name: stats(name).macs)
 
 
 def build_tiny(name: str, *, classes: int = 7, channels: int = 3) -> tuple[Network, Tensor]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,11 +15,18 @@ from torch import Tensor, nn
 
 from convatlas.core.network import Network
 from convatlas.models.card import Library, Variant
-from convatlas.models.catalog import CATALOG, FAMILIES
-from convatlas.models.keys import remap_keys
+from convatlas.models.catalog import CATALOG
+from convatlas.models.keys import match_shapes
+from convatlas.weights.match import rules_of
+from convatlas.weights.read import choose_state_dict
+from convatlas.weights.sizes import Sizes
+from convatlas.weights.state_dicts import find_state_dicts
 
 PAIRS = [(name, library) for name, row in CATALOG.items() for library in row.upstream]
 """(our name, library) of every network with an upstream implementation."""
+
+RELATIVES = [(name, relative) for name, row in CATALOG.items() for relative in row.relatives]
+"""(our name, name in timm) of every network with the same tensors and other cells."""
 
 
 @contextmanager
@@ -54,10 +63,9 @@ def theirs(name: str, library: Library, *, auxiliary: bool = False) -> nn.Module
     """Return the upstream network, its weights not initialized."""
     row = CATALOG[name]
     peer = row.upstream[library]
+    if library == "timm":
+        return timms(peer)
     with without_init():
-        if library == "timm":
-            timm = pytest.importorskip("timm")
-            return cast(nn.Module, timm.create_model(peer))
         import torchvision
 
         options: dict[str, Any] = {}
@@ -66,20 +74,39 @@ def theirs(name: str, library: Library, *, auxiliary: bool = False) -> nn.Module
         return cast(nn.Module, torchvision.models.get_model(peer, **options))
 
 
+def timms(name: str) -> nn.Module:
+    """Return timm's network, its weights not initialized."""
+    timm = pytest.importorskip("timm")
+    with without_init():
+        return cast(nn.Module, timm.create_model(name))
+
+
 def ours(row: Variant) -> Network:
     with without_init():
         return row.spec.build(classes=row.classes, channels=row.preprocessing.channels)
 
 
 def moved(row: Variant, network: nn.Module, library: str) -> Network:
-    """Return our network with the weights of theirs, copied by the key rules."""
-    family = next(f for f in FAMILIES.values() if any(type(v.spec) is type(row.spec) for v in f.variants.values()))
-    mine = ours(row)
-    mine.load_state_dict(remap_keys(network.state_dict(), family.key_mappings[library](row.spec), mine.state_dict()))
+    """Return our network with the weights of theirs, from the content of a checkpoint that does not name its library.
+
+    Each library's own training script writes such a checkpoint: torchvision's has "model", timm's "state_dict".
+    """
+    mine, rules = ours(row), rules_of(row.spec)
+    sizes = Sizes(row.spec)
+    sizes.base = mine.state_dict()  # without the networks that are built to measure it
+    content = {
+        "state_dict" if library == "timm" else "model": network.state_dict(), "epoch": 3, "args": Namespace(lr=0.1),
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"params": [0]}]},
+    }  # fmt: skip
+    path = Path("checkpoint.pth")
+    found, match, _ = choose_state_dict(find_state_dicts(content, path), "", path, row.spec, rules, sizes)
+    assert rules[match.library] == rules[library]
+    mine.load_state_dict(match_shapes({name: found.tensors[key] for name, key in match.names.items()}, sizes.base))
     return mine
 
 
-def images(row: Variant, *, resolution: int, batch: int = 2) -> Tensor:
+def images(row: Variant, *, resolution: int, batch: int = 2, width: int | None = None) -> Tensor:
+    """Return random inputs; width: by default the resolution."""
     channels, *space = row.spec.input_shape(row.preprocessing.channels)
-    shape = (*space[:-2], resolution, resolution)
+    shape = (*space[:-2], resolution, width or resolution)
     return torch.randn(batch, channels, *shape, generator=torch.Generator().manual_seed(1))

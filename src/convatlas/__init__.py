@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from convatlas.train.select_model import Budget, select_model
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
     from convatlas.weights.build import build
+    from convatlas.weights.imported import import_weights
     from convatlas.weights.pretrained import list_weights
 
 _ROOMS = {
@@ -62,6 +63,7 @@ _ROOMS = {
     "train.select_model": ("Budget", "select_model"),
     "train.settings": ("DataOptions", "ExecutionOptions", "RunOptions"),
     "weights.build": ("build",),
+    "weights.imported": ("import_weights",),
     "weights.pretrained": ("list_weights",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -69,9 +71,9 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
     "Augment", "Budget", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
     "Network", "Preprocessing", "Product", "Recipe", "RunOptions", "Sum", "build", "compare", "cost",
-    "cross_validate", "diff", "evaluate", "export", "feature_info", "fit", "fit_budget", "list_models",
-    "list_weights", "load", "param_groups_by_depth", "predict", "resume", "scale_compound", "scale_fast",
-    "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "variant",
+    "cross_validate", "diff", "evaluate", "export", "feature_info", "fit", "fit_budget", "import_weights",
+    "list_models", "list_weights", "load", "param_groups_by_depth", "predict", "resume", "scale_compound",
+    "scale_fast", "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "variant",
 ]  # fmt: skip
 
 

@@ -98,10 +98,10 @@ def test_weights_are_listed_and_refused_in_one_line(convatlas: Command, tmp_path
     assert "resnet50@torchvision:IMAGENET1K_V2" in convatlas("weights", "list", "resnet50").out
     rows = json.loads(convatlas("weights", "list", "resnet50", "--json").out)
     assert {"name", "sha256_prefix", "license", "reported_metrics", "preprocessing"} <= rows[0].keys()
-    assert "no pretrained weights" in convatlas("weights", "list", "capsnet").out
+    assert "no weights, neither imported" in convatlas("weights", "list", "capsnet").out
     for command in (
         ("pull", "resnet18@torchvision:IMAGENET1K_V1"),
-        ("add", "resnet18@torchvision:IMAGENET1K_V1", tmp_path / "none.pth"),
+        ("import", "resnet18@torchvision:IMAGENET1K_V1", tmp_path / "none.pth"),
         ("verify", "resnet18@torchvision:IMAGENET1K_V9", tmp_path),
         ("verify", "resnet18", tmp_path, "--file", tmp_path / "none.pth"),
     ):

@@ -22,7 +22,7 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name(name: str) -> N
 
 def process(*arguments: object, **environment: str) -> Outcome:
     done = subprocess.run(
-        [sys.executable, "-m", "convatlas", *map(str, arguments)], capture_output=True, timeout=120,
+        [sys.executable, "-m", "convatlas", *map(str, arguments)], capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CONVATLAS_OFFLINE": "1"} | environment,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))

@@ -57,6 +57,8 @@ def shape_in_walk(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] |
         (nn.Flatten(), (3, 4, 5), (60,), 0, 0),
         (nn.AdaptiveAvgPool2d(1), (3, 4, 5), (3, 1, 1), 0, 0),
         (nn.AdaptiveAvgPool2d((1, 1)), (3, 4, 5), (3, 1, 1), 0, 0),
+        (nn.AdaptiveAvgPool2d((None, 2)), (3, 4, 5), (3, 4, 2), 0, 0),
+        (nn.AdaptiveAvgPool2d([1, None]), (3, 4, 5), (3, 1, 5), 0, 0),  # type: ignore[arg-type]
         (nn.AdaptiveAvgPool3d(1), (3, 4, 5, 6), (3, 1, 1, 1), 0, 0),
         (nn.MaxPool2d(3, 2), (3, 9, 10), (3, 4, 4), 0, 0),
         (nn.MaxPool3d((1, 2, 2)), (3, 4, 6, 8), (3, 4, 3, 4), 0, 0),
@@ -373,6 +375,17 @@ def test_macs_are_those_that_torch_counts(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *network.input_shape, device="meta"))
     assert counter.get_total_flops() == 2 * run_macs(network, cost(network))
+
+
+@pytest.mark.parametrize("shape", [(3, 4.5, 4), (3, 0, 4), (3, -2, 4), (True, 4, 4), ("3", 4, 4), (), "344", 5])
+def test_shapes_that_are_not_of_positive_integers_are_refused(shape: Any) -> None:
+    with pytest.raises(CostError, match=r"the shape must be \(channels, height, width\), integers >= 1, got "):
+        cost(nn.ReLU(), shape)
+
+
+def test_an_output_of_no_pixels_is_refused() -> None:
+    with pytest.raises(CostError, match="output sizes must be >= 1, got 0"):
+        cost(nn.AdaptiveAvgPool2d(0), (3, 4, 4))
 
 
 def test_a_class_that_changes_the_forward_pass_of_a_known_one_is_refused() -> None:

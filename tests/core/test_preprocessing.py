@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,23 @@ def test_normalize_is_the_naive_formula() -> None:
     for b, c, y, x in torch.cartesian_prod(*(torch.arange(n) for n in pixels.shape)).tolist():
         expected = (pixels[b, c, y, x].item() / 255 - RGB.mean[c]) / RGB.std[c]
         assert inputs[b, c, y, x].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalize_leaves_its_input_alone(dtype: torch.dtype) -> None:
+    pixels = random_image(2, 3, 4, 5).to(dtype)
+    before = pixels.clone()
+    RGB.normalize(pixels)
+    assert torch.equal(pixels, before)
+
+
+def test_rotation_turns_the_normalized_input() -> None:
+    pixels = random_image(2, 3, 4, 5)
+    rotated = dataclasses.replace(RGB, rotation=180)
+    assert torch.equal(rotated.normalize(pixels), RGB.normalize(pixels).rot90(2, (-2, -1)))
+    assert torch.equal(rotated.resize_and_crop(pixels), RGB.resize_and_crop(pixels))
+    with pytest.raises(SpecError, match="rotation must be one of 0, 180, got 90"):
+        RGB.replaced({"rotation": 90})
 
 
 @pytest.mark.parametrize("row", CATALOG.values(), ids=list(CATALOG))
@@ -190,7 +208,7 @@ def test_training_evaluation_and_prediction_give_the_same_probabilities(colored:
     assert val is not None
     assert isinstance(in_training, ClassificationResult)
     model = load(colored.model_file)
-    split, evaluated, _ = model.evaluate(images)
+    split, evaluated, *_ = model.evaluate(images)
     predictions: list[Any] = model.predict([Path(name) for name in val.names])
     assert split == "val"
     assert isinstance(evaluated, ClassificationResult)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from convatlas.cli.app import app
+from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.check import Check, check
 from convatlas.data.decode.display import display_image
 from convatlas.data.open import open_data
+from convatlas.data.splits import VAL_SHARE
 from convatlas.draw.contact_sheet import contact_sheet
 
 
@@ -90,6 +94,56 @@ def test_unreadable_high_bit_depth_and_rotated_images_are_reported(photos: Path)
     findings = " ".join(checked.findings())
     for part in ("2 images are unreadable", "1 images are rotated", "1 images have more than 8 bits"):
         assert part in findings
+
+
+ODD = {
+    "noise": np.random.default_rng(0).random((9, 9)) * 5,
+    "negative": -np.random.default_rng(0).random((9, 9)),
+    "shares": np.random.default_rng(0).random((9, 9)),
+    "nan": np.full((9, 9), np.nan),
+    "four channels": np.zeros((9, 9, 4), np.uint8),
+    "gray and alpha": np.zeros((9, 9, 2), np.uint8),
+    "one dimension": np.zeros(9, np.uint8),
+    "16 bits": np.full((9, 9, 3), 5000, np.uint16),
+    "signed": np.full((9, 9), -5, np.int16),
+    "text": np.array([["a"]]),
+    "nothing": np.zeros((0, 9), np.uint8),
+}
+
+
+@pytest.mark.parametrize("majority", ["8-bit", "float", "16-bit", "five channels"])
+def test_check_and_fit_refuse_the_same_files(tmp_path: Path, majority: str) -> None:
+    values = {
+        "8-bit": np.arange(243, dtype=np.uint8).reshape(9, 9, 3), "float": np.arange(81).reshape(9, 9) * 2.5 - 7,
+        "16-bit": np.arange(81, dtype=np.uint16).reshape(9, 9) * 500,
+        "five channels": np.arange(405, dtype=np.float32).reshape(9, 9, 5) / 405,
+    }[majority]  # fmt: skip
+    for label in ("a", "b"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(10):
+            np.save(tmp_path / "data" / label / f"{i}.npy", values)
+    for name, array in ODD.items():
+        np.save(tmp_path / "data" / "a" / f"{name}.npy", array)
+    Image.new("LAB", (9, 9)).save(tmp_path / "data" / "a" / "lab.tif")
+    Image.new("CMYK", (9, 9)).save(tmp_path / "data" / "a" / "cmyk.jpg")
+    source = open_data(tmp_path / "data")
+    statistics = source.statistics(source.channels, val_share=VAL_SHARE)
+    steps = Preprocessing(resize=8, crop=8).for_channels(source.channels)
+    steps = replace(steps, window=statistics.window if statistics else None)
+    fitted = source.load(steps, val_share=VAL_SHARE, max_unreadable=1)
+    checked = check(source)
+    assert {image.path for image in fitted.unreadable} == {image.name for image in checked.unreadable}
+    assert 3 < len(fitted.unreadable) <= len(ODD) + 2
+    assert "images are unreadable, more than" in checked.refusal
+
+
+def test_data_that_fit_refuses_is_a_finding(tmp_path: Path) -> None:
+    for label, count in (("a", 5), ("b", 1)):
+        (tmp_path / label).mkdir()
+        for i in range(count):
+            Image.new("L", (9, 9), 10 * i).save(tmp_path / label / f"{i}.png")
+    refusal = "cannot be trained on: .*every class needs at least 2 images"
+    assert any(re.match(refusal, line) for line in check_folder(tmp_path).findings())
 
 
 def test_images_of_floats_are_checked_and_drawn(tmp_path: Path) -> None:

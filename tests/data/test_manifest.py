@@ -159,7 +159,7 @@ def test_unreadable_and_missing_files_are_reported_and_the_others_known(own_imag
     for _ in range(2):
         info = Manifest("here").look_up(names)
         assert info.channels.tolist() == [0, 0, 3]
-        assert info.unopened == {1: "no such file"}
+        assert info.unopened == {1: "dangling link to nowhere.png"}
         assert info.digests[1].sum() == 0
         assert info.digests[[0, 2]].any(1).all()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +204,10 @@ def test_damaged_idx_files_are_named(
         ("t10k-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 9, "test split lacks 9"),
         ("train-labels-idx1-ubyte", np.arange(160, dtype=np.uint8) % 9, "train split lacks 9"),
         ("t10k-labels-idx1-ubyte", np.zeros(0, np.uint8), "test split lacks"),
-        ("train-labels-idx1-ubyte", np.zeros((160, 28, 28), np.uint8), "train-labels|train split lacks"),
+        ("train-labels-idx1-ubyte", np.zeros((160, 28, 28), np.uint8), "train-labels.*must hold one label"),
+        ("train-labels-idx1-ubyte", np.zeros(160, np.uint8), "train split .*lacks|test split has"),
+        ("train-images-idx3-ubyte", np.zeros((160, 0, 28), np.uint8), "train-images.*at least one pixel"),
+        ("t10k-images-idx3-ubyte", np.zeros((40, 28, 0), np.uint8), "t10k-images.*at least one pixel"),
     ],
 )
 def test_idx_files_that_do_not_go_together_are_refused(
@@ -212,6 +217,33 @@ def test_idx_files_that_do_not_go_together_are_refused(
     write_idx(folder / part, values)
     with pytest.raises(DataError, match=told):
         load(folder)
+
+
+def test_idx_files_of_one_class_are_refused(tmp_path: Path) -> None:
+    folder = write_idx_folder(tmp_path / "rows", compressed=False)
+    for split, count in (("train", 160), ("test", 40)):
+        write_idx(folder / IDX_PARTS[split, "labels"], np.zeros(count, np.uint8))
+    with pytest.raises(DataError, match="at least two classes, got 1"):
+        open_data(folder)
+
+
+def test_idx_files_without_images_are_refused(tmp_path: Path) -> None:
+    folder = write_idx_folder(tmp_path / "rows", compressed=False)
+    for split in ("train", "test"):
+        write_idx(folder / IDX_PARTS[split, "labels"], np.zeros(0, np.uint8))
+        write_idx(folder / IDX_PARTS[split, "images"], np.zeros((0, 28, 28), np.uint8))
+    with pytest.raises(DataError, match="at least two classes"):
+        open_data(folder)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_idx_header_decides_how_much_is_read(tmp_path: Path, compressed: bool) -> None:
+    folder = write_idx_folder(tmp_path / "rows", compressed=compressed)
+    file = folder / ("train-images-idx3-ubyte" + ".gz" * compressed)
+    raw = b"\0\0\x08\x03" + struct.pack(">3I", 160, 28, 28) + bytes(10**7)
+    file.write_bytes(gzip.compress(raw) if compressed else raw)
+    with pytest.raises(DataError, match=r"must contain 125440 bytes .*, got more"):
+        open_data(folder)
 
 
 # --- folders of images
@@ -481,6 +513,40 @@ def test_classes_too_small_to_be_split_are_refused(tmp_path: Path, count: int) -
         assert per_class(load(tmp_path).train) == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("list.csv", r"list\.csv: no such file$"), ("a/b.npz", "a/b.npz: no such file$"),
+        ("a/b", "a/b: no such folder$"), ("~/nothing/here", r"/nothing/here: no such folder$"),
+        ("", "has no name"), ("x" * 5000, "no such folder"), ("a\0b", r"a\\x00b: no such folder"),
+        (Path("digits"), "digits: no such folder$"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named(data: str | Path, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=told) as error:
+        open_data(data)
+    assert str(error.value).isprintable()
+
+
+def test_a_tilde_is_the_home_directory(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(images.parent))
+    assert open_data("~/images").location == str(images)
+
+
+def test_a_dangling_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to("/gone")
+    with pytest.raises(DataError, match="data: a link to /gone, which does not exist"):
+        open_data(tmp_path / "data")
+
+
+def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("dtd", "eurosat"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="contains the data sets dtd, eurosat"):
+        open_data(tmp_path)
+
+
 def test_unknown_names_get_the_nearest_known_one() -> None:
     with pytest.raises(DataError, match=r"digit: no such folder \(did you mean digits\?\)"):
         open_data("digit")
@@ -496,6 +562,22 @@ def test_classes_are_matched_by_name_in_any_order() -> None:
     check_same_classes(("ant", "bee", "cat"), ("cat", "ant", "bee"), split="val", where="here")
     with pytest.raises(DataError, match=r"here: the val split lacks cat and has .*: dog"):
         check_same_classes(("ant", "bee", "cat"), ("dog", "bee", "ant"), split="val", where="here")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [("cat", "Cat", "'cat' is not 'Cat'"), ("a b", "a  b", "'a b' is not 'a  b'"),
+     ("\ufb01n", "fin", r"'\\ufb01n' is not 'fin'"), ("cat", "dog", "by name$")],
+)  # fmt: skip
+def test_names_that_look_the_same_are_told_apart(ours: str, theirs: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        check_same_classes((ours, "x"), (theirs, "x"), split="val", where="here")
+
+
+def test_a_thousand_missing_classes_are_one_short_line() -> None:
+    with pytest.raises(DataError, match="and 990 more") as error:
+        check_same_classes([str(i) for i in range(1000)], [], split="val", where="here")
+    assert len(str(error.value)) < 200
 
 
 def test_progress_counts_every_image(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import convatlas as ca
 from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.resampling import resize
 from convatlas.data import pixel_cache
 from convatlas.data.dataset import Dataset
 from convatlas.data.decode.files import UnavailableError
@@ -28,7 +31,7 @@ from convatlas.data.open import open_data
 from convatlas.data.stream import Streamed, prefetch
 from convatlas.errors import DataError
 from convatlas.train.recipe import Recipe
-from convatlas.train.run import Epoch
+from convatlas.train.state import Epoch
 
 STEPS = Preprocessing(resize=12, crop=8).for_channels(3)
 
@@ -103,7 +106,19 @@ def test_unreadable_images_are_cached_with_their_present_names(own_images: Path,
     assert second.unreadable[0].reason.startswith(second.unreadable[0].path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no notes", "bad notes"])
+NOTES = {
+    "bad notes": "{}",
+    "no JSON": "[" * 10_000,
+    "a list": "[]",
+    "wrong types": '{"unreadable": [], "aspects": {}}',
+    "texts": json.dumps({"unreadable": {}, "aspects": ["1.0"] * 36}),
+    "not a number": json.dumps({"unreadable": {}, "aspects": [float("nan")] * 36}),
+    "a wrong index": json.dumps({"unreadable": {"-1": "gone"}, "aspects": [1.0] * 35}),
+    "a reason that is no text": json.dumps({"unreadable": {"1": 1}, "aspects": [1.0] * 35}),
+}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no notes", *NOTES])
 def test_a_damaged_cache_is_rebuilt(images: Path, cache: Path, damage: str) -> None:
     pixels = load(images).train.pixels.clone()  # the mapped ones end with their file
     for raw in cache.glob("*.raw"):
@@ -114,7 +129,7 @@ def test_a_damaged_cache_is_rebuilt(images: Path, cache: Path, damage: str) -> N
         elif damage == "no notes":
             notes.unlink()
         else:
-            notes.write_text("{}")
+            notes.write_text(NOTES[damage])
     assert torch.equal(load(images).train.pixels, pixels)
 
 
@@ -175,6 +190,35 @@ def test_an_image_that_may_be_readable_later_is_not_cached_as_unreadable(
     assert not [path for path in cache.iterdir() if path.is_file()]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 9 bytes")])
+def test_an_image_that_memory_does_not_suffice_for_is_unreadable_this_time(
+    own_images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    large = own_images / "train" / "ant" / "00.jpg"
+    Image.new("RGB", (50, 50)).save(large)
+
+    def failing(pixels: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if pixels.shape[-1] == 50:
+            raise error
+        return resize(pixels, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("convatlas.core.preprocessing.resize", failing)
+        short = load(own_images, max_unreadable=0.1)
+    assert [image.reason for image in short.unreadable] == [f"{large}: cannot be read: out of memory"]
+    assert len(short.train) == 35
+    assert len(load(own_images).train) == 36
+
+
+def test_thin_images_are_prepared_in_little_memory(own_images: Path) -> None:
+    for name, size in (("train/ant/00.jpg", (60_000, 1)), ("val/ant/00.jpg", (1, 60_000))):
+        Image.new("RGB", size, "white").save(own_images / name, "PNG")
+    for for_random_crop in (False, True):
+        data = load(own_images, for_random_crop=for_random_crop)
+        white = [torch.as_tensor(images.pixels).flatten(1).amin(1) == 255 for images in data.splits.values()]
+        assert [int(each.sum()) for each in white] == [1, 1]
+
+
 def test_unfinished_files_of_killed_processes_are_deleted(images: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -219,7 +263,7 @@ def test_streamed_images_give_the_same_bits(
     first, second = held.network.state_dict(), streamed.network.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert streamed.config.fingerprint == held.config.fingerprint
-    split, result, _ = ca.evaluate(streamed.model_file, images, split="all")
+    split, result, *_ = ca.evaluate(streamed.model_file, images, split="all")
     assert (split, result.n) == ("all", 72)
     assert "<figure>" in (streamed.folder / "report.html").read_text()
     assert ca.resume(tmp_path / "streamed").state.finished
@@ -264,15 +308,19 @@ def test_streaming_ends_once_there_is_room(images: Path, cache: Path, monkeypatc
 
 def test_the_next_batch_is_decoded_in_the_background() -> None:
     order: list[str] = []
+    read = [threading.Event() for _ in range(5)]
+    read[4].set()
 
     class Slow(Streamed):
         def __getitem__(self, which: object) -> torch.Tensor:
-            order.append(f"read {int(which[0])}")  # type: ignore[index]
+            number = int(which[0])  # type: ignore[index]
+            order.append(f"read {number}")
+            read[number].set()
             return torch.zeros(1)
 
     batches = [torch.tensor([i]) for i in range(4)]
     for numbers, _ in prefetch(Slow([], None), batches):  # type: ignore[arg-type]
-        time.sleep(0.05)
+        read[int(numbers[0]) + 1].wait()
         order.append(f"used {int(numbers[0])}")
     assert order.index("read 1") < order.index("used 0") < order.index("read 3") < order.index("used 3")
     assert [name for name in order if name.startswith("used")] == [f"used {i}" for i in range(4)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from convatlas.data import threads
 from convatlas.data.threads import map_in_threads
 
 
@@ -18,15 +21,25 @@ def test_results_are_in_the_order_of_the_items(count: int) -> None:
     assert list(map_in_threads(square, range(count))) == [number**2 for number in range(count)]
 
 
-def test_an_error_stops_the_remaining_work() -> None:
+def test_an_error_stops_the_remaining_work(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
+    cancelled = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            cancelled.set()
+            super().shutdown(wait=wait)
 
     def fail_at_ten(number: int) -> None:
         if number == 10:
             raise ValueError("ten")
-        time.sleep(0.001)
+        if number > 10:
+            cancelled.wait()
         done.append(number)
 
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(threads, "count_cores", lambda: 2)
     with pytest.raises(ValueError, match="ten"):
         list(map_in_threads(fail_at_ten, range(5000)))
-    assert len(done) < 4000
+    assert len(done) <= 10 + 2 * threads.MAX_ITEMS_PER_TASK

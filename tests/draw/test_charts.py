@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,53 @@ def test_large_images_are_shown_small() -> None:
     (image,) = shown(contact_sheet([("large", [large])]))
     assert image.shape[0] == MAX_PIXELS
     assert image.base is None or image.base.size < large.size
+
+
+NAMES = ["$$", "cost_$x_{1$", "$10-$20", "\\$", "\\frac{", "猫", "😀 cat", "caf\udce9", "a\nb\tc", "_x", "x" * 300, "",
+         "\x1b[31mred"]  # fmt: skip
+
+
+def nasty_drawings() -> dict[str, Figure]:
+    n = len(NAMES)
+    return {
+        "confusion": charts.confusion(torch.ones(n, n), NAMES),
+        "confusion of two": charts.confusion(torch.ones(2, 2), ["x" * 300, "$" * 9]),
+        "precision_recall": charts.precision_recall(torch.rand(9, n), torch.ones(9, n), torch.rand(n), NAMES),
+        "latencies": charts.latencies([(name, name, 1.0 + i, 1.0) for i, name in enumerate(NAMES)], value="accuracy"),
+        "contact_sheet": contact_sheet([(f"{name}\n3", [RGB]) for name in NAMES]),
+        "captioned_images": captioned_images([Captioned(RGB, name, name) for name in NAMES]),
+        "diagram": diagram(build_fresh("lenet1", device="meta"), title="$$ 猫"),
+        "overview": overview(
+            torch.zeros(2, 3, 9, 9).byte(), torch.rand(2, n), torch.tensor([0, 1]), torch.ones(n, n), HISTORY,
+            columns=COLUMNS, classes=NAMES, title="$$ 猫",
+        ),
+    }  # fmt: skip
+
+
+def test_any_text_can_be_drawn_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, figure in nasty_drawings().items():
+            assert len(style.encode(figure)) > 1000, name
+
+
+def test_labels_are_one_line_of_characters_that_a_font_has() -> None:
+    shown = ["$$", "cost_$x_{1$", "$10-$20", "\\$", "\\frac{", "\\u732b", "😀 cat", "caf\\xe9", "a b c", " _x"]
+    assert [style.label(name).replace("\\$", "$") for name in NAMES[:3]] == shown[:3]
+    assert [style.label(name) for name in NAMES[4:10]] == shown[4:]
+    assert len(style.label("x" * 300, 24)) <= 24
+    figure = charts.confusion(torch.ones(3, 3), NAMES[:3])
+    style.encode(figure)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [style.label(name) for name in NAMES[:3]]
+
+
+def test_installed_fonts_have_what_the_default_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    letter = "\U0001d4d0"  # a script letter
+    assert style.label(letter) == "\\U0001d4d0"
+    monkeypatch.setattr(style, "FALLBACK_FONTS", ("Not Installed", "STIXGeneral"))
+    assert style.label(letter) == letter
+    figure = charts.confusion(torch.ones(2, 2), ["a", letter])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        style.encode(figure)
+    assert figure.axes[0].get_xticklabels()[1].get_fontfamily() == ["sans-serif", "STIXGeneral"]

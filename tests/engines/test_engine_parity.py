@@ -84,7 +84,7 @@ def check_parity(name: str, folder: Path, tmp_path: Path, *, everything: bool) -
     check([response["probabilities"] for response in responses])
     process = subprocess.run(
         [sys.executable, "-m", "convatlas", "predict", tmp_path / "x.safetensors", folder, "--json"],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     lines = {line["source"]: line for line in map(json.loads, process.stdout.splitlines())}
     check([lines[str(file)]["probabilities"] for file in files])

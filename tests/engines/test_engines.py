@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from convatlas.core.network import Network
-from convatlas.engines import deploy, onnx_graph, onnxruntime, openvino, select
+from convatlas.engines import deploy, onnx_file, onnx_graph, onnxruntime, openvino, select
 from convatlas.engines.folding import fold_norms
-from convatlas.engines.select import ENGINES, EngineConfig, choose_engine, start_engine
+from convatlas.engines.network_engine import ENGINES, EngineConfig, NetworkEngine
+from convatlas.engines.select import choose_engine
 from convatlas.engines.torch import TorchEngine, run_in_full_batches
 from convatlas.errors import EngineError, ModelFileError
 from convatlas.models.catalog import CATALOG, FAMILIES, reads_clips
@@ -99,11 +100,16 @@ def test_a_folded_network_has_the_same_outputs_and_does_not_change_the_original(
     assert not any(isinstance(layer, nn.Dropout) for chain in twin.stages.modules() for layer in chain.children())
 
 
-def test_a_folded_network_shares_unchanged_weights() -> None:
+def test_a_folded_network_shares_memory_but_no_parameters() -> None:
     network, _ = build_tiny("vgg11")
     twin = fold_norms(network)
-    mine = {id(layer.weight) for layer in network.modules() if isinstance(layer, nn.Linear)}
-    assert mine == {id(layer.weight) for layer in twin.modules() if isinstance(layer, nn.Linear)}
+    mine, copies = (
+        [layer.weight for layer in each.modules() if isinstance(layer, nn.Linear)] for each in (network, twin)
+    )
+    assert [weight.data_ptr() for weight in mine] == [weight.data_ptr() for weight in copies]
+    assert not {id(weight) for weight in network.parameters()} & {id(weight) for weight in twin.parameters()}
+    assert all(weight.requires_grad for weight in network.parameters())
+    assert not any(weight.requires_grad for weight in twin.parameters())
 
 
 def check_engines(name: str) -> None:
@@ -112,7 +118,7 @@ def check_engines(name: str) -> None:
     with torch.inference_mode():
         expected = network(header.preprocessing.normalize(pixels))
     graph = onnx_graph.export_graph(network, header)
-    assert {node.op_type for node in graph.graph.node} <= onnx_graph.OPERATORS
+    assert {node.op_type for node in graph.graph.node} <= onnx_file.OPERATORS
     data = graph.SerializeToString()
     session = onnxruntime.OnnxRuntimeEngine(data)
     engines: list[Any] = [TorchEngine(network, header, memory_format="contiguous"), session]
@@ -171,7 +177,7 @@ def test_the_last_batch_is_padded() -> None:
 def test_metadata_of_a_graph(small: tuple[Network, Header], graph: Any, tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(graph.SerializeToString())
-    header, read = onnx_graph.read_graph(path)
+    header, read = onnx_file.read_graph(path)
     assert header == small[1]
     metadata = {entry.key: entry.value for entry in read.metadata_props}
     assert metadata["classes"] == '["a", "b", "c", "d", "e", "f", "g"]'
@@ -209,11 +215,11 @@ def test_a_foreign_graph_is_refused_even_with_a_checksum(
     model = type(graph)()
     model.CopyFrom(graph)
     change(model)
-    onnx_graph.add_checksum(model)
+    onnx_file.add_checksum(model)
     path = tmp_path / "x.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelFileError, match=message):
-        onnx_graph.read_graph(path)
+        onnx_file.read_graph(path)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -225,7 +231,7 @@ def test_a_damaged_graph_is_refused(graph: Any, tmp_path: Path, seed: int) -> No
     path = tmp_path / "x.onnx"
     path.write_bytes(data[: len(data) // 2] if seed % 8 == 7 else data)
     with pytest.raises(ModelFileError) as refused:
-        onnx_graph.read_graph(path)
+        onnx_file.read_graph(path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -264,7 +270,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     monkeypatch.setattr(select, "MAX_OTHER_CPU_SHARE", 2.0)
     seconds: dict[str, float] = {}
-    monkeypatch.setattr(select, "start_engine", lambda config, *_, **__: Fake(config.engine))
+    monkeypatch.setattr(select, "NetworkEngine", lambda config, *_, **__: Fake(config.engine))
     monkeypatch.setattr(
         select, "time_engines",
         lambda engines, *_: {each: seconds[each.engine] + (each.memory_format == "contiguous") for each in engines},
@@ -307,7 +313,7 @@ def test_an_engine_that_cannot_run_a_network_is_skipped(
             raise EngineError("cannot")
         return Fake(config.engine)
 
-    monkeypatch.setattr(select, "start_engine", start)
+    monkeypatch.setattr(select, "NetworkEngine", start)
     chosen = choose_engine("auto", *small, batch=4, macs=10**9)
     assert chosen.failures == {"onnxruntime": "cannot"}
     assert chosen.engine.name != "onnxruntime"
@@ -351,7 +357,7 @@ def test_unknown_and_missing_engines_are_refused(
     small: tuple[Network, Header], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(EngineError, match=r"must be one of auto, torch, .*, got 'tensorrt'"):
-        start_engine(EngineConfig("tensorrt"), *small, batch=1)
+        NetworkEngine(EngineConfig("tensorrt"), *small, batch=1)
     monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(EngineError, match=r"pip install 'convatlas\[onnx\]'"):
         choose_engine("onnxruntime", *small, batch=1, macs=1)
@@ -366,5 +372,5 @@ def test_engine_names_are_the_documented_ones() -> None:
 def test_a_compiled_network_gives_the_same() -> None:
     network, header = small_model("resnet18")
     pixels = pixels_for(header, 5)
-    engine = start_engine(EngineConfig("compile"), network, header, batch=2)
+    engine = NetworkEngine(EngineConfig("compile"), network, header, batch=2)
     assert close(engine.outputs(pixels), TorchEngine(network, header).outputs(pixels))

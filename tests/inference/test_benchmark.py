@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from convatlas.errors import ConvatlasError, EngineError
-from convatlas.inference.benchmark import BenchmarkRow, benchmark, parse_batches, plot_latency, write_csv
+from convatlas.inference.benchmark import (
+    BenchmarkRow,
+    benchmark,
+    build_untrained,
+    count_parameters,
+    parse_batches,
+    plot_latency,
+    write_csv,
+)
 
 ROW = BenchmarkRow("lenet5", "torch", 1, 2.0, 3.0, 1.5, 500.0, 10.0, 0.1, 61_706)
 
@@ -23,6 +31,11 @@ def test_a_network_by_name_is_measured_in_a_process_of_its_own() -> None:
         assert row.parameters == 61_706
         assert row.load_s > 0
         assert row.memory_mib >= 0
+
+
+def test_the_parameters_of_an_exported_file_follow_from_its_header() -> None:
+    model = build_untrained("lenet5_modern")
+    assert count_parameters(model) == count_parameters(replace(model, network=None)) == 61_706
 
 
 def test_rows_are_written_as_csv_with_units_in_the_columns(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from convatlas.errors import DataError
 from convatlas.inference.inputs import expand_inputs
@@ -54,16 +56,89 @@ def test_urls_need_permission() -> None:
         expand_inputs([url])
 
 
-def test_standard_input_has_names() -> None:
-    inputs = expand_inputs(["-"], stdin=io.BytesIO(b"a.png\n\n b c.png \nlast.png"))
+def names_in(data: bytes) -> list[Path | str | EncodedImage]:
+    inputs = expand_inputs(["-"], stdin=io.BytesIO(data))
     assert inputs.count is None
-    assert list(inputs.images) == [Path("a.png"), Path("b c.png"), Path("last.png")]
-    assert list(expand_inputs(["-"], stdin=io.BytesIO(b"")).images) == []
+    return list(inputs.images)
+
+
+def test_standard_input_has_names() -> None:
+    assert names_in(b"a.png\n\n b c.png \nlast.png") == [Path("a.png"), Path(" b c.png "), Path("last.png")]
+    assert names_in(b"a.png\r\nb.png\r\n \r\n") == [Path("a.png"), Path("b.png")]
+    assert names_in(b"caf\xe9.png\n") == [Path("caf\udce9.png")]
+    assert names_in(b"") == []
+
+
+FIRST_NAMES = (
+    "P5150023.JPG", "P6 x.jpg", "P5", "P5 2 2 cats.jpg", "BM", "BMW.jpg", "GIF89a.gif", "GIF87a_photo of 1987.gif",
+    "RIFF.webp", "RIFF1234WEB.png", "II.tif", "MM*.tif", "qoif.qoi", "NUMPY.npy", "a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("first", FIRST_NAMES)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\0"])
+def test_names_that_begin_like_images_are_names(first: str, end: str) -> None:
+    names = [first, "b.png", "P6", "c d.png"]
+    assert names_in(end.join([*names, ""]).encode()) == list(map(Path, names))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_lists_may_have_a_byte_order_mark(encoding: str) -> None:
+    mark = "\ufeff" if encoding.endswith("-be") else ""
+    data = f"{mark}日本.png\r\nb c.png\r\n".encode(encoding)
+    assert names_in(data) == [Path("日本.png"), Path("b c.png")]
+
+
+def test_names_in_a_list_with_zero_bytes_may_have_line_breaks() -> None:
+    names = ["a.png", "new\nline.png", "tab\t.png"]
+    for mark in ("", "\ufeff"):
+        assert names_in((mark + "\0".join([*names, ""])).encode()) == list(map(Path, names))
+
+
+def test_closed_standard_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DataError, match="standard input: is closed"):
+        expand_inputs(["-"])
+
+
+def encoded(kind: str, shape: tuple[int, int] = (6, 5)) -> bytes:
+    values = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    if kind == "npy":
+        np.save(file, values)
+    else:
+        Image.fromarray(values).save(file, kind)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x89PNG\r\n\x1a\n rest", b"\xff\xd8\xff more\nlines", b"P5\n2 2\n255\nabcd", b"a\0b"]
-)
+    "data",
+    [
+        *map(encoded, ("png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm", "npy", "avif", "ico", "jpeg2000")),
+        encoded("bmp", (4, 2570)),  # its size has a line break in it
+        b"P5\n2 2\n255\nabcd", b"P6 # by hand\n1 1\n255\nabc", b"P5 2 2 255 abcd",
+        b"BM\n\x01\0\0\0\0\0\0", b"RIFF\n\x0a\x0a\x0aWEBPVP8 ", b"\xff\xd8\xff more\nlines", b"a\0b",
+    ],
+    ids=lambda data: repr(data[:6]),
+)  # fmt: skip
 def test_standard_input_is_an_image(data: bytes) -> None:
-    (image,) = expand_inputs(["-"], stdin=io.BytesIO(data)).images
-    assert image == EncodedImage("standard input", data)
+    assert names_in(data) == [EncodedImage("standard input", data)]
+
+
+def test_what_a_folder_or_a_pattern_leaves_out_is_counted(folder: Path) -> None:
+    (folder / "x.heics").write_bytes(b"x")
+    assert {reason: len(files) for reason, files in expand_inputs([str(folder)]).ignored.reasons.items()} == {
+        ".txt": 1, ".heics": 1, "hidden": 1,
+    }  # fmt: skip
+    pattern = expand_inputs([f"{folder}/*"])
+    assert dict(pattern.ignored.reasons) == {"folders": (str(folder / "deep"), str(folder / "empty"))}
+
+
+def test_a_pattern_finds_links_that_lead_nowhere(folder: Path) -> None:
+    (folder / "gone.png").symlink_to("nowhere.png")
+    assert folder / "gone.png" in list(expand_inputs([f"{folder}/*.png"]).images)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "[", "[]["])
+def test_impossible_names_stay(name: str) -> None:
+    assert expand_inputs([name]).images == [Path(name)]

@@ -188,7 +188,7 @@ WRONG: dict[str, Any] = {
     "four channels": np.zeros((9, 9, 4), np.uint8),
     "tensor of two channels": torch.zeros(2, 9, 9, dtype=torch.uint8),
     "tensor with the channels last": torch.zeros(9, 9, 3, dtype=torch.uint8),
-    "floats above 1": np.full((9, 9, 3), 80, np.float32),
+    "floats above 1": np.full((9, 9, 3), 80.5, np.float32),
     "no numbers": np.full((9, 9, 3), np.nan, np.float32),
     "objects": np.full((9, 9, 3), None),
     "negative floats": torch.full((3, 9, 9), -0.5),
@@ -231,9 +231,9 @@ def test_a_network_of_other_channels_refuses_image_files(digits: Model, images: 
 
 
 def evaluate(model: Model, data: object, **how: Any) -> tuple[str, ClassificationResult]:
-    split, result, unreadable = model.evaluate(str(data), **how)
+    split, result, unreadable, remarks = model.evaluate(str(data), **how)
     assert isinstance(result, ClassificationResult)
-    assert unreadable == ()
+    assert unreadable == remarks == ()
     return split, result
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from commands import Command, check_refused
+from commands import Command, Outcome, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import DataError, EngineError, SpecError
 from convatlas.inference.model import Ensemble, Model, load
@@ -123,7 +123,7 @@ def test_an_array_file_whose_header_has_a_too_large_shape_is_refused(model: Mode
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 8, 3)})
     (found,) = predict(model, EncodedImage("bomb.npy", file.getvalue()))
-    assert "promises more" in found.error
+    assert "specifies more" in found.error
 
 
 # --- test-time augmentation
@@ -245,15 +245,18 @@ def test_standard_input_is_a_list_of_names_or_an_image(
     monkeypatch: pytest.MonkeyPatch,
     colored: Run,
 ) -> None:
+    def predict_stdin() -> Outcome:
+        return convatlas("predict", colored.model_file, "-", "--json", "--engine", "torch")
+
     expected = [p.label for p in predict(load(colored.model_file), files)]
     read_from(monkeypatch, "\n".join(map(str, files)).encode())
-    lines = [json.loads(line) for line in convatlas("predict", colored.model_file, "-", "--json").out.splitlines()]
+    lines = [json.loads(line) for line in predict_stdin().out.splitlines()]
     assert [line["label"] for line in lines] == expected
     read_from(monkeypatch, files[0].read_bytes())
-    (line,) = [json.loads(line) for line in convatlas("predict", colored.model_file, "-", "--json").out.splitlines()]
+    (line,) = [json.loads(line) for line in predict_stdin().out.splitlines()]
     assert (line["source"], line["label"]) == ("standard input", expected[0])
     read_from(monkeypatch, b"")
-    assert convatlas("predict", colored.model_file, "-", "--json").out == ""
+    assert predict_stdin().out == ""
 
 
 def test_patterns_are_expanded(convatlas: Command, colored: Run, images: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG
 from convatlas.weights.build import build
-from tiny_networks import build_tiny, outputs, tiny
+from tiny_networks import build_tiny, one_of_each_kind, one_of_each_spec, outputs, tiny
 
 every_network = pytest.mark.parametrize("name", CATALOG)
 
@@ -110,14 +110,14 @@ def test_meta_device_builds_shapes_without_memory(name: str, classes: int) -> No
     assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, classes)
 
 
-@every_network
+@pytest.mark.parametrize("name", one_of_each_kind())
 def test_export_has_equal_outputs(name: str) -> None:
     network, x = build_tiny(name)
     exported = torch.export.export(network, (x,)).module()
     torch.testing.assert_close(outputs(exported, x), outputs(network, x))
 
 
-@pytest.mark.parametrize("name", {type(row.spec): name for name, row in CATALOG.items()}.values())
+@pytest.mark.parametrize("name", one_of_each_spec())
 def test_compile_traces_the_whole_graph(name: str) -> None:
     network, x = build_tiny(name)
     torch.compiler.reset()

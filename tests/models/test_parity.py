@@ -15,16 +15,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convatlas.layers.channels import DropPath
-from convatlas.models.catalog import CATALOG
+from convatlas.models.card import Variant
+from convatlas.models.catalog import CATALOG, stats
 from convatlas.models.keys import remap_keys
-from convatlas.weights.read import family_of
-from upstream import PAIRS, images, moved, scramble, theirs
+from convatlas.weights.match import family_of
+from tiny_networks import one_of_each_kind
+from upstream import PAIRS, RELATIVES, images, moved, scramble, theirs, timms
 
-OTHER_ORDER = ("vgg", "resnetv2")
-"""Families whose head is a convolution in timm."""
+OTHER_ORDER = ("vgg", "resnetv2", "mobilenet_v3")
+"""Families whose head, or a hidden layer of it, is a convolution in timm."""
 
-# training takes longer: each network once, from torchvision if it has it
-TRAINED = [(name, next(iter(row.upstream))) for name, row in CATALOG.items() if row.upstream]
+# training takes longer: each network once, from torchvision if it has it; of one code, the smallest unless slow
+UPSTREAM = {name: next(iter(row.upstream)) for name, row in CATALOG.items() if row.upstream}
+TRAINED = one_of_each_kind(UPSTREAM)
+
+LARGE_IN_DOUBLE = {(name, "timm") for name in CATALOG if name.startswith("vgg") and not name.startswith("vgg11")}
+"""Networks of 130 million parameters that are compared in float64, and in float32 with torchvision."""
+
+LARGE = 6_000_000
+"""Number of parameters from which relatives are compared by the slow tests only."""
 
 
 def sums_in_other_order(name: str, library: str) -> bool:
@@ -41,19 +50,52 @@ def tolerance(name: str, library: str) -> float:
     return 1e-13 if sums_in_other_order(name, library) else 0.0
 
 
-@pytest.mark.parametrize(("name", "library"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [pytest.param(*pair, marks=pytest.mark.slow if pair in LARGE_IN_DOUBLE else []) for pair in PAIRS],
+)
 def test_outputs_are_those_of_the_library(name: str, library: str) -> None:
     row = CATALOG[name]
     peer = theirs(name, library)
     scramble(peer)
-    mine, x = moved(row, peer, library), images(row, resolution=max(row.spec.minimum, 64))
-    if sums_in_other_order(name, library):
+    x = images(row, resolution=max(row.spec.minimum, 64))
+    compare_outputs(row, peer, library, x, tolerance(name, library))
+
+
+def compare_outputs(row: Variant, peer: nn.Module, library: str, x: Tensor, limit: float) -> None:
+    """Compare the outputs of a network with those of the library's, whose weights it gets."""
+    mine = moved(row, peer, library)
+    if limit:
         peer, mine, x = peer.double(), mine.double(), x.double()
     with torch.inference_mode():
         expected, got = peer.eval()(x), mine.eval()(x)
     assert expected.std() > 0
-    limit = tolerance(name, library) * float(expected.abs().max())
-    assert float((expected - got).abs().max()) <= limit
+    assert float((expected - got).abs().max()) <= limit * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "relative"),
+    [
+        pytest.param(*pair, marks=pytest.mark.slow if stats(pair[0]).parameters > LARGE else [])
+        for pair in RELATIVES
+    ],
+)  # fmt: skip
+def test_outputs_of_relatives_are_those_of_timm_at_odd_sizes(name: str, relative: str) -> None:
+    row = CATALOG[name]
+    row = replace(row, spec=row.spec.replaced(row.relatives[relative]))
+    peer = timms(relative)
+    scramble(peer)
+    compare_outputs(row, peer, "timm", images(row, resolution=65, width=46), tolerance(name, "timm"))
+    assert sum(each.numel() for each in peer.parameters()) == stats(name).parameters
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 0.75])
+def test_narrow_mobilenets_are_those_of_timm(width: float) -> None:
+    row = CATALOG[f"mobilenet_v1_0{100 * width:.0f}"]
+    timm_efficientnet = pytest.importorskip("timm.models.efficientnet")
+    peer = timm_efficientnet._gen_mobilenet_v1("mobilenetv1_100", width)
+    scramble(peer)
+    compare_outputs(row, peer, "timm", images(row, resolution=64), 0.0)
 
 
 def disable_randomness(network: nn.Module) -> None:
@@ -75,7 +117,10 @@ def their_loss(outputs: Any, labels: Tensor) -> Tensor:
     return main + 0.3 * others[-1] + sum(0.3 * other for other in reversed(others[:-1]))
 
 
-@pytest.mark.parametrize(("name", "library"), TRAINED)
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [pytest.param(*pair, marks=[] if pair[0] in TRAINED else pytest.mark.slow) for pair in UPSTREAM.items()],
+)
 def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: str, library: str) -> None:
     row = CATALOG[name]
     helped = hasattr(row.spec, "auxiliary") and library == "torchvision"

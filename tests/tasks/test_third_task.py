@@ -33,7 +33,8 @@ from convatlas.tasks.task import (
     register,
 )
 from convatlas.train.fit import open_run, prepare_run
-from convatlas.train.run import Epoch, Run
+from convatlas.train.run import Run
+from convatlas.train.state import Epoch
 from convatlas.weights.modelfile import read_model_file
 
 

@@ -18,8 +18,8 @@ from convatlas.data.splits import fold_numbers
 from convatlas.errors import DataError, RunError
 from convatlas.train.cross_validation import FoldEnd, FoldEvent, FoldStart, cross_validate
 from convatlas.train.recipe import Recipe
-from convatlas.train.run import Epoch
 from convatlas.train.settings import RunOptions
+from convatlas.train.state import Epoch
 from convatlas.train.step import Step
 
 QUICK = Recipe(epochs=2, batch=16, lr=0.02)

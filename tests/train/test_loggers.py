@@ -10,6 +10,7 @@ import pytest
 
 import convatlas as ca
 from convatlas.errors import RunError
+from convatlas.train.fit import open_run
 from convatlas.train.recipe import Recipe
 from convatlas.train.run import Event
 from convatlas.train.settings import RunOptions
@@ -74,3 +75,40 @@ def test_an_unknown_or_missing_logger_is_refused(images: Path, tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(RunError, match="log: wandb is not installed; pip install wandb"):
         ca.fit(images, "lenet5_modern", out=tmp_path / "run", options=RunOptions(log=("wandb",)))
+
+
+class Broken(Recorder):
+    """A service whose connection is lost at a call."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.broken = call
+
+    def __getattr__(self, name: str) -> Any:
+        return self.fail if name == self.broken else super().__getattr__(name)
+
+    def fail(self, *_: Any, **__: Any) -> None:
+        raise ConnectionError("connection lost\nretry later")
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("call", ["log_metrics", "end_run"])
+def test_a_service_that_fails_does_not_end_the_training(
+    rows_of_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", Broken(call))  # type: ignore[arg-type]
+    run = ca.fit(
+        rows_of_two, "lenet1", recipe=Recipe(epochs=2, batch=16, lr=0.01), out=tmp_path / "run", progress=False,
+        options=RunOptions(log=("mlflow",)),
+    )  # fmt: skip
+    assert run.state.finished
+    assert open_run(tmp_path / "run").state.notes == run.state.notes
+    assert run.state.notes == ("log: mlflow failed and is not used any more (ConnectionError: connection lost)",)
+
+
+def test_a_service_that_cannot_start_is_one_line(
+    rows_of_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", Broken("start_run"))  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"log: mlflow: cannot be started \(connection lost\)"):
+        ca.fit(rows_of_two, "lenet1", out=tmp_path / "run", options=RunOptions(log=("mlflow",)), progress=False)

@@ -25,8 +25,8 @@ from convatlas.train.loop import train
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, build_optimizer
 from convatlas.train.recipe import RECIPES, Recipe
-from convatlas.train.run import Epoch
 from convatlas.train.settings import ExecutionOptions
+from convatlas.train.state import Epoch
 from convatlas.train.step import Step, StepRunner
 from tiny_networks import build_tiny
 
@@ -259,7 +259,7 @@ def test_running_statistics_are_those_of_one_try(monkeypatch: pytest.MonkeyPatch
 def test_out_of_memory_for_one_image_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = build_tiny("cifar_resnet20")
     limit_memory(monkeypatch, 0)
-    message = "out of memory for 1 images at once .*; use a smaller --resolution or --batch"
+    message = "out of memory for the network and 2 images .*; use a smaller --resolution or network"
     with pytest.raises(RunError, match=message):
         list(steps_of(network, Recipe(epochs=1, batch=2), batch_of(x)))
 
@@ -270,11 +270,31 @@ def test_other_errors_are_not_taken_for_out_of_memory() -> None:
         list(steps_of(network, Recipe(epochs=1, batch=2), batch_of(x[:, :2])))
 
 
-def test_too_many_nonfinite_steps_end_the_training() -> None:
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        ("images", "first in the input images; check the data and its preprocessing"),
+        (
+            "weights",
+            r"first in the weights \(stem.*weight\); use a lower learning rate than 0.05, or other initial weights",
+        ),
+        ("activation", "first in the output of stem.*; use a lower learning rate than 0.05"),
+        ("gradient", "first in the gradient; use a lower learning rate than 0.05, or --set grad_clip=1"),
+    ],
+)
+def test_too_many_nonfinite_steps_end_the_training(cause: str, message: str) -> None:
     network, x = build_tiny("resnet18")
-    bad = [batch_of(x * float("nan"))] * 12
-    with pytest.raises(RunError, match=r"10 steps up to step 9 .* first in the input images"):
-        list(steps_of(network, Recipe(epochs=1, batch=2), *bad))
+    weight = next(network.parameters())
+    if cause == "images":
+        x = x * float("nan")
+    elif cause == "weights":
+        weight.data[0] = float("nan")
+    elif cause == "activation":
+        network.stem.get_submodule("conv.conv").register_forward_hook(lambda *values: values[2] * float("inf"))
+    else:
+        weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(RunError, match=f"10 steps up to step 9 .*{message}"):
+        list(steps_of(network, Recipe(epochs=1, batch=2), *[batch_of(x)] * 12))
 
 
 # --- runs
@@ -313,7 +333,7 @@ def test_a_run_starts_from_weights_and_is_resumed_without_their_file(
     recipe = RECIPES["finetune"].replaced({"epochs": 2, "batch": 8, "min_crop_area": 0.0})
     how: dict[str, Any] = {"weights": weights, "recipe": recipe, "execution": ONE_THREAD}
     whole = ca.fit(images, "lenet5_modern", out=tmp_path / "whole", **how)
-    assert ca.load(whole.model_file).header.training["weights"] == str(weights)
+    assert ca.load(whole.model_file).header.training.weights == str(weights)
     steps = prepare_run(images, "lenet5_modern", out=tmp_path / "interrupted", **how).steps()
     next(steps)
     steps.close()  # type: ignore[attr-defined]

@@ -31,8 +31,9 @@ from convatlas.train import run_folder
 from convatlas.train.fit import open_run, prepare_run
 from convatlas.train.optim import build_optimizer
 from convatlas.train.recipe import RECIPES
-from convatlas.train.run import Epoch, Event, Run
+from convatlas.train.run import Event, Run
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
+from convatlas.train.state import Epoch
 from convatlas.train.step import Step
 from tiny_networks import tiny
 
@@ -123,11 +124,8 @@ def kill_and_resume(folder: Path, plan: str, where: str, number: int) -> None:
 @pytest.mark.parametrize(
     ("plan", "where", "number"),
     [
-        ("modern", "step", 17),
         ("modern", "step", STEPS - 1),
-        ("modern", "file", 9),
-        ("adamw", "step", 30),
-        ("all", "step", 10),
+        ("adamw", "file", 9),
         ("all", "step", 25),
     ],
 )
@@ -184,10 +182,10 @@ def test_the_model_file_holds_the_history_of_its_weights(whole: dict[str, Path])
     model = ca.load(whole["modern"] / run_folder.MODEL)
     training = model.header.training
     config = json.loads((whole["modern"] / run_folder.CONFIG).read_text())
-    assert training["seed"] == 3
-    assert training["recipe"]["epochs"] == 2
-    assert training["fingerprint"] == config["fingerprint"]
-    assert training["versions"]["torch"] == torch.__version__
+    assert training.seed == 3
+    assert training.recipe["epochs"] == 2
+    assert training.fingerprint == config["fingerprint"]
+    assert training.versions["torch"] == torch.__version__
     assert model.header.metrics["test"]["n"] == 359
     for split in ("test", "val"):
         result: Any = model.evaluate("digits", split=split).result
@@ -313,7 +311,7 @@ def test_networks_for_clips_are_refused(tmp_path: Path) -> None:
 def test_resume_refuses_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(tmp_path / "run", recipe="default", overrides={"epochs": 1})
     monkeypatch.setattr(Dataset, "fingerprint", lambda _: "other")
-    with pytest.raises(RunError, match=r"digits: the data changed"):
+    with pytest.raises(RunError, match=r"digits: is not the data that .* was started with"):
         ca.resume(tmp_path / "run")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.errors import ConvatlasError, MachineError, ModelFileError
+from convatlas.errors import ConvatlasError, MachineError, ModelFileError, WeightsError
 from convatlas.inference import model
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.lenet import LeNet5Modern
@@ -28,7 +28,10 @@ from convatlas.tasks.known import Classification
 from convatlas.tasks.task import Calibration
 from convatlas.weights import modelfile
 from convatlas.weights.build import build
-from convatlas.weights.modelfile import Header, read_model_file, write_model_file
+from convatlas.weights.match import match_names, rules_of
+from convatlas.weights.modelfile import Header, read_header, read_model_file, write_model_file
+from convatlas.weights.sizes import Sizes
+from convatlas.weights.training_record import TrainingRecord
 from tiny_networks import tiny
 
 SMALL = LeNet5Modern(maps=(1, 2), hidden=(3, 4), resolution=16)
@@ -38,7 +41,7 @@ HEADER = Header(
     spec=SMALL,
     preprocessing=Preprocessing(resize=16, crop=16, mean=(0.1307,), std=(0.3081,)),
     calibration=Calibration(1.25, (0.5, 0.25, 1.0)),
-    training={"seed": 3, "recipe": {"lr": 0.1}},
+    training=TrainingRecord(seed=3, recipe={"lr": 0.1}, fold=(2, 5), reported_metrics={"top1": 70.9}),
     metrics={"val": {"n": 10, "accuracy": 0.9}},
     license="CC0-1.0",
 )  # fmt: skip
@@ -91,6 +94,11 @@ def test_every_network_is_read_as_it_was_written(tmp_path: Path, name: str, chan
     inputs = torch.randn(2, *network.input_shape)
     with torch.inference_mode():
         assert torch.equal(loaded(inputs), network.eval()(inputs))
+    # tensors of something else are refused, whichever rules are tried
+    sizes = Sizes(tiny(name))
+    sizes.base = network.state_dict()
+    with pytest.raises(WeightsError, match=r"with the names of convatlas.*missing .* unexpected x"):
+        match_names({"x.weight": torch.zeros(3)}, rules_of(tiny(name)), sizes)
 
 
 def test_every_field_of_the_header_is_read(written: Path) -> None:
@@ -190,6 +198,15 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         safetensors.torch.save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata)
         refuse(tmp_path / "foreign.safetensors", "not a convatlas model")
+
+
+def test_a_checkpoint_of_torch_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3)}, tmp_path / "a.pth")
+    refuse(tmp_path / "a.pth", "a checkpoint of torch, not a model file", "weights import NAME FILE --tag TAG")
+
+
+def test_the_header_alone_is_read(written: Path) -> None:
+    assert read_header(written) == HEADER
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
@@ -302,6 +319,43 @@ def test_records_that_do_not_fit_are_named(
     refuse(forged(**{field: HEADER.to_plain()[field] | change}), message)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fold": [1]}, "header.training: fold must be a list of 2 items or null, got"),
+        ({"fold": [3, 2]}, r"TrainingRecord: fold must be (number, count) with 1 <= number <= count, got (3, 2)"),
+        ({"seed": "x"}, "header.training: seed must be an integer in [0, 4294967295], got 'x'"),
+        ({"seed": -1}, "header.training: seed must be an integer in [0, 4294967295], got -1"),
+        ({"max_unreadable": "x"}, "header.training: max_unreadable must be a number in [0, 1], got 'x'"),
+        ({"val_share": 1.0}, "header.training: val_share must be a number in [0, 1), got 1.0"),
+        ({"fingerprint": 3}, "header.training: fingerprint must be a text, got 3"),
+        ({"reported_metrics": {"top1": "x"}}, "header.training: reported_metrics.top1 must be a number, got 'x'"),
+        ({"data": None}, "header.training: data must be a text, got None"),
+        ({"mood": 1}, "header.training: mood is not a field of TrainingRecord"),
+    ],
+)
+def test_how_it_was_trained_is_checked(forged: Callable[..., Path], change: dict[str, Any], message: str) -> None:
+    refuse(forged(training=HEADER.training.to_plain() | change), message)
+
+
+@pytest.mark.parametrize("metrics", [{"val": 3}, {"val": {"accuracy": "x"}}, {"val": {"n": None}}])
+def test_metrics_are_numbers(forged: Callable[..., Path], metrics: Any) -> None:
+    refuse(forged(metrics=metrics), "header: metrics.val")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("head.out.weight", float("nan"), "must be finite, got 12 of 12 values NaN"),
+        ("head.out.bias", float("inf"), "must be finite, got 3 of 3 values infinite"),
+    ],
+)
+def test_weights_are_finite(tmp_path: Path, name: str, value: float, message: str) -> None:
+    weights = dict(build_fresh().state_dict())
+    weights[name] = torch.full_like(weights[name], value)
+    refuse(forge(tmp_path / "forged.safetensors", HEADER.to_plain(), weights), f"{name} {message}")
+
+
 @pytest.mark.parametrize("constant", ["NaN", "Infinity"])
 def test_a_temperature_is_finite(tmp_path: Path, constant: str) -> None:
     text = json.dumps(HEADER.to_plain()).replace("1.25", constant)
@@ -322,7 +376,12 @@ def test_other_versions_are_refused(forged: Callable[..., Path], version: Any, m
     refuse(forged(version=version), message)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", "1", '"text"', "[" * 100_000, "{}"], ids=lambda text: text[:6])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "null", "1", '"text"', "[" * 100_000, "{}", "9" * 5000, '{"version": ' + "9" * 5000 + "}",
+     '{"training":' * 900 + "1" + "}" * 900],
+    ids=lambda text: text[:6],
+)  # fmt: skip
 def test_a_header_that_is_not_a_record_is_refused(tmp_path: Path, text: str) -> None:
     refuse(forge(tmp_path / "forged.safetensors", None, text=text), "header")
 

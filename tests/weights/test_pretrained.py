@@ -31,10 +31,10 @@ from convatlas.tasks.known import Classification
 from convatlas.weights import pretrained
 from convatlas.weights.adapt import adapt_kernel
 from convatlas.weights.build import build
-from convatlas.weights.fetch import add_file, pull
+from convatlas.weights.fetch import import_published, pull
+from convatlas.weights.files import read_checkpoint_file
 from convatlas.weights.modelfile import Header, write_model_file
 from convatlas.weights.pretrained import Weights, find_weights, list_weights
-from convatlas.weights.read import load_tensors
 from server import Site
 from upstream import scramble, theirs
 
@@ -140,7 +140,7 @@ def test_unknown_names_are_refused(name: str, message: str) -> None:
         find_weights(name)
 
 
-# --- pull and add
+# --- pull and import
 
 
 def test_pull_downloads_once_and_build_uses_the_file(
@@ -163,19 +163,19 @@ def test_pull_downloads_once_and_build_uses_the_file(
 
 def test_another_file_from_the_server_is_refused(record: Weights, serve: Callable[..., Site]) -> None:
     site = serve({"/squeezenet.pth": b"something else"})
-    with pytest.raises(WeightsError, match=r"SHA-256 differs.*convatlas weights add"):
+    with pytest.raises(WeightsError, match=r"SHA-256 differs.*convatlas weights import"):
         pull(replace(record, url=site.url + "squeezenet.pth"))
 
 
-def test_offline_error_names_the_command_that_adds_a_file(record: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_error_names_the_command_that_imports_a_file(record: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    with pytest.raises(WeightsError, match=f"internet access is disabled.*weights add {RECORD}"):
+    with pytest.raises(WeightsError, match=f"internet access is disabled.*weights import {RECORD}"):
         build(NAME, weights="torchvision:IMAGENET1K_V1")
 
 
-def test_added_file_is_used_offline(record: Weights, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imported_file_is_used_offline(record: Weights, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    assert add_file(record, checkpoint) == record.cache_path
+    assert import_published(record, checkpoint) == record.cache_path
     assert build(NAME, weights="torchvision:IMAGENET1K_V1", classes=4).input_shape == (3, 224, 224)
     loaded = model.load(RECORD)
     assert loaded.header.license == ""
@@ -189,33 +189,17 @@ def test_file_in_the_cache_of_torchvision_is_used(record: Weights, checkpoint: P
     assert pull(record) == folder / record.filename
 
 
-def test_add_refuses_another_file_and_leaves_nothing(record: Weights, tmp_path: Path, cache: Path) -> None:
+def test_import_refuses_another_file_and_leaves_nothing(record: Weights, tmp_path: Path, cache: Path) -> None:
     other = tmp_path / "other.pth"
     other.write_bytes(b"PK no weights")
     with pytest.raises(WeightsError, match=r"sha256 must begin with .* as published"):
-        add_file(record, other)
+        import_published(record, other)
     with pytest.raises(WeightsError, match="no such file"):
-        add_file(record, tmp_path / "none.pth")
+        import_published(record, tmp_path / "none.pth")
     assert not cache.exists() or not list(cache.rglob("*.pth"))
 
 
 # --- files
-
-
-@pytest.mark.parametrize("how", ["plain", "state_dict", "model", "module.", "safetensors"])
-def test_wrappers_of_checkpoints_are_removed(how: str, checkpoint: Path, tmp_path: Path) -> None:
-    tensors = torch.load(checkpoint, weights_only=True)
-    path = tmp_path / "file"
-    if how == "safetensors":
-        safetensors.torch.save_file(tensors, path)
-    elif how == "module.":
-        torch.save({"state_dict": {f"module.{key}": value for key, value in tensors.items()}, "best": 1.0}, path)
-    else:
-        torch.save(tensors if how == "plain" else {how: tensors, "epoch": 3}, path)
-    read = load_tensors(path)
-    assert read.keys() == tensors.keys()
-    assert all(torch.equal(read[key], tensors[key]) for key in tensors)
-    assert build(NAME, weights=path).input_shape == (3, 224, 224)
 
 
 class Trap:
@@ -241,7 +225,7 @@ def test_other_files_are_refused_in_one_line(content: str, tmp_path: Path, monke
             "safetensors": (tmp_path / "whole").read_bytes()[:70],
         }[content])  # fmt: skip
     with pytest.raises(WeightsError) as refused:
-        load_tensors(path)
+        build(NAME, weights=path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "trapped").exists()
@@ -255,7 +239,7 @@ def test_any_bytes_are_refused_without_a_crash(content: bytes) -> None:
         path = Path(folder) / "file"
         path.write_bytes(content)
         with pytest.raises(WeightsError):
-            load_tensors(path)
+            read_checkpoint_file(path)
 
 
 def test_checkpoint_of_another_network_lists_differences(checkpoint: Path) -> None:
@@ -278,7 +262,7 @@ def test_one_tensor_of_another_shape_is_refused(checkpoint: Path, tmp_path: Path
 def test_one_tensor_more_or_less_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     tensors = torch.load(checkpoint, weights_only=True)
     for changed, message in (
-        ({**tensors, "extra": torch.zeros(1)}, "unexpected extra"),
+        ({**tensors, "extra": torch.zeros(2)}, "unexpected extra"),
         ({key: value for key, value in tensors.items() if key != "features.0.bias"}, r"missing stem\.conv\.bias"),
     ):
         torch.save(changed, tmp_path / "odd.pth")
@@ -421,8 +405,8 @@ def test_labeled_images_are_listed_by_table_and_by_folder(images: Path, tmp_path
      ("file,index\na.jpg,x\n", "line 2: index must be the number of a class, got 'x'"),
      ("file,index\n", "lists no images"), ("file,index\nnone.jpg,1\n", r"none\.jpg: no such file"),
      (None, r"must contain labels\.csv"),
-     ("file,index\na.jpg,1\nb.jpg\n", "line 3: index must be the number of a class, got ''"),
-     ("file,index\n\udce9.jpg,1\n", "must be UTF-8 text")],
+     ("file,index\nb.jpg\n", "line 2: index must be the number of a class, got ''"),
+     ("file,index\n\udce9.jpg,1\n", "in UTF-8")],
 )  # fmt: skip
 def test_images_without_labels_are_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
@@ -499,7 +483,7 @@ def test_verification_checks_whether_the_file_is_the_published_one(
     (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
     assert verify(RECORD, tmp_path, file=checkpoint).is_published_file
     other = tmp_path / "other.pth"
-    torch.save({**load_tensors(checkpoint), "classifier.1.bias": torch.zeros(1000)}, other)
+    torch.save({**torch.load(checkpoint, weights_only=True), "classifier.1.bias": torch.zeros(1000)}, other)
     assert verify(RECORD, tmp_path, file=other).is_published_file is False
 
 
@@ -553,13 +537,26 @@ def test_kernels_that_cannot_be_adapted_are_refused(tmp_path: Path) -> None:
         build("convnet1989", weights=path, channels=3)
 
 
-def test_add_without_a_digest_checks_the_tensors(record: Weights, checkpoint: Path, tmp_path: Path) -> None:
+def test_without_a_published_digest_the_tensors_are_checked_and_a_line_is_logged(
+    record: Weights, checkpoint: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     bare = replace(record, sha256_prefix="")
     other = tmp_path / "other.pth"
     torch.save({"a": torch.zeros(3)}, other)
     with pytest.raises(WeightsError, match="does not fit"):
-        add_file(bare, other)
-    assert add_file(bare, checkpoint) == bare.cache_path
+        import_published(bare, other)
+    assert import_published(bare, checkpoint) == bare.cache_path
+    line = "no published digest: the file cannot be checked"
+    assert caplog.messages == [f"{bare.name}: {line}"]
+    monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [bare])
+    file = sorted((images / "val").rglob("*.jpg"))[0]
+    (tmp_path / "labels.csv").write_text(f"file,index\n{file},1\n")
+    result = verify(RECORD, tmp_path)
+    assert result.is_published_file is None
+    assert result.notes()[-1] == f"sha256 {result.sha256}: {line}"
+    append_row(result, "", tmp_path / "rows.csv")
+    assert line in (tmp_path / "rows.csv").read_text()
 
 
 def test_real_mobilenet_equals_torchvision_image_by_image(shared_data: Path) -> None:

@@ -44,10 +44,13 @@ def print_error(message: str) -> None:
     errors.print(f"convatlas: {printable(message)}", style="red")
 
 
-def print_json(data: Any) -> None:
-    """Print strict JSON in any encoding: NaN is an error, and characters that the encoding lacks are \\u escapes."""
+def print_json(data: Any, *, indent: int | None = 2) -> None:
+    """Print strict JSON in any encoding: NaN is an error, and characters that the encoding lacks are \\u escapes.
+
+    indent: None for one line.
+    """
     unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf8")
-    print(json.dumps(data, indent=2, ensure_ascii=not unicode, allow_nan=False))
+    print(json.dumps(data, indent=indent, ensure_ascii=not unicode, allow_nan=False), flush=True)
 
 
 def progress_bar(target: Console = errors) -> AbstractContextManager[Progress]:
@@ -78,9 +81,15 @@ def print_result(split: str, result: Result, note: str = "") -> None:
     console.print(Text.assemble(f"{split}: ", (result.text(), "bold"), note))
 
 
+def print_remarks(remarks: Iterable[str]) -> None:
+    """Print the remarks on a data set, one line each."""
+    for remark in remarks:
+        console.print(printable(remark))
+
+
 def print_skipped(unreadable: Sequence[UnreadableImage]) -> None:
     """Print the first unreadable images and their number; a run lists all of them in unreadable.csv."""
     for image in unreadable[:5]:
-        console.print(f"skipped: {image.reason}")
+        console.print(printable(f"skipped: {image.reason}"))
     if len(unreadable) > 5:
         console.print(f"skipped: {len(unreadable)} unreadable images in total")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,7 @@ def export(
     ] = None,
     max_accuracy_drop: Annotated[
         float,
-        option("Maximum loss of accuracy with --int8, in percentage points.",
+        option("Maximum loss of accuracy with --int8, in percentage points; more must be significant to count.",
                metavar="POINTS", panel=OUTPUT, read=quantities.points, default="0.5pp"),
     ] = 0.005,
     as_json: Json = False,
@@ -73,13 +74,15 @@ def export(
         console.table(("layer", "SNR dB", "precision"), rows, right=("SNR dB",))
         in_float32 = sum(layer.in_float32 for layer in result.layers)
         show(f"signal-to-noise ratio of the {len(worst)} worst of {len(result.layers)} layers; {in_float32} in float32")
+    console.print_remarks(result.remarks)
+    console.print_skipped(result.unreadable)
     parity = result.parity
     show(
         f"same prediction for {parity.num_same} of {parity.num_images} images; maximum difference of a probability "
         f"{parity.max_difference:.1e}"
     )
     if result.accuracy:
-        show(f"accuracy {result.accuracy.float32:.2%} in float32, {result.accuracy.int8:.2%} in int8")
+        show(f"accuracy {result.accuracy.text()}")
     size = sum(file.stat().st_size for file in result.files) / 2**20
     show(f"{' and '.join(map(str, result.files))}: {size:.1f} MiB")
 
@@ -145,6 +148,8 @@ def bench(
             for cell, row in zip(cells, rows, strict=True)
         ]
     console.table(columns, cells, right=columns[2:])
+    for model, evaluation in dict.fromkeys((row.model, row.evaluation) for row in rows if row.evaluation):
+        console.console.print(f"{model}: {evaluation}")
 
 
 def serve(
@@ -158,7 +163,7 @@ def serve(
     token: Annotated[
         str | None,
         option("Secret that every request must carry in its header `Authorization: Bearer TOKEN` (or set "
-               "CONVATLAS_TOKEN).", panel=EXECUTION, envvar="CONVATLAS_TOKEN"),
+               "CONVATLAS_TOKEN).", panel=EXECUTION),
     ] = None,
     engine: Engine = "auto",
     device: Device = "auto",
@@ -185,19 +190,39 @@ def serve(
         option("Maximum number of images in the queue; further requests get status 503.",
                metavar="COUNT", panel=LIMITS, read=integer(1)),
     ] = 1024,
+    max_memory: Annotated[
+        int | None,
+        option("Maximum size of all requests together, unfinished uploads included; further requests get status 503.",
+               metavar="SIZE", panel=LIMITS, read=quantities.size, default="16 x --max-bytes"),
+    ] = None,
+    max_connections: Annotated[
+        int,
+        option("Maximum number of connections; further ones get status 503.",
+               metavar="COUNT", panel=LIMITS, read=integer(1)),
+    ] = 512,
+    timeout: Annotated[
+        float,
+        option("Maximum time to receive a request; slower ones get status 408.",
+               metavar="TIME", panel=LIMITS, read=quantities.seconds, default="60s"),
+    ] = 60.0,
 ) -> None:  # fmt: skip
     """Serve a model over HTTP: POST /predict, with /health, /metrics and /openapi.json."""
     from convatlas.system.extras import import_optional
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         import_optional(library, "convatlas[serve]")
-    from convatlas.inference.serve.batcher import Limits
+    from convatlas.inference.serve.limits import Limits
     from convatlas.inference.serve.server import bind, run_server
+    from convatlas.inference.serve.token import read_token
 
-    socket = bind(host, port)
+    if token is None:  # an empty variable is an error, not the same as none
+        token = read_token(os.environ.get("CONVATLAS_TOKEN"), "CONVATLAS_TOKEN")
+    else:
+        token = read_token(token, "--token")
     limits = Limits(
         batch=batch, wait_s=wait, request_bytes=max_bytes, request_images=max_images, image_pixels=max_pixels,
-        queue=queue,
+        queue=queue, body_bytes=max_memory, connections=max_connections, request_s=timeout,
     )  # fmt: skip
+    socket = bind(host, port)
     opened = load_on_engine(model, engine, device, batch=batch)
     run_server(opened, limits, socket, token=token, log=lambda text: console.errors.print(text))

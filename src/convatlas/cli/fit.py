@@ -27,7 +27,7 @@ from convatlas.cli.options import (
     number,
     option,
 )
-from convatlas.errors import InputError
+from convatlas.errors import InputError, printable
 from convatlas.system import quantities
 from convatlas.system.quantities import Interval
 
@@ -57,7 +57,8 @@ def fit(
     ],
     weights: Annotated[
         str | None,
-        option("Initial weights: LIBRARY:TAG or a file. With --model auto: a library whose cached weights are used.",
+        option("Initial weights: LIBRARY:TAG, NETWORK@TAG, or a checkpoint (FILE or FILE:KEY). With --model auto: a "
+               "library whose cached weights are used.",
                metavar="WEIGHTS", panel=MODEL),
     ] = None,
     resolution: Resolution = None,
@@ -248,14 +249,21 @@ def _fields(pairs: list[str]) -> dict[str, Any]:
 
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of an interrupted run.")],
-) -> None:
+    data: Annotated[
+        str | None,
+        option("Where the data is now, if it was moved; it must be the same data.", metavar="DATA", panel=DATA),
+    ] = None,
+) -> None:  # fmt: skip
     """Resume an interrupted run. On a CPU the result is bit-identical to that of an uninterrupted run."""
     from convatlas.train.fit import open_run
 
     with console.progress_bar() as progress:
-        opened = open_run(run, progress=progress)
+        opened = open_run(run, data=data, progress=progress)
     if opened.state.finished:
-        console.console.print(f"{run} is finished; its model file is {opened.model_file}")
+        if not opened.report_file.exists():  # the run was interrupted while it was written, or could not write it
+            opened.finish()
+        console.console.print(printable(f"{run} is finished; its model file is {opened.model_file}"))
+        training.print_notes(opened)
         return
     for library, (before, now) in opened.changed_versions.items():
         console.errors.print(

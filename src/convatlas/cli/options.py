@@ -80,7 +80,7 @@ ModelFile = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model file, an exported file (.onnx, .xml), or pretrained weights by name (NETWORK@LIBRARY:TAG).",
+        help="A model file, an exported file (.onnx, .xml), or weights by name (NETWORK@LIBRARY:TAG, NETWORK@TAG).",
     ),
 ]
 DataSet = Annotated[

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from convatlas.cli.console import console, errors, print_result, print_skipped, progress_bar, table
+from convatlas.cli.console import console, errors, print_remarks, print_result, print_skipped, progress_bar, table
+from convatlas.errors import printable
 from convatlas.system.quantities import TIME
 
 if TYPE_CHECKING:
     from convatlas.system.progress import Progress
     from convatlas.train.cross_validation import CrossValidation, FoldEvent
-    from convatlas.train.run import Epoch, Event, Run
+    from convatlas.train.run import Event, Run
     from convatlas.train.select_model import ModelSelection
+    from convatlas.train.state import Epoch
 
 MAX_EPOCH_ROWS = 25
 """Maximum number of rows in the table of epochs: of a longer training, every n-th epoch is printed."""
@@ -26,10 +28,12 @@ MAX_CANDIDATES = 20
 def print_run_header(run: Run) -> None:
     """Print what a run is going to do."""
     counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
-    console.print(
+    text = (
         f"{run.config.model} on {run.dataset.name}: {len(run.task.classes)} classes, {counts}; seed "
         f"{run.config.seed}; {run.device.type}, {run.plan}; run directory {run.folder}"
     )
+    console.print(printable(text))
+    print_remarks(run.dataset.remarks)
 
 
 class EpochTable:
@@ -46,7 +50,7 @@ class EpochTable:
             self._print_epoch(epoch, style="dim")
 
     def add(self, event: Event) -> None:
-        from convatlas.train.run import Epoch
+        from convatlas.train.state import Epoch
 
         if isinstance(event, Epoch):
             self._print_epoch(event)
@@ -105,8 +109,16 @@ def print_results(run: Run) -> None:
         epoch = f"best epoch {run.state.best_epoch}" if run.dataset.val else "last epoch"
         print_result(split, result, f"; {epoch}" + (", selected on these images" if split == "val" else ""))
     print_skipped(run.dataset.unreadable)
-    console.print(f"model file: {run.model_file}")
-    console.print(f"report: {run.report_file}")
+    console.print(printable(f"model file: {run.model_file}"))
+    if run.report_file.exists():
+        console.print(printable(f"report: {run.report_file}"))
+    print_notes(run)
+
+
+def print_notes(run: Run) -> None:
+    """Print what went wrong without an effect on the model."""
+    for note in run.state.notes:
+        errors.print(f"convatlas: {printable(note)}", style="yellow")
 
 
 def print_folds(crossed: CrossValidation) -> None:
@@ -121,7 +133,9 @@ def print_folds(crossed: CrossValidation) -> None:
     table(columns, rows, right=columns)
     mean = Text.assemble((f"{crossed.mean:.2%}", "bold"), f" ± {crossed.std:.2%}")
     console.print(Text.assemble(f"{metric} over {len(rows)} folds: ", mean, " (standard deviation)"))
-    console.print(f"runs: {crossed.folder}")
+    console.print(printable(f"runs: {crossed.folder}"))
+    for run in crossed.runs:
+        print_notes(run)
 
 
 def print_selection(selection: ModelSelection) -> None:

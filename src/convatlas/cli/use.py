@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from convatlas.cli.options import (
     option,
     probability,
 )
-from convatlas.errors import InputError
+from convatlas.errors import InputError, printable
 from convatlas.system import quantities
 
 if TYPE_CHECKING:
@@ -87,8 +86,12 @@ def predict(
 
     if as_json and as_csv:
         raise InputError("--json and --csv exclude each other; give one of them")
-    options = PredictOptions.from_plain({"batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch})
+    options = PredictOptions.from_plain(
+        {"batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch}, where="predict"
+    )
     inputs = expand_inputs(images, fetch=fetch)
+    if inputs.ignored:
+        console.errors.print(inputs.ignored.text())
     size = min(batch, inputs.count or batch)
     models = [
         load_on_engine(name, engine, device, batch=size, count=inputs.count) for name in [model, *(ensemble or [])]
@@ -111,7 +114,7 @@ def predict(
             if write is not None:
                 write(prediction)
             elif not prediction.error:
-                rows.append((prediction.source, *prediction.cells(top)))
+                rows.append((printable(prediction.source), *prediction.cells(top)))
             progress("predicting", done, inputs.count or 0)
     duration = time.perf_counter() - start
     if rows:
@@ -138,11 +141,14 @@ def predict(
 
 
 def _json_writer() -> Callable[[Prediction], None]:
-    return lambda prediction: print(json.dumps(prediction.to_plain(), ensure_ascii=False), flush=True)
+    return lambda prediction: console.print_json(prediction.to_plain(), indent=None)
 
 
 def _csv_writer(classes: Sequence[str]) -> Callable[[Prediction], None]:
-    """Return a function that writes a row for each prediction, with empty cells for unreadable images."""
+    """Return a function that writes a row for each prediction, with empty cells for unreadable images.
+
+    Several labels are separated by |, as in tables of multi-label data.
+    """
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["source", "label", "probability", *classes, "error"])
 
@@ -151,8 +157,8 @@ def _csv_writer(classes: Sequence[str]) -> Callable[[Prediction], None]:
         probabilities = plain.get("probabilities", {})
         values = [plain.get("probability"), *map(probabilities.get, classes)]
         numbers = ["" if value is None else f"{value:.6f}" for value in values]
-        label = plain["label"] if plain.get("labels") else ""
-        writer.writerow([prediction.source, label, *numbers, prediction.error])
+        writer.writerow([prediction.source, "|".join(plain.get("labels", ())), *numbers, prediction.error])
+        sys.stdout.flush()
 
     return write
 
@@ -209,4 +215,5 @@ def evaluate(
     if evaluation.split == "all":
         note = "; all images: optimistically biased if the network was trained on some of them"
     console.print_result(evaluation.split, evaluation.result, note)
+    console.print_remarks(evaluation.remarks)
     console.print_skipped(evaluation.unreadable)

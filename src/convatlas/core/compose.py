@@ -156,8 +156,8 @@ _ALLOCATING = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Conv3d,
 
 
 def _is_alike(a: Tensor, b: Tensor) -> bool:
-    """Return whether a + b has the shape and type of a."""
-    return a.shape == b.shape and a.dtype == b.dtype
+    """Return whether a + b has the shape and type of a; False while torch.fx traces, when they are not known."""
+    return isinstance(a, Tensor) and a.shape == b.shape and a.dtype == b.dtype
 
 
 def _may_overwrite_output(layer: nn.Module) -> bool:

@@ -87,13 +87,15 @@ class Cost:
 def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
     """Return the cost of one image of `shape` = (channels, *spatial) through `tree`.
 
-    shape: by default the one a Network was built for. Raises CostError that names the layer if a layer has no rule, or
-    if the image is too small or has another number of channels.
+    shape: by default the one a Network was built for. Raises CostError if it is not of integers >= 1; and one that
+    names the layer if a layer has no rule, or if the image is too small or has another number of channels.
     """
     if shape is None:
         if not isinstance(tree, Network):
             raise CostError(f"the input shape of a {type(tree).__name__} is not known; give (channels, height, width)")
         shape = tree.input_shape
+    if not isinstance(shape, Sequence) or not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise CostError(f"cost: the shape must be (channels, height, width), integers >= 1, got {shape!r}")
     x = Signal(tuple(shape), (1,) * (len(shape) - 1), (1,) * (len(shape) - 1))
     tally = Tally()
     y = walk(tree, x, tally)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
 
 from torch import nn
 
@@ -138,9 +137,13 @@ def _average_pool(layer: AveragePool, x: Signal, tally: Tally) -> Signal:
 
 
 def _adaptive_pool(layer: AdaptivePool, x: Signal, tally: Tally) -> Signal:
-    """Pool to a fixed size: each output averages the inputs that it covers, at least one."""
+    """Pool to a fixed size: each output averages the inputs that it covers, at least one. None keeps a size."""
     _expect_axes(layer, x, tally)
-    sizes = _per_axis(cast(Sizes, layer.output_size), axes_of(layer))
+    size: int | Sequence[int | None] | None = layer.output_size
+    given = size if isinstance(size, Sequence) else (size,) * axes_of(layer)
+    sizes = tuple(old if new is None else new for old, new in zip(x.spatial, given, strict=True))
+    if min(sizes) < 1:
+        raise tally.error(layer, f"its output sizes must be >= 1, got {layer.output_size}")
     if set(sizes) == {1}:
         return tally.add(layer, x, replace(x, shape=(x.channels, *sizes), is_global=True))
     windows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Literal, get_args
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convatlas.core.record import Bounds, Record, above, at_least, between
+from convatlas.core.resampling import resize, resize_part
 from convatlas.errors import DataError, SpecError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -20,6 +22,14 @@ Finite = Annotated[float, Bounds()]
 
 TTA = Literal["none", "flip", "ten-crop"]
 """Test-time augmentation: the image alone, with its mirror image, or ten crops."""
+
+CENTER = (0.5, 0.5)
+FIVE_PLACES = ((0, 0), (0, 1), (1, 0), (1, 1), CENTER)
+"""Places of crops, (vertical, horizontal): 0 is the first possible one, 1 the last."""
+
+THIN, THIN_ROUNDED = 4, 64
+"""Of images whose long side is more than this times the short side, only what the crop needs is resized: the same
+values to the last bit, or, where `resize_part` rounds otherwise than `resize`, above the second limit."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Preprocessing(Record):
     border of `pad` pixels of value `fill` is put around it, values are divided by 255, `mean` is subtracted and the
     result divided by `std`, channel by channel. `len(mean)` is the number of channels: image files are converted to
     grayscale (1, luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
+    rotation: degrees by which the normalized input is rotated, for weights that are stored rotated.
     window: for images with more than 8 bits, the values that become 0 and 255, as fractions of the largest value of
         their type; floats are used as they are. None: images have 8 bits, or are rounded to them.
     """
@@ -43,6 +54,7 @@ class Preprocessing(Record):
     mean: tuple[Finite, ...] = (0.5,)
     std: tuple[Annotated[float, above(0)], ...] = (0.5,)
     window: tuple[Finite, Finite] | None = None
+    rotation: Literal[0, 180] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,8 +101,8 @@ class Preprocessing(Record):
 
     def resize_and_crop(self, pixels: Tensor) -> Tensor:
         """Resize, crop and pad images of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out."""
-        pixels = self._resize(pixels)
-        return self._crop_and_pad(pixels, *(round((extent - self.crop) / 2) for extent in pixels.shape[-2:]))
+        (view,) = self._crops(pixels, (CENTER,))
+        return view
 
     def tta_views(self, pixels: Tensor, tta: TTA) -> Tensor:
         """Return the views of one image (channels, h, w) for test-time augmentation: (views, channels, size, size).
@@ -100,16 +112,37 @@ class Preprocessing(Record):
         """
         if tta not in get_args(TTA):
             raise SpecError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}")
-        if tta != "ten-crop":
-            views = self.resize_and_crop(pixels)[None]
-        else:
-            pixels = self._resize(pixels)
-            down, right = (extent - self.crop for extent in pixels.shape[-2:])
-            corners = [(0, 0), (0, right), (down, 0), (down, right), (round(down / 2), round(right / 2))]
-            views = torch.stack([self._crop_and_pad(pixels, *corner) for corner in corners])
+        views = torch.stack(self._crops(pixels, FIVE_PLACES if tta == "ten-crop" else (CENTER,)))
         return views if tta == "none" else torch.cat([views, views.flip(-1)])
 
-    def _resize(self, pixels: Tensor) -> Tensor:
+    def _crops(self, pixels: Tensor, places: Sequence[tuple[float, float]]) -> list[Tensor]:
+        """Return crops of resized images, with a border around each."""
+        height, width = size = self._resized_size(pixels)
+        corners = [(round((height - self.crop) * down), round((width - self.crop) * right)) for down, right in places]
+        if size != tuple(pixels.shape[-2:]) and max(size) > self._thin * self.resize:
+            crops = [self._crop_of_thin(pixels, size, *corner) for corner in corners]
+        else:
+            if size != tuple(pixels.shape[-2:]):
+                pixels = resize(pixels, size, self.interpolation, antialias=self.antialias)
+            crops = [self._crop(pixels, *corner) for corner in corners]
+        return [self.add_border(crop) for crop in crops]
+
+    @property
+    def _thin(self) -> int:
+        exact = self.interpolation == "nearest" or (self.antialias and self.window is None)
+        return THIN if exact else THIN_ROUNDED
+
+    def _crop(self, pixels: Tensor, top: int, left: int) -> Tensor:
+        return pixels[..., top : top + self.crop, left : left + self.crop]
+
+    def _crop_of_thin(self, pixels: Tensor, size: tuple[int, int], top: int, left: int) -> Tensor:
+        tall = size[0] > size[1]
+        start = top if tall else left
+        part = resize_part(pixels, size, start, self.crop, self.interpolation, antialias=self.antialias)
+        return self._crop(part, 0 if tall else top, left if tall else 0)
+
+    def _resized_size(self, pixels: Tensor) -> tuple[int, int]:
+        """Return (height, width) of resized images; raises DataError for what is not an image of this network."""
         if pixels.dtype != self.dtype:
             raise DataError(f"pixels are {self.dtype} from 0 to 255, got {pixels.dtype}")
         if pixels.ndim not in (3, 4):
@@ -120,22 +153,8 @@ class Preprocessing(Record):
         short = min(height, width)
         if short == 0:
             raise DataError(f"the image is empty ({width} x {height} pixels)")
-        if short != self.resize:
-            # as torchvision's Resize: the long side is cut down to a whole pixel
-            size = [int(self.resize * height / short), int(self.resize * width / short)]
-            smooth = self.interpolation != "nearest"
-            batch = F.interpolate(
-                pixels if pixels.ndim == 4 else pixels[None],
-                size,
-                mode=self.interpolation,
-                align_corners=False if smooth else None,
-                antialias=self.antialias and smooth,
-            )
-            pixels = batch if pixels.ndim == 4 else batch[0]
-        return pixels
-
-    def _crop_and_pad(self, pixels: Tensor, top: int, left: int) -> Tensor:
-        return self.add_border(pixels[..., top : top + self.crop, left : left + self.crop])
+        # as torchvision's Resize: the long side is cut down to a whole pixel
+        return int(self.resize * height / short), int(self.resize * width / short)
 
     def add_border(self, pixels: Tensor) -> Tensor:
         """Pad images (..., h, w) by `pad` pixels of value `fill` on each side."""
@@ -146,10 +165,14 @@ class Preprocessing(Record):
         side = (self.resize, self.resize)
         if pixels.shape[-2:] == side:
             return pixels
-        return F.interpolate(pixels, side, mode="bilinear", align_corners=False, antialias=True)
+        return resize(pixels, side, "bilinear", antialias=True)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn images (n, channels, h, w) of values from 0 to 255 into float32, standardized by `mean` and `std`."""
+        """Turn images (n, channels, h, w) of values from 0 to 255 into inputs: float32, standardized and rotated."""
         mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
         scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
-        return pixels.float().sub_(mean).mul_(scale)
+        return self.rotate(pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale))
+
+    def rotate(self, inputs: Tensor) -> Tensor:
+        """Return normalized inputs (n, channels, h, w) rotated by `rotation` degrees."""
+        return inputs.flip(-2, -1) if self.rotation else inputs

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from convatlas.data.decode.files import read_bytes
-from convatlas.data.decode.headers import read_header
-from convatlas.data.decode.pixels import read_shares
-from convatlas.data.manifest import Manifest
-from convatlas.data.samples import Samples
-from convatlas.data.source import Source
-from convatlas.data.threads import map_in_threads
-from convatlas.errors import DataError
+from convatlas.data.decode.array_values import Window
+from convatlas.data.duplicates import Group, find_duplicates, find_near_duplicates
+from convatlas.data.ignored import Ignored
+from convatlas.data.inspect_images import CheckedImage, inspect_files, inspect_pixels
+from convatlas.data.source import Source, check_unreadable
+from convatlas.data.splits import VAL_SHARE
+from convatlas.errors import DataError, listed
 from convatlas.system.progress import Progress
 from convatlas.tasks.table import Column, MetricTable, rows_of
-
-MAX_DIFFERENT_BITS = 3
-"""Maximum number of the 64 hash bits in which near duplicates differ."""
-
-MIN_SIDE = 64
-"""Minimum side in pixels of images whose hashes are compared; smaller images are too similar."""
-
-MIN_ONES, MAX_ONES = 8, 56
-"""Ones in a hash that is compared; flat images have fewer or more."""
 
 RARE_SHARE = 0.1
 """A class is rare if it has less than this share of the largest class's training images."""
@@ -40,34 +28,12 @@ SHEET_COLUMNS, SHEET_CLASSES, SHEET_GROUPS = 10, 24, 6
 
 
 @dataclass(frozen=True)
-class CheckedImage:
-    """The properties of one image.
-
-    labels: its classes. size: (width, height). mode: how pixels are stored. digest: sha256 of the file, or of the
-    pixels. dhash: see `difference_hash`. unreadable: the reason, if it is.
-    """
-
-    name: str
-    split: str
-    labels: tuple[int, ...]
-    size: tuple[int, int] = (0, 0)
-    mode: str = ""
-    rotated: bool = False
-    high_bit_depth: bool = False
-    digest: str = ""
-    dhash: int = 0
-    unreadable: str = ""
-
-
-Group = tuple[CheckedImage, ...]
-
-
-@dataclass(frozen=True)
 class Check:
     """The findings on a data set.
 
     counts: split -> number of readable images of each class. duplicates: groups of images with equal contents.
-    near_duplicates: groups of images with nearly equal hashes.
+    near_duplicates: groups of images with nearly equal hashes. remarks: see `Source.remarks`. refusal: why training
+    with default options would not start; empty if it would. ignored: files that are not used.
     """
 
     name: str
@@ -76,6 +42,9 @@ class Check:
     counts: Mapping[str, Sequence[int]]
     duplicates: tuple[Group, ...] = ()
     near_duplicates: tuple[Group, ...] = ()
+    remarks: tuple[str, ...] = ()
+    refusal: str = ""
+    ignored: Ignored = field(default_factory=Ignored)
 
     @property
     def unreadable(self) -> list[CheckedImage]:
@@ -119,7 +88,7 @@ class Check:
 
     def findings(self) -> list[str]:
         """Return the problems of the data, one line each; empty if there are none."""
-        rare = ", ".join(self.rare_classes)
+        rare = listed(self.rare_classes)
         findings = (
             (len(self.unreadable), "images are unreadable"),
             (sum(image.rotated for image in self.images), "images are rotated by their EXIF orientation (applied)"),
@@ -130,7 +99,8 @@ class Check:
             (len(self.label_conflicts), "groups of duplicates have different labels"),
             (len(self.rare_classes), f"classes have less than {RARE_SHARE:.0%} of the largest one's images: {rare}"),
         )
-        return [f"{count:,} {text}" for count, text in findings if count]
+        refusal = [f"cannot be trained on: {self.refusal}"] if self.refusal else []
+        return [*self.remarks, *refusal, *(f"{count:,} {text}" for count, text in findings if count)]
 
     def table(self) -> MetricTable:
         """Return the number of images of each class and split, and their sums."""
@@ -165,6 +135,7 @@ class Check:
             "sizes": [list(size) for size in self.sizes],
             "modes": self.modes,
             "findings": self.findings(),
+            "ignored": {reason: list(files) for reason, files in self.ignored.reasons.items()},
             "unreadable": {image.name: image.unreadable for image in self.unreadable},
             "duplicates": names(self.duplicates),
             "near_duplicates": names(self.near_duplicates),
@@ -176,25 +147,57 @@ class Check:
 
 def check(source: Source, *, progress: Progress | None = None) -> Check:
     """Read every image of a data set, and compare all of them."""
+    window, refusal = _window_of_fit(source)
     images: list[CheckedImage] = []
     for split, samples in source.splits.items():
         labels = _labels(source.task.strata(samples.targets))
         inspected = (
-            _inspect_files(samples, split, labels, source.manifest)
+            inspect_files(samples, split, labels, source.manifest, source.channels, window)
             if samples.pixels is None
-            else _inspect_pixels(samples, split, labels)
+            else inspect_pixels(samples, samples.pixels, split, labels)
         )
         for i, image in enumerate(inspected, 1):
             images.append(image)
             if progress:
                 progress(f"checking {split}", i, len(samples))
     readable = [image for image in images if not image.unreadable]
+    refusal = refusal or _refusal_of_unreadable(source, images)
     numbers = Counter((image.split, label) for image in readable for label in image.labels)
     counts = {split: [numbers[split, label] for label in range(len(source.classes))] for split in source.splits}
-    duplicates = _find_duplicates(readable)
+    duplicates = find_duplicates(readable)
     copies = {id(image) for group in duplicates for image in group[1:]}  # the first of each group stands for all
-    near_duplicates = _find_near_duplicates([image for image in readable if id(image) not in copies])
-    return Check(source.name, source.classes, tuple(images), counts, tuple(duplicates), tuple(near_duplicates))
+    near_duplicates = find_near_duplicates([image for image in readable if id(image) not in copies])
+    return Check(
+        source.name, source.classes, tuple(images), counts, tuple(duplicates), tuple(near_duplicates), source.remarks,
+        refusal, source.ignored,
+    )  # fmt: skip
+
+
+def _window_of_fit(source: Source) -> tuple[Window | None, str]:
+    """Return the window of values with which training with default options reads images, and why it would not start."""
+    refusal, share = "", VAL_SHARE
+    try:
+        source.with_val(val_share=share)
+    except DataError as error:
+        refusal, share = str(error), 0.0
+    try:
+        statistics = source.statistics(source.channels, val_share=share)
+    except DataError as error:
+        return (0.0, 1.0) if source.high_bit_depth else None, str(error)
+    return statistics.window if statistics else None, refusal
+
+
+def _refusal_of_unreadable(source: Source, images: Sequence[CheckedImage]) -> str:
+    """Return why training with default options would not start because of unreadable images; "" if it would."""
+    try:
+        check_unreadable([f"{image.name}: {image.unreadable}" for image in images if image.unreadable], len(images))
+        for split, samples in source.splits.items():
+            readable = [not image.unreadable for image in images if image.split == split]
+            numbers = torch.tensor(readable).nonzero().flatten()
+            source.task.check_split(samples.targets.take(numbers), split, source.location)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _labels(strata: Tensor) -> list[tuple[int, ...]]:
@@ -202,97 +205,3 @@ def _labels(strata: Tensor) -> list[tuple[int, ...]]:
     if strata.ndim == 1:
         return [(label,) for label in strata.tolist()]
     return [tuple(row.nonzero().flatten().tolist()) for row in strata]
-
-
-def _inspect_files(
-    samples: Samples, split: str, labels: Sequence[tuple[int, ...]], manifest: Manifest
-) -> Iterator[CheckedImage]:
-    items = list(zip(samples.names, labels, strict=True))
-    return map_in_threads(lambda item: _inspect_file(item[0], split, item[1], manifest), items)
-
-
-def _inspect_file(name: str, split: str, labels: tuple[int, ...], manifest: Manifest) -> CheckedImage:
-    try:
-        data = manifest.contents(name, remove=True) or read_bytes(name)
-        header = read_header(name, data=data)
-        channels = header.channels if header.channels not in (1, 3) else 1
-        shares = read_shares(name, channels, data=data)
-    except DataError as error:
-        return CheckedImage(name, split, labels, unreadable=str(error).removeprefix(f"{name}: "))
-    return CheckedImage(
-        name,
-        split,
-        labels,
-        header.size,
-        header.mode,
-        header.rotated,
-        header.high_bit_depth,
-        hashlib.sha256(data).hexdigest(),
-        difference_hash(shares.mean(0, keepdim=True)),
-    )
-
-
-def _inspect_pixels(samples: Samples, split: str, labels: Sequence[tuple[int, ...]]) -> Iterator[CheckedImage]:
-    pixels = samples.pixels
-    assert pixels is not None
-    high_bit_depth = pixels.dtype != torch.uint8
-    channels, size = pixels.shape[1], (pixels.shape[3], pixels.shape[2])
-    mode = f"{channels} x float32" if high_bit_depth else {1: "L", 3: "RGB"}.get(channels, f"{channels} x uint8")
-    for name, classes, image in zip(samples.names, labels, pixels, strict=True):
-        yield CheckedImage(
-            name,
-            split,
-            classes,
-            size,
-            mode,
-            high_bit_depth=high_bit_depth,
-            digest=hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest(),
-            dhash=difference_hash(image.float().mean(0, keepdim=True)),
-        )
-
-
-def difference_hash(gray: Tensor) -> int:
-    """Return 64 bits of an image (1, h, w): whether each of 8 x 8 regions is brighter than the one to its left.
-
-    Few bits change when an image is resized or compressed again.
-    """
-    small = F.interpolate(gray[None].float(), (8, 9), mode="area")[0, 0]
-    bits = (small[:, 1:] > small[:, :-1]).flatten().tolist()
-    return sum(bit << i for i, bit in enumerate(bits))
-
-
-def _find_duplicates(images: Sequence[CheckedImage]) -> list[Group]:
-    """Return the groups of images with equal contents."""
-    by_digest: dict[str, list[CheckedImage]] = defaultdict(list)
-    for image in images:
-        by_digest[image.digest].append(image)
-    return [tuple(group) for group in by_digest.values() if len(group) > 1]
-
-
-def _find_near_duplicates(images: Sequence[CheckedImage]) -> list[Group]:
-    """Return the groups of images with nearly equal hashes, without small and flat images."""
-    by_hash: dict[int, list[CheckedImage]] = defaultdict(list)
-    for image in images:
-        if MIN_ONES <= image.dhash.bit_count() <= MAX_ONES and min(image.size) >= MIN_SIDE:
-            by_hash[image.dhash].append(image)
-    parent = {dhash: dhash for dhash in by_hash}
-
-    def root(dhash: int) -> int:
-        while parent[dhash] != dhash:
-            dhash = parent[dhash]
-        return dhash
-
-    # of four quarters of 16 bits, at least one is equal if at most three bits differ
-    for shift in range(0, 64, 16):
-        by_quarter: dict[int, list[int]] = defaultdict(list)
-        for dhash in by_hash:
-            by_quarter[dhash >> shift & 0xFFFF].append(dhash)
-        for hashes in by_quarter.values():
-            for i, a in enumerate(hashes):
-                for b in hashes[:i]:
-                    if (a ^ b).bit_count() <= MAX_DIFFERENT_BITS:
-                        parent[root(a)] = root(b)
-    groups: dict[int, list[CheckedImage]] = defaultdict(list)
-    for dhash, similar in by_hash.items():
-        groups[root(dhash)] += similar
-    return [tuple(group) for group in groups.values() if len(group) > 1]

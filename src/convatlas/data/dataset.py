@@ -65,7 +65,7 @@ class Dataset:
     """The splits of one data set, prepared for one network.
 
     train is trained on; val chooses the best epoch; test is evaluated once, at the end. val and test may be None.
-    unreadable: the images that were skipped because they cannot be read.
+    unreadable: the images that were skipped because they cannot be read. remarks: see `Source.remarks`.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Dataset:
     val: Images | None
     test: Images | None
     unreadable: tuple[UnreadableImage, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -17,7 +17,10 @@ from convatlas.tasks.task import Task
 
 
 class BatchLoader:
-    """The training batches of every epoch, on `device`; everything random is a function of (seed, epoch, sample)."""
+    """The training batches of every epoch, on `device`; everything random is a function of (seed, epoch, sample).
+
+    min_last: see `batch_sizes`.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class BatchLoader:
         *,
         batch: int,
         seed: int,
+        min_last: int = 1,
         shuffle: bool = True,
         augment: Augment | None = None,
         shard: Callable[[Tensor], Tensor] = lambda indices: indices,
@@ -38,13 +42,14 @@ class BatchLoader:
         self.aspects = None if images.aspects is None else images.aspects.to(device)
         self.preprocessing, self.task, self.batch, self.seed = preprocessing, task, batch, seed
         self.shuffle, self.augment, self.shard, self.device = shuffle, augment or Augment(), shard, device
-        self.steps = -(-len(images) // batch)
+        self.sizes = batch_sizes(len(images), batch, min_last)
+        self.steps = len(self.sizes)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield this process's share of the batches of one epoch from number `start` on; the last may be smaller."""
         count = len(self.targets)
         order = (epoch_order(self.seed, epoch, count) if self.shuffle else torch.arange(count)).to(self.device)
-        batches = order.split(self.batch)[start:]
+        batches = order.split(self.sizes)[start:]
         mixes = self.augment.mixes and count > 1
 
         def indices() -> Iterator[Tensor]:
@@ -73,3 +78,14 @@ class BatchLoader:
             pixels = steps.add_border(pixels)
         inputs = steps.normalize(pixels)
         return erase(inputs, random, self.augment.random_erasing) if self.augment.random_erasing else inputs
+
+
+def batch_sizes(count: int, batch: int, min_last: int = 1) -> list[int]:
+    """Return the sizes of the batches of an epoch; a last one of fewer than `min_last` images joins the one before."""
+    full, rest = divmod(count, batch)
+    sizes = [batch] * full
+    if 0 < rest < min_last <= batch and sizes:
+        sizes[-1] += rest
+    elif rest:
+        sizes.append(rest)
+    return sizes

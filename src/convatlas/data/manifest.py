@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import time
-import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -24,12 +23,12 @@ from numpy.typing import NDArray
 from convatlas.data.decode.files import UnavailableError, read_bytes
 from convatlas.data.decode.headers import read_header
 from convatlas.data.threads import map_in_threads
-from convatlas.errors import DataError, MachineError
+from convatlas.errors import DataError, MachineError, foreign_errors, printable
 from convatlas.system.cache import LruFolder, cache_folder
 from convatlas.system.files import atomic
 from convatlas.system.progress import Progress
 
-VERSION = 1
+VERSION = 2
 
 RACY_NS = 2 * 10**9
 """A file that changed less than this many nanoseconds before it was read is read again next time."""
@@ -127,7 +126,7 @@ class Manifest:
         try:
             data = read_bytes(name)
         except DataError as error:
-            return str(error).removeprefix(f"{name}: ")
+            return str(error).removeprefix(printable(f"{name}: "))
         if self._contents_size + len(data) <= CONTENTS_LIMIT:
             self._contents_size += len(data)
             self._contents[name] = data
@@ -165,8 +164,8 @@ class Manifest:
 
     def _load(self) -> tuple[dict[str, int], _Rows]:
         """Return the rows of the manifest's file; none if it is missing, damaged or of another version."""
-        with suppress(OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
-            with np.load(self._path, allow_pickle=False) as file:
+        with suppress(OSError, ValueError, TypeError, KeyError, DataError):
+            with foreign_errors(self._path, DataError), np.load(self._path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             rows = _Rows(*(arrays[field.name] for field in fields(_Rows)))
             names = os.fsdecode(arrays["names"].tobytes()).split("\0") if len(rows.stamps) else []
@@ -228,7 +227,10 @@ class _Rows:
     def is_valid(self, count: int) -> bool:
         """Return whether the columns have `count` rows, and their types."""
         return all(
-            len(column) == count and column.dtype == empty.dtype and column.shape[1:] == empty.shape[1:]
+            column.ndim > 0
+            and len(column) == count
+            and column.dtype == empty.dtype
+            and column.shape[1:] == empty.shape[1:]
             for column, empty in zip(self.columns, _Rows.empty().columns, strict=True)
         )
 
@@ -247,7 +249,7 @@ def _stamps(names: Sequence[str]) -> tuple[NDArray[np.int64], dict[int, str]]:
             stamps.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         except FileNotFoundError:
             stamps.append((0, 0, 0))
-            missing[i] = "no such file"
+            missing[i] = f"dangling link to {os.readlink(name)}" if os.path.islink(name) else "no such file"
         except OSError as error:
             stamps.append((0, 0, 0))
             missing[i] = f"cannot be opened: {error.strerror}"

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -66,8 +66,8 @@ class PixelCache:
         """
         raw, notes_file = self._files
         try:
-            notes: Notes = json.loads(notes_file.read_text(encoding="utf-8"))
-            if len(notes["aspects"]) + len(notes["unreadable"]) != shape[0]:
+            notes = _read_notes(notes_file, shape[0])
+            if notes is None:
                 return None, None
             if not raw.exists():
                 return None, None if self._has_room(shape) else notes
@@ -75,7 +75,7 @@ class PixelCache:
                 return None, None
             self.folder.mark_used(raw)
             return self._map(raw, shape, shared=False), notes
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # a damaged entry is built again
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # damaged: it is built again
             return None, None
 
     def _has_room(self, shape: tuple[int, ...]) -> bool:
@@ -110,6 +110,20 @@ class PixelCache:
 
     def _map(self, path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
         return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=self.dtype).view(shape)
+
+
+def _read_notes(file: Path, count: int) -> Notes | None:
+    """Return the notes of `count` images; None if they are damaged."""
+    plain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    unreadable, aspects = plain["unreadable"], plain["aspects"]
+    numbers = {str(number) for number in range(count)} if unreadable else set()
+    intact = (
+        len(aspects) + len(unreadable) == count
+        and numbers.issuperset(unreadable)
+        and all(type(reason) is str for reason in unreadable.values())
+        and all(type(aspect) is float and 0 < aspect < math.inf for aspect in aspects)
+    )
+    return {"unreadable": unreadable, "aspects": aspects} if intact else None
 
 
 def _reserve(file: int, size: int) -> None:

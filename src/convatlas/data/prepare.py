@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,16 +16,26 @@ from torch import Tensor
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Images, UnreadableImage
 from convatlas.data.decode.files import UnavailableError
-from convatlas.data.decode.pixels import frame, frame_shape, in_channels, load_image, scale_to_255, shares
+from convatlas.data.decode.pixels import (
+    check_scale,
+    check_shares,
+    frame,
+    frame_shape,
+    in_channels,
+    load_image,
+    scale_to_255,
+    shares,
+)
 from convatlas.data.manifest import Manifest
 from convatlas.data.pixel_cache import Notes, PixelCache
 from convatlas.data.samples import Samples
 from convatlas.data.stream import Streamed
 from convatlas.data.threads import map_in_threads
-from convatlas.errors import DataError
+from convatlas.errors import DataError, printable
+from convatlas.system.devices import is_out_of_memory
 from convatlas.system.progress import Progress
 
-VERSIONS = (3, torch.__version__, PIL.__version__)
+VERSIONS = (4, torch.__version__, PIL.__version__)
 """Versions on which pixels depend besides files and preprocessing: of this file, and of the libraries it calls."""
 
 
@@ -58,11 +69,14 @@ def prepare_split(
         pixels = cache.allocate(shape)
         load = partial(_load, preprocessing, for_random_crop, manifest)
         try:
-            notes = _decode([samples.names[i] for i in opened], load, pixels, split, progress)
+            notes, temporary = _decode([samples.names[i] for i in opened], load, pixels, split, progress)
         except DataError:
             cache.discard()
             raise
-        cache.commit(pixels, notes)
+        if temporary:
+            cache.discard()
+        else:
+            cache.commit(pixels, notes)
     reasons |= {opened[int(i)]: reason for i, reason in notes["unreadable"].items()}
     readable = torch.tensor([i for i in opened if i not in reasons], dtype=torch.int64)
     names = [samples.names[i] for i in readable.tolist()]
@@ -80,19 +94,30 @@ def prepare_split(
 
 def _prepare_array(samples: Samples, pixels: Tensor, preprocessing: Preprocessing, for_random_crop: bool) -> Images:
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
-    if preprocessing.window is not None or pixels.dtype != torch.uint8 or pixels.shape[1] != preprocessing.channels:
-        pixels = scale_to_255(
-            in_channels(shares(pixels), preprocessing.channels, samples.names[0]), preprocessing.window
-        )
+    window = preprocessing.window
+    if window is not None or pixels.dtype != torch.uint8 or pixels.shape[1] != preprocessing.channels:
+        name = samples.names[0]
+        check_scale(pixels.numpy().dtype, window, name)
+        fractions = in_channels(shares(pixels), preprocessing.channels, name)
+        check_shares(fractions, window, name)
+        pixels = scale_to_255(fractions, window)
     height, width = pixels.shape[-2:]
     aspects = torch.full((len(pixels),), width / height) if for_random_crop else None
     pixels = frame(pixels, preprocessing, for_random_crop=for_random_crop)
     return Images(pixels, samples.targets, samples.names, digest, aspects)
 
 
+@dataclass(frozen=True)
+class _Unreadable:
+    """Why an image is unreadable. temporary: it may be readable another time, with more free memory."""
+
+    reason: str
+    temporary: bool = False
+
+
 def _load(
     preprocessing: Preprocessing, for_random_crop: bool, manifest: Manifest, name: str
-) -> tuple[Tensor, float] | str:
+) -> tuple[Tensor, float] | _Unreadable:
     """Return the pixels of an image file and its width over its height, or why it is unreadable.
 
     Raises UnavailableError if the file may be readable another time: that must not be stored.
@@ -103,26 +128,32 @@ def _load(
     except UnavailableError:
         raise
     except DataError as error:
-        return str(error).removeprefix(f"{name}: ")
+        out_of_memory = error.__cause__ is not None and is_out_of_memory(error.__cause__)
+        return _Unreadable(str(error).removeprefix(printable(f"{name}: ")), out_of_memory)
 
 
 def _decode(
     names: Sequence[str],
-    load: partial[tuple[Tensor, float] | str],
+    load: partial[tuple[Tensor, float] | _Unreadable],
     pixels: Tensor | None,
     split: str,
     progress: Progress | None,
-) -> Notes:
-    """Write the readable images into `pixels`, one after another, and return the notes of all."""
+) -> tuple[Notes, bool]:
+    """Write the readable images into `pixels`, one after another.
+
+    Returns the notes of all, and whether an image may be readable another time.
+    """
     unreadable: dict[str, str] = {}
     aspects: list[float] = []
+    temporary = False
     for i, image in enumerate(map_in_threads(load, names)):
-        if isinstance(image, str):
-            unreadable[str(i)] = image
+        if isinstance(image, _Unreadable):
+            unreadable[str(i)] = image.reason
+            temporary |= image.temporary
         else:
             if pixels is not None:
                 pixels[len(aspects)] = image[0]
             aspects.append(image[1])
         if progress:
             progress(f"decoding {split}", i + 1, len(names))
-    return {"unreadable": unreadable, "aspects": aspects}
+    return {"unreadable": unreadable, "aspects": aspects}, temporary

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Dataset
+from convatlas.data.ignored import Ignored
 from convatlas.data.manifest import Manifest
 from convatlas.data.prepare import prepare_split
 from convatlas.data.samples import Samples
@@ -16,6 +17,9 @@ from convatlas.errors import DataError
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 
+MAX_UNREADABLE = 0.01
+"""Maximum share of unreadable images."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -23,7 +27,8 @@ class Source:
 
     location: the argument of `open_data` that opens it again, from any working directory. splits: train, optionally
     val and test. channels: those of most images. high_bit_depth: whether most training images have more than 8 bits.
-    manifest: cached properties of the image files.
+    manifest: cached properties of the image files. ignored: the files of a folder that are not used. notes: lines about
+    how its contents were understood.
     """
 
     name: str
@@ -33,10 +38,17 @@ class Source:
     channels: int
     high_bit_depth: bool = False
     manifest: Manifest = field(default_factory=lambda: Manifest(""), compare=False, repr=False)
+    ignored: Ignored = field(default_factory=Ignored, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.task.classes
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before training, one line each: files that are not used, and the notes."""
+        return (self.ignored.text(), *self.notes) if self.ignored else self.notes
 
     def with_val(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Samples]:
         """Return the splits, with a val split if the data has none; see `load`."""
@@ -62,7 +74,8 @@ class Source:
         val_share: float = 0.0,
         fold: Fold | None = None,
         for_random_crop: bool = False,
-        max_unreadable: float = 0.01,
+        max_unreadable: float = MAX_UNREADABLE,
+        all_classes: bool = True,
         progress: Progress | None = None,
     ) -> Dataset:
         """Read and prepare all splits.
@@ -71,6 +84,7 @@ class Source:
         fold: (number, count): this one of `count` folds becomes val instead.
         for_random_crop: keep the training images whole, resized to squares, for random crops.
         max_unreadable: maximum share of unreadable images, which are skipped and listed. Raises DataError above it.
+        all_classes: whether every split must have images of every class, as training requires.
         """
         splits = self.with_val(seed=seed, val_share=val_share, fold=fold)
         prepared = {
@@ -87,12 +101,18 @@ class Source:
         self.manifest.release()
         images = {split: part for split, (part, _) in prepared.items()}
         unreadable = tuple(image for _, skipped in prepared.values() for image in skipped)
-        total = sum(map(len, splits.values()))
-        if len(unreadable) > max_unreadable * total:
-            raise DataError(
-                f"{unreadable[0].reason}; {len(unreadable)} of {total} images are unreadable, more than the "
-                f"{max_unreadable:.1%} allowed; fix or remove them, or raise --max-unreadable"
-            )
+        check_unreadable([image.reason for image in unreadable], sum(map(len, splits.values())), max_unreadable)
         for split, part in images.items():
-            self.task.check_split(part.targets, split, self.location)
-        return Dataset(self.name, self.task, images["train"], images.get("val"), images.get("test"), unreadable)
+            self.task.check_split(part.targets, split, self.location, all_classes=all_classes)
+        return Dataset(
+            self.name, self.task, images["train"], images.get("val"), images.get("test"), unreadable, self.remarks
+        )
+
+
+def check_unreadable(reasons: Sequence[str], total: int, max_unreadable: float = MAX_UNREADABLE) -> None:
+    """Raise DataError if more than a share of `total` images is unreadable, for these reasons."""
+    if len(reasons) > max_unreadable * total:
+        raise DataError(
+            f"{reasons[0]}; {len(reasons)} of {total} images are unreadable, more than the {max_unreadable:.1%} "
+            "allowed; fix or remove them, or raise --max-unreadable"
+        )

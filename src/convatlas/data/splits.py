@@ -14,6 +14,12 @@ from convatlas.tasks.targets import Targets
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
+
+def split_name(text: str) -> str:
+    """Return the split that a name stands for, in any case; "" for other names."""
+    return next((split for split, names in SPLIT_FOLDERS.items() if text.lower() in names), "")
+
+
 VAL_SHARE = 0.2
 """Share of the training images that is split off to choose the best epoch."""
 

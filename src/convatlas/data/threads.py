@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from convatlas.system.cores import count_cores
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -16,7 +17,7 @@ MAX_ITEMS_PER_TASK = 16
 
 def map_in_threads(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
     """Yield function(item) in the order of the items, computed on all cores; an error cancels the rest."""
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     size = max(1, min(MAX_ITEMS_PER_TASK, len(items) // (4 * cores)))
     tasks = [items[start : start + size] for start in range(0, len(items), size)]
     pool = ThreadPoolExecutor(cores)

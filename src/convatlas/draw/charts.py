@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from convatlas.draw.style import INK, QUIET, RIGHT, TRAIN, WRONG, new_figure, save_figure, style_axes
+from convatlas.draw.style import INK, QUIET, RIGHT, TRAIN, WRONG, label, lay_out, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,9 @@ History = Sequence[Mapping[str, float]]
 MAX_CLASSES_IN_FULL = 20
 """Maximum number of classes for which a confusion matrix shows names and counts."""
 
+MAX_NAME = 24
+"""Maximum length of the name of a class in a figure; of a longer one the middle is left out."""
+
 NUM_HIGHLIGHTED = 10
 """Number of classes, those with the lowest average precision, whose precision-recall curve has a color and a name."""
 
@@ -49,7 +52,7 @@ def curves(history: History, columns: Sequence[MetricColumn], *, path: str | Pat
     figure = new_figure(7, 2.8)
     plot_loss(figure.add_subplot(1, 2, 1), history)
     plot_metric(figure.add_subplot(1, 2, 2), history, columns)
-    figure.tight_layout()
+    lay_out(figure)
     return save_figure(figure, path)
 
 
@@ -108,7 +111,7 @@ def lr_finder(
     axes.text(chosen, max(losses), f" {chosen:.2g}", color=RIGHT, fontsize=8, va="top")
     axes.set_xscale("log")
     style_axes(axes, x="learning rate", title="loss")
-    figure.tight_layout()
+    lay_out(figure)
     return save_figure(figure, path)
 
 
@@ -120,7 +123,7 @@ def confusion(counts: Tensor, classes: Sequence[str], *, path: str | Path | None
     side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= MAX_CLASSES_IN_FULL else 7.0
     figure = new_figure(side + 1, side)
     plot_confusion(figure.add_subplot(), counts, classes)
-    figure.tight_layout()
+    lay_out(figure)
     return save_figure(figure, path)
 
 
@@ -135,9 +138,10 @@ def plot_confusion(axes: Any, counts: Tensor, classes: Sequence[str]) -> None:
                 column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=7,
                 color=QUIET if correct else INK, weight="normal" if correct else "bold",
             )  # fmt: skip
-        names_are_short = max(map(len, classes)) <= 2
-        axes.set_xticks(range(len(classes)), classes, **({} if names_are_short else {"rotation": 60, "ha": "right"}))
-        axes.set_yticks(range(len(classes)), classes)
+        names = [label(name, MAX_NAME) for name in classes]
+        names_are_short = max(map(len, names)) <= 2
+        axes.set_xticks(range(len(names)), names, **({} if names_are_short else {"rotation": 60, "ha": "right"}))
+        axes.set_yticks(range(len(names)), names)
     style_axes(axes, x="predicted", y="true")
     axes.tick_params(labelsize=7, length=0)
     for spine in axes.spines.values():
@@ -155,14 +159,14 @@ def precision_recall(
     figure = new_figure(6.4, 4.2)
     axes = figure.add_subplot()
     order = average_precisions.nan_to_num(2).argsort(descending=True).tolist()
-    for place, label in enumerate(order):
-        truth = labels[:, label]
+    for place, index in enumerate(order):
+        truth = labels[:, index]
         if not truth.any():
             continue
-        hits = truth[probabilities[:, label].argsort(descending=True)].cumsum(0)
+        hits = truth[probabilities[:, index].argsort(descending=True)].cumsum(0)
         recall, precision = hits / truth.sum(), hits / torch.arange(1, len(hits) + 1)
         if place >= len(order) - NUM_HIGHLIGHTED:
-            name = f"{classes[label]} {average_precisions[label]:.2f}"
+            name = f"{label(classes[index], MAX_NAME)} {average_precisions[index]:.2f}"
             axes.plot(recall, precision, linewidth=1.3, label=name)
         else:
             axes.plot(recall, precision, linewidth=0.7, color=QUIET)
@@ -170,7 +174,7 @@ def precision_recall(
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
+    lay_out(figure)
     return save_figure(figure, path)
 
 
@@ -189,7 +193,7 @@ def reliability(bins: Sequence[tuple[float, float, int]], *, path: str | Path | 
     style_axes(axes, x="confidence", y="accuracy")
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
-    figure.tight_layout()
+    lay_out(figure)
     return save_figure(figure, path)
 
 
@@ -205,7 +209,8 @@ def latencies(
     axes.set_xscale("log")
     for model, engine, milliseconds, height in rows:
         axes.scatter(milliseconds, height, s=30, color=RIGHT, linewidths=0)
-        axes.annotate(f"{model}\n{engine}", (milliseconds, height), textcoords="offset points", xytext=(6, -3),
+        text = f"{label(model, MAX_NAME)}\n{label(engine, MAX_NAME)}"
+        axes.annotate(text, (milliseconds, height), textcoords="offset points", xytext=(6, -3),
                       fontsize=7, color=INK)  # fmt: skip
     style_axes(axes, x=f"milliseconds for {batch} images" if batch > 1 else "milliseconds per image", title=value)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -215,5 +220,5 @@ def latencies(
         axes.xaxis.set_minor_formatter("{x:g}")
         axes.tick_params(which="minor", colors=QUIET, labelsize=6)
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-    figure.tight_layout()
+    lay_out(figure)
     return save_figure(figure, path)

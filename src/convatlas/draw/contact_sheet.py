@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convatlas.draw.charts import History, MetricColumn, plot_confusion, plot_loss, plot_metric
-from convatlas.draw.style import INK, QUIET, RIGHT, WRONG, new_figure, save_figure
+from convatlas.draw.style import INK, QUIET, RIGHT, WRONG, label, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ImageArray = NDArray[Any] | None
+
+MAX_CAPTION = 20
+"""Maximum length of a line of the caption of a row; of a longer one the middle is left out."""
 
 MAX_PIXELS = 320
 """Larger images are shown with every second, third, ... pixel: still more than a page shows at this size."""
@@ -44,7 +47,8 @@ def contact_sheet(
     figure = new_figure(width, height)
     for row, (caption, images) in enumerate(rows):
         bottom = 1 - 0.95 * (row + 1) / height
-        figure.text(0.01, bottom + 0.4 / height, caption, fontsize=8, color=INK, va="center")
+        text = "\n".join(label(line, MAX_CAPTION) for line in caption.split("\n"))
+        figure.text(0.01, bottom + 0.4 / height, text, fontsize=8, color=INK, va="center")
         for column, image in zip(range(columns), images, strict=False):
             left = (1.6 + 0.9 * column) / width
             _show(figure.add_axes((left, bottom, 0.85 / width, 0.9 / height)), image)
@@ -60,8 +64,8 @@ def captioned_images(images: Sequence[Captioned], *, columns: int = 6, path: str
         row, column = divmod(i, columns)
         left, top = (column + 0.04) / columns, 1 - (row + 0.84) / rows
         _show(figure.add_axes((left, top + 0.02 / rows, 0.92 / columns, 0.78 / rows)), each.image)
-        figure.text(left, top, each.caption[:26], fontsize=8, color=INK, va="top", weight="bold")
-        figure.text(left, top - 0.17 / height, each.note[:32], fontsize=6.5, color=QUIET, va="top")
+        figure.text(left, top, label(each.caption, 26), fontsize=8, color=INK, va="top", weight="bold")
+        figure.text(left, top - 0.17 / height, label(each.note, 32), fontsize=6.5, color=QUIET, va="top")
     return save_figure(figure, path)
 
 
@@ -83,7 +87,7 @@ def overview(
     confusion, history, columns: as in `charts.confusion` and `charts.curves`.
     """
     figure = new_figure(13, 7.4)
-    figure.suptitle(title, x=0.03, y=0.975, ha="left", fontsize=14, weight="bold", color=INK)
+    figure.suptitle(label(title, 110), x=0.03, y=0.975, ha="left", fontsize=14, weight="bold", color=INK)
     left = figure.add_gridspec(4, 4, left=0.03, right=0.61, top=0.9, bottom=0.04, wspace=0.12, hspace=0.12)
     for i in range(min(16, len(images))):
         cell = left[divmod(i, 4)].subgridspec(1, 2, wspace=0.1)
@@ -117,9 +121,9 @@ def _show(axes: Any, image: ImageArray, *, gray: str = "gray") -> None:
 def _plot_top_classes(axes: Any, probabilities: Tensor, truth: int, classes: Sequence[str]) -> None:
     """Draw the most probable classes as bars: the true one in one color, a wrong first one in another."""
     top = probabilities.topk(min(3, len(classes)))
-    for place, (p, label) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
-        color = RIGHT if label == truth else WRONG if place == 0 else QUIET
-        axes.text(0.0, -place - 0.02, f"{classes[label][:14]}  {p:.1%}", fontsize=7.5, color=INK, va="bottom")
+    for place, (p, index) in enumerate(zip(top.values.tolist(), top.indices.tolist(), strict=True)):
+        color = RIGHT if index == truth else WRONG if place == 0 else QUIET
+        axes.text(0.0, -place - 0.02, f"{label(classes[index], 14)}  {p:.1%}", fontsize=7.5, color=INK, va="bottom")
         axes.barh(-place - 0.18, max(p, 0.004), color=color, height=0.22)
     axes.set_xlim(0, 1.05)
     axes.set_ylim(-3.0, 1.0)

@@ -13,7 +13,7 @@ from convatlas.core.network import Network
 from convatlas.core.outline import Box, Outline, Parallel, Series, in_series, outline
 from convatlas.core.signal import Signal
 from convatlas.core.table import by_x
-from convatlas.draw.style import INK, PAPER, QUIET, new_page, save_figure
+from convatlas.draw.style import INK, PAPER, QUIET, label, new_page, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,8 +53,8 @@ class Page:
         """Paint text. covering: hide what is below it, such as a line."""
         behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8} if covering else None
         self.axes.text(
-            x, y, text, ha=align, va="center", fontsize=size, color=QUIET if quiet else INK, bbox=behind, zorder=5,
-            weight="bold" if bold else "normal",
+            x, y, label(text, 200), ha=align, va="center", fontsize=size, color=QUIET if quiet else INK, bbox=behind,
+            zorder=5, weight="bold" if bold else "normal",
         )  # fmt: skip
 
     def line(self, *points: tuple[float, float], arrow: bool = False) -> None:

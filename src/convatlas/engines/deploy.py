@@ -27,12 +27,14 @@ class DeployModule(nn.Module):
     def __init__(self, network: Network, header: Header) -> None:
         super().__init__()
         self.network, self.task, self.calibration = network, header.task, header.calibration
+        self.preprocessing = header.preprocessing
         mean, std = header.preprocessing.mean, header.preprocessing.std
         self.register_buffer("mean", torch.tensor(mean).mul_(255).view(-1, 1, 1))
         self.register_buffer("scale", torch.tensor(std).mul_(255).reciprocal_().view(-1, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.network((pixels.float() - self.mean) * self.scale)
+        inputs = self.preprocessing.rotate((pixels.float() - self.mean) * self.scale)
+        outputs = self.network(inputs)
         return self.task.decode(outputs, self.calibration), outputs
 
 
@@ -55,5 +57,5 @@ def describe_header(header: Header) -> dict[str, str]:
         f"({steps.interpolation}, antialias {steps.antialias}), then crop the central {steps.crop} px",
         "temperature": repr(header.calibration.temperature),
         "license": header.license,
-        "origin": str(header.training.get("source", "")) or header.name,
+        "origin": header.training.source or header.name,
     }

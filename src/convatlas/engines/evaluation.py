@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,27 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def eager_forward(network: nn.Module, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Forward:
-    """Return a function that runs a network as it is, in evaluation mode."""
-    network.eval()
+    """Return a function that runs a network as it is, in evaluation mode; afterwards its mode is as before."""
 
     @torch.inference_mode()
     def forward(pixels: Tensor) -> Tensor:
-        outputs: Tensor = network(preprocessing.normalize(pixels.to(device))).cpu()
+        with evaluation_mode(network):
+            outputs: Tensor = network(preprocessing.normalize(pixels.to(device))).cpu()
         return outputs
 
     return forward
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode inside the block; then each layer gets back its own mode."""
+    training = [layer for layer in network.modules() if layer.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.training = True
 
 
 def compute_outputs(forward: Forward, images: Images, *, batch: int = 64, progress: Progress | None = None) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from convatlas.core.compose import is_observed
 from convatlas.core.network import Network, flatten_chains, is_chain
 from convatlas.layers.channels import DropPath
 
@@ -30,12 +30,14 @@ class Simplifiable(Protocol):
 def fold_norms(network: Network, *, memory_format: torch.memory_format = torch.contiguous_format) -> Network:
     """Return a network with fewer layers and, up to rounding, the same outputs in evaluation mode.
 
-    `network` is not changed. Convolutions get new weights in `memory_format`; other weights are shared with `network`.
+    `network` is not changed, and no parameter is part of both networks. Convolutions get new weights in
+    `memory_format`; the other parameters share their memory with those of `network`, and none of them requires grad.
     """
     twin = _copy_tree(network, memory_format, {})
     assert isinstance(twin, Network)
     twin.auxiliary = nn.ModuleDict()
-    return twin.eval().requires_grad_(False)
+    twin._frozen_paths = ()  # of layers that the copy may not have
+    return twin.eval()
 
 
 def _copy_tree(layer: nn.Module, memory_format: torch.memory_format, known: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -49,9 +51,9 @@ def _copy_tree(layer: nn.Module, memory_format: torch.memory_format, known: dict
         twin = known[layer] = _copy_tree(layer.simplify(), memory_format, known)
         return twin
     twin = known[layer] = _shallow_clone(layer)
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, _CONVOLUTIONS) and _has_plain_weights(layer):
         assert isinstance(twin, _CONVOLUTIONS)
-        twin.weight = nn.Parameter(_to_memory_format(layer.weight.detach(), memory_format))
+        twin.weight = _constant(_to_memory_format(layer.weight.detach(), memory_format))
     elif is_chain(layer) and not isinstance(layer, Network):
         twin = known[layer] = nn.Sequential(*_fold_chain(flatten_chains(layer.children()), memory_format, known))
     else:
@@ -63,11 +65,24 @@ def _copy_tree(layer: nn.Module, memory_format: torch.memory_format, known: dict
 
 
 def _shallow_clone(layer: nn.Module) -> nn.Module:
-    """Return a copy of a module that shares its tensors, but not the dictionaries that hold them."""
-    twin = copy.copy(layer)
+    """Return a copy of a module that shares the memory of its tensors and its children, but none of its parameters."""
+    twin = layer.__new__(type(layer))  # copy.copy refuses modules with parametrizations
+    twin.__dict__ |= layer.__dict__
+    twin.__dict__.pop("_compiled_call_impl", None)  # it calls `layer`
     for name in ("_parameters", "_buffers", "_modules"):
         twin.__dict__[name] = dict(getattr(layer, name))
+    for name, parameter in layer._parameters.items():
+        twin._parameters[name] = None if parameter is None else _constant(parameter.detach())
     return twin
+
+
+def _constant(weight: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+def _has_plain_weights(layer: nn.Module) -> bool:
+    """Return whether the weights are the layer's own, not computed by a parametrization, a hook or pruning."""
+    return not is_observed(layer) and not layer._modules and "weight" in layer._parameters
 
 
 def _fold_chain(
@@ -80,13 +95,17 @@ def _fold_chain(
         if isinstance(layer, _NO_OPERATION):
             continue
         before = sources[-1] if sources else None
-        if isinstance(layer, _NORMS) and isinstance(before, _CONVOLUTIONS) and layer.running_mean is not None:
+        if isinstance(layer, _NORMS) and isinstance(before, _CONVOLUTIONS) and _may_fold(before, layer):
             copies[-1] = _fold_norm(before, layer, memory_format)
             sources[-1] = layer  # so that a second norm is not folded
             continue
         copies.append(_copy_tree(layer, memory_format, known))
         sources.append(layer)
     return copies
+
+
+def _may_fold(convolution: nn.Module, norm: nn.BatchNorm2d | nn.BatchNorm3d) -> bool:
+    return norm.running_mean is not None and _has_plain_weights(convolution) and not is_observed(norm)
 
 
 @torch.no_grad()
@@ -103,8 +122,8 @@ def _fold_norm(convolution: Convolution, norm: nn.Module, memory_format: torch.m
         shift = shift + convolution.bias * scale
     weight = convolution.weight * scale.view(-1, *[1] * (convolution.weight.ndim - 1))
     twin = _shallow_clone(convolution)
-    twin.weight = nn.Parameter(_to_memory_format(weight.to(convolution.weight), memory_format))
-    twin.bias = nn.Parameter(shift.to(convolution.weight))
+    twin.weight = _constant(_to_memory_format(weight.to(convolution.weight), memory_format))
+    twin.bias = _constant(shift.to(convolution.weight))
     return twin
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Literal, get_args
+from math import isinf
 
 import torch
 
 from convatlas.core.network import Network
-from convatlas.engines import onnx_graph
 from convatlas.engines.deploy import example_pixels
 from convatlas.engines.engine import Engine
-from convatlas.engines.onnxruntime import OnnxRuntimeEngine
-from convatlas.engines.openvino import OpenVinoEngine
-from convatlas.engines.torch import TorchEngine
-from convatlas.errors import EngineError, nearest
+from convatlas.engines.network_engine import ENGINES, MODULES, EngineConfig, NetworkEngine, check_engine
+from convatlas.errors import EngineError
 from convatlas.system.autotune import (
     MAX_OTHER_CPU_SHARE,
     CpuContention,
@@ -27,18 +24,6 @@ from convatlas.system.autotune import (
 )
 from convatlas.system.extras import is_installed
 from convatlas.weights.modelfile import Header
-
-EngineName = Literal["torch", "compile", "onnxruntime", "openvino"]
-
-ENGINES: tuple[str, ...] = get_args(EngineName)
-
-_MODULES = {
-    "torch": (), "compile": (), "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
-    "openvino": ("openvino", "onnx", "onnxscript"),
-}  # fmt: skip
-"""What an engine needs to be installed."""
-
-_EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 CHOICES_FILE = "engines.json"
 """File in the cache directory that stores the choices."""
@@ -52,51 +37,9 @@ MAX_MACS_OF_ONE_THREAD = 2e8
 """Multiply-adds of a batch below which one thread may be faster than several that wait for each other."""
 
 
-def check_engine(name: str) -> None:
-    """Raise EngineError unless an engine exists and is installed."""
-    if name not in ENGINES:
-        raise EngineError(f"engine: must be one of auto, {', '.join(ENGINES)}, got {name!r}{nearest(name, ENGINES)}")
-    if not is_installed(*_MODULES[name]):
-        raise EngineError(f"engine {name}: is not installed; pip install 'convatlas[{_EXTRAS[name]}]'")
-
-
 def installed_engines() -> list[str]:
     """Return the engines that "auto" chooses from: all that are installed, except compile."""
-    return [name for name in ENGINES if name != "compile" and is_installed(*_MODULES[name])]
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """An engine and its settings.
-
-    memory_format: of torch and compile, "channels_last" or "contiguous". threads: torch's number if 0.
-    """
-
-    engine: str = "torch"
-    memory_format: str = "channels_last"
-    threads: int = 0
-
-    def __str__(self) -> str:
-        memory_format = f", {self.memory_format}" if self.engine in ("torch", "compile") else ""
-        return f"{self.engine}{memory_format}" + (f", {self.threads} thread" if self.threads == 1 else "")
-
-
-def start_engine(config: EngineConfig, network: Network, header: Header, *, batch: int) -> Engine:
-    """Start an engine for a network.
-
-    batch: the usual number of images in a batch; openvino and compile prepare for it.
-    Raises EngineError if the engine is not installed or cannot run the network.
-    """
-    check_engine(config.engine)
-    threads = config.threads or torch.get_num_threads()
-    if config.engine == "onnxruntime":
-        return OnnxRuntimeEngine(onnx_graph.load_or_export(network, header), threads=threads)
-    if config.engine == "openvino":
-        return OpenVinoEngine(onnx_graph.load_or_export(network, header), batch=batch, threads=threads)
-    return TorchEngine(
-        network, header, memory_format=config.memory_format, threads=threads, compiled=config.engine == "compile",
-        batch=batch,
-    )  # fmt: skip
+    return [name for name in ENGINES if name != "compile" and is_installed(*MODULES[name])]
 
 
 def engine_configs(name: str, *, one_thread: bool) -> list[EngineConfig]:
@@ -159,15 +102,15 @@ def choose_engine(
     stored = cache.load()
     for config in configs:
         if len(configs) == 1 or stored == asdict(config):
-            engine = start_engine(config, network, header, batch=batch)
+            engine = NetworkEngine(config, network, header, batch=batch)
             return EngineChoice(engine, config, from_cache=stored is not None)
     if count is not None and macs * count < MIN_MACS_TO_MEASURE:
-        return EngineChoice(start_engine(configs[0], network, header, batch=batch), configs[0])
+        return EngineChoice(NetworkEngine(configs[0], network, header, batch=batch), configs[0])
     engines: dict[EngineConfig, Engine] = {}
     failures: dict[str, str] = {}
     for config in configs:
         try:
-            engines[config] = start_engine(config, network, header, batch=batch)
+            engines[config] = NetworkEngine(config, network, header, batch=batch)
         except EngineError as error:
             if name != "auto":
                 raise
@@ -175,12 +118,18 @@ def choose_engine(
     contention = CpuContention()
     seconds = time_engines(engines, header, batch)
     best = min(seconds, key=seconds.__getitem__)
+    if isinf(seconds[best]):
+        raise EngineError(f"{header.name}: no engine can run a batch of {batch} images; use a smaller batch")
     if contention.share() <= MAX_OTHER_CPU_SHARE:
         cache.store(asdict(best))
     return EngineChoice(engines[best], best, seconds, failures)
 
 
 def time_engines(engines: Mapping[EngineConfig, Engine], header: Header, batch: int) -> dict[EngineConfig, float]:
-    """Return the shortest time in seconds of a batch by configuration."""
+    """Return the shortest time in seconds of a batch by configuration; infinity for those that fail."""
     pixels = example_pixels(header, batch)
-    return min_times(time_candidates(engines, lambda config: engines[config].outputs(pixels), rules=TIMING))
+    times = time_candidates(
+        engines, lambda config: engines[config].outputs(pixels), rules=TIMING,
+        is_failure=lambda error: isinstance(error, EngineError),
+    )  # fmt: skip
+    return min_times(times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from convatlas.core.network import Network, flatten_chains
 from convatlas.engines.folding import fold_norms
+from convatlas.errors import EngineError, brief
+from convatlas.system.devices import is_out_of_memory
 from convatlas.weights.modelfile import Header
 
 
@@ -24,14 +27,17 @@ class TorchEngine:
         self.name = "compile" if compiled else "torch"
         self.memory_format, self.threads = memory_format, threads
         self.batch = batch if compiled else 0
-        self.device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+        weight = next(network.parameters(), torch.empty(0))
+        self.device, self.dtype = weight.device, weight.dtype
         images = len(network.input_shape) == 3
         self.format = torch.channels_last if memory_format == "channels_last" and images else torch.contiguous_format
         steps = header.preprocessing
         self.mean = torch.tensor(steps.mean, device=self.device).mul_(255).view(-1, 1, 1)
         self.scale = torch.tensor(steps.std, device=self.device).mul_(255).reciprocal_().view(-1, 1, 1)
+        self.rotate = steps.rotate
         twin = fold_norms(network, memory_format=self.format)
         self.network: Any = nn.Sequential(*flatten_chains((twin.stem, twin.stages, twin.head)))
+        self._lock = Lock()
         if compiled:
             self.network = torch.compile(self.network, options={"freezing": True})
 
@@ -40,16 +46,24 @@ class TorchEngine:
 
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> Tensor:
-        with torch_threads(self.threads):
-            if not self.batch:
-                return self._outputs(pixels)
-            with torch.no_grad():  # compiled for one batch size
-                return run_in_full_batches(self._outputs, pixels, self.batch)
+        try:
+            with torch_threads(self.threads):
+                if not self.batch:
+                    return self._outputs(pixels)
+                with self._lock, torch.no_grad():  # compiled for one batch size, by one thread at a time
+                    return run_in_full_batches(self._outputs, pixels, self.batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise EngineError(
+                f"engine {self.name}: out of memory for a batch of {len(pixels)} images of {pixels.shape[-1]} px "
+                f"({brief(error)}); use a smaller batch"
+            ) from error
 
     def _outputs(self, pixels: Tensor) -> Tensor:
         # bit-identical to Preprocessing.normalize, with constants that are computed once
         inputs = pixels.to(self.device, torch.float32, copy=True).sub_(self.mean).mul_(self.scale)
-        inputs = inputs.contiguous(memory_format=self.format)
+        inputs = self.rotate(inputs).to(self.dtype).contiguous(memory_format=self.format)
         return cast(Tensor, self.network(inputs).float().cpu())
 
 
@@ -70,11 +84,11 @@ def torch_threads(count: int) -> Iterator[None]:
 def run_in_full_batches(run: Any, pixels: Tensor, batch: int) -> Tensor:
     """Return outputs (n, ...), computed in batches of exactly `batch` images.
 
-    The last batch is padded with copies of its first image.
+    The last batch is padded with zeros.
     """
     outputs = []
     for part in pixels.split(batch):
         missing = batch - len(part)
-        whole = torch.cat([part, part[:1].expand(missing, *part.shape[1:])]) if missing else part
+        whole = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
         outputs.append(run(whole)[: len(part)])
     return torch.cat(outputs)

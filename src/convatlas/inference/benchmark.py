@@ -20,7 +20,8 @@ import torch
 
 from convatlas.core.cost import cost
 from convatlas.engines.deploy import example_pixels
-from convatlas.engines.select import check_engine, installed_engines
+from convatlas.engines.network_engine import check_engine
+from convatlas.engines.select import installed_engines
 from convatlas.errors import EngineError, InputError
 from convatlas.inference.model import EXPORTED, Model, load
 from convatlas.models.catalog import CATALOG, build_fresh
@@ -37,7 +38,7 @@ class BenchmarkRow:
 
     p50_ms, p95_ms, min_ms: latency of a batch in milliseconds: median, 95th percentile, minimum.
     images_per_second: at the median. memory_mib: peak memory for loading and running, in MiB. load_s: seconds until the
-    first prediction. accuracy: None if it was not measured.
+    first prediction. accuracy: None if it was not measured. evaluation: how it was measured, in words.
     """
 
     model: str
@@ -51,6 +52,7 @@ class BenchmarkRow:
     load_s: float
     parameters: int
     accuracy: float | None = None
+    evaluation: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Return the row as plain data; the keys are the columns of `write_csv`."""
@@ -113,7 +115,6 @@ def _measure(
     start = time.perf_counter()
     trained = name not in CATALOG
     model = load(name) if trained else build_untrained(name)
-    parameters = 0 if model.network is None else cost(model.network).parameters
     rows: list[BenchmarkRow] = []
     for batch in batches:
         running = model if engine is None else model.using(engine, batch=batch)
@@ -125,13 +126,22 @@ def _measure(
         rows.append(BenchmarkRow(
             name, running.engine.name, batch, p50_ms=1000 * p50, p95_ms=1000 * p95, min_ms=1000 * min(times),
             images_per_second=batch / p50, memory_mib=peak_memory_mib() - memory_before, load_s=load_s,
-            parameters=parameters,
+            parameters=0,
         ))  # fmt: skip
         start = time.perf_counter()
-    if data and trained:  # last, because images take memory, too
-        accuracy = running.evaluate(data).result.score
-        rows = [replace(row, accuracy=accuracy) for row in rows]
+    # last, because networks and images take memory, too
+    rows = [replace(row, parameters=count_parameters(model)) for row in rows]
+    if data and trained:
+        evaluation = running.evaluate(data)
+        text = f"{evaluation.split}: {evaluation.result.text()}"
+        rows = [replace(row, accuracy=evaluation.result.score, evaluation=text) for row in rows]
     return rows
+
+
+def count_parameters(model: Model) -> int:
+    """Return the number of parameters; that of an exported file follows from its header."""
+    spec, channels = model.header.spec, model.header.preprocessing.channels
+    return cost(model.network or build_fresh(spec, classes=model.header.task.outputs, channels=channels)).parameters
 
 
 def time_batches(model: Model, batch: int, seconds: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,19 +12,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from convatlas.data.dataset import Images
+from convatlas.data.dataset import Dataset, Images, UnreadableImage
 from convatlas.data.decode.pixels import read_image
 from convatlas.data.open import open_data
-from convatlas.data.readers.folder import images_in
+from convatlas.data.readers.image_files import images_in
 from convatlas.engines import openvino_files
-from convatlas.engines.deploy import OUTPUTS, PROBABILITIES, DeployModule, describe_header, example_pixels
+from convatlas.engines.deploy import DeployModule, describe_header, example_pixels
 from convatlas.engines.folding import fold_norms
 from convatlas.engines.onnx_graph import export_graph
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.errors import ConvatlasError, DataError, EngineError, brief, nearest
+from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
 from convatlas.inference.model import Model
-from convatlas.inference.quantize import AccuracyChange, AccuracyCheck, LayerNoise, quantize_graph
+from convatlas.inference.quantize import LayerNoise, quantize_graph
 from convatlas.system.extras import import_optional
 from convatlas.system.files import atomic
 from convatlas.system.progress import Progress
@@ -67,7 +68,8 @@ class Parity:
 class ExportResult:
     """A finished export.
 
-    accuracy, layers: of int8 only: the metric before and after, and the noise of each layer, the worst first.
+    accuracy, layers: of int8 only: the change of the metric, and the noise of each layer, the worst first.
+    unreadable, remarks: of the data of int8; see `Dataset`.
     """
 
     path: Path
@@ -75,6 +77,8 @@ class ExportResult:
     parity: Parity
     accuracy: AccuracyChange | None = None
     layers: tuple[LayerNoise, ...] = ()
+    unreadable: tuple[UnreadableImage, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -89,6 +93,7 @@ class ExportResult:
             "parity": self.parity.to_plain(),
             "accuracy": None if self.accuracy is None else self.accuracy.to_plain(),
             "layers": [layer.to_plain() for layer in self.layers],
+            "unreadable": [asdict(image) for image in self.unreadable], "remarks": list(self.remarks),
         }  # fmt: skip
 
 
@@ -118,7 +123,8 @@ def export(
     check: these images: files, a folder, or a data set (default: the training data, if it has a name).
     int8: labeled data. The network is quantized to int8, calibrated on the train split; accuracy is measured on the
         val or test split.
-    max_accuracy_drop: maximum loss of accuracy by int8, as a fraction; the layers with the most noise stay in float32.
+    max_accuracy_drop: maximum loss of accuracy by int8, as a fraction; while the images give evidence for a larger one
+        (see `AccuracyChange`), the layers with the most noise return to float32.
     Raises EngineError, and leaves no file, if a library is missing, the network cannot be exported, or its predictions
     differ.
     """
@@ -137,21 +143,25 @@ def export(
     graph = export_graph(model.module, model.header)
     layers: tuple[LayerNoise, ...] = ()
     accuracy = None
+    unreadable: tuple[UnreadableImage, ...] = ()
+    remarks: tuple[str, ...] = ()
     if int8 is not None:
-        calibration, accuracy_check = _load_labeled_images(model, int8, progress)
+        dataset, split = model.load_split(int8, progress=progress)
+        unreadable, remarks = dataset.unreadable, dataset.remarks
         graph, layers, accuracy = quantize_graph(
-            graph, calibration, accuracy_check, engine="openvino" if to == "openvino" else "onnxruntime",
-            max_accuracy_drop=max_accuracy_drop, progress=progress,
+            graph, take_evenly(dataset.train, MAX_CALIBRATION_IMAGES), _accuracy_check(model, dataset, split),
+            engine="openvino" if to == "openvino" else "onnxruntime", max_accuracy_drop=max_accuracy_drop,
+            progress=progress,
         )  # fmt: skip
     data = bytes(graph.SerializeToString())
-    forward = _onnx_forward(data) if to == "onnx" else _openvino_forward(data)
-    parity = compare(model, forward, pixels, to, exact=int8 is None)
+    engine = OnnxRuntimeEngine(data) if to == "onnx" else OpenVinoEngine(data, batch=8)
+    parity = compare(model, engine.decoded, pixels, to, exact=int8 is None)
     if to == "onnx":
         with atomic(path) as file:
             file.write(data)
     else:
         openvino_files.write_model(graph, path)
-    return ExportResult(path, to, parity, accuracy, layers)
+    return ExportResult(path, to, parity, accuracy, layers, unreadable, remarks)
 
 
 def _check_arguments(to: str, path: Path, int8: str | Path | None) -> None:
@@ -192,29 +202,9 @@ def compare(model: Model, forward: ExportedForward, pixels: Tensor, to: str, *, 
     return Parity(len(pixels), num_same, max_difference)
 
 
-def _onnx_forward(data: bytes) -> ExportedForward:
-    engine = OnnxRuntimeEngine(data)
-
-    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        probabilities, outputs = engine.run(pixels, PROBABILITIES, OUTPUTS)
-        return torch.from_numpy(probabilities), torch.from_numpy(outputs)
-
-    return forward
-
-
-def _openvino_forward(data: bytes) -> ExportedForward:
-    engine = OpenVinoEngine(data, batch=8)
-
-    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        values = engine.run(pixels)
-        return values[PROBABILITIES], values[OUTPUTS]
-
-    return forward
-
-
 def _export_program(model: Model) -> bytes:
     """Return the file of torch.export, for any batch size."""
-    module = DeployModule(fold_norms(model.module), model.header).eval()
+    module = DeployModule(fold_norms(model.module).float(), model.header).eval()
     try:
         program = torch.export.export(
             module, (example_pixels(model.header),),
@@ -243,7 +233,7 @@ def _load_check_images(model: Model, check: str | Path | None, progress: Progres
     header, steps = model.header, model.header.preprocessing
     advice = "pass images with --check"
     if check is None:
-        check = str(header.training.get("data", ""))
+        check = header.training.data
         if not check:
             raise DataError(f"{header.name}: needs images to compare the predictions on; {advice}")
     path = Path(check)
@@ -278,11 +268,6 @@ def take_evenly(images: Images, count: int) -> Tensor:
     return images.pixels[numbers[:: max(1, len(numbers) // count)][:count]]
 
 
-def _load_labeled_images(
-    model: Model, data: str | Path, progress: Progress | None
-) -> tuple[Tensor, AccuracyCheck]:  # fmt: skip
-    """Return images for the calibration of int8, and labeled ones on which the accuracy is measured."""
-    dataset, split = model.load_split(data, progress=progress)
+def _accuracy_check(model: Model, dataset: Dataset, split: str) -> AccuracyCheck:
     images = dataset.whole if split == "all" else dataset.splits[split]
-    check = AccuracyCheck(images, model.header.task, model.engine.outputs)
-    return take_evenly(dataset.train, MAX_CALIBRATION_IMAGES), check
+    return AccuracyCheck(images, model.header.task, model.engine.outputs, model.header.calibration)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from convatlas.data.readers.folder import images_in
-from convatlas.errors import DataError, nearest
+from convatlas.data.ignored import Ignored
+from convatlas.data.readers.csv_rows import csv_rows
+from convatlas.data.readers.image_files import list_images
+from convatlas.errors import DataError, listed, nearest, shorten
 
 LABELS = "labels.csv"
 """The table of labels: columns `file` and `index` (the number of the class)."""
 
+MAX_DIGITS = 9
+"""Maximum number of digits of the number of a class."""
+
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Image files, the number of the class of each, and the names of the classes (empty if only numbers are known)."""
+    """Image files, the number of the class of each, and the names of the classes (empty if only numbers are known).
+
+    ignored: files of the folder that are not used.
+    """
 
     files: tuple[Path, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...] = ()
+    ignored: Ignored = field(default_factory=Ignored)
 
     def labels_for(self, classes: Sequence[str], where: object) -> list[int]:
         """Return the labels as numbers of a model's classes, matched by name if names are known.
@@ -32,7 +41,8 @@ class LabeledImages:
                 raise DataError(
                     f"{Path(str(where)) / name}: {name} is not a class of the weights{nearest(name, classes)}"
                 )
-        numbers = [classes.index(self.classes[label]) if self.classes else label for label in self.labels]
+        own = [classes.index(name) for name in self.classes]
+        numbers = [own[label] if own else label for label in self.labels]
         if max(numbers) >= len(classes):
             raise DataError(f"{where}: the index of a class must be < {len(classes)}, got {max(numbers)}")
         return numbers
@@ -48,40 +58,39 @@ def list_labeled_images(folder: str | Path) -> LabeledImages:
         raise DataError(f"{folder}: no such folder")
     if (folder / LABELS).is_file():
         return _read_table(folder / LABELS)
-    by_class = {
-        entry.name: images_in(entry)
-        for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")
-    }  # fmt: skip
-    classes = [name for name, files in by_class.items() if files]
-    pairs = [(file, label) for label, name in enumerate(classes) for file in by_class[name]]
-    if not pairs:
+    names, ignored = list_images(folder)
+    parts = {Path(name): Path(name).relative_to(folder).parts for name in names}
+    files = tuple(path for path in parts if len(parts[path]) > 1)
+    if not files:
         raise DataError(f"{folder}: must contain {LABELS}, or a folder of images for each class; it has neither")
-    return LabeledImages(tuple(file for file, _ in pairs), tuple(label for _, label in pairs), tuple(classes))
+    outside = tuple(str(path) for path in parts if len(parts[path]) == 1)
+    if outside:
+        ignored += Ignored({"in no class folder": outside})
+    classes = tuple(sorted({parts[path][0] for path in files}))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return LabeledImages(files, tuple(numbers[parts[path][0]] for path in files), classes, ignored)
 
 
 def _read_table(table: Path) -> LabeledImages:
-    try:
-        with table.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines)
-            columns = reader.fieldnames or ()
-            if not {"file", "index"} <= set(columns):
-                raise DataError(f"{table}: must have the columns file and index, got {', '.join(columns)}")
-            rows = [(row["file"] or "", row["index"] or "") for row in reader]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table}: must be UTF-8 text, got {error.reason} at byte {error.start}") from error
-    for line, (_, index) in enumerate(rows, 2):
-        if not index.isdecimal():
-            raise DataError(f"{table}: line {line}: index must be the number of a class, got {index!r}")
-    if not rows:
+    files: list[Path] = []
+    labels: list[int] = []
+    for line, cells in csv_rows(table):
+        row = {column: cell.strip() for column, cell in cells.items()}
+        if not {"file", "index"} <= set(row):
+            raise DataError(f"{table}: must have the columns file and index, got {listed(row)}")
+        if not (row["index"].isascii() and row["index"].isdecimal() and len(row["index"]) <= MAX_DIGITS):
+            got = shorten(repr(row["index"]), 40)
+            raise DataError(f"{table}: line {line}: index must be the number of a class, got {got}")
+        files.append(_find_file(table, row["file"], line))
+        labels.append(int(row["index"]))
+    if not files:
         raise DataError(f"{table}: lists no images")
-    return LabeledImages(
-        tuple(_find_file(table, file) for file, _ in rows), tuple(int(index) for _, index in rows)
-    )  # fmt: skip
+    return LabeledImages(tuple(files), tuple(labels))
 
 
-def _find_file(table: Path, file: str) -> Path:
+def _find_file(table: Path, file: str, line: int) -> Path:
     folder = table.parent
-    path = next((path for path in (folder / file, folder / "images" / file) if path.is_file()), None)
+    path = next((path for path in (folder / file, folder / "images" / file) if file and os.path.isfile(path)), None)
     if path is None:
-        raise DataError(f"{folder / file}: no such file, but {table} lists it")
+        raise DataError(f"{folder / file}: no such file, but line {line} of {table} lists it")
     return path

@@ -9,45 +9,48 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-from torch import Tensor
-
 from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import TTA
 from convatlas.data.dataset import Dataset, UnreadableImage
 from convatlas.data.open import open_data
-from convatlas.engines import onnx_graph, openvino_files
+from convatlas.engines import onnx_file, openvino_files
 from convatlas.engines.engine import Engine
 from convatlas.engines.evaluation import compute_outputs
+from convatlas.engines.network_engine import EngineConfig, NetworkEngine
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.engines.select import EngineChoice, choose_engine
-from convatlas.engines.torch import TorchEngine
+from convatlas.engines.signature import check_decoding
 from convatlas.errors import DataError, EngineError, ModelFileError, WeightsError
-from convatlas.inference.predict import EncodedImage, ImageLike, PredictOptions, stream
-from convatlas.models.catalog import CATALOG, reads_clips, variant
+from convatlas.inference.predict import ImageLike, PredictOptions, as_images, check_finite, stream
+from convatlas.models.catalog import CATALOG, reads_clips
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import Classification
 from convatlas.tasks.task import Prediction, Result
 from convatlas.weights.build import build
+from convatlas.weights.imported import find_imported, is_imported_name
 from convatlas.weights.modelfile import Header, read_model_file
 from convatlas.weights.pretrained import Weights, find_weights
+from convatlas.weights.sizes import sizes_of
+from convatlas.weights.training_record import TrainingRecord
 
 
 class Evaluation(NamedTuple):
-    """The result on one split, and the unreadable images of the data."""
+    """The result on one split. unreadable, remarks: of the whole data set; see `Dataset`."""
 
     split: str
     result: Result
-    unreadable: tuple[UnreadableImage, ...]
+    unreadable: tuple[UnreadableImage, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Return the evaluation as plain data."""
         unreadable = [asdict(image) for image in self.unreadable]
-        return {"split": self.split, **self.result.to_plain(), "unreadable": unreadable}
+        return {
+            "split": self.split, **self.result.to_plain(), "unreadable": unreadable, "remarks": list(self.remarks),
+        }  # fmt: skip
 
 
 class Predictor(ABC):
@@ -64,22 +67,24 @@ class Predictor(ABC):
     ) -> list[Prediction]:  # fmt: skip
         """Return one prediction for each image, in order; an unreadable image gives one with an `error`.
 
+        images: one image or many; see `ImageLike`. An array of four axes is many images, (n, height, width, channels)
+        or (n, 1 or 3, height, width), a tensor too, (n, channels, height, width). Color is red, green, blue.
         tta: test-time augmentation, "flip" or "ten-crop": the predictions of several views are averaged. threshold: the
         probability below which no class is predicted. fetch: whether URLs (http://, https://) are fetched.
         """
-        if isinstance(images, str | Path | EncodedImage | Image.Image | np.ndarray | Tensor):
-            images = [images]
-        return list(self.stream(images, PredictOptions(batch, tta, threshold, fetch)))
+        return list(self.stream(as_images(images), PredictOptions(batch, tta, threshold, fetch)))
 
     def stream(self, images: Iterable[ImageLike], options: PredictOptions | None = None) -> Iterator[Prediction]:
         """Yield predictions in order while the next batch is read; `images` may be infinite."""
         return stream(self.members, images, options or PredictOptions())
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Model(Predictor):
     """A network and its header. An exported file has an engine instead of a network.
 
+    A model never changes its network, and always predicts with the present weights. It can be copied, pickled, used
+    from several threads, and is equal only to itself.
     engine_override: the engine; by default torch with folded norms.
     """
 
@@ -109,7 +114,7 @@ class Model(Predictor):
     @cached_property
     def engine(self) -> Engine:
         """The engine that runs the network."""
-        return self.engine_override or TorchEngine(self.module, self.header)
+        return self.engine_override or NetworkEngine(EngineConfig(), self.module, self.header, batch=1)
 
     @property
     def module(self) -> Network:
@@ -146,13 +151,15 @@ class Model(Predictor):
         split: "train", "val", "test" or "all"; by default the test split, or else val. Data without splits is
         evaluated as a whole, unless it is the training data: then on its val split.
         max_unreadable: maximum share of unreadable images, which are skipped and listed; by default that of training.
-        Raises DataError if the data is of another task or other classes; classes are matched by name.
+        The data may have some of the model's classes; they are matched by name, and metrics are those of the classes
+        that have images. Raises DataError if the data is of another task or has other classes.
         """
         dataset, split = self.load_split(data, split=split, max_unreadable=max_unreadable, progress=progress)
         images = dataset.whole if split == "all" else dataset.splits[split]
         outputs = compute_outputs(self.engine.outputs, images, progress=progress)
+        check_finite(outputs, self.header.name)
         result = self.header.task.evaluate(outputs, images.targets, self.header.calibration)
-        return Evaluation(split, result, dataset.unreadable)
+        return Evaluation(split, result, dataset.unreadable, dataset.remarks)
 
     def load_split(
         self, data: str | Path, *, split: str | None = None, max_unreadable: float | None = None,
@@ -161,23 +168,21 @@ class Model(Predictor):
         """Return data prepared for this model, with targets in the order of its classes, and the split to evaluate."""
         training, steps, task = self.header.training, self.header.preprocessing, self.header.task
         if max_unreadable is None:
-            max_unreadable = training.get("max_unreadable", 0.01)
+            max_unreadable = training.max_unreadable
         source = open_data(data, progress=progress)
         aligned = {
             name: replace(samples, targets=task.align(samples.targets, source.task, data))
             for name, samples in source.splits.items()
         }
         source = replace(source, task=task, splits=aligned)
-        fold = training.get("fold")
         try:
-            splits = source.with_val(
-                seed=training.get("seed", 0), val_share=training.get("val_share", 0.0),
-                fold=tuple(fold) if fold else None,
-            )  # fmt: skip
+            splits = source.with_val(seed=training.seed, val_share=training.val_share, fold=training.fold)
         except DataError:  # data other than the training data may have too few images to split
             splits = aligned
-        dataset = replace(source, splits=splits).load(steps, max_unreadable=max_unreadable, progress=progress)
-        if "val" not in source.splits and dataset.fingerprint() != training.get("fingerprint"):
+        dataset = replace(source, splits=splits).load(
+            steps, max_unreadable=max_unreadable, all_classes=False, progress=progress
+        )  # fmt: skip
+        if "val" not in source.splits and dataset.fingerprint() != training.fingerprint:
             dataset = dataset.without_val()  # not the training data
         names = (*dataset.splits, "all")
         if split is None:
@@ -203,15 +208,19 @@ class Ensemble(Predictor):
 
 
 def load(path: str | Path, *, device: str = "cpu") -> Model:
-    """Open a model file, an exported file, or published weights by name ("resnet50@torchvision:IMAGENET1K_V2").
+    """Open a model file, an exported file, or weights by name.
 
+    path: a file; published weights, "resnet50@torchvision:IMAGENET1K_V2"; or imported weights, "resnet50@tag".
     Published weights are downloaded if they are not cached. Raises ModelFileError or WeightsError, in one line, for
     files and weights that cannot be used.
     """
-    if str(path).partition("@")[0] in CATALOG and not Path(path).exists():
-        model = from_weights(find_weights(str(path)))
-    elif Path(path).suffix.lower() in EXPORTED:
-        return _load_exported(Path(path))
+    name, path = str(path), Path(path).expanduser()
+    if is_imported_name(name) and not path.exists():
+        model = Model(*read_model_file(find_imported(name).path))
+    elif name.partition("@")[0] in CATALOG and not path.exists():
+        model = from_weights(find_weights(name))
+    elif path.suffix.lower() in EXPORTED:
+        return _load_exported(path)
     else:
         model = Model(*read_model_file(path))
     model.module.to(resolve_device(device))
@@ -229,30 +238,38 @@ def _load_exported(path: Path) -> Model:
     """Open an exported file: its own runtime is the engine."""
     if path.suffix.lower() == ".pt2":
         raise ModelFileError(f"{path}: reading it could run code that is hidden in it; use the model file it came from")
-    engine: Engine
+    engine: OnnxRuntimeEngine | OpenVinoEngine
     if path.suffix.lower() == ".onnx":
-        header, graph = onnx_graph.read_graph(path)
-        engine = OnnxRuntimeEngine(graph.SerializeToString())
+        header, graph = onnx_file.read_graph(path)
+        try:
+            engine = OnnxRuntimeEngine(graph.SerializeToString())
+        except EngineError as error:
+            raise ModelFileError(f"{path}: {error}") from error
     else:
         header, ir_model = openvino_files.read_model(path)
         engine = OpenVinoEngine(ir_model, batch=EXPORTED_BATCH)
+    check_decoding(path, header, engine.decoded)
     return Model(None, header, engine)
 
 
 def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
     """Return the model of published weights, read from `file` if they are not in the cache."""
-    row = variant(weights.network)
-    spec = row.spec.scaled(resolution=weights.preprocessing.resolution)
+    spec = weights.spec
     if reads_clips(spec):
         raise WeightsError(f"{weights.name}: reads clips, not images")
-    source = f"{weights.library}:{weights.tag}" if file is None else file
-    network = build(spec, classes=len(weights.classes), channels=weights.preprocessing.channels, weights=source)
+    network = (
+        build(weights.network, resolution=spec.resolution, weights=f"{weights.library}:{weights.tag}")
+        if file is None
+        else build(spec, channels=weights.channels, weights=file)
+    )
+    if sizes_of(spec).classes_of(network.state_dict()) != len(weights.classes):
+        raise WeightsError(f"{file}: must have the {len(weights.classes):,} classes of {weights.name}")
     header = Header(
         name=weights.name, spec=spec, task=Classification(weights.classes), preprocessing=weights.preprocessing,
         license=weights.license,
-        training={
-            "source": weights.url, "recipe_url": weights.recipe_url, "reported_metrics": dict(weights.reported_metrics),
-        },
+        training=TrainingRecord(
+            source=weights.url, recipe_url=weights.recipe_url, reported_metrics=dict(weights.reported_metrics)
+        ),
     )  # fmt: skip
     return Model(network.eval(), header)
 

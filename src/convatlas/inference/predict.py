@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import IO, Annotated, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from convatlas.core.preprocessing import TTA, Preprocessing
 from convatlas.core.record import Record, at_least, between
-from convatlas.data.decode.pixels import decode, pixels_of, read_image
+from convatlas.data.decode.pixels import array_pixels, decode, memory_errors, read_image
 from convatlas.engines.engine import Engine
-from convatlas.errors import DataError
+from convatlas.errors import DataError, ModelFileError, foreign_errors, printable
+from convatlas.system.cores import count_cores
 from convatlas.system.download import fetch_bytes
 from convatlas.tasks.task import Prediction
 from convatlas.weights.modelfile import Header
@@ -33,11 +34,25 @@ class EncodedImage(NamedTuple):
     data: bytes
 
 
-ImageLike = str | Path | EncodedImage | Image.Image | NDArray[Any] | Tensor
-"""A file or its bytes, a PIL image, or values: arrays (height, width[, channels]), tensors (channels, height, width).
+ImageLike = (
+    str | os.PathLike[str] | EncodedImage | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
+    | Tensor
+)  # fmt: skip
+"""A file, the bytes of one, an open one, a PIL image, or values: arrays (height, width[, channels]) or (1 or 3, height,
+width), tensors (channels, height, width). Color is in the order red, green, blue.
 
 Text that begins with http:// or https:// is a URL, which is fetched only if the options allow it.
 """
+
+
+def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """Return images to predict: one image as a list, an array or tensor of four axes as a list of its images."""
+    if isinstance(images, np.ndarray | Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    one = isinstance(images, str | os.PathLike | EncodedImage | bytes | bytearray | memoryview | Image.Image)
+    if one or hasattr(images, "read") or not isinstance(images, Iterable):
+        return [cast(ImageLike, images)]
+    return cast(Iterable[ImageLike], images)
 
 
 @dataclass(frozen=True)
@@ -70,14 +85,15 @@ class Member(Protocol):
 def stream(members: Sequence[Member], images: Iterable[ImageLike], options: PredictOptions) -> Iterator[Prediction]:
     """Yield one prediction for each image, in order; the predictions of the members are averaged.
 
-    The next batch is read while one is computed. An unreadable image gives a prediction with an `error`.
+    The next batch is read while one is computed. An unreadable image, and one for which a network computes NaN or
+    infinity, gives a prediction with an `error`.
     Raises DataError if the members were trained for different tasks or classes.
     """
     first = members[0].header
     order = [first.task.output_order(member.header.task, member.header.name, first.name) for member in members]
     preprocessings = list(dict.fromkeys(member.header.preprocessing for member in members))
     numbered = enumerate(images)
-    with ThreadPoolExecutor(os.cpu_count()) as readers, ThreadPoolExecutor(1) as prefetcher:
+    with ThreadPoolExecutor(count_cores()) as readers, ThreadPoolExecutor(1) as prefetcher:
 
         def read_batch() -> list[tuple[str, Future[list[Tensor]]]]:
             group = [(display_name(image, i), image) for i, image in islice(numbered, options.batch)]
@@ -93,7 +109,8 @@ def display_name(image: ImageLike, number: int) -> str:
     """Return the file of an image, or its number."""
     if isinstance(image, EncodedImage):
         return image.name
-    return str(image) if isinstance(image, str | Path) else f"image {number}"
+    name = getattr(image, "name", None) if hasattr(image, "read") else image
+    return os.fspath(name) if isinstance(name, str | os.PathLike) else f"image {number}"
 
 
 def load_views(
@@ -107,28 +124,52 @@ def load_views(
     if options.fetch and isinstance(image, str) and image.startswith(("http://", "https://")):
         image = EncodedImage(image, fetch_bytes(image))
     try:
-        for steps in preprocessings:
-            kind = (steps.channels, steps.window)
-            if kind not in pixels:
-                pixels[kind] = _read_pixels(image, name, steps)
-        return [steps.tta_views(pixels[steps.channels, steps.window], options.tta) for steps in preprocessings]
+        image = _read_contents(image, name)
+        with memory_errors(name):
+            for steps in preprocessings:
+                kind = (steps.channels, steps.window)
+                if kind not in pixels:
+                    pixels[kind] = _read_pixels(image, name, steps)
+            return [steps.tta_views(pixels[steps.channels, steps.window], options.tta) for steps in preprocessings]
     except DataError as error:
-        raise error if str(error).startswith(name) else DataError(f"{name}: {error}") from error
+        is_named = str(error).startswith(printable(f"{name}: "))
+        raise error if is_named else DataError(f"{name}: {error}") from error
+
+
+def _read_contents(image: ImageLike, name: str) -> ImageLike:
+    """Return bytes and open files as an encoded image; others as they are."""
+    with foreign_errors(name, DataError):
+        if isinstance(image, bytes | bytearray | memoryview):
+            return EncodedImage(name, bytes(image))
+        if isinstance(image, EncodedImage | Image.Image | np.ndarray | Tensor) or not hasattr(image, "read"):
+            return image
+        data = image.read()
+        if not isinstance(data, bytes):
+            raise DataError(f"{name}: an open file must be in binary mode, got {type(data).__name__} from it")
+        if not data:
+            raise DataError(f"{name}: has no bytes to read: the file is empty, or at its end (call seek(0))")
+        return EncodedImage(name, data)
 
 
 def _read_pixels(image: ImageLike, name: str, steps: Preprocessing) -> Tensor:
     channels, window = steps.channels, steps.window
     if isinstance(image, EncodedImage):
         return read_image(Path(name), channels, window, data=image.data)
-    if isinstance(image, str | Path):
-        return read_image(Path(image), channels, window)
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.path.expanduser(image), channels, window)
     if isinstance(image, Image.Image):
         return decode(image, channels, name, window)
-    if isinstance(image, Tensor):
-        if image.ndim != 3:
-            raise DataError(f"a tensor must be (channels, height, width), got {tuple(image.shape)}")
-        image = image.permute(1, 2, 0).cpu().numpy()
-    return pixels_of(np.asarray(image), channels, name, window)
+    with foreign_errors(name, DataError, "is not an array of pixels"):
+        values = _values_of_tensor(image) if isinstance(image, Tensor) else np.asarray(image)
+    return array_pixels(values, channels, name, window)
+
+
+def _values_of_tensor(image: Tensor) -> NDArray[Any]:
+    """Return a tensor (channels, h, w) of any type and device as an array (h, w, channels)."""
+    if image.ndim != 3:
+        raise DataError(f"a tensor must be (channels, height, width), got {tuple(image.shape)}")
+    values = image.float() if image.is_floating_point() else image
+    return np.moveaxis(values.numpy(force=True), 0, -1)
 
 
 def _predict_batch(
@@ -160,14 +201,30 @@ def _predict_batch(
 
 
 def predict_views(member: Member, views: Tensor, batch: int) -> Tensor:
-    """Return the decoded outputs (n, outputs) of images (n, views, channels, size, size), averaged over the views."""
+    """Return the decoded outputs (n, outputs) of images (n, views, channels, size, size), averaged over the views.
+
+    They are NaN for an image if any output of the network for it is not finite.
+    """
     count, each = views.shape[:2]
     outputs = torch.cat([member.engine.outputs(part) for part in views.flatten(0, 1).split(batch)])
     decoded = member.header.task.decode(outputs, member.header.calibration)
-    mean: Tensor = decoded.unflatten(0, (count, each)).mean(1)
+    finite = outputs.isfinite().all(1, keepdim=True)  # the decoded ones may be: sigmoid(inf) is 1
+    mean: Tensor = decoded.where(finite, torch.nan).unflatten(0, (count, each)).mean(1)
     return mean
+
+
+def check_finite(outputs: Tensor, where: object) -> None:
+    """Raise ModelFileError if outputs (n, ...) of a network are not finite: they would count as predictions."""
+    bad = int((~outputs.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise ModelFileError(
+            f"{where}: the outputs must be finite, got NaN or infinity for {bad:,} of {len(outputs):,} images; the "
+            "weights are damaged, or overflow"
+        )
 
 
 def to_prediction(source: str, row: Tensor, header: Header, threshold: float | None = None) -> Prediction:
     """Return the prediction of a model for one image from its decoded outputs (outputs,)."""
+    if not row.isfinite().all():
+        return header.task.unreadable(source, f"{source}: the network computes NaN or infinity for this image")
     return header.task.predict(source, row, header.calibration, threshold)

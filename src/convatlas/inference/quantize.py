@@ -13,16 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.data.dataset import Images
 from convatlas.engines.deploy import OUTPUTS, PIXELS
-from convatlas.engines.evaluation import Forward, compute_outputs
-from convatlas.engines.onnx_graph import add_checksum
+from convatlas.engines.onnx_file import add_checksum
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.errors import EngineError, brief
+from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
 from convatlas.system.extras import import_optional
 from convatlas.system.progress import Progress
-from convatlas.tasks.task import Task
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,33 +54,8 @@ class LayerNoise:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class AccuracyChange:
-    """The headline metric on the same images before and after quantization, such as the accuracy in [0, 1]."""
-
-    float32: float
-    int8: float
-
-    def to_plain(self) -> dict[str, float]:
-        return {"float32": self.float32, "int8": self.int8}
-
-
-@dataclass(frozen=True)
-class AccuracyCheck:
-    """Labeled images on which a quantized network is compared with the original one, `forward`."""
-
-    images: Images
-    task: Task
-    forward: Forward
-
-    def score(self, forward: Forward) -> float:
-        """Return the headline metric of a network."""
-        outputs = compute_outputs(forward, self.images, batch=16)
-        return self.task.evaluate(outputs, self.images.targets).score
-
-
 class QuantizedGraph(NamedTuple):
-    """A quantized graph; its layers, the one with the most noise first; and the metric before and after."""
+    """A quantized graph; its layers, the one with the most noise first; and the change of the metric."""
 
     graph: ModelProto
     layers: tuple[LayerNoise, ...]
@@ -102,10 +75,11 @@ def quantize_graph(
 
     images: (n, channels, size, size), from which the ranges of activations are taken.
     engine: "onnxruntime" or "openvino", on which the accuracy is measured.
-    max_accuracy_drop: maximum loss of the headline metric, as a fraction: 0.005 is half a percentage point.
+    max_accuracy_drop: maximum loss of the headline metric, as a fraction: 0.005 is half a percentage point. It counts
+        as exceeded if the images give evidence for that, see `AccuracyChange`.
     Raises EngineError if more is lost with half of the layers in float32.
     """
-    before = check.score(check.forward)
+    before = check.outputs(check.forward)
     float32_layers: list[str] = []
     noise: list[LayerNoise] = []
     layers = [node.name for node in graph.graph.node if node.op_type in WEIGHTED_OPERATORS]
@@ -114,18 +88,18 @@ def quantize_graph(
         if progress:
             progress("quantizing", len(float32_layers), len(layers))
         quantized = quantize_static(graph, images, float32_layers)
-        after = check.score(_start(quantized, engine))
+        change = check.compare(before, check.outputs(_start(quantized, engine)))
         if not noise:
             noise = measure_noise(graph, quantized, images[:_NOISE_IMAGES])
-        if before - after <= max_accuracy_drop + 1e-9:
+        if not change.is_loss_above(max_accuracy_drop):
             _copy_metadata(graph, quantized, float32_layers)
             marked = tuple(replace(each, in_float32=each.name in float32_layers) for each in noise)
-            return QuantizedGraph(quantized, marked, AccuracyChange(before, after))
+            return QuantizedGraph(quantized, marked, change)
         if 2 * len(float32_layers) >= len(layers):
             raise EngineError(
-                f"int8: the accuracy must drop by at most {100 * max_accuracy_drop:g} pp, got {before:.2%} -> "
-                f"{after:.2%} with {len(float32_layers)} of {len(layers)} layers in float32; increase "
-                "--max-accuracy-drop or calibrate with more images; nothing was written"
+                f"int8: the accuracy must drop by at most {100 * max_accuracy_drop:g} pp, got {change.text()}, with "
+                f"{len(float32_layers)} of {len(layers)} layers in float32; increase --max-accuracy-drop or calibrate "
+                "with more images; nothing was written"
             )
         float32_layers = [each.name for each in noise[:count]]
         count *= 2

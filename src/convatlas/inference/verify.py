@@ -18,14 +18,16 @@ from convatlas.data.decode.pixels import read_image
 from convatlas.errors import DataError, WeightsError
 from convatlas.inference.labeled_images import LabeledImages, list_labeled_images
 from convatlas.inference.model import Model, from_weights
-from convatlas.inference.upstream import Transform, build_upstream
+from convatlas.inference.predict import check_finite
+from convatlas.inference.upstream import Transform, build_upstream, build_upstream_of_imported
 from convatlas.models.catalog import variant
 from convatlas.system.files import sha256, write_text
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import Classification
 from convatlas.weights.build import build
-from convatlas.weights.fetch import pull
-from convatlas.weights.modelfile import Header
+from convatlas.weights.fetch import NO_DIGEST, pull
+from convatlas.weights.imported import ImportedWeights, find_imported, is_imported_name
+from convatlas.weights.modelfile import Header, read_model_file
 from convatlas.weights.open import open_weights
 from convatlas.weights.pretrained import Weights, find_weights
 
@@ -94,8 +96,9 @@ class UpstreamComparison:
 class Verification:
     """What was measured with weights.
 
-    protocol: how images are prepared. is_published_file: whether the file's SHA-256 is the published one, as far as it
-    is published; None for weights that are not published. upstream: None if they are not a library's.
+    protocol: how images are prepared. is_published_file: whether the file's SHA-256 is the published one; None if no
+    digest is published. file_note: what that means, in words, or empty. upstream: None if no library has the network.
+    remarks: on the images, such as files that are not used.
     """
 
     weights: str
@@ -104,15 +107,18 @@ class Verification:
     protocol: str
     reported_metrics: Mapping[str, float] = field(default_factory=dict)
     is_published_file: bool | None = None
+    file_note: str = ""
     upstream: UpstreamComparison | None = None
+    remarks: tuple[str, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Return the verification as plain data."""
         return {
             "weights": self.weights, "sha256": self.sha256, "is_published_file": self.is_published_file,
+            "file_note": self.file_note,
             "protocol": self.protocol, "accuracy": self.accuracy.to_plain(),
             "reported_metrics": dict(self.reported_metrics),
-            "upstream": None if self.upstream is None else self.upstream.to_plain(),
+            "upstream": None if self.upstream is None else self.upstream.to_plain(), "remarks": list(self.remarks),
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -137,8 +143,7 @@ class Verification:
             )
         if self.reported_metrics:
             lines.append(f"reported metrics: {format_metrics(self.reported_metrics)}")
-        not_published = ": not the published file" if self.is_published_file is False else ""
-        return [*lines, f"sha256 {self.sha256}{not_published}"]
+        return [*lines, *self.remarks, f"sha256 {self.sha256}{self.file_note and f': {self.file_note}'}"]
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
@@ -157,7 +162,7 @@ def append_row(result: Verification, command: str, path: Path) -> None:
         "weights": result.weights, "reported_metrics": format_metrics(result.reported_metrics),
         "measured_top1": f"{accuracy.top1:.4f}", "measured_top5": f"{accuracy.top5:.4f}", "n": accuracy.n,
         "top1_low": f"{low:.4f}", "top1_high": f"{high:.4f}", "protocol": result.protocol, "command": command,
-        "sha256": result.sha256,
+        "sha256": result.sha256 + (result.file_note and f" ({result.file_note})"),
     }  # fmt: skip
     head, line = io.StringIO(), io.StringIO()
     csv.DictWriter(head, row, lineterminator="\n").writeheader()
@@ -173,53 +178,72 @@ def verify(
 ) -> Verification:
     """Measure weights on labeled images, and pretrained weights also with the library they come from.
 
-    name: pretrained weights, "network@library:tag"; or a network of the catalog with the weights in `file`.
+    name: pretrained weights, "network@library:tag"; imported ones, "network@tag"; or a network of the catalog with the
+        weights in `file`.
     folder: see `list_labeled_images`. Its class names are matched with those of the weights; a `file` without class
         names has the classes of the folder in alphabetical order.
     file: the weights, if they are not in the cache.
     Raises DataError for other classes, WeightsError for weights that cannot be used.
     """
     images = list_labeled_images(folder)
+    remarks = (images.ignored.text(),) if images.ignored else ()
     weights: Weights | None = None
-    if "@" in name:
+    imported: ImportedWeights | None = None
+    if file is None and is_imported_name(name):
+        imported = find_imported(name)
+        path = imported.path
+        model = Model(*read_model_file(path))
+    elif "@" in name:
         weights = find_weights(name)
-        path = pull(weights, progress=progress) if file is None else Path(file)
+        path = pull(weights, progress=progress) if file is None else Path(file).expanduser()
         model = from_weights(weights, file=path)
     elif file is None:
         raise WeightsError(f"{name}: must be pretrained weights, network@library:tag, or a network with --file")
     else:
-        path = Path(file)
+        path = Path(file).expanduser()
         model = _build_from_file(name, path, images)
     labels = torch.tensor(images.labels_for(model.classes, folder))
     preprocessing = model.header.preprocessing
     probabilities = _compute_probabilities(
         model.module, _transform(preprocessing), images.files, progress, f"evaluating {model.header.name}"
     )
-    accuracy, digest = TopAccuracy.of(probabilities, labels), sha256(path)
+    check_finite(probabilities, model.header.name)
+    accuracy, protocol = TopAccuracy.of(probabilities, labels), describe_protocol(preprocessing)
+
+    def compare(library: str, network: nn.Module, transform: Transform) -> UpstreamComparison:
+        expected = _compute_probabilities(network, transform, images.files, progress, f"evaluating {library}")
+        top = min(5, probabilities.shape[1])
+        same = (probabilities.topk(top).indices == expected.topk(top).indices).all(1)
+        difference = float((probabilities - expected).abs().max())
+        return UpstreamComparison(library, TopAccuracy.of(expected, labels), int(same.sum()), difference)
+
+    if imported is not None:
+        upstream = build_upstream_of_imported(imported, model.module)
+        training = imported.header.training
+        return Verification(
+            name, training.source_sha256, accuracy, protocol, training.reported_metrics,
+            file_note=f"the imported file {training.source}",
+            upstream=upstream and compare(*upstream, _transform(preprocessing)), remarks=remarks,
+        )  # fmt: skip
+    digest = sha256(path) if path.is_file() else ""
     if weights is None:
-        return Verification(name, digest, accuracy, describe_protocol(preprocessing))
+        return Verification(name, digest, accuracy, protocol, remarks=remarks)
+    is_published = digest.startswith(weights.sha256_prefix) if weights.sha256_prefix else None
+    file_note = {True: "", False: "not the published file", None: NO_DIGEST}[is_published]
     network, transform = build_upstream(weights, path)
-    expected = _compute_probabilities(network, transform, images.files, progress, f"evaluating {weights.library}")
-    top = min(5, probabilities.shape[1])
-    same = (probabilities.topk(top).indices == expected.topk(top).indices).all(1)
-    upstream = UpstreamComparison(
-        weights.library,
-        TopAccuracy.of(expected, labels),
-        int(same.sum()),
-        float((probabilities - expected).abs().max()),
-    )
     return Verification(
-        name, digest, accuracy, describe_protocol(preprocessing), weights.reported_metrics,
-        digest.startswith(weights.sha256_prefix), upstream,
+        name, digest, accuracy, protocol, weights.reported_metrics, is_published, file_note,
+        compare(weights.library, network, transform), remarks,
     )  # fmt: skip
 
 
 def describe_protocol(preprocessing: Preprocessing) -> str:
     """Return in one line how images are prepared."""
     antialias = "" if preprocessing.antialias else ", not antialiased"
+    rotation = f", rotated by {preprocessing.rotation} degrees" if preprocessing.rotation else ""
     return (
         f"short side resized to {preprocessing.resize} px ({preprocessing.interpolation}{antialias}), "
-        f"central crop of {preprocessing.crop} px, no test-time augmentation"
+        f"central crop of {preprocessing.crop} px{rotation}, no test-time augmentation"
     )
 
 
@@ -231,7 +255,8 @@ def _build_from_file(name: str, path: Path, images: LabeledImages) -> Model:
     if len(classes) != checkpoint.num_classes:
         raise DataError(f"{path}: the data must have {checkpoint.num_classes} classes, got {len(classes)} folders")
     network = build(name, weights=path).eval()
-    return Model(network, Header(name, Classification(classes), row.spec, checkpoint.preprocessing))
+    spec = checkpoint.spec_for(row.spec)
+    return Model(network, Header(name, Classification(classes), spec, checkpoint.preprocessing))
 
 
 def _transform(preprocessing: Preprocessing) -> Transform:

@@ -36,9 +36,8 @@ class PrimaryCapsules(nn.Module):
         self.conv = nn.Conv2d(inputs, types * size, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = self.conv(x)
-        capsules = maps.reshape(len(maps), self.types, self.size, -1).transpose(2, 3)
-        return squash(capsules.reshape(len(maps), -1, self.size))
+        maps = self.conv(x).flatten(2).unflatten(1, (self.types, self.size))
+        return squash(maps.transpose(2, 3).flatten(1, 2))
 
 
 class RoutedCapsules(nn.Module):
@@ -64,7 +63,7 @@ class RoutedCapsules(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # batched over the input capsules
         votes = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2))
-        votes = votes.view(*votes.shape[:2], self.outputs, self.out_size).permute(1, 2, 0, 3)
+        votes = votes.unflatten(2, (self.outputs, self.out_size)).permute(1, 2, 0, 3)
         # (n, outputs, inputs, out_size)
         fixed = votes if self.through else votes.detach()
         logits = votes.new_zeros(votes.shape[:3])

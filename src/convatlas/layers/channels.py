@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,6 +58,13 @@ class LayerScale(Layer):
         return self.gain[:, None, None] * x
 
 
+@torch.fx.wrap  # the number of axes is not known while torch.fx traces
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Return (n, ...) with zeros for a fraction `rate` of the images, and the others divided by 1 - `rate`."""
+    keep = 1 - rate
+    return x * x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
 class DropPath(Layer):
     """Stochastic depth: in training, the branch is dropped for a fraction `rate` of the images (Huang et al. 2016)."""
 
@@ -67,10 +75,7 @@ class DropPath(Layer):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.rate:
-            return x
-        keep = 1 - self.rate
-        return x * x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+        return drop_path(x, self.rate) if self.training and self.rate else x
 
     def extra_repr(self) -> str:
         return f"{self.rate}"
@@ -96,23 +101,35 @@ class ChannelsLast(Chain):
         return x.permute(0, 3, 1, 2)
 
 
-class SamePad(nn.Module):
-    """TensorFlow's padding "SAME": a window of `kernel` then gives ceil(size / stride) outputs.
+def same_border(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return the pixels before and after an axis of `size` pixels under TensorFlow's padding "SAME".
 
-    An odd pixel goes to the right and bottom. value: of the border.
+    A window of `kernel` then gives ceil(size / stride) outputs; an odd pixel goes to the end.
+    """
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+@torch.fx.wrap  # the border depends on the size of the map, which is not known while torch.fx traces
+def pad_same(x: Tensor, kernel: tuple[int, int], stride: int, value: float) -> Tensor:
+    """Return maps (..., h, w) with the border of `same_border`."""
+    (height, width), (rows, columns) = x.shape[-2:], kernel
+    return F.pad(x, (*same_border(width, columns, stride), *same_border(height, rows, stride)), value=value)
+
+
+class SamePad(nn.Module):
+    """TensorFlow's padding "SAME" for a window of `kernel` and `stride`, computed from the size of each map.
+
+    value: of the border.
     """
 
-    def __init__(self, kernel: int, stride: int, *, value: float = 0.0) -> None:
+    def __init__(self, kernel: int | tuple[int, int], stride: int, *, value: float = 0.0) -> None:
         super().__init__()
-        self.kernel, self.stride, self.value = kernel, stride, value
-
-    def border(self, size: int) -> tuple[int, int]:
-        total = max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0)
-        return total // 2, total - total // 2
+        self.kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        self.stride, self.value = stride, value
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        return F.pad(x, (*self.border(width), *self.border(height)), value=self.value)
+        return pad_same(x, self.kernel, self.stride, self.value)
 
     def extra_repr(self) -> str:
         return f"{self.kernel}, stride={self.stride}, value={self.value}"
@@ -206,7 +223,10 @@ def _(layer: ChannelsLast, x: Signal, tally: Tally) -> Signal:
 
 @rule.register
 def _(layer: SamePad, x: Signal, tally: Tally) -> Signal:
-    spatial = tuple(size + sum(layer.border(size)) for size in x.spatial)
+    spatial = tuple(
+        size + sum(same_border(size, kernel, layer.stride))
+        for size, kernel in zip(x.spatial, layer.kernel, strict=True)
+    )
     return tally.add(layer, x, x.like((x.channels, *spatial)))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import nn
 
 from convatlas.core.compose import Chain, Product
+from convatlas.layers.channels import SamePad
 
 Activation = type[nn.Module]
 Size = int | tuple[int, int]
 Norm = Callable[[int], nn.Module]
 """Builds a norm for a number of channels, such as `nn.BatchNorm2d` or a partial of it."""
+
+Padding = Literal["symmetric", "same"]
+"""How convolutions with a stride pad their input: half the kernel on each side, or as TensorFlow's "SAME" does."""
 
 _IN_PLACE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 
@@ -21,15 +26,16 @@ def activation(kind: Activation) -> nn.Module:
     return kind(inplace=True) if kind in _IN_PLACE else kind()
 
 
-def same_padding(kernel: Size) -> Size:
-    """Return the padding that keeps the size of the map, for odd kernels and stride 1."""
+def symmetric_padding(kernel: Size) -> Size:
+    """Return the padding on each side that keeps the size of the map, for odd kernels and stride 1."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
 
 
 class ConvNorm(Chain):
-    """Convolution -> norm -> activation. Without a norm the convolution has a bias.
+    """[pad ->] convolution -> norm -> activation. Without a norm the convolution has a bias.
 
-    padding: half the kernel by default, which keeps the size of the map at stride 1.
+    padding: "symmetric" is half the kernel, which keeps the size of the map at stride 1. "same" is equal to it there,
+        and at other strides a layer that pads as TensorFlow does. Kernels are odd.
     """
 
     show_title = False
@@ -41,15 +47,17 @@ class ConvNorm(Chain):
         *,
         kernel: Size = 3,
         stride: int = 1,
-        padding: Size | None = None,
+        padding: Size | Padding = "symmetric",
         groups: int = 1,
         norm: Norm | None = nn.BatchNorm2d,
         act: Activation | None = nn.ReLU,
     ) -> None:
-        padding = same_padding(kernel) if padding is None else padding
-        layers: dict[str, nn.Module] = {
-            "conv": nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=norm is None)
-        }
+        layers: dict[str, nn.Module] = {}
+        if padding == "same" and stride > 1:
+            layers["pad"], padding = SamePad(kernel, stride), 0
+        elif isinstance(padding, str):
+            padding = symmetric_padding(kernel)
+        layers["conv"] = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=norm is None)
         if norm is not None:
             layers["norm"] = norm(outputs)
         if act is not None:

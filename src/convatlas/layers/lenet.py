@@ -127,7 +127,9 @@ class SparseConnectionConv2d(nn.Module):
 
     def simplify(self) -> nn.Conv2d:
         """Return the equivalent full convolution, with these weights, for inference."""
-        twin = nn.Conv2d(self.maps, len(self.links), self.kernel, self.stride, bias=self.bias is not None)
+        twin = nn.Conv2d(
+            self.maps, len(self.links), self.kernel, self.stride, bias=self.bias is not None, device="meta"
+        )  # fmt: skip
         twin.weight, twin.bias = nn.Parameter(self.dense().detach()), self.bias
         return twin
 

@@ -81,18 +81,18 @@ def mbconv_layers(*, expanded: bool, fused: bool = False, gated: bool = False) -
 
 
 def timm_mbconv_rules(blocks: Iterable[tuple[str, bool, bool]]) -> list[tuple[str, str]]:
-    """Return timm's key rules for stages of MBConv: (path "stage.block", expanded, fused) of each block.
+    """Return timm's key rules for a network of MBConv: (path "stage.block", expanded, fused) of each block."""
+    head = [(r"^conv_head\.", "head.conv.conv."), (r"^bn2\.", "head.conv.norm."), (r"^classifier\.", "head.out.")]
+    return head + timm_stage_rules(blocks)
+
+
+def timm_stage_rules(blocks: Iterable[tuple[str, bool, bool]]) -> list[tuple[str, str]]:
+    """Return timm's key rules for the stem and the blocks: (path "stage.block", expanded, fused) of each.
 
     "blocks.1.0.conv_pwl.weight" -> "stages.1.0.body.project.conv.weight" for an expanded block. Without an expansion
     timm calls the projection conv_pw.
     """
-    rules = [
-        (r"^conv_stem\.", "stem.conv."),
-        (r"^bn1\.", "stem.norm."),
-        (r"^conv_head\.", "head.conv.conv."),
-        (r"^bn2\.", "head.conv.norm."),
-        (r"^classifier\.", "head.out."),
-    ]
+    rules = [(r"^conv_stem\.", "stem.conv."), (r"^bn1\.", "stem.norm.")]
     for path, expanded, fused in blocks:
         if fused:
             theirs = ["conv_exp", "conv_pwl"] if expanded else ["conv"]

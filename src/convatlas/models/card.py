@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.preprocessing import Interpolation, Preprocessing
 from convatlas.core.spec import Spec
 from convatlas.errors import SpecError, nearest
-from convatlas.models.keys import KeyMapping
+from convatlas.models.keys import KeyMapping, Rules, spec_types
 
 Category = Literal[
     "spatial exploitation", "depth", "multi-path", "width", "feature-map exploitation", "attention",
@@ -29,6 +29,9 @@ Library = Literal["torchvision", "timm"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 IMAGENET = "ImageNet-1K"
+
+AUTHORS = "authors' repository"
+"""The source of metrics that are not in the paper."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Variant:
     """One row of the catalog: a spec, its card, and the defaults it is used with.
 
     upstream: the network's name in other libraries, such as {"timm": "seresnet50"}; empty if none has it.
+    relatives: networks of timm with the same tensors, whose function differs in some cells of the spec: name -> those
+        cells, such as {"tf_efficientnet_b0": {"padding": "same", "eps": 1e-3}}.
     transforms_input: torchvision's module normalizes its input once more (`transform_input`), so that its weights
         expect values in [-1, 1] and not the mean and deviation that its records state.
     """
@@ -120,7 +125,14 @@ class Variant:
     classes: int = 1000
     recipe: str = "default"
     upstream: Mapping[Library, str] = field(default_factory=dict)
+    relatives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transforms_input: bool = False
+
+    @property
+    def sources(self) -> list[tuple[Library, str]]:
+        """(library, name there) of every network whose weights fit; first those with the function of this row."""
+        relatives: list[tuple[Library, str]] = [("timm", name) for name in self.relatives]
+        return [*self.upstream.items(), *relatives]
 
     def __post_init__(self) -> None:
         for library in self.upstream:
@@ -138,6 +150,14 @@ class Family:
     variants: Mapping[str, Variant]
     key_mappings: Mapping[str, KeyMapping] = field(default_factory=dict)
 
+    def rules(self, spec: Spec) -> dict[str, Rules]:
+        """Return library -> key rules, of the libraries that have rules for this type of spec."""
+        return {
+            library: mapping(spec)
+            for library, mapping in self.key_mappings.items()
+            if isinstance(spec, spec_types(mapping))
+        }
+
 
 def torchvision_and_timm(name: str) -> dict[Library, str]:
     """Return the upstream names of a network that both libraries call `name`."""
@@ -152,20 +172,25 @@ def imagenet(
     card: Card,
     *,
     upstream: Mapping[Library, str] | None = None,
+    relatives: Mapping[str, Mapping[str, Any]] | None = None,
     crop_share: float = 0.875,
     scaling: Literal["mean and std", "-1 to 1"] = "mean and std",
+    interpolation: Interpolation = "bilinear",
     transforms_input: bool = False,
 ) -> Variant:
     """Return a row for RGB images and ImageNet's 1,000 classes.
 
     crop_share: side of the central crop divided by the short side of the resized image.
     scaling: normalization by ImageNet's mean and standard deviation, or to [-1, 1] as in Google's networks.
-    upstream, transforms_input: see `Variant`.
+    upstream, relatives, transforms_input: see `Variant`.
     """
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if scaling == "mean and std" else ((0.5,) * 3, (0.5,) * 3)
     crop = spec.resolution
-    preprocessing = Preprocessing(resize=max(crop, round(crop / crop_share)), crop=crop, mean=mean, std=std)
-    return Variant(spec, card, preprocessing, upstream=upstream or {}, transforms_input=transforms_input)
+    resize = max(crop, round(crop / crop_share))
+    preprocessing = Preprocessing(resize=resize, crop=crop, interpolation=interpolation, mean=mean, std=std)
+    return Variant(
+        spec, card, preprocessing, upstream=upstream or {}, relatives=relatives or {}, transforms_input=transforms_input
+    )
 
 
 def cifar10(spec: Spec, card: Card) -> Variant:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from convatlas.errors import WeightsError
+from convatlas.errors import WeightsError, listed
 
 Rules = Sequence[tuple[str, str]]
 """(pattern, template) pairs: each is applied in order, wherever its pattern occurs in the name.
@@ -18,7 +20,18 @@ becomes empty is a tensor that has no place in our tree and is left out on purpo
 """
 
 KeyMapping = Callable[[Any], Rules]
-"""Spec of the family -> the rules of one library. Its docstring gives an example, as `"their.name" -> "our.name"`."""
+"""Spec of the family -> the rules of one library. Its docstring gives an example, as `"their.name" -> "our.name"`.
+
+The annotation of its parameter, called `spec`, states the types of specs that the rules are for (`spec_types`).
+"""
+
+
+@cache
+def spec_types(mapping: KeyMapping) -> tuple[type, ...]:
+    """Return the types of specs that a mapping has rules for: those in the annotation of its parameter."""
+    hint = typing.get_type_hints(mapping)["spec"]
+    return typing.get_args(hint) or (hint,)
+
 
 _GROUP = re.compile(r"\{(\d)([+-]\d+)?\}")
 
@@ -41,30 +54,61 @@ def _fill(template: str, match: re.Match[str]) -> str:
     return _GROUP.sub(group, template)
 
 
-def remap_keys(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint under our names, in the shapes of `expected`.
+def rename_all(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, str]:
+    """Return our name -> their name of the tensors of a checkpoint; those without a place here are left out.
 
-    Names and shapes must be exactly those of `expected`. Two differences are allowed, because they carry no weights:
-    a checkpoint without `num_batches_tracked` (older versions of torch), and a linear layer written as a 1x1
-    convolution. Raises WeightsError that names the missing, unexpected or misshapen tensors.
+    Raises WeightsError if two of them have the same name here.
     """
-    named: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    names: dict[str, str] = {}
+    for key in tensors:
         name = rename(key, rules)
         if not name:
             continue
-        if name in named:
+        if name in names:
             raise WeightsError(f"checkpoint: two tensors map to {name}; the second one is {key}")
-        named[name] = tensor
-    for name, tensor in expected.items():
-        if name.endswith(".num_batches_tracked") and name not in named:
-            named[name] = tensor.new_zeros(tensor.shape, device="cpu")
-    missing, unexpected = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
+        names[name] = key
+    return names
+
+
+def remap_keys(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint under our names, in the shapes of `expected`.
+
+    Names and shapes must be exactly those of `expected`; see `match_shapes` for the differences that are allowed.
+    Raises WeightsError that names the missing, unexpected or misshapen tensors.
+    """
+    named = {name: tensors[key] for name, key in rename_all(tensors, rules).items()}
+    compare_names(named, expected)
+    return match_shapes(named, expected)
+
+
+def compare_names(names: Mapping[str, object], expected: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError that lists missing and unexpected names; counters of batches may be missing."""
+    missing = sorted(name for name in expected.keys() - names.keys() if not is_counter(name))
+    unexpected = sorted(names.keys() - expected.keys())
     if missing or unexpected:
         parts = [
-            f"{what} {_first(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names
+            f"{what} {listed(each, _MAX_NAMES)}"
+            for what, each in (("missing", missing), ("unexpected", unexpected))
+            if each
         ]
         raise WeightsError(f"checkpoint: tensors do not match this network: {'; '.join(parts)}")
+
+
+def is_counter(name: str) -> bool:
+    """Return whether a tensor counts the batches of a norm; files of old versions of torch have no such tensors."""
+    return name.endswith(".num_batches_tracked")
+
+
+def match_shapes(named: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in the shapes of `expected`, which must have their names.
+
+    Two differences are allowed, because they carry no weights: a checkpoint without `num_batches_tracked` (older
+    versions of torch), and a linear layer written as a 1x1 convolution. Raises WeightsError that names wrong shapes.
+    """
+    counters = {
+        name: tensor.new_zeros(tensor.shape, device="cpu") for name, tensor in expected.items() if is_counter(name)
+    }
+    named = counters | dict(named)
     reshaped = {name: _reshaped(named[name], tensor) for name, tensor in expected.items()}
     wrong = [
         f"{name} must have shape {tuple(expected[name].shape)}, got {tuple(named[name].shape)}"
@@ -72,13 +116,9 @@ def remap_keys(tensors: Mapping[str, Tensor], rules: Rules, expected: Mapping[st
         if tensor is None
     ]
     if wrong:
-        raise WeightsError(f"checkpoint: shapes do not match this network: {_first(wrong)}")
+        more = f" and {len(wrong) - _MAX_NAMES:,} more" if len(wrong) > _MAX_NAMES else ""
+        raise WeightsError(f"checkpoint: shapes do not match this network: {', '.join(wrong[:_MAX_NAMES])}{more}")
     return {name: tensor for name, tensor in reshaped.items() if tensor is not None}
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _reshaped(tensor: Tensor, like: Tensor) -> Tensor | None:

@@ -21,7 +21,7 @@ def cache_folder() -> Path:
 class LruFolder:
     """A folder of the cache that holds at most `limit` bytes.
 
-    An entry is a file with the suffix `suffix`, together with files of the same stem and another suffix (its notes).
+    An entry is a file with the suffix `suffix`, together with files and folders of the same stem and another suffix.
     Its modification time is the time of its last use.
     free: bytes that stay free on the disk.
     """
@@ -36,6 +36,11 @@ class LruFolder:
         with suppress(OSError):
             os.utime(entry)
 
+    def keep(self, entry: Path) -> None:
+        """Keep an entry from being deleted as long as this process runs."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.partial_file(entry.stem).touch()
+
     def make_room(self, size: int) -> None:
         """Create the folder and delete the least recently used entries until `size` more bytes fit.
 
@@ -44,21 +49,34 @@ class LruFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if size > self.limit:
             raise OSError(f"{self.path}: {size:,} bytes do not fit into a cache of {self.limit:,} bytes")
-        self._delete_abandoned()
+        delete_abandoned(self.path)
         entries = []
         for entry in self.path.glob(f"*{self.suffix}"):
             with suppress(FileNotFoundError):  # another process deletes, too
-                status = entry.stat()
-                entries.append((status.st_mtime, status.st_size, entry))
+                entries.append((entry.stat().st_mtime, self._size(entry), entry))
         entries.sort(reverse=True)
         total = sum(bytes_ for _, bytes_, _ in entries)
-        while entries and (total + size > self.limit or self._free_bytes() < size + self.free):
-            _, bytes_, oldest = entries.pop()
-            for file in (*self.path.glob(f"{oldest.stem}.*"), oldest):
-                file.unlink(missing_ok=True)
+        unused = [entry for entry in entries if not any(self.path.glob(f".{entry[2].stem}.*{PART}"))]
+        while unused and (total + size > self.limit or self._free_bytes() < size + self.free):
+            _, bytes_, oldest = unused.pop()
+            for path in (oldest, *self.path.glob(f"{oldest.stem}.*")):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
             total -= bytes_
+        if total + size > self.limit:
+            raise OSError(f"{self.path}: {size:,} bytes do not fit beside {total:,} bytes in use")
         if self._free_bytes() < size + self.free:
             raise OSError(f"{self.path}: the disk is full")
+
+    def _size(self, entry: Path) -> int:
+        """Return the bytes of an entry, with those of the files in its folders."""
+        paths = [
+            entry,
+            *(file for path in self.path.glob(f"{entry.stem}.*") if path.is_dir() for file in path.iterdir()),
+        ]
+        return sum(path.stat().st_size for path in paths)
 
     def fits(self, size: int) -> bool:
         """Return whether an entry of `size` bytes fits without deleting others from the disk."""
@@ -66,17 +84,23 @@ class LruFolder:
 
     def partial_file(self, name: str) -> Path:
         """Return the path of an unfinished entry; it names this process, so that it is deleted if the process dies."""
-        return self.path / f".{name}.{platform.node()}.{os.getpid()}{PART}"
+        return partial_file(self.path, name)
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self.path).free
 
-    def _delete_abandoned(self) -> None:
-        """Delete unfinished entries of processes of this machine that no longer exist."""
-        for part in self.path.glob(f".*.{platform.node()}.*{PART}"):
-            process = part.name.split(".")[-2]
-            if process.isdigit() and not _exists(int(process)):
-                part.unlink(missing_ok=True)
+
+def partial_file(folder: Path, name: str) -> Path:
+    """Return the path of an unfinished file in a folder; it names this process, for `delete_abandoned`."""
+    return folder / f".{name}.{platform.node()}.{os.getpid()}{PART}"
+
+
+def delete_abandoned(folder: Path) -> None:
+    """Delete unfinished files of processes of this machine that no longer exist."""
+    for part in folder.glob(f".*.{platform.node()}.*{PART}"):
+        process = part.name.split(".")[-2]
+        if process.isdigit() and not _exists(int(process)):
+            part.unlink(missing_ok=True)
 
 
 def _exists(process: int) -> bool:

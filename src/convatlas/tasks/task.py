@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convatlas.core.network import Criterion, Network
 from convatlas.core.record import Record, above, between
-from convatlas.errors import DataError, SpecError, nearest
+from convatlas.errors import DataError, SpecError, listed, nearest
 from convatlas.tasks.table import Column, MetricTable
 from convatlas.tasks.targets import Targets
 
@@ -44,7 +44,7 @@ REPR_CLASSES = 3
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """The prediction for one image. error: why the image is unreadable; empty if it is readable."""
+    """The prediction for one image. error: why there is none: an unreadable image, or outputs that are not finite."""
 
     source: str
     error: str = ""
@@ -103,6 +103,11 @@ class Result(ABC):
         """`value` as text."""
         return f"{self.value:.2%}"
 
+    @property
+    def note(self) -> str:
+        """What limits the result, such as "850 of 1,000 classes present"; usually empty."""
+        return ""
+
     def epoch_metrics(self) -> dict[str, float]:
         """Return the metrics that are computed after every epoch."""
         return {self.headline: self.value}
@@ -129,7 +134,7 @@ class Result(ABC):
 
     def to_plain(self) -> dict[str, Any]:
         """Return the metrics and the table as plain data."""
-        return {**self.summary(), "classes": self.table().to_plain()}
+        return {**self.summary(), "note": self.note, "classes": self.table().to_plain()}
 
     def __repr__(self) -> str:
         return f"{self.text()}\n{self.table()}"
@@ -215,14 +220,17 @@ class Task(Record, ABC):
         """
         return torch.zeros(len(targets), dtype=torch.int64)
 
-    def check_split(self, targets: Targets, split: str, where: object) -> None:
-        """Raise DataError if a split cannot be used, for instance because a class has no images in it."""
+    def check_split(self, targets: Targets, split: str, where: object, *, all_classes: bool = True) -> None:
+        """Raise DataError if a split cannot be used.
+
+        all_classes: whether a class without images in it is a reason, as in training.
+        """
         return
 
     def align(self, targets: Targets, source: Task, where: object) -> Targets:
         """Return targets of other data in the order of this task's classes.
 
-        Raises DataError if the data is of another task or other classes.
+        Raises DataError if the data is of another task or has classes that are not among this task's.
         """
         if type(source) is not type(self):
             raise DataError(f"{where}: the data is for {source.name}, the model was trained for {self.name}")
@@ -292,7 +300,7 @@ class Task(Record, ABC):
         return -math.inf
 
     def unreadable(self, source: str, error: str) -> Prediction:
-        """Return the prediction for an image that cannot be read."""
+        """Return the prediction for an image that has none, because of an error."""
         return Prediction(source, error)
 
     def prediction_columns(self, top: int) -> tuple[str, ...]:
@@ -308,7 +316,7 @@ class Task(Record, ABC):
             raise DataError(f"{where}: {other.name} and {self.name} cannot be averaged")
         if set(other.classes) != set(self.classes):
             missing = sorted(set(self.classes) ^ set(other.classes))
-            raise DataError(f"{where}: its classes differ from those of {reference}: {', '.join(missing[:3])}")
+            raise DataError(f"{where}: its classes differ from those of {reference}: {listed(missing)}")
         return torch.tensor([other.classes.index(name) for name in self.classes])
 
 

@@ -20,7 +20,7 @@ from convatlas.train.distributed import init_distributed
 from convatlas.train.fit import choose_recipe, open_run, prepare_run
 from convatlas.train.recipe import Recipe
 from convatlas.train.run import Event, Run
-from convatlas.train.run_folder import CONFIG, new_folder, write_table
+from convatlas.train.run_folder import CONFIG, create_default_folder, write_table
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 
 FOLDS = "folds.csv"
@@ -116,14 +116,14 @@ def cross_validate(
         run_recipe = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
         folder = Path(out) if out is not None else None
         if folder is None:
-            new = new_folder(None, source.name, f"{name}-folds") if distributed.is_main else None
+            new = create_default_folder(source.name, f"{name}-folds") if distributed.is_main else None
             folder = distributed.broadcast(new)
         runs = []
         for number in range(1, folds + 1):
             part = folder / f"fold-{number}"
             if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
-                run = open_run(part, progress=report)
-                _check_same(run, part, source, name, weights, run_recipe, seed, (number, folds))
+                run = open_run(part, data=data, progress=report)
+                _check_same(run, part, name, weights, run_recipe, seed, (number, folds))
             else:
                 run = prepare_run(
                     data, model, weights=weights, recipe=run_recipe, seed=seed, out=part, execution=execution,
@@ -161,13 +161,12 @@ def _check_folds(source: Source, folds: int) -> None:
 
 
 def _check_same(
-    run: Run, part: Path, source: Source, model: str, weights: str | Path | None, recipe: Recipe, seed: int,
+    run: Run, part: Path, model: str, weights: str | Path | None, recipe: Recipe, seed: int,
     fold: tuple[int, int],
 ) -> None:  # fmt: skip
     """Raise RunError that names the arguments in which an existing run differs."""
     config = run.config
     arguments: dict[str, tuple[object, object]] = {
-        "data": (source.location, config.data),
         "model": (model, config.model),
         "weights": (str(weights or ""), config.weights),
         "seed": (seed, config.seed),

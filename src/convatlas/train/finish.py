@@ -17,7 +17,9 @@ from convatlas.errors import RunError
 from convatlas.tasks.task import Calibration, Result
 from convatlas.train.distributed import Distributed
 from convatlas.train.settings import RunConfig
+from convatlas.train.step import nonfinite_tensor
 from convatlas.weights.modelfile import Header, write_model_file
+from convatlas.weights.training_record import TrainingRecord
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Evaluator:
         if images is None:
             return None
         result = self.config.task.evaluate(self._outputs(network, images), images.targets)
-        return _finite(result, split, step)
+        _check_finite(result, network, split, step)
+        return result
 
     def calibrate(self, network: Network, *, step: int) -> tuple[Calibration, dict[str, Result]]:
         """Return the calibration fitted to the network's outputs on val, and the calibrated results on val and test.
@@ -51,10 +54,9 @@ class Evaluator:
         calibration = Calibration()
         if "val" in outputs:
             calibration = task.calibrate(outputs["val"], parts["val"].targets)
-        results = {
-            split: _finite(task.evaluate(outputs[split], images.targets, calibration), split, step)
-            for split, images in parts.items()
-        }
+        results = {split: task.evaluate(outputs[split], images.targets, calibration) for split, images in parts.items()}
+        for split, result in results.items():
+            _check_finite(result, network, split, step)
         return calibration, results
 
     def _outputs(self, network: Network, images: Images) -> Tensor:
@@ -69,10 +71,11 @@ class Evaluator:
         return distributed.all_gather(outputs, len(images))
 
 
-def _finite(result: Result, split: str, step: int) -> Result:
+def _check_finite(result: Result, network: Network, split: str, step: int) -> None:
     if not math.isfinite(result.loss):
-        raise RunError(f"the loss on {split} is {result.loss} after step {step}; use a lower learning rate")
-    return result
+        name = nonfinite_tensor(network)
+        where = f"; the weights {name} are not finite" if name else ""
+        raise RunError(f"the loss on {split} is {result.loss} after step {step}{where}; use a lower learning rate")
 
 
 def write_run_model(
@@ -88,13 +91,11 @@ def write_run_model(
 ) -> None:
     """Write a model file of a run; it records the name and fingerprint of the data, but no local paths."""
     options = config.data_options
-    training = {
-        "data": data, "fingerprint": config.fingerprint, "recipe": config.recipe.to_plain(), "seed": config.seed,
-        "val_share": options.val_share, "fold": list(options.fold) if options.fold else None,
-        "max_unreadable": options.max_unreadable, "weights": config.weights,
-        "execution": config.execution.to_plain(), "versions": dict(config.versions),
-        "epoch": epoch, "seconds": round(seconds, 2),
-    }  # fmt: skip
+    training = TrainingRecord(
+        data=data, fingerprint=config.fingerprint, recipe=config.recipe.to_plain(), seed=config.seed,
+        val_share=options.val_share, fold=options.fold, max_unreadable=options.max_unreadable, weights=config.weights,
+        execution=config.execution.to_plain(), versions=dict(config.versions), epoch=epoch, seconds=round(seconds, 2),
+    )  # fmt: skip
     header = Header(
         name=config.model, task=config.task, spec=config.spec, preprocessing=config.preprocessing,
         calibration=calibration, training=training, license=config.options.license,

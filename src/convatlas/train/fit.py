@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,13 @@ from convatlas.data.open import open_data
 from convatlas.data.rng import derive_key
 from convatlas.data.source import Source
 from convatlas.draw import charts
-from convatlas.errors import DataError, RunError, SpecError
+from convatlas.errors import DataError, RunError, brief
 from convatlas.models.card import Variant
-from convatlas.models.catalog import SPEC_TYPES, adapted, build_fresh, reads_clips, resolve
-from convatlas.system.devices import resolve_device
-from convatlas.system.files import write_text
+from convatlas.models.catalog import adapted, build_fresh, reads_clips, resolve
+from convatlas.system.devices import is_out_of_memory, resolve_device
 from convatlas.system.progress import Progress, progress_display
-from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import Task
-from convatlas.train.checkpoint import load_checkpoint
+from convatlas.train.batch_norm import check_batch
 from convatlas.train.cpu import fused_norm
 from convatlas.train.cpu.execution import ExecutionPlan, process_settings
 from convatlas.train.cpu.tune import choose_plan
@@ -34,16 +32,8 @@ from convatlas.train.distributed import Distributed, init_distributed
 from convatlas.train.recipe import Recipe, get_recipe
 from convatlas.train.regularization import regularize
 from convatlas.train.run import Event, Run, current_versions
-from convatlas.train.run_folder import (
-    CHECKPOINT,
-    CONFIG,
-    LR_FINDER,
-    UNREADABLE,
-    new_folder,
-    remove_on_error,
-    write_table,
-)
-from convatlas.train.settings import DataOptions, ExecutionOptions, RunConfig, RunOptions
+from convatlas.train.run_folder import CONFIG, LR_FINDER, UNREADABLE, lock_run, start_run, write_table
+from convatlas.train.settings import DataOptions, ExecutionOptions, RunConfig, RunOptions, read_config, write_config
 from convatlas.weights.adapt import load_into
 from convatlas.weights.open import open_weights
 from convatlas.weights.read import Checkpoint
@@ -137,7 +127,7 @@ def prepare_run(
         raise RunError(f"seed must be an integer in [0, {2**32 - 1}], got {seed!r}")
     device = resolve_device(execution.device)
     distributed = init_distributed(device)
-    with process_settings(threads=execution.threads):
+    with process_settings(threads=execution.threads), ExitStack() as stack:
         # 1. what is trained: network, recipe, task
         name, row = resolve(model)
         run_recipe = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
@@ -145,26 +135,33 @@ def prepare_run(
         if reads_clips(spec):
             raise RunError(f"{name}: reads clips; training on clips is not supported yet, choose a network for images")
         checkpoint = open_weights(weights, spec, name=name, row=row) if weights is not None else None
+        if checkpoint:
+            spec = checkpoint.spec_for(spec)
         source = distributed.rank0_first(  # downloads the data, or probes new files
             lambda report: open_data(data, download=data_options.download, progress=report), progress
         )
         task = source.task.with_loss(run_recipe.loss)
         channels = source.channels if data_options.channels is None else data_options.channels
 
-        # 2. the network, built once; its kernels are compiled while the data is prepared
+        # 2. the run directory, locked until run.json is written
+        new = stack.enter_context(start_run(out, source.name, name)) if distributed.is_main else None
+        folder = distributed.broadcast(new)
+
+        # 3. the network, built once; its kernels are compiled while the data is prepared
         network = build_network(spec, task, channels, run_recipe, seed, checkpoint)
+        check_batch(network, run_recipe, len(source.splits["train"]))
         fused_norms = execution.fused_norms and distributed.world_size == 1
         if device.type == "cpu" and fused_norms:
             fused_norm.compile_in_background(network)
 
-        # 3. the data
+        # 4. the data
         base = checkpoint.preprocessing if checkpoint else row.preprocessing
         preprocessing = preprocessing_for(source, base, spec.resolution, channels, seed, data_options)
         dataset = distributed.rank0_first(
             lambda report: load_data(source, preprocessing, run_recipe, seed, data_options, report), progress
         )
 
-        # 4. how steps are executed: measured by one process for all
+        # 5. how steps are executed: measured by one process for all
         plan = None
         if distributed.is_main:
             plan = choose_plan(
@@ -174,8 +171,7 @@ def prepare_run(
             ).plan  # fmt: skip
         plan = distributed.broadcast(plan)
 
-        # 5. the run directory and its configuration
-        folder = distributed.broadcast(new_folder(out, source.name, name) if distributed.is_main else None)
+        # 6. the run and its files; run.json is the last one
         config = RunConfig(
             data=source.location,
             model=name,
@@ -194,25 +190,28 @@ def prepare_run(
             fingerprint=dataset.fingerprint(),
             versions=current_versions(device, plan, network),
         )  # fmt: skip
-        with remove_on_error(folder, is_main=distributed.is_main):
+        run = Run(folder, config, dataset, network, plan, distributed)
+        if find_lr:
+            result = run.find_lr(progress)
+            config = dataclasses.replace(config, recipe=run_recipe.replaced({"lr": result.suggestion}))
             run = Run(folder, config, dataset, network, plan, distributed)
-            if find_lr:
-                result = run.find_lr(progress)
-                config = dataclasses.replace(config, recipe=run_recipe.replaced({"lr": result.suggestion}))
-                run = Run(folder, config, dataset, network, plan, distributed)
+            try:
                 charts.lr_finder(result.lrs, result.losses, result.suggestion, path=folder / LR_FINDER)
-            if distributed.is_main:
-                write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
+            except Exception as error:  # a figure must not keep the run from starting
+                run.state.note(f"{LR_FINDER} cannot be written ({type(error).__name__}: {brief(error)})")
         if distributed.is_main and dataset.unreadable:
             write_table(folder / UNREADABLE, [dataclasses.asdict(image) for image in dataset.unreadable])
         if checkpoint:  # so that resuming does not need the weights file
             run.save()
+        if distributed.is_main:
+            write_config(folder, config)
     return run
 
 
-def open_run(folder: str | Path, *, progress: Progress | None = None) -> Run:
+def open_run(folder: str | Path, *, data: str | Path | None = None, progress: Progress | None = None) -> Run:
     """Open a run at its last checkpoint, at step 0 before the first one.
 
+    data: where the data is now, if it was moved; run.json then records it.
     Raises RunError if the folder is not a run directory, the data changed, or the checkpoint is damaged.
     """
     folder = Path(folder)
@@ -220,7 +219,7 @@ def open_run(folder: str | Path, *, progress: Progress | None = None) -> Run:
     device = resolve_device(config.execution.device)
     distributed = init_distributed(device)
     with process_settings(threads=config.execution.threads):
-        source = distributed.rank0_first(lambda report: open_data(config.data, progress=report), progress)
+        source = distributed.rank0_first(lambda report: _open_moved(folder, config, data, report), progress)
         dataset = distributed.rank0_first(
             lambda report: load_data(
                 source, config.preprocessing, config.recipe, config.seed, config.data_options, report
@@ -229,30 +228,37 @@ def open_run(folder: str | Path, *, progress: Progress | None = None) -> Run:
         )
         if dataset.fingerprint() != config.fingerprint:
             raise RunError(
-                f"{config.data}: the data changed since {folder} was started; restore it, or start a new run"
+                f"{source.location}: is not the data that {folder} was started with (another fingerprint); restore it, "
+                "or start a new run"
             )
-        network = build_network(config.spec, config.task, config.preprocessing.channels, config.recipe, config.seed)
+        task = dataset.task.with_loss(config.recipe.loss)
+        if task != config.task:
+            raise RunError(f"{folder / CONFIG}: task must be that of the data and the recipe; restore the file")
+        try:
+            network = build_network(config.spec, config.task, config.preprocessing.channels, config.recipe, config.seed)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(f"{folder / CONFIG}: out of memory for the network ({brief(error)})") from error
+        check_batch(network, config.recipe, len(dataset.train))
+        if source.location != config.data:
+            config = dataclasses.replace(config, data=source.location)
+            if distributed.is_main:
+                with lock_run(folder):
+                    write_config(folder, config)
         run = Run(folder, config, dataset, network, _plan_of(config, distributed), distributed)
-    if (folder / CHECKPOINT).exists():
-        run.state = load_checkpoint(folder / CHECKPOINT, run.network, run.optimizer, run.ema)
-    elif config.weights:
-        raise RunError(f"{folder}: its checkpoint is missing, and with it the weights it started from; start a new run")
+        run.load()
     return run
 
 
-def read_config(folder: Path) -> RunConfig:
-    """Read the configuration of a run directory; raises RunError if it is missing or damaged."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise RunError(f"{folder}: not a run directory (there is no {CONFIG})")
+def _open_moved(folder: Path, config: RunConfig, data: str | Path | None, progress: Progress) -> Source:
+    """Open the data of a run; data: where it is now, if it was moved."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: damaged: {error}") from error
-    try:
-        return RunConfig.from_plain(plain, where="config", known={**SPEC_TYPES, **TASKS})
-    except (RunError, SpecError) as error:
-        raise RunError(f"{path}: {error}") from error
+        return open_data(config.data if data is None else data, progress=progress)
+    except DataError as error:
+        if data is not None:
+            raise
+        raise DataError(f"{error}; if the data was moved: `convatlas resume {folder} --data NEW`") from error
 
 
 def _plan_of(config: RunConfig, distributed: Distributed) -> ExecutionPlan:
@@ -301,13 +307,17 @@ def fit(
         return _train(run, on_event, report)
 
 
-def resume(folder: str | Path, *, on_event: Callable[[Event], None] | None = None, progress: bool = True) -> Run:
+def resume(
+    folder: str | Path, *, data: str | Path | None = None, on_event: Callable[[Event], None] | None = None,
+    progress: bool = True,
+) -> Run:  # fmt: skip
     """Continue an interrupted run; the result equals that of an uninterrupted one (bit for bit on CPU).
 
+    data: where the data is now, if it was moved; data with another fingerprint is refused.
     A finished run is evaluated again, from its model file.
     """
     with progress_display(progress) as report:
-        run = open_run(folder, progress=report)
+        run = open_run(folder, data=data, progress=report)
         if run.state.finished:
             run.finish()
         return _train(run, on_event, report)

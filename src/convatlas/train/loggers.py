@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from convatlas.errors import RunError
+from convatlas.errors import RunError, brief, foreign_errors, printable
 from convatlas.system.download import offline
 from convatlas.system.extras import import_optional
 from convatlas.tasks.task import Result
@@ -26,7 +27,7 @@ Logger = tuple[LogMetrics, Callable[[], None]]
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """The properties of a run that loggers use.
+    """The properties of a run that loggers use; their texts are printable.
 
     run_id: the same for a resumed run. config: as written to run.json. start_step: steps before it are logged already.
     """
@@ -54,7 +55,7 @@ def _tensorboard(run: RunIdentity) -> Logger:
 def _wandb(run: RunIdentity) -> Logger:
     wandb = import_optional("wandb", "wandb", where="log", error=RunError)
     session = wandb.init(
-        project="convatlas", name=run.folder.name, id=run.run_id, resume="allow", dir=str(run.folder),
+        project="convatlas", name=printable(run.folder.name), id=run.run_id, resume="allow", dir=str(run.folder),
         config=dict(run.config), mode="offline" if offline() else None,
     )  # fmt: skip
     return lambda metrics, step: session.log(dict(metrics), step=step), session.finish
@@ -63,7 +64,7 @@ def _wandb(run: RunIdentity) -> Logger:
 def _mlflow(run: RunIdentity) -> Logger:
     mlflow = import_optional("mlflow", "mlflow", where="log", error=RunError)
     mlflow.set_experiment("convatlas")
-    mlflow.start_run(run_name=run.folder.name)
+    mlflow.start_run(run_name=printable(run.folder.name))
     mlflow.log_params({**run.config["recipe"], "model": run.config["model"], "data": run.config["data"]})
     return lambda metrics, step: mlflow.log_metrics(dict(metrics), step=step), mlflow.end_run
 
@@ -73,11 +74,26 @@ LOGGERS: dict[str, Callable[[RunIdentity], Logger]] = {
 }  # fmt: skip
 
 
-class Log:
-    """The open loggers of a run."""
+def _printable(value: Any) -> Any:
+    """Return plain data with texts that every service accepts: names of files and classes may not be UTF-8."""
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
-    def __init__(self, run: RunIdentity, names: tuple[str, ...]) -> None:
-        self._loggers = [LOGGERS[name](run) for name in names]
+
+class Log:
+    """The open loggers of a run. One that fails while the run trains is noted and closed; the training continues."""
+
+    def __init__(self, run: RunIdentity, names: tuple[str, ...], note: Callable[[str], None]) -> None:
+        """Open the loggers; raises RunError if one cannot start. note: called with a line about one that fails."""
+        run = replace(run, config=_printable(run.config))
+        self._note = note
+        self._loggers: dict[str, Logger] = {}
+        for name in names:
+            with foreign_errors(f"log: {name}", RunError, "cannot be started"):
+                self._loggers[name] = LOGGERS[name](run)
 
     def step(self, number: int, loss: float, lr: float) -> None:
         """Log a step; only every 20th is written."""
@@ -92,9 +108,17 @@ class Log:
         """Log the metrics of a finished run, if there are any, and close the loggers."""
         for split, result in results.items():
             self._log({f"{split}/{name}": value for name, value in result.summary().items()}, step)
-        for _, close in self._loggers:
-            close()
+        for name, (_, close) in list(self._loggers.items()):
+            self._guarded(name, close)
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
-        for log, _ in self._loggers:
-            log(metrics, step)
+        for name, (log, _) in list(self._loggers.items()):
+            self._guarded(name, partial(log, metrics, step))
+
+    def _guarded(self, name: str, call: Callable[[], None]) -> None:
+        """Call a logger; one that raises is not used any more."""
+        try:
+            call()
+        except Exception as error:  # whatever a service raises, such as a lost connection
+            self._loggers.pop(name)
+            self._note(f"log: {name} failed and is not used any more ({type(error).__name__}: {brief(error)})")

@@ -19,7 +19,7 @@ from convatlas.train.distributed import Distributed
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, set_lr
 from convatlas.train.recipe import Recipe
-from convatlas.train.step import Step, StepRunner, first_nonfinite_layer, restore_buffers, seed_step
+from convatlas.train.step import Step, StepRunner, find_nonfinite, restore_buffers, seed_step
 
 MAX_SKIPPED_STEPS = 10
 """Number of consecutive non-finite steps after which training stops with an error."""
@@ -91,10 +91,11 @@ def train(
             optimizer.zero_grad()
             skipped = 0 if finite else skipped + 1
             if skipped >= MAX_SKIPPED_STEPS:
-                where = first_nonfinite_layer(network, batch) if not math.isfinite(loss_value) else "the gradient"
+                where, fix = "the gradient", f"use a lower learning rate than {recipe.lr:g}, or --set grad_clip=1"
+                if not math.isfinite(loss_value):
+                    where, fix = find_nonfinite(network, batch, recipe.lr)
                 raise RunError(
-                    f"{skipped} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; "
-                    f"use a lower learning rate than {recipe.lr:g}"
+                    f"{skipped} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; {fix}"
                 )
             yield Step(number, epoch, lr, loss_value, outputs, batch, metric_sum if finite else 0.0, skipped=not finite)
 

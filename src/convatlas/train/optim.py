@@ -57,6 +57,15 @@ def set_lr(optimizer: optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
+def state_names(optimizer: optim.Optimizer) -> set[str]:
+    """Return the names of what an optimizer keeps for each parameter, such as "momentum_buffer"."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    probe = type(optimizer)([{**optimizer.param_groups[0], "params": [parameter]}])  # type: ignore[call-arg]
+    probe.step()
+    return set(probe.state[parameter])
+
+
 class EMA:
     """Exponential moving average of the weights: decay d, but at most (1 + n) / (10 + n) at step n."""
 

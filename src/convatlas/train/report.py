@@ -1,12 +1,13 @@
-"""The report of a run: one self-contained HTML file."""
+"""The report of a run, one self-contained HTML file, and its learning curves."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -16,8 +17,11 @@ from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.data.dataset import Dataset, Images
 from convatlas.draw import charts, style
+from convatlas.errors import brief, printable
+from convatlas.system.files import write_text
 from convatlas.tasks.table import MetricTable, pluralize
 from convatlas.tasks.task import Calibration, Result
+from convatlas.train.run_folder import CURVES, REPORT
 from convatlas.train.settings import RunConfig
 
 MAX_ERRORS = 24
@@ -51,6 +55,23 @@ class ReportData:
     seconds: float
 
 
+def write_reports(folder: Path, data: ReportData, note: Callable[[str], None]) -> None:
+    """Write curves.png and report.html of a finished run.
+
+    A failure, whatever it is, must not keep the run from being finished: `note` is called with a line about it.
+    """
+    columns = data.config.task.progress_columns
+    writers: dict[str, Callable[[Path], object]] = {
+        CURVES: lambda path: charts.curves(data.history, columns, path=path),
+        REPORT: lambda path: write_text(path, report(data)),
+    }
+    for name, write in writers.items():
+        try:
+            write(folder / name)
+        except Exception as error:
+            note(f"{name} cannot be written ({type(error).__name__}: {brief(error)})")
+
+
 def report(data: ReportData) -> str:
     """Return the report of a finished run as a page of HTML: metrics, curves, errors, calibration, cost, recipe."""
     config, dataset = data.config, data.dataset
@@ -76,6 +97,7 @@ def report(data: ReportData) -> str:
         "<h2>Recipe</h2>",
         _pairs(config.recipe.to_plain() | ({"weights": config.weights} if config.weights else {})),
         "<h2>Data</h2>", _pairs({"fingerprint": config.fingerprint, **config.preprocessing.to_plain()}),
+        *(f"<p>{_text(remark)}</p>" for remark in dataset.remarks),
         *_unreadable(dataset),
         "<h2>Environment</h2>", _pairs(config.versions),
     ]  # fmt: skip
@@ -85,7 +107,7 @@ def report(data: ReportData) -> str:
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(str(value)))
 
 
 def _splits(results: Mapping[str, Result]) -> str:

@@ -7,23 +7,22 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from convatlas._version import __version__
 from convatlas.core.network import Network
 from convatlas.data.dataset import Dataset
-from convatlas.data.loader import BatchLoader
-from convatlas.draw import charts
+from convatlas.data.loader import BatchLoader, batch_sizes
 from convatlas.errors import RunError
 from convatlas.system.devices import resolve_device
-from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Calibration, Result, Task
-from convatlas.train.checkpoint import State, save_checkpoint
+from convatlas.train.batch_norm import min_images
+from convatlas.train.checkpoint import load_checkpoint, save_checkpoint
 from convatlas.train.cpu import fused_norm
 from convatlas.train.cpu.execution import ExecutionPlan, process_settings
 from convatlas.train.distributed import Distributed, sync_batch_norms
@@ -33,51 +32,13 @@ from convatlas.train.loop import train
 from convatlas.train.lr_finder import LRFinderResult, find_lr
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, build_optimizer
-from convatlas.train.report import ReportData, report
-from convatlas.train.run_folder import CHECKPOINT, CURVES, LAST, METRICS, MODEL, REPORT, lock_run, write_table
+from convatlas.train.report import ReportData, write_reports
+from convatlas.train.run_folder import CHECKPOINT, LAST, METRICS, MODEL, REPORT, file_identity, lock_run, write_table
 from convatlas.train.settings import RunConfig
+from convatlas.train.state import Epoch, State
 from convatlas.train.step import Step
 from convatlas.train.swap_forward import restore_forwards
 from convatlas.weights.modelfile import read_tensors
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The metrics of an epoch.
-
-    number: from 1 on. metrics: the task's training metric, and the loss and epoch metrics of val, by name.
-    skipped: number of non-finite steps. seconds: of training so far. best: whether it is the best epoch so far.
-    """
-
-    number: int
-    lr: float
-    train_loss: float
-    skipped: int
-    seconds: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    best: bool = False
-
-    def describe(self) -> str:
-        """Return the epoch in a few words, for a progress bar."""
-        return f"epoch {self.number}, loss {self.train_loss:.4f}"
-
-    def to_plain(self) -> dict[str, float]:
-        """Return the epoch as a row of metrics.csv."""
-        return {
-            "epoch": self.number, "lr": self.lr, "train_loss": self.train_loss, "skipped": self.skipped,
-            **self.metrics, "seconds": self.seconds, "best": int(self.best),
-        }  # fmt: skip
-
-    @classmethod
-    def from_plain(cls, row: Mapping[str, float]) -> Epoch:
-        """Read what `to_plain` returned."""
-        own = ("epoch", "lr", "train_loss", "skipped", "seconds", "best")
-        metrics = {name: value for name, value in row.items() if name not in own}
-        return cls(
-            int(row["epoch"]), row["lr"], row["train_loss"], int(row["skipped"]), row["seconds"], metrics,
-            bool(row["best"]),
-        )  # fmt: skip
-
 
 Event = Step | Epoch
 """An event of `Run.steps`."""
@@ -106,12 +67,15 @@ class Run:
         self.network: Network = plan.place(network.to(self.device))
         if self.distributed.world_size > 1:
             sync_batch_norms(self.network, self.distributed)
+        self._min_images = min_images(self.network, config.recipe)
+        self.steps_per_epoch = len(batch_sizes(len(dataset.train), config.recipe.batch, self._min_images))
         self.optimizer = build_optimizer(config.recipe, self.network)
         self.ema = EMA(self.network, config.recipe.ema_decay) if config.recipe.ema_decay else None
         self.state = State()
         self.results: dict[str, Result] = {}
         self.calibration = Calibration()
         self._evaluator = Evaluator(config, dataset, self.device, self.distributed)
+        self._checkpoint_identity: tuple[int, ...] | None = None
 
     @property
     def task(self) -> Task:
@@ -126,7 +90,7 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Number of steps of the whole training, if it does not stop early."""
-        return self.config.recipe.epochs * -(-len(self.dataset.train) // self.config.recipe.batch)
+        return self.config.recipe.epochs * self.steps_per_epoch
 
     @property
     def model_file(self) -> Path:
@@ -144,8 +108,8 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """A short text that identifies the run: a hash of its configuration and its directory."""
-        text = json.dumps([str(self.folder.resolve()), self.config.to_plain()], sort_keys=True)
+        """A short text that identifies the run: a hash of its directory and its configuration, but the data's path."""
+        text = json.dumps([str(self.folder.resolve()), self.config.to_plain() | {"data": ""}], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __repr__(self) -> str:
@@ -170,9 +134,9 @@ class Run:
         identity = RunIdentity(self.folder, self.run_id, self.config.to_plain(), self.state.step)
         with (
             process_settings(threads=execution.threads, retain_malloc=self._retains_malloc),
-            lock_run(self.folder) if self.distributed.is_main else nullcontext(),
+            self._lock(),
         ):
-            log = Log(identity, options.log if self.distributed.is_main else ())
+            log = Log(identity, options.log if self.distributed.is_main else (), self.state.note)
             try:
                 for event in self._train():
                     if isinstance(event, Epoch):
@@ -180,9 +144,23 @@ class Run:
                     elif not event.skipped:
                         log.step(event.number, event.loss, event.lr)
                     yield event
-                self.finish()
+                self._finish()
             finally:
+                notes = self.state.notes
                 log.close(self.results, self.state.step)
+            if self.state.notes != notes:
+                self.save()
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Lock the run directory; raises RunError if another process trains the run, or has since it was opened."""
+        if not self.distributed.is_main:
+            yield
+            return
+        with lock_run(self.folder):
+            if file_identity(self.folder / CHECKPOINT) != self._checkpoint_identity:
+                raise RunError(f"{self.folder}: another process has trained this run since it was opened; resume it")
+            yield
 
     @property
     def _retains_malloc(self) -> bool:
@@ -191,7 +169,9 @@ class Run:
     def _train(self) -> Iterator[Event]:
         config, state, options = self.config, self.state, self.config.options
         loader = self._loader()
-        if state.images and state.step % loader.steps == 0:  # interrupted between the last step of an epoch and its end
+        if (
+            state.step == (len(state.history) + 1) * loader.steps
+        ):  # interrupted between the last step and its evaluation
             yield self._end_epoch(loader.steps)
         last = saved = time.perf_counter()
         saved_step = state.step
@@ -247,8 +227,8 @@ class Run:
         config = self.config
         return BatchLoader(
             self.dataset.train, config.preprocessing, config.task, batch=config.recipe.batch, seed=config.seed,
-            shuffle=config.recipe.shuffle, augment=config.recipe.augment, shard=self.distributed.shard,
-            device=self.device,
+            min_last=self._min_images, shuffle=config.recipe.shuffle, augment=config.recipe.augment,
+            shard=self.distributed.shard, device=self.device,
         )  # fmt: skip
 
     def _out_of_patience(self) -> bool:
@@ -261,7 +241,35 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint."""
         if self.distributed.is_main:
+            self.state.ema_steps = self.ema.steps if self.ema else 0
             save_checkpoint(self.folder / CHECKPOINT, self.network, self.optimizer, self.state, self.ema)
+            self._checkpoint_identity = file_identity(self.folder / CHECKPOINT)
+
+    def load(self) -> None:
+        """Continue at the last checkpoint, if there is one.
+
+        Raises RunError or ModelFileError if it, or the model file of the best epoch, is missing, damaged or foreign.
+        """
+        path = self.folder / CHECKPOINT
+        self._checkpoint_identity = file_identity(path)
+        if self._checkpoint_identity is None:
+            if self.config.weights:
+                raise RunError(
+                    f"{path}: is missing, and with it the weights that the run started from; start a new run"
+                )
+            return
+        state = load_checkpoint(path, self.network, self.optimizer, self.ema)
+        state.check(f"{path}: state", self.steps_per_epoch, self.config.recipe.epochs)
+        if state.best_epoch:
+            self._read_best()
+        self.state = state
+
+    def _read_best(self) -> dict[str, Tensor]:
+        """Return the weights of the best epoch; raises an error that names the model file if it is not this run's."""
+        header, tensors = read_tensors(self.model_file)
+        if (header.spec, header.classes) != (self.config.spec, self.config.task.classes):
+            raise RunError(f"{self.model_file}: must be the model file of this run, got one of {header.name}")
+        return tensors
 
     @property
     def trained(self) -> Network:
@@ -280,7 +288,7 @@ class Run:
             metrics["val_loss"] = result.loss
             metrics |= {f"val_{name}": value for name, value in result.epoch_metrics().items()}
         # without a val split the latest epoch wins; with equal scores the lower loss: small splits have many ties
-        best = result is None or (result.score, -result.loss) > (state.best_score, -state.best_loss)
+        best = result is None or state.best is None or (result.score, -result.loss) > state.best
         if best:
             state.best_epoch = number
             if result is not None:
@@ -288,7 +296,7 @@ class Run:
             self._write_model(MODEL, self.trained, {} if result is None else {"val": result}, epoch=number)
         lr = lr_at(self.config.recipe, state.step - 1, steps_per_epoch)
         epoch = Epoch(number, lr, train_loss, skipped, state.seconds, metrics, best)
-        state.history.append(epoch.to_plain())
+        state.history = (*state.history, epoch.to_plain())
         if self.distributed.is_main:
             write_table(self.folder / METRICS, state.history)
         self.save()
@@ -300,29 +308,34 @@ class Run:
         `network` then has the best weights. `steps` calls it after the last epoch; call it to stop earlier.
         Raises RunError before the end of the first epoch.
         """
+        with self._lock():
+            self._finish()
+
+    def _finish(self) -> None:
         if not self.state.history:
             raise RunError(f"{self.folder}: there is no model to save before the end of the first epoch")
+        # 1. the model files
         step = self.state.step
         if not self.state.finished:
             self.calibration, results = self._evaluator.calibrate(self.trained, step=step)
             self._write_model(LAST, self.trained, results, epoch=len(self.state.history))
         self.distributed.barrier()  # the file must be complete
         restore_forwards(self.network)
-        header, best = read_tensors(self.model_file)
-        self.network.load_state_dict(best)
+        self.network.load_state_dict(self._read_best())
         self.calibration, self.results = self._evaluator.calibrate(self.network, step=step)
-        self._write_model(MODEL, self.network, self.results, epoch=header.training["epoch"])
-        if self.distributed.is_main:
-            charts.curves(self.state.history, self.config.task.progress_columns, path=self.folder / CURVES)
-            write_text(self.folder / REPORT, report(self._report_data()))
+        self._write_model(MODEL, self.network, self.results, epoch=self.state.best_epoch)
         self.state.finished = True
         self.save()
-
-    def _report_data(self) -> ReportData:
-        return ReportData(
-            config=self.config, dataset=self.dataset, network=self.network, results=self.results,
-            calibration=self.calibration, history=tuple(self.state.history), seconds=self.state.seconds,
-        )  # fmt: skip
+        # 2. figures and report, on which nothing depends
+        if self.distributed.is_main:
+            notes = self.state.notes
+            data = ReportData(
+                config=self.config, dataset=self.dataset, network=self.network, results=self.results,
+                calibration=self.calibration, history=self.state.history, seconds=self.state.seconds,
+            )  # fmt: skip
+            write_reports(self.folder, data, self.state.note)
+            if self.state.notes != notes:
+                self.save()
 
     def _write_model(self, file: str, network: Network, results: Mapping[str, Result], *, epoch: int) -> None:
         if self.distributed.is_main:

@@ -1,16 +1,31 @@
-"""The run directory: its files, its lock, and its tables."""
+"""The run directory: its states, its files, its lock, and its tables.
+
+A run directory is in one of four states:
+
+    new          it is empty, or has what an interrupted start left (below); `fit` starts here
+    started      there is run.json, but no checkpoint; `resume` begins at step 0
+    interrupted  there are run.json and checkpoint.pt; `resume` continues at the step of the checkpoint
+    finished     checkpoint.pt is marked as finished; both model files are complete
+
+`fit` writes run.json last, after everything that it takes to resume (with pretrained weights that is a first
+checkpoint), so a directory without run.json has nothing to keep. Whoever writes has the lock: the file `.lock`, which
+is removed at the end. A killed process leaves the file, but no lock. A directory with `.lock` and without run.json is
+therefore an interrupted start, and `fit` starts again there.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from convatlas.errors import ConvatlasError, RunError
+from convatlas.errors import RunError, printable
 from convatlas.system.files import PART, write_text
 
 MODEL = "model.safetensors"
@@ -22,53 +37,159 @@ CURVES = "curves.png"
 UNREADABLE = "unreadable.csv"
 REPORT = "report.html"
 LR_FINDER = "lr_finder.png"
+LOCK = ".lock"
+
+START_FILES = frozenset({UNREADABLE, LR_FINDER, CHECKPOINT})
+"""Files that are written before run.json."""
 
 
-def new_folder(out: str | Path | None, data: str, model: str) -> Path:
-    """Create the run directory: `out`, which must be new or empty, or the next free runs/<data>-<model>[-n]."""
-    if out is not None:
-        folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder}: exists already; choose another --out, or resume it: `convatlas resume {folder}`")
-    else:
-        folder, number = Path("runs") / f"{data}-{model}", 1
-        while folder.exists():
-            number += 1
-            folder = folder.with_name(f"{data}-{model}-{number}")
-    try:
-        folder.mkdir(parents=True, exist_ok=out is not None)
-    except OSError as error:
-        raise RunError(f"{folder}: the run directory cannot be written: {error.strerror or error}") from error
-    return folder
+class OccupiedError(RunError):
+    """A run directory that has another run, or that another process uses."""
 
 
 @contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Lock the run directory against other processes, and remove partial files of interrupted writes."""
-    with (folder / CONFIG).open() as config:
-        if sys.platform != "win32":
-            import fcntl
+def start_run(out: str | Path | None, data: str, model: str) -> Iterator[Path]:
+    """Create a run directory and lock it: `out`, which must be new, or the next free runs/<data>-<model>[-n].
 
+    If the block fails before run.json is written, everything that it wrote is removed.
+    Raises RunError if `out` has another run, or another process uses it.
+    """
+    with ExitStack() as stack:
+        for folder in [Path(out)] if out is not None else default_folders(data, model):
             try:
-                fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{folder}: another process is training this run") from None
-        for partial in folder.glob(f".*{PART}"):
-            partial.unlink()
-        yield
+                stack.enter_context(_start_in(folder))
+                break
+            except OccupiedError:
+                if out is not None:
+                    raise
+        yield folder
+
+
+def default_folders(data: str, model: str) -> Iterator[Path]:
+    """Yield runs/<data>-<model>, runs/<data>-<model>-2, and so on."""
+    for number in count(1):
+        yield Path("runs") / printable(f"{data}-{model}" + (f"-{number}" if number > 1 else ""))
+
+
+def create_default_folder(data: str, model: str) -> Path:
+    """Create the first of `default_folders` that does not exist."""
+    return next(folder for folder in default_folders(data, model) if _create(folder))
 
 
 @contextmanager
-def remove_on_error(folder: Path, *, is_main: bool) -> Iterator[None]:
-    """Remove a new run directory if the run cannot start."""
+def _start_in(folder: Path) -> Iterator[None]:
+    created = _create(folder)
     try:
-        yield
-    except ConvatlasError:
-        if is_main:
-            (folder / LR_FINDER).unlink(missing_ok=True)
+        _check_new(folder)  # before the lock marks the directory as an interrupted start
+        with lock_run(folder, create=True):
+            _check_new(folder)
+            try:
+                _remove_start_files(folder)
+                yield
+            except BaseException:
+                if not (folder / CONFIG).exists():
+                    _remove_start_files(folder)
+                raise
+    except BaseException:
+        for each in created:
             with suppress(OSError):
-                folder.rmdir()
+                each.rmdir()
         raise
+
+
+def _create(folder: Path) -> list[Path]:
+    """Create a directory; return the new ones, from the inside out: it and its parents, or none if it exists."""
+    if printable(str(folder)) != str(folder):  # readers of model files need paths in UTF-8
+        raise RunError(f"{folder}: the name of a run directory must be printable text in UTF-8; choose another --out")
+    parents = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and folder.parent.is_dir():
+            return []
+        raise RunError(f"{folder}: the run directory cannot be written: {error.strerror or error}") from error
+    return [folder, *parents]
+
+
+def _check_new(folder: Path) -> None:
+    """Raise OccupiedError unless a directory is empty or has what an interrupted start left."""
+    with suppress(FileNotFoundError):  # a start that failed at the same time has removed it; the lock creates it again
+        names = set(os.listdir(folder)) if folder.is_dir() else {folder.name}
+        names = {name for name in names if not name.endswith(PART)}
+        if names and not (LOCK in names and names <= {LOCK, *START_FILES}):
+            raise OccupiedError(
+                f"{folder}: exists already; choose another --out, or resume it: `convatlas resume {folder}`"
+            )
+
+
+def _remove_start_files(folder: Path) -> None:
+    for name in START_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_run(folder: Path, *, create: bool = False) -> Iterator[None]:
+    """Lock a run directory against other processes, and remove partial files of interrupted writes.
+
+    create: create the directory if it does not exist.
+    Raises RunError if another process uses the directory.
+    """
+    path = folder / LOCK
+    descriptor = _lock(folder, path, create=create)
+    try:
+        for partial in folder.glob(f".*{PART}"):
+            partial.unlink(missing_ok=True)
+        yield
+    finally:
+        try:
+            with suppress(OSError):
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, path: Path, *, create: bool) -> int:
+    """Return the descriptor of the locked lock file."""
+    while True:
+        if create:
+            _create(folder)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if create and isinstance(error, FileNotFoundError):
+                continue  # a start that failed at the same time has removed the directory
+            raise RunError(f"{folder}: the run directory cannot be written: {error.strerror or error}") from error
+        if not _try_lock(descriptor):
+            os.close(descriptor)
+            raise OccupiedError(f"{folder}: another process is training this run")
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # its last owner removed the file after it was opened here
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file; return False if another process has the lock."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # file systems without locks
+            return True
+    return True
+
+
+def file_identity(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is written again; None if there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

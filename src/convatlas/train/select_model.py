@@ -331,9 +331,10 @@ class _Search:
         recipe = choose_recipe(
             self.recipe, row, pretrained=bool(candidate.weights), overrides=self.overrides
         )  # fmt: skip
-        checkpoint = None
+        checkpoint, spec = None, candidate.spec
         if candidate.weights:
-            checkpoint = open_weights(candidate.weights, candidate.spec, name=candidate.name, row=row)
+            checkpoint = open_weights(candidate.weights, spec, name=candidate.name, row=row)
+            spec = checkpoint.spec_for(spec)
         base = checkpoint.preprocessing if checkpoint else row.preprocessing
         preprocessing = preprocessing_for(
             self.source, base, candidate.resolution, self.channels, self.seed, self.data_options
@@ -343,6 +344,6 @@ class _Search:
                 self.source, preprocessing, recipe, self.seed, self.data_options, progress
             )
         return NetworkTrial(
-            candidate.spec, datasets[preprocessing], preprocessing, recipe, seed=self.seed, device=self.device,
+            spec, datasets[preprocessing], preprocessing, recipe, seed=self.seed, device=self.device,
             execution=self.execution, checkpoint=checkpoint,
         )  # fmt: skip

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record, at_least, between, from_up_to
 from convatlas.core.spec import Spec
 from convatlas.data.splits import VAL_SHARE, Fold
-from convatlas.errors import RunError
-from convatlas.models.catalog import Stem
+from convatlas.errors import RunError, SpecError, brief
+from convatlas.models.catalog import SPEC_TYPES, Stem
+from convatlas.system.files import write_text
+from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import Task
 from convatlas.train.cpu.execution import MemoryFormat, Precision
 from convatlas.train.loggers import LoggerName
 from convatlas.train.recipe import Recipe
+from convatlas.train.run_folder import CONFIG, LOCK
+
+MAX_SIZE = 2**20
+"""Maximum width, depth, resolution and number of pixels in a configuration."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +113,50 @@ class RunConfig(Record):
     options: RunOptions
     fingerprint: str
     versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preprocessing.resolution != self.spec.resolution:
+            raise RunError(
+                f"RunConfig: preprocessing must give the network's {self.spec.resolution} px, got "
+                f"{self.preprocessing.resolution} px"
+            )
+        for field, record in (("spec", self.spec), ("preprocessing", self.preprocessing)):
+            if (largest := _largest_integer(record.to_plain())) > MAX_SIZE:
+                raise RunError(f"RunConfig: integers of {field} must be <= {MAX_SIZE}, got {largest}")
+
+
+def _largest_integer(plain: Any) -> int:
+    if isinstance(plain, Mapping | list):
+        return max(map(_largest_integer, plain.values() if isinstance(plain, Mapping) else plain), default=0)
+    return plain if type(plain) is int else 0
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write run.json."""
+    write_text(folder / CONFIG, json.dumps(config.to_plain(), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read the configuration of a run directory; raises RunError if it is missing or damaged."""
+    path = folder / CONFIG
+    if not path.is_file():
+        if (folder / LOCK).exists():
+            raise RunError(f"{folder}: the run was interrupted before {CONFIG} was written; run the same fit again")
+        raise RunError(f"{folder}: not a run directory (there is no {CONFIG})")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise RunError(f"{path}: unreadable: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({brief(error)})") from error
+    try:
+        return RunConfig.from_plain(plain, where="config", known={**SPEC_TYPES, **TASKS})
+    except RecursionError as error:
+        raise RunError(f"{path}: damaged ({brief(error)})") from error
+    except (RunError, SpecError) as error:
+        raise RunError(f"{path}: {error}") from error
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"numbers must be finite, got {text}")

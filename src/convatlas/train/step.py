@@ -15,6 +15,7 @@ from convatlas.errors import RunError, brief
 from convatlas.system.devices import is_out_of_memory
 from convatlas.tasks.targets import Batch
 from convatlas.tasks.task import Task
+from convatlas.train.batch_norm import min_images
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.distributed import Distributed
 from convatlas.train.recipe import Recipe
@@ -60,6 +61,7 @@ class StepRunner:
         self.micro_batch, self.distributed = recipe.micro_batch, distributed or Distributed()
         self.criterion = task.criterion(label_smoothing=recipe.label_smoothing, class_weights=class_weights)
         self.forward = plan.forward(network)
+        self.min_images = min_images(network, recipe)
 
     def freeze_for(self, epoch: int) -> None:
         """Freeze all but the head in the first `head_epochs` epochs, nothing afterwards."""
@@ -94,29 +96,48 @@ class StepRunner:
         return _concatenate(outputs), total
 
     def _pieces(self, batch: Batch) -> int:
-        """Return the number of micro-batches: the same in every process, so that synchronized norms match."""
-        largest = -(-batch.size // self.distributed.world_size)
-        return -(-largest // (self.micro_batch or largest))
+        """Return the number of micro-batches: the same in every process, so that synchronized norms match.
+
+        None of them has fewer than `min_images` images over all processes.
+        """
+        world_size = self.distributed.world_size
+        shares = [len(range(rank, batch.size, world_size)) for rank in range(world_size)]
+        count = -(-shares[0] // (self.micro_batch or shares[0]))
+        while count > 1 and sum(share // count for share in shares) < self.min_images:
+            count -= 1
+        return count
+
+    def _largest_piece(self, batch: Batch) -> int:
+        """Return the number of images of this process in the largest micro-batch."""
+        return -(-len(batch.inputs) // self._pieces(batch))
 
     def backward_with_oom_retry(self, batch: Batch, buffers: Sequence[Tensor]) -> tuple[Any, Tensor]:
         """Run `backward`; when out of memory, halve the micro-batch and try again.
 
         buffers: copies of the network's buffers before the step, which a retry restores.
-        Raises RunError if there is no memory for one image, and in distributed training, where all ranks must agree.
+        Raises RunError if there is no memory for the smallest micro-batch, and in distributed training, where all
+        ranks must agree.
         """
         while True:
+            images = self._largest_piece(batch)
             try:
                 return self.backward(batch)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                images, failure = self.micro_batch or len(batch.inputs), brief(error)
+                failure = brief(error)
             # outside of the handler, whose traceback would keep the tensors of the step alive
-            if images <= 1 or self.distributed.world_size > 1:
+            if self.distributed.world_size > 1:
                 raise RunError(
-                    f"out of memory for {images} images at once ({failure}); use a smaller --resolution or --batch"
+                    f"out of memory for {images} images at once ({failure}); use a smaller --batch or --resolution, or "
+                    "--set micro_batch=N"
                 )
             self.micro_batch = -(-images // 2)
+            if self._largest_piece(batch) == images:
+                raise RunError(
+                    f"out of memory for the network and {images} image{'s'[: images > 1]} ({failure}); use a smaller "
+                    "--resolution or network"
+                )
             self.network.zero_grad()
             restore_buffers(self.network, buffers)
             if batch.device.type == "cuda":
@@ -149,16 +170,25 @@ def seed_step(seed: int, number: int, device: torch.device) -> None:
         torch.mps.manual_seed(key)
 
 
+def nonfinite_tensor(network: nn.Module) -> str:
+    """Return the first parameter or buffer of a network that is not finite, or an empty text."""
+    return next((name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()), "")
+
+
 @torch.no_grad()
-def first_nonfinite_layer(network: nn.Module, batch: Batch) -> str:
-    """Return the first layer, in order of the forward pass, whose weights or output are not finite."""
+def find_nonfinite(network: nn.Module, batch: Batch, lr: float) -> tuple[str, str]:
+    """Return (where, fix): what is not finite first, in order of the forward pass, and what to do about it."""
+    lower = f"use a lower learning rate than {lr:g}"
+    inputs = batch.inputs if isinstance(batch.inputs, list) else [batch.inputs]
+    if not all(each.isfinite().all() for each in inputs):
+        return "the input images", "check the data and its preprocessing"
+    if name := nonfinite_tensor(network):  # steps that are not finite are rolled back: they were so before
+        return f"the weights ({name})", f"{lower}, or other initial weights"
     nonfinite: list[str] = []
 
     def watch(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, _: object, output: Any) -> None:
-            if any(not parameter.isfinite().all() for parameter in layer.parameters()):
-                nonfinite.append(f"the weights of {path}")
-            elif isinstance(output, Tensor) and not output.isfinite().all():
+            if isinstance(output, Tensor) and not output.isfinite().all():
                 nonfinite.append(f"the output of {path}")
 
         return hook
@@ -166,11 +196,8 @@ def first_nonfinite_layer(network: nn.Module, batch: Batch) -> str:
     leaves = [(path, layer) for path, layer in network.named_modules() if not list(layer.children())]
     handles = [layer.register_forward_hook(watch(path)) for path, layer in leaves]
     try:
-        inputs = batch.inputs if isinstance(batch.inputs, list) else [batch.inputs]
-        if not all(each.isfinite().all() for each in inputs):
-            return "the input images"
         network(batch.inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return nonfinite[0] if nonfinite else "the loss itself"
+    return (nonfinite[0] if nonfinite else "the loss itself"), lower

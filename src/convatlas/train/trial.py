@@ -15,6 +15,7 @@ from convatlas.data.loader import BatchLoader
 from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import DataError, RunError
 from convatlas.tasks.task import Result
+from convatlas.train.batch_norm import check_batch, min_images
 from convatlas.train.cpu.tune import choose_plan
 from convatlas.train.fit import build_network
 from convatlas.train.loop import train
@@ -52,14 +53,15 @@ class NetworkTrial:
         self.task, self.preprocessing, self.device = dataset.task.with_loss(recipe.loss), preprocessing, device
         self.result: Result | None = None
         network = build_network(spec, self.task, preprocessing.channels, recipe, seed, checkpoint)
+        check_batch(network, recipe, len(dataset.train))
         plan = choose_plan(
             network, spec, classes=self.task.outputs, batch=recipe.micro_batch or recipe.batch, device=device,
             memory_format=execution.memory_format, precision=execution.precision, fused_norms=execution.fused_norms,
         ).plan  # fmt: skip
         network = plan.place(network.to(device))
         loader = BatchLoader(
-            dataset.train, preprocessing, self.task, batch=recipe.batch, seed=seed, augment=recipe.augment,
-            device=device,
+            dataset.train, preprocessing, self.task, batch=recipe.batch, seed=seed,
+            min_last=min_images(network, recipe), augment=recipe.augment, device=device,
         )  # fmt: skip
         warmup = WARM_UP_STEPS / loader.steps
         recipe = recipe.replaced({

@@ -31,8 +31,10 @@ def build(
     classes, channels: number of outputs and of input channels (default: those of the weights, or of the paper).
     stem: "cifar" for images of up to 64 pixels, if the network has such a stem.
     resolution: height and width of the input in pixels (default: the network's own).
-    weights: "torchvision:TAG" or "timm:TAG", downloaded unless cached; a model file; or a checkpoint of convatlas or
-        of another library. By default the weights are drawn from torch's random generator.
+    weights: "torchvision:TAG" or "timm:TAG", downloaded unless cached; "NAME@TAG" of imported weights; a model file;
+        or a checkpoint of convatlas or of another library: a file, the index of shards, the folder of a hub snapshot,
+        with ":KEY" for one of several state dicts in it. What was removed from a file or chosen in it is logged, as one
+        line. By default the weights are drawn from torch's random generator.
     input_channels: how the weights of the first convolution are made if `channels` is not that of the weights.
     If `classes` differs from the number of classes of the weights, the head is initialized anew. Raises WeightsError
     that names the tensor if any other tensor does not fit exactly.
@@ -46,6 +48,9 @@ def build(
     name, row = resolve(network)
     spec = adapted(row.spec, stem=stem, resolution=resolution)
     checkpoint = open_weights(weights, spec, name=name, row=row)
+    spec = checkpoint.spec_for(spec)
+    if classes is None and not checkpoint.num_classes:
+        raise WeightsError(f"{checkpoint.note}; give classes, their number in the new head")
     num_classes = checkpoint.num_classes if classes is None else classes
     built = build_fresh(
         spec, classes=num_classes,

@@ -1,17 +1,24 @@
-"""Put published weights into the cache: download them, or add a file that was downloaded elsewhere."""
+"""Put published weights into the cache: download them, or import a file that was downloaded elsewhere."""
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from convatlas.errors import DataError, WeightsError
-from convatlas.models.catalog import build_fresh, variant
+from convatlas.models.catalog import variant
+from convatlas.system.cache import delete_abandoned, partial_file
 from convatlas.system.download import fetch
-from convatlas.system.files import atomic, sha256
+from convatlas.system.files import sha256
 from convatlas.system.progress import Progress
 from convatlas.weights.pretrained import Weights
-from convatlas.weights.read import Checkpoint, load_tensors, match_checkpoint
+from convatlas.weights.read import Checkpoint, read_checkpoint
+
+NO_DIGEST = "no published digest: the file cannot be checked"
 
 
 def pull(weights: Weights, *, progress: Progress | None = None) -> Path:
@@ -25,40 +32,64 @@ def pull(weights: Weights, *, progress: Progress | None = None) -> Path:
     try:
         path = fetch([weights.url], weights.cache_path, weights.sha256_prefix, progress=progress)
     except DataError as error:
-        raise WeightsError(f"{error}; without internet access: convatlas weights add {weights.name} FILE") from error
+        raise WeightsError(f"{error}; without internet access: convatlas weights import {weights.name} FILE") from error
     _check_tensors(weights, path)
+    warn_without_digest(weights)
     return path
 
 
-def add_file(weights: Weights, file: str | Path) -> Path:
-    """Copy a file that was downloaded elsewhere into the cache, where `pull` finds it; returns the copy.
+def import_published(weights: Weights, file: str | Path) -> Path:
+    """Copy a published file that was downloaded elsewhere into the cache, where `pull` finds it; returns the copy.
 
-    Raises WeightsError unless its SHA-256 and its tensors are those of the published file.
+    Raises WeightsError unless its SHA-256 and its tensors are those of the published file. If no digest is published,
+    that is logged.
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     if not file.is_file():
         raise WeightsError(f"{file}: no such file")
     digest = sha256(file)
     if not digest.startswith(weights.sha256_prefix):
         raise WeightsError(
-            f"{file}: sha256 must begin with {weights.sha256_prefix} as published for {weights.name}, got {digest[:8]}"
+            f"{file}: sha256 must begin with {weights.sha256_prefix} as published for {weights.name}, got "
+            f"{digest[:8]}; a file of your own gets a name with --tag"
         )
     _check_tensors(weights, file)
-    path = weights.cache_path
+    with new_file(weights.cache_path) as part, file.open("rb") as source, part.open("wb") as target:
+        shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    warn_without_digest(weights)
+    return weights.cache_path
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path whose file becomes `path` at the end of the block.
+
+    What a killed process left is deleted. Raises WeightsError if the file cannot be written.
+    """
+    part = partial_file(path.parent, path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        delete_abandoned(path.parent)
+        yield part
+        part.replace(path)
     except OSError as error:
-        raise WeightsError(f"{path.parent}: cannot be written: {error.strerror or error}") from error
-    with file.open("rb") as source, atomic(path) as target:
-        shutil.copyfileobj(source, target)
-    return path
+        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _check_tensors(weights: Weights, path: Path) -> None:
-    """Raise WeightsError unless a file has exactly the tensors of the network, with the library's names."""
-    spec = variant(weights.network).spec.scaled(resolution=weights.preprocessing.resolution)
-    checkpoint = Checkpoint(
-        load_tensors(path), len(weights.classes), weights.channels, path, weights.preprocessing, weights.library
-    )  # fmt: skip
-    network = build_fresh(spec, classes=checkpoint.num_classes, channels=checkpoint.channels, device="meta")
-    match_checkpoint(spec, checkpoint, network.state_dict())
+def warn_without_digest(weights: Weights) -> None:
+    """Log that a file cannot be checked, if no digest is published."""
+    if not weights.sha256_prefix:
+        logging.getLogger("convatlas").warning("%s: %s", weights.name, NO_DIGEST)
+
+
+def _check_tensors(weights: Weights, path: Path) -> Checkpoint:
+    """Return the tensors of a file, if they are exactly those of the network, with the library's names."""
+    row = variant(weights.network)
+    checkpoint = read_checkpoint(path, weights.spec, name=weights.network, row=row, library=weights.library)
+    if checkpoint.num_classes != len(weights.classes):
+        raise WeightsError(f"{path}: must have {len(weights.classes):,} classes, got {checkpoint.num_classes:,}")
+    return checkpoint

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -21,11 +20,16 @@ from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record
 from convatlas.core.spec import Spec
-from convatlas.errors import ModelFileError, SpecError
+from convatlas.errors import ConvatlasError, ModelFileError, SpecError, brief, listed
 from convatlas.models.catalog import SPEC_TYPES, build_fresh
 from convatlas.system.files import atomic
 from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import Calibration, Task
+from convatlas.weights.finite import check_numbers
+from convatlas.weights.torch_file import is_torch_file
+from convatlas.weights.training_record import TrainingRecord
+
+_IMPORT = "use it with fit --weights FILE, or make a model of it with convatlas weights import NAME FILE --tag TAG"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Header(Record):
 
     task: what the network predicts, with the names of its classes and the loss of its training.
     calibration: what was fitted on the val split.
-    training: how the weights were trained: recipe, seed, data, fingerprint, versions.
+    training: how the weights were trained, or where they are from.
     metrics: split -> metric -> value.
     license: what the owner of the weights allows; empty if it is not stated.
     """
@@ -47,8 +51,8 @@ class Header(Record):
     spec: Spec
     preprocessing: Preprocessing
     calibration: Calibration = field(default_factory=Calibration)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingRecord = field(default_factory=TrainingRecord)
+    metrics: Mapping[str, Mapping[str, float | int]] = field(default_factory=dict)
     license: str = ""
 
     def __post_init__(self) -> None:
@@ -88,18 +92,25 @@ def read_model_file(path: str | Path) -> tuple[Network, Header]:
     """
     path = Path(path)
     header, tensors = read_tensors(path)
-    try:
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in _build(header, "meta").state_dict().items()}
-        actual = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        if actual != expected:
-            wrong = sorted(name for name in {**expected, **actual} if expected.get(name) != actual.get(name))
-            raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {', '.join(wrong[:5])}")
-        with torch.random.fork_rng(devices=[]):
-            network = _build(header, "cpu")
-    except SpecError as error:
-        raise ModelFileError(f"{path}: {error}") from error
+    check_tensors(path, header, tensors)
+    with torch.random.fork_rng(devices=[]):
+        network = _build(header, "cpu")
     network.load_state_dict(tensors)
     return network.eval(), header
+
+
+def check_tensors(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelFileError unless tensors are those of the header's network, and finite."""
+    try:
+        network = _build(header, "meta").state_dict()
+    except SpecError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.items()}
+    actual = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    if actual != expected:
+        wrong = sorted(name for name in {**expected, **actual} if expected.get(name) != actual.get(name))
+        raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {listed(wrong, 5)}")
+    check_numbers(path, tensors, network, ModelFileError)
 
 
 def is_model_file(path: str | Path) -> bool:
@@ -111,18 +122,14 @@ def is_model_file(path: str | Path) -> bool:
         return False
 
 
+def read_header(path: Path) -> Header:
+    """Read only the header of a model file, without checking the weights; see `read_model_file` for errors."""
+    return parse_header(path, _read(path, with_tensors=False)[0]["convatlas"])
+
+
 def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
     """Read header and tensors of a model file without building the network; see `read_model_file` for errors."""
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "convatlas" not in metadata:
-                raise ModelFileError(f"{path}: a safetensors file, but not a convatlas model (no header)")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path}: damaged, truncated or not a model file ({error})") from error
+    metadata, tensors = _read(path, with_tensors=True)
     text = metadata["convatlas"]
     header = parse_header(path, text)
     if metadata.get("sha256") != digest(text, tensors):
@@ -130,15 +137,33 @@ def read_tensors(path: Path) -> tuple[Header, dict[str, Tensor]]:
     return header, tensors
 
 
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "convatlas" not in metadata:
+                raise ModelFileError(f"{path}: a safetensors file, but not a convatlas model (no header); {_IMPORT}")
+            names = file.keys() if with_tensors else ()
+            return metadata, {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError) as error:
+        if is_torch_file(path):
+            raise ModelFileError(f"{path}: a checkpoint of torch, not a model file; {_IMPORT}") from error
+        raise ModelFileError(f"{path}: damaged, truncated or not a model file ({brief(error)})") from error
+
+
 def parse_header(path: Path, text: str) -> Header:
     """Read a header; raises ModelFileError that names `path` if it is damaged or of a newer version."""
     try:
         plain = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelFileError(f"{path}: the header is damaged ({error})") from error
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of more than 4,300 digits
+        raise ModelFileError(f"{path}: the header is damaged ({brief(error)})") from error
     try:
         return Header.from_plain(plain, where="header", known={**SPEC_TYPES, **TASKS})
-    except (ModelFileError, SpecError) as error:
+    except RecursionError as error:
+        raise ModelFileError(f"{path}: the header is damaged (tables in tables, too deep)") from error
+    except ConvatlasError as error:
         raise ModelFileError(f"{path}: {error}") from error
 
 

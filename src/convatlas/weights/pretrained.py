@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 
 from convatlas.core.preprocessing import Interpolation, Preprocessing
+from convatlas.core.spec import Spec
 from convatlas.errors import WeightsError, nearest
 from convatlas.models.card import LIBRARIES, Library
 from convatlas.models.catalog import FAMILIES, variant
@@ -27,6 +28,8 @@ class Weights:
     """One set of published weights.
 
     network: name of the network in the catalog. library, tag: the publisher of the weights, and their name there.
+    upstream: name of the network there, such as "tf_efficientnet_b0".
+    cells: the cells in which the spec of the weights differs from the catalog's, such as {"padding": "same"}.
     sha256_prefix: the published part of the file's SHA-256, often its first 8 digits; empty if none is published.
     license: empty if none is stated.
     reported_metrics: as measured by the publisher, such as {"ImageNet-1K acc@1": 80.858}.
@@ -44,11 +47,18 @@ class Weights:
     license: str = ""
     reported_metrics: Mapping[str, float] = field(default_factory=dict)
     recipe_url: str = ""
+    upstream: str = ""
+    cells: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The full name, such as "resnet50@torchvision:IMAGENET1K_V2"."""
         return f"{self.network}@{self.library}:{self.tag}"
+
+    @property
+    def spec(self) -> Spec:
+        """The network that the weights belong to, at their resolution."""
+        return variant(self.network).spec.replaced(self.cells).scaled(resolution=self.preprocessing.resolution)
 
     @property
     def channels(self) -> int:
@@ -70,7 +80,8 @@ class Weights:
         """Return the record as plain data."""
         return {
             "name": self.name, "network": self.network, "library": self.library, "tag": self.tag, "url": self.url,
-            "sha256_prefix": self.sha256_prefix, "license": self.license, "recipe_url": self.recipe_url,
+            "upstream": self.upstream, "cells": dict(self.cells), "sha256_prefix": self.sha256_prefix,
+            "license": self.license, "recipe_url": self.recipe_url,
             "reported_metrics": dict(self.reported_metrics), "preprocessing": self.preprocessing.to_plain(),
             "num_classes": len(self.classes), "cached_file": str(self.cached_file) if self.cached_file else None,
         }  # fmt: skip
@@ -82,12 +93,12 @@ def list_weights(network: str, library: str | None = None) -> list[Weights]:
     library: only those of "torchvision" or "timm". Libraries that are not installed have none.
     Raises SpecError for an unknown network, WeightsError for a library that does not have the network.
     """
-    upstream = variant(network).upstream
-    if library is not None and library not in upstream:
-        publishers = f"published by {', '.join(upstream)}" if upstream else "no library publishes weights for it"
+    sources = variant(network).sources
+    libraries = list(dict.fromkeys(each for each, _ in sources))
+    if library is not None and library not in libraries:
+        publishers = f"published by {', '.join(libraries)}" if libraries else "no library publishes weights for it"
         raise WeightsError(f"{network}: {library} does not have this network; {publishers}")
-    libraries = [each for each in upstream if library in (None, each)]
-    return [weights for each in libraries for weights in _RECORDS[each](network, upstream[each])]
+    return [weights for each, name in sources if library in (None, each) for weights in _RECORDS[each](network, name)]
 
 
 def find_weights(name: str) -> Weights:
@@ -95,7 +106,7 @@ def find_weights(name: str) -> Weights:
     network, at, source = name.partition("@")
     library, colon, tag = source.partition(":")
     if not (at and colon and tag):
-        raise WeightsError(f"{name}: the name of weights must be network@library:tag, got {name!r}")
+        raise WeightsError(f"{name}: the name of published weights must be network@library:tag, got {name!r}")
     if library not in LIBRARIES:
         known = ", ".join(LIBRARIES)
         raise WeightsError(f"{name}: library must be one of {known}, got {library!r}{nearest(library, LIBRARIES)}")
@@ -112,9 +123,8 @@ def find_weights(name: str) -> Weights:
 def all_weights() -> Iterator[Weights]:
     """Yield the published weights of all networks of the catalog."""
     for family in FAMILIES.values():
-        for name, row in family.variants.items():
-            if row.upstream:
-                yield from list_weights(name)
+        for name in family.variants:
+            yield from list_weights(name)
 
 
 @cache
@@ -143,22 +153,26 @@ def _read_torchvision(network: str, upstream_name: str) -> list[Weights]:
         weights.append(Weights(
             network, "torchvision", record.name, url, _sha256_prefix(url), url.rsplit("/", 1)[-1], preprocessing,
             number_duplicates(meta["categories"]), meta.get("license", ""), metrics, meta.get("recipe", ""),
+            upstream_name,
         ))  # fmt: skip
     return weights
 
 
 @cache
 def _read_timm(network: str, upstream_name: str) -> list[Weights]:
-    """Read timm's configurations of one network with the 1,000 classes of ImageNet; none if timm is not installed."""
+    """Read timm's configurations of one network with the 1,000 classes of ImageNet; none if timm is not installed.
+
+    The tag of a relative's weights begins with its name.
+    """
     if not is_installed("timm"):
         return []
     import timm
     from timm.models import get_pretrained_cfg
-    from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    classes = number_duplicates(list(_IMAGENET_CATEGORIES))
+    classes = imagenet_classes()
     default = get_pretrained_cfg(upstream_name)
     tags = [full_name.partition(".")[2] for full_name in timm.list_pretrained(f"{upstream_name}.*")]
+    cells = variant(network).relatives.get(upstream_name)
     weights = []
     for tag in sorted(tags, key=lambda tag: default is None or tag != default.tag):
         full_name = f"{upstream_name}.{tag}"
@@ -176,7 +190,8 @@ def _read_timm(network: str, upstream_name: str) -> list[Weights]:
         )  # fmt: skip
         filename = url.rsplit("/", 1)[-1] if timm_url else f"{full_name}.safetensors"
         weights.append(Weights(
-            network, "timm", tag, url, _sha256_prefix(timm_url), filename, preprocessing, classes, config.license or "",
+            network, "timm", tag if cells is None else full_name, url, _sha256_prefix(timm_url), filename,
+            preprocessing, classes, config.license or "", upstream=upstream_name, cells=cells or {},
         ))  # fmt: skip
     return weights
 
@@ -188,6 +203,13 @@ def _sha256_prefix(url: str) -> str:
     """Return the beginning of the SHA-256 in a file name such as resnet50-11ad3fa6.pth; empty if there is none."""
     match = re.search(r"-([0-9a-f]{8,})\.", url)
     return match[1] if match else ""
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the names of ImageNet's 1,000 classes in the order of torchvision and timm."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    return number_duplicates(list(_IMAGENET_CATEGORIES))
 
 
 def number_duplicates(names: list[str]) -> tuple[str, ...]:

@@ -1,32 +1,43 @@
-"""Read checkpoints of convatlas and of other libraries, and match their tensors with a network."""
+"""Read a checkpoint for a network: its tensors by our names, and what was removed or chosen on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
-from convatlas.errors import WeightsError, brief
-from convatlas.models.card import Family
-from convatlas.models.catalog import FAMILIES
-from convatlas.models.keys import KeyMapping, remap_keys
+from convatlas.errors import SpecError, WeightsError, listed, printable
+from convatlas.models.card import Library, Variant
+from convatlas.models.catalog import CATALOG
+from convatlas.models.keys import match_shapes
+from convatlas.weights.files import CheckpointFile, read_checkpoint_file
+from convatlas.weights.finite import check_numbers
+from convatlas.weights.match import Match, match_names, rules_of
+from convatlas.weights.sizes import Sizes, sizes_of
+from convatlas.weights.state_dicts import StateDict, find_state_dicts
+
+_OTHER_FUNCTION = re.compile(r"tf_(efficientnet|mobilenetv3|mixnet)|.*blur")
+"""Networks of timm that have the tensors of others, but not their function."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The tensors of a network, and what is known about them.
 
-    tensors: by the names in the file. num_classes, channels: outputs and input channels of the network.
-    where: the file or the name of the weights, for error messages.
+    tensors: by our names, without the head if the file has no classifier. num_classes: 0 if it has none. channels: of
+    the input. where: the file or the name of the weights, for error messages.
     preprocessing: of the images that the network was trained on.
-    library: the library whose tensor names the file uses; None if unknown. class_names: empty if unknown.
+    library: the library whose tensor names the file uses. class_names: empty if unknown.
+    cells: the cells of the spec that belong to these tensors, such as {"padding": "same"}.
+    original: the tensors by the names of the library. notes: what was removed from the file or chosen in it.
     """
 
     tensors: Mapping[str, Tensor]
@@ -34,63 +45,151 @@ class Checkpoint:
     channels: int
     where: object
     preprocessing: Preprocessing
-    library: str | None = None
+    library: str
     class_names: tuple[str, ...] = ()
+    cells: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def spec_for(self, spec: Spec) -> Spec:
+        """Return the spec with the cells of these weights."""
+        return spec.replaced(self.cells)
+
+    @property
+    def note(self) -> str:
+        """The notes as one line; empty if there are none."""
+        return printable(f"{self.where}: {'; '.join(self.notes)}") if self.notes else ""
+
+    def log_notes(self) -> None:
+        """Log the notes as one line, in the first of several processes."""
+        if self.notes and os.environ.get("RANK", "0") == "0":
+            logging.getLogger("convatlas").warning("%s", self.note)
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name: .safetensors, or torch's format, read without running code.
+def read_checkpoint(
+    path: Path, spec: Spec, *, name: str, row: Variant, key: str = "", library: Library | None = None
+) -> Checkpoint:
+    """Read the tensors of a network from a file or a folder; runs no code.
 
-    Wrappers such as {"state_dict": ...} and the prefix "module." are removed. Raises WeightsError for other files.
+    spec, name, row: the network, its name, and its row of the catalog. key: the state dict or the prefix in the file
+    that is used; by default the one that fits, averaged weights (EMA) before others, as timm and torchvision do.
+    library: whose tensor names the file has, if that is known.
+    Raises WeightsError that names the tensor for everything that is not exactly this network.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+    file = read_checkpoint_file(path)
+    cells, notes = _cells_of(file, name, row)
+    rules = rules_of(spec)
+    if library is not None:
+        rules = {library: rules[library]}
+    sizes = sizes_of(spec)
+    chosen, match, others = choose_state_dict(find_state_dicts(file.content, path), key, path, spec, rules, sizes)
+    named = {name: chosen.tensors[key] for name, key in match.names.items()}
+    num_classes = 0 if match.missing else sizes.classes_of(named) or row.classes
+    channels = sizes.channels_of(named) or row.preprocessing.channels
+    expected = {
+        name: tensor for name, tensor in sizes.tensors(num_classes or 2, channels).items() if name not in match.missing
+    }
     try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"  # the length of the header in 8 bytes, then JSON
-        content: Any = (
-            safetensors.torch.load_file(path)
-            if is_safetensors
-            else torch.load(path, map_location="cpu", weights_only=True)
+        tensors = match_shapes(named, expected)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: does not fit this {type(spec).__name__}; {error}") from error
+    check_numbers(
+        path, {key: named[name] for name, key in match.names.items()},
+        {key: expected[name] for name, key in match.names.items()}, WeightsError,
+    )  # fmt: skip
+    if name in CATALOG and not cells and match.library == "timm" and "timm" not in row.upstream and row.relatives:
+        relative = next((each for each in row.relatives if not _OTHER_FUNCTION.match(each)), next(iter(row.relatives)))
+        cells = row.relatives[relative]
+        notes.append(f"taken as {relative} of timm, because the file does not name its network")
+    preprocessing = _preprocessing_of(file.config)
+    if preprocessing:
+        notes.append("preprocessing of config.json used")
+    return Checkpoint(
+        tensors, num_classes, channels, path, preprocessing or row.preprocessing, match.library, cells=cells,
+        original={match.stripped[key]: tensor for key, tensor in chosen.tensors.items() if key in match.stripped},
+        notes=(*notes, *_notes(path, chosen, match, others)),
+    )  # fmt: skip
+
+
+def choose_state_dict(
+    state_dicts: Sequence[StateDict], key: str, path: Path, spec: Spec, rules: Mapping[str, Any], sizes: Sizes
+) -> tuple[StateDict, Match, list[str]]:
+    """Return the state dict that is used, how it fits, and the keys of others of about its size."""
+    candidates = [each for each in state_dicts if not key or each.key == key]
+    if not candidates:
+        candidates = [part for each in state_dicts if (part := each.part(f"{key.removesuffix('.')}.")).tensors]
+    if not candidates:
+        known = listed(each.key or "the file itself" for each in state_dicts)
+        raise WeightsError(
+            f"{path}: {key} must be a state dict in the file or a prefix of its names; there are {known}"
         )
-    except Exception as error:  # damaged bytes make these readers raise almost anything
-        raise WeightsError(f"{path}: damaged, or not a checkpoint of tensors ({brief(error)})") from error
-    for wrapper in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not (isinstance(content, Mapping) and content and all(isinstance(each, Tensor) for each in content.values())):
-        raise WeightsError(f"{path}: must contain a dictionary of tensors")
-    prefix = "module." if all(key.startswith("module.") for key in content) else ""
-    return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
+    large = [each for each in candidates if 2 * len(each.tensors) >= len(sizes.base)]
+    fitting: list[tuple[StateDict, Match]] = []
+    errors: list[tuple[int, WeightsError]] = []
+    for each in large or candidates:
+        try:
+            fitting.append((each, match_names(each.tensors, rules, sizes)))
+        except WeightsError as error:
+            errors.append((len(each.tensors), error))
+        if fitting and each.rank < 2:
+            break
+    if not fitting:
+        _, first = max(errors, key=lambda pair: pair[0])
+        raise WeightsError(f"{path}: does not fit this {type(spec).__name__}; {first}") from first
+    usual = [pair for pair in fitting if pair[0].rank < 2]
+    if len(fitting) > 1 and not usual:
+        names = listed(each.key for each, _ in fitting)
+        raise WeightsError(
+            f"{path}: more than one state dict fits: {names}; choose one with {path}:{fitting[0][0].key}"
+        )
+    chosen, match = (usual or fitting)[0]
+    return chosen, match, [each.key for each in large if each is not chosen and each.key]
 
 
-def family_of(spec: Spec) -> Family:
-    """Return the family that defines this type of spec."""
-    for family in FAMILIES.values():
-        if any(type(row.spec) is type(spec) for row in family.variants.values()):
-            return family
-    raise WeightsError(f"{type(spec).__name__}: belongs to no family of the catalog")
+def _notes(path: Path, chosen: StateDict, match: Match, others: Sequence[str]) -> Iterator[str]:
+    """Yield what a user should know about how a file was read."""
+    if chosen.key:
+        ema = ", the averaged weights (EMA)" if chosen.rank == 0 else ""
+        rest = f", not {listed(others, 3)}; choose it with {path}:{others[0]}" if others else ""
+        yield f"{chosen.key} used{ema}{rest}"
+    for prefix, count in match.prefixes.items():
+        yield f"prefix {prefix} removed from {count:,} names"
+    if ignored := [*chosen.others, *match.ignored]:
+        yield f"not weights and ignored: {listed(ignored, 3)}"
+    if match.missing:
+        other = f"; {listed(match.head, 3)} not used" if match.head else ""
+        yield f"the head is initialized anew (missing {listed(match.missing, 3)}{other})"
 
 
-def key_mappings(spec: Spec) -> dict[str, KeyMapping]:
-    """Return the key rules by library; those of convatlas are empty."""
-    return {"convatlas": lambda _: (), **family_of(spec).key_mappings}
+def _cells_of(file: CheckpointFile, name: str, row: Variant) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the cells of the network that the file names, with a note if there are any.
 
-
-def match_checkpoint(spec: Spec, checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by our names.
-
-    The rules are those of its library, or if that is unknown, the first ones that match exactly.
-    expected: the state dict of a network with the checkpoint's classes and channels.
-    Raises WeightsError that lists for each library what does not match.
+    Raises WeightsError if that network is known to be another one.
     """
-    failures: dict[str, list[str]] = {}
-    for library, rules in key_mappings(spec).items():
-        if checkpoint.library in (None, library):
-            try:
-                return remap_keys(checkpoint.tensors, rules(spec), expected)
-            except WeightsError as error:
-                failures.setdefault(str(error), []).append(library)
-    reasons = "; ".join(f"with the names of {', '.join(libraries)}: {error}" for error, libraries in failures.items())
-    raise WeightsError(f"{checkpoint.where}: does not fit this {type(spec).__name__}; {reasons}")
+    named = file.architecture
+    if named in row.relatives:
+        return row.relatives[named], [f"taken as {named}, which the file names"]
+    own = {name, name.removesuffix("-custom"), *row.upstream.values()}
+    if named and named not in own:
+        upstream = {each for row in CATALOG.values() for _, each in row.sources}
+        if named in CATALOG or named in upstream or _OTHER_FUNCTION.match(named):
+            raise WeightsError(
+                f"{file.path}: must be weights of {name}, but the file names {named}, which is another network, even "
+                "if all tensors have the same shapes"
+            )
+    return {}, []
+
+
+def _preprocessing_of(config: Mapping[str, Any]) -> Preprocessing | None:
+    """Return the preprocessing in the config.json of timm's hub; None if it is not stated there completely."""
+    stated = config.get("pretrained_cfg", config)
+    try:
+        if stated.get("crop_mode", "center") != "center":
+            return None
+        size = stated["input_size"][-1]
+        return Preprocessing(
+            resize=int(size / stated["crop_pct"]), crop=size, interpolation=stated["interpolation"],
+            mean=tuple(map(float, stated["mean"])), std=tuple(map(float, stated["std"])),
+        )  # fmt: skip
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, ZeroDivisionError, OverflowError, SpecError):
+        return None

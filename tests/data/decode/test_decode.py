@@ -16,6 +16,7 @@ from PIL import Image
 
 import convatlas as ca
 from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.decode.display import display_image
 from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import pixels_of, read_image, read_shares
 from convatlas.data.manifest import Manifest
@@ -23,6 +24,7 @@ from convatlas.data.open import open_data
 from convatlas.data.statistics import channels_and_depth
 from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError, SpecError
+from convatlas.train.fit import preprocessing_for
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import DataOptions
 
@@ -164,7 +166,7 @@ def test_a_tiff_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "channels", "window", "told"),
     [(np.zeros((3, 3, 2), np.uint8), 3, None, "2 channel"), (np.full((3, 3), np.nan), 1, (0, 1), "NaN or infinity"),
-     (np.full((3, 3), 80.0), 1, None, "got 80"), (np.zeros(3), 1, None, "an array"),
+     (np.full((3, 3), 80.5), 1, None, "got 80.5"), (np.zeros(3), 1, None, "an array"),
      (np.zeros((0, 3)), 1, None, "an array"), (np.full((3, 3), "a"), 1, None, "an array")],
 )  # fmt: skip
 def test_arrays_that_are_not_images_are_refused(values: NDArray[Any], channels: int, window: Any, told: str) -> None:
@@ -222,20 +224,32 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("crop", [0.0, 0.5])
-def test_a_network_learns_what_8_bits_and_three_channels_would_lose(tmp_path: Path, case: str, crop: float) -> None:
+@pytest.mark.parametrize("crop", [False, True])
+def test_prepared_images_keep_what_8_bits_and_three_channels_would_lose(tmp_path: Path, case: str, crop: bool) -> None:
+    ending, low, high, noise = CASES[case]
+    source = open_data(folder_of(tmp_path / "data", ending, low, high, noise))
+    steps = preprocessing_for(source, Preprocessing(resize=20, crop=20), 20, source.channels, 0, DataOptions())
+    assert steps.channels == (1 if low.ndim == 0 else len(low))
+    assert (steps.window is None) == (low.dtype == np.uint8)
+    data = source.load(steps, for_random_crop=crop)
+    assert data.val is not None
+    inputs = steps.normalize(data.train.pixels)
+    assert inputs.mean().abs() < 0.5
+    assert 0.5 < inputs.std() < 1.5
+    # the nearer mean of a class, of the means of each channel, is enough
+    colors, labels = inputs.mean((2, 3)), data.train.targets.tensor("label")
+    centers = torch.stack([colors[labels == label].mean(0) for label in (0, 1)])
+    predicted = torch.cdist(steps.normalize(data.val.pixels).mean((2, 3)), centers).argmin(1)
+    assert predicted.tolist() == data.val.targets.tensor("label").tolist()
+
+
+@pytest.mark.parametrize(("case", "crop"), [("16 bits", 0.5), ("six bands", 0.0)])
+def test_a_network_learns_it(tmp_path: Path, case: str, crop: float) -> None:
     ending, low, high, noise = CASES[case]
     folder = folder_of(tmp_path / "data", ending, low, high, noise)
     recipe = Recipe(epochs=12, batch=8, lr=0.02).replaced({"min_crop_area": crop, "flip": True, "max_shift": 1})
     run = ca.fit(folder, "lenet5_modern", recipe=recipe, out=tmp_path / "run", data_options=DataOptions(resolution=20))
     assert run.results["val"].score == 1
-    steps = run.config.preprocessing
-    assert steps.channels == (1 if low.ndim == 0 else len(low))
-    assert (steps.window is None) == (low.dtype == np.uint8)
-    pad = 0 if crop else steps.pad  # a border is black, whatever the images hold
-    inputs = steps.normalize(run.dataset.train.pixels)[..., pad : steps.resolution - pad, pad : steps.resolution - pad]
-    assert inputs.mean().abs() < 0.5
-    assert 0.5 < inputs.std() < 1.5
     answers = ca.load(run.model_file).predict(sorted((folder / "val").rglob(f"*{ending}")))
     assert [answer.label for answer in answers] == ["high"] * 6 + ["low"] * 6
     again = ca.load(run.model_file).predict(pixels(folder, ending))
@@ -249,7 +263,7 @@ def pixels(folder: Path, ending: str) -> NDArray[Any]:
     return np.load(first) if ending == ".npy" else np.array(Image.open(first))
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.float64, np.int16, np.int32, np.int64])
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.float64])
 def test_arrays_keep_their_depth(tmp_path: Path, kind: type) -> None:
     labels = np.arange(40) % 2
     values = (np.full((40, 8, 8), 1000) + 100 * labels[:, None, None]).astype(kind)
@@ -277,7 +291,7 @@ def test_what_is_set_aside_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_images_without_any_contrast_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x=np.full((8, 4, 4), 7, np.uint16), y=np.arange(8) % 2)
+    np.savez(tmp_path / "x.npz", x=np.full((8, 4, 4), 700, np.uint16), y=np.arange(8) % 2)
     with pytest.raises(DataError, match="all pixels of all images"):
         open_data(tmp_path / "x.npz").statistics(1)
 
@@ -287,3 +301,16 @@ def test_integers_beyond_16_bits_are_refused_and_not_wrapped(tmp_path: Path) -> 
     Image.fromarray(np.full((8, 8), 70000, np.int32)).save(path)
     with pytest.raises(DataError, match=r"deep\.tif.*70000"):
         read_image(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((40, 30), (40, 30)), ((1024, 256), (512, 128)), ((1, 6000), (1, 512))]
+)
+def test_images_for_display_have_a_maximum_size(
+    tmp_path: Path, shape: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    Image.fromarray(np.full(shape, 51, np.uint8)).save(tmp_path / "x.png")
+    image = display_image(tmp_path / "x.png")
+    assert image is not None
+    assert image.shape == (*expected, 3)
+    assert image == pytest.approx(0.2)

@@ -108,7 +108,7 @@ def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a,b\n1,2\n", "line 2: no file; expected a column file or path"),
+    [("a,b\n1,2\n", "there is no column file, path, image, filename, got a, b"),
      ("file,label\nnone.jpg,cat\n", "does not exist"),
      ("file,label\n", "has no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
      ("file,label,split\n00.jpg,ant,holdout\n", "split must be train, val or test, got 'holdout'"),
@@ -121,6 +121,99 @@ def test_tables_that_cannot_be_used_are_told(own_images: Path, text: str, told: 
     (folder / "list.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=told):
         open_data(folder / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("file,label\n00.jpg,salt, pepper\n", "line 2: has 3 cells, the header has 2 columns.*got pepper"),
+        ("file,label,label\n00.jpg,a,b\n", "two columns label"),
+        ("file,label,Label\n00.jpg,a,b\n", "two columns label"),
+        ("file,File,label\n00.jpg,00.jpg,b\n", "two columns file"),
+        ("file,caf\u00e9,cafe\u0301\n00.jpg,0,1\n", "two columns caf\u00e9"),
+        *((f"file,label\n00.jpg,ant\n01.png,{nan}\n", f"line 3: no label .*{nan} is a missing value")
+          for nan in ("nan", "NaN", "<NA>")),
+        ("file,labels\n00.jpg,ant|nan\n", "line 2: no label"),
+        ("file,label\n00.jpg,ant\nx/../00.jpg,bee\n", "x/../00.jpg is in line 2 already"),
+        ("file,label\n00.jpg,ant\n.//00.jpg,bee\n", ".//00.jpg is in line 2 already"),
+        ("file,label\n00.jpg,a\x1b[31m\n", "line 2: .*not printable"),
+        ('file,label\n00.jpg,"a\nb"\n', "line 3: .*not printable"),
+        ('file,label\n00.jpg,"ant\n01.png,bee\n', "line 2: unexpected end of data; check its quotes"),
+        ("file,label\n00.jpg," + "a" * 200_000, "line 2: field larger than field limit"),
+        ("file,label\n0\0.jpg,ant\n", "does not exist"),
+        ("file,label\n" + "x" * 5000 + ".jpg,ant\n", "does not exist"),
+    ],
+)  # fmt: skip
+def test_tables_are_not_guessed_at(own_images: Path, text: str, told: str) -> None:
+    folder = own_images / "train" / "ant"
+    (folder / "x").mkdir()
+    (folder / "list.csv").write_bytes(text.encode())
+    with pytest.raises(DataError, match=told) as error:
+        open_data(folder / "list.csv")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) <= 2000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_are_read_in_every_encoding(own_images: Path, encoding: str, end: str) -> None:
+    folder = own_images / "train" / "ant"
+    lines = ["", "file; label", "00.jpg; ant;", "", '01.png; "b;e"', "02.jpg;\u00fc"]
+    (folder / "list.csv").write_bytes(end.join(lines).encode(encoding))
+    assert open_data(folder / "list.csv").classes == ("ant", "b;e", "\u00fc")
+
+
+def test_blanks_around_names_are_reported(own_images: Path) -> None:
+    folder = own_images / "train" / "ant"
+    rows = ["file,label,group", "00.jpg ,ant ,1", "01.png,ant, 1 ", '02.jpg," bee", nan ']
+    (folder / "list.csv").write_text("\n".join(rows))
+    source = open_data(folder / "list.csv")
+    assert source.classes == ("ant", "bee")
+    assert source.remarks == (
+        "class names that differ only in Unicode normalization or blanks are one class: 'ant' = 'ant '",
+        "blanks at the ends are not part of the class name: ' bee'",
+    )
+    groups = source.splits["train"].groups
+    assert groups is not None
+    assert len(set(groups.tolist())) == 2
+
+
+def test_names_in_another_normalization_are_the_same(own_images: Path) -> None:
+    folder = own_images / "train" / "ant"
+    (folder / "00.jpg").rename(folder / "e\u0301.jpg")
+    rows = ["file,label", "\u00e9.jpg,caf\u00e9", "01.png,cafe\u0301", "02.jpg,bee"]
+    (folder / "list.csv").write_text("\n".join(rows))
+    source = open_data(folder / "list.csv")
+    assert source.classes == ("bee", "caf\u00e9")
+    assert source.remarks == (
+        "class names that differ only in Unicode normalization or blanks are one class: 'cafe\\u0301' = 'caf\\xe9'",
+    )
+
+
+def test_a_link_before_two_dots_leads_elsewhere(own_images: Path) -> None:
+    folder = own_images / "train" / "ant"
+    (folder / "link").symlink_to(own_images / "train" / "bee")
+    (own_images / "train" / "00.jpg").write_bytes((folder / "02.jpg").read_bytes())
+    (folder / "list.csv").write_text("file,label\n00.jpg,ant\nlink/../00.jpg,bee\n")
+    assert set(open_data(folder / "list.csv").splits["train"].names) == {
+        str(folder / "00.jpg"), str((own_images / "train" / "00.jpg").resolve())
+    }  # fmt: skip
+
+
+def test_a_relative_and_an_absolute_path_are_one_file(own_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = own_images / "train" / "ant"
+    (folder / "list.csv").write_text(f"file,label\n00.jpg,ant\n{folder / '00.jpg'},bee\n")
+    monkeypatch.chdir(own_images)
+    with pytest.raises(DataError, match=r"line 3: .*00\.jpg is in line 2 already"):
+        open_data("train/ant/list.csv")
+
+
+def test_a_missing_group_is_no_group(own_images: Path) -> None:
+    path = table(own_images)
+    path.write_text(path.read_text().replace(",ant0", ",nan"))
+    groups = open_data(path).splits["train"].groups
+    assert groups is not None
+    assert int((torch.bincount(groups) == 1).sum()) == 4
 
 
 def test_parquet_is_read_or_says_what_it_needs(own_images: Path) -> None:
@@ -165,8 +258,8 @@ def test_numpy_files_are_read(tmp_path: Path, shape: tuple[int, ...]) -> None:
      ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "images must be numbers"),
      ({"x": np.full((4, 3, 3), np.inf), "y": np.arange(4)}, "NaN or infinity"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(3)}, "one target for each of 4 images"),
-     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4), "classes": np.array(["a", "b"])},
-      r"labels must be class numbers \(n,\)"),
+     ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.full(4, 0.5), "classes": np.array(["a", "b"])},
+      "labels must be class numbers, got 0.5"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.zeros(4, int)}, "at least two classes, found 1"),
      ({"x": np.zeros((4, 3, 3), np.uint8), "y": np.arange(4), "classes": np.array(["a", "b", "b", "c"])},
       "must differ"),

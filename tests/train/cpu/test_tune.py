@@ -110,7 +110,6 @@ def test_a_real_timing_leaves_the_network_and_the_random_state_unchanged(
     before, state = {key: tensor.clone() for key, tensor in network.state_dict().items()}, torch.get_rng_state()
     choice = tune.choose_plan(network, spec, classes=3, batch=2, device=CPU)
     assert choice.plan in choice.seconds
-    assert 0 < choice.seconds[choice.plan] < 60
     assert all(seconds > 0 for seconds in choice.seconds.values())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
@@ -128,5 +127,5 @@ def test_a_plan_that_runs_out_of_memory_is_not_chosen(monkeypatch: pytest.Monkey
     plans = [ExecutionPlan(), ExecutionPlan("contiguous")]
     seconds = tune._time_plans(build_fresh(tiny("resnet18"), classes=3), plans, 2, 3, CPU)
     assert seconds[plans[0]] == float("inf")
-    assert seconds[plans[1]] < 60
+    assert 0 < seconds[plans[1]] < float("inf")
     assert autotune.min_times({plans[0]: []}) == {plans[0]: float("inf")}

@@ -1,185 +1,180 @@
-"""Image formats: values (height, width[, channels]) from the bytes of a file, as deep as they are stored.
+"""Values (height, width[, channels]) from the bytes of an image file: the one path from all formats to pixels.
 
-Pillow decodes ordinary files. NumPy reads .npy; imagecodecs and tifffile read 16-bit color PNG and TIFF files with many
-channels, which Pillow cannot read or would cut to 8 bits.
+Every format gives the samples as stored and their layout; `convert.to_values` makes values of them.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import math
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from convatlas.data.decode.files import MAX_VALUES, NPY, TIFF, UnavailableError, decoder_errors
-from convatlas.errors import DataError
+from convatlas.data.decode import bmp, jpeg, jpeg2000, png, tags
+from convatlas.data.decode.convert import to_values
+from convatlas.data.decode.files import NPY, UnavailableError
+from convatlas.data.decode.layout import Layout
+from convatlas.data.decode.netpbm import read_netpbm, read_netpbm_header
+from convatlas.data.decode.pillow import (
+    image_orientation,
+    open_image,
+    pillow_layout,
+    pillow_samples,
+    silence_loggers,
+    unread_file,
+)
+from convatlas.data.decode.tags import exif_orientation
+from convatlas.data.decode.tiff import read_tiff, tiff_layout
+from convatlas.errors import DataError, foreign_errors
 from convatlas.system.extras import import_optional
 
-ORIENTATION = 0x0112
-"""Number of the orientation tag in EXIF and TIFF."""
+Array = NDArray[Any]
 
-_SAMPLES_PER_PIXEL = 0x0115
-
-CUT_MODES = ("RGB", "RGBA", "LA", "RGBX")
-"""8-bit modes to which Pillow cuts color files of 16 bits."""
+_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
 
-_WARNING_FILTERS = threading.Lock()
+@dataclass(frozen=True)
+class Reader:
+    """A file whose header was read: its layout, and the function from channels to samples and their layout."""
+
+    layout: Layout
+    samples: Callable[[int], tuple[Array, Layout]]
 
 
-@contextmanager
-def open_image(data: bytes) -> Iterator[Image.Image]:
-    """Open an image with Pillow, without its warning for large images: those that are far too large are refused."""
-    # warning filters belong to the whole process: without the lock, two threads would restore each other's
-    with _WARNING_FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        opened = Image.open(io.BytesIO(data))
-    with opened as image:
-        yield image
+def read_values(data: bytes, channels: int, name: object) -> Array:
+    """Return the values of an image file, (height, width[, channels]), upright.
 
-
-def is_high_bit_depth(image: Image.Image) -> bool:
-    """Return whether the pixels of an open image are stored with more than 8 bits."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return True
-    # the arguments of a tile's decoder begin with the mode as stored, such as RGB;16B
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else ""
-    return ";16" in str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-
-
-def samples_per_pixel(image: Image.Image) -> int:
-    """Return the number of channels of an open TIFF file; 1 for other formats."""
-    tags = getattr(image, "tag_v2", None)
-    return int(tags.get(_SAMPLES_PER_PIXEL, 1)) if tags else 1
-
-
-def read_values(data: bytes, channels: int, name: object) -> NDArray[Any]:
-    """Return the values of an image file; raises DataError that begins with `name`.
-
-    channels: those the network reads; for 1 and 3, 8-bit images are converted to grayscale or RGB.
+    channels: those the network reads. For 1 and 3, transparency is put on white, and 8-bit color becomes gray for 1.
+    Other conversions are for the caller. The values are uint8 or uint16, whose largest value is white, or
+    floats as stored. Arrays of .npy files are as stored. Raises DataError that begins with `name`.
     """
-    if data.startswith(NPY):
-        return read_npy(data, name)
-    kind = None
+    return read_masked(data, channels, name)[0]
+
+
+def read_masked(data: bytes, channels: int, name: object) -> tuple[Array, Array | None]:
+    """Return the values of an image file, and bools of the same shape where data is missing, or None."""
     try:
-        with decoder_errors(name), open_image(data) as image:
-            kind = image.format
-            if not (is_high_bit_depth(image) and image.mode in CUT_MODES) and samples_per_pixel(image) <= 4:
-                return _oriented_values(image, channels)
-    except DataError as error:
-        if not isinstance(error.__cause__, UnidentifiedImageError):
-            raise
-        if not data.startswith(TIFF):
-            raise DataError(f"{name}: not an image") from None
-        kind = "TIFF"
-    return read_tiff(data, name) if kind == "TIFF" else _read_png16(data, channels, name)
+        if data.startswith(NPY):
+            return read_npy(data, name), None
+        samples, layout = open_reader(data, name).samples(channels)
+        return to_values(samples, layout, channels, name)
+    except MemoryError as error:
+        raise DataError(f"{name}: cannot be read: out of memory") from error
 
 
-def pillow_values(image: Image.Image, channels: int, name: object) -> NDArray[Any]:
-    """Return the values of a PIL image as `read_values` does."""
-    with decoder_errors(name):
-        return _oriented_values(image, channels)
+def pillow_values(image: Image.Image, channels: int, name: object) -> Array:
+    """Return the values of a PIL image as `read_values` does: of one that is not decoded yet, those of its file."""
+    if data := unread_file(image):
+        return read_values(data, channels, name)
+    with foreign_errors(name, DataError):
+        image.load()
+        samples, layout = pillow_samples(image, pillow_layout(image, image_orientation(image)), channels)
+    return to_values(samples, layout, channels, name)[0]
 
 
-def _oriented_values(image: Image.Image, channels: int) -> NDArray[Any]:
-    """Apply the EXIF orientation; convert to 8-bit grayscale or RGB for 1 and 3 channels. Pillow's errors pass."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        return np.array(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.array(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"integers must be in [0, 65535], got {values.min()} to {values.max()}")
-        return values.astype(np.uint16)
-    if channels in (1, 3):
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        image = image.convert("L" if channels == 1 else "RGB")
-    return np.array(image)
+def open_reader(data: bytes, name: object) -> Reader:
+    """Read the header of an image file other than .npy; its first bytes decide on the format."""
+    if data.startswith(png.SIGNATURE):
+        return _png_reader(data, name)
+    if data.startswith(jpeg.SIGNATURE):
+        stripped, exif = jpeg.split_exif(data)
+        return _pillow_reader(stripped, name, exif_orientation(exif) if exif else None)
+    if data.startswith(tags.TIFF):
+        layout = tiff_layout(data, name)
+        return Reader(layout, lambda _: read_tiff(data, layout, name))
+    if data.startswith(bmp.SIGNATURE) and (fields := bmp.read_bit_fields(data, name)):
+        return Reader(fields.layout, lambda _: (bmp.read_pixels(data, fields, name), fields.layout))
+    if header := read_netpbm_header(data, name):
+        return Reader(header.layout, lambda _: (read_netpbm(data, header, name), header.layout))
+    if data.startswith(jpeg2000.SIGNATURES) and (deep := jpeg2000.high_bit_depth_layout(data, name)):
+        return Reader(deep, lambda _: (jpeg2000.read_samples(data, name), deep))
+    if data.startswith(_JPEG_XL):
+        return _jpeg_xl_reader(data, name)
+    if _is_heif(data):
+        return _heif_reader(data, name)
+    return _pillow_reader(data, name)
 
 
-def read_npy(data: bytes, name: object) -> NDArray[Any]:
-    """Return the array of a .npy file; raises DataError if its header promises more values than the file holds."""
-    file = io.BytesIO(data)
-    with decoder_errors(name):
-        version = np.lib.format.read_magic(file)
-        read_array_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_array_header(file)
-        if math.prod(shape) * dtype.itemsize > len(data):
-            raise ValueError("truncated: the header promises more values than the file holds")
-        file.seek(0)
-        values: NDArray[Any] = np.load(file, allow_pickle=False)
-    return values
+def _pillow_reader(data: bytes, name: object, orientation: int | None = None) -> Reader:
+    image = open_image(data, name)
+    layout = pillow_layout(image, orientation)
+    return Reader(layout, lambda channels: _decode(image, layout, channels, name))
 
 
-def _read_png16(data: bytes, channels: int, name: object) -> NDArray[Any]:
-    """Return a 16-bit color PNG; for grayscale or RGB networks, transparent pixels become white."""
+def _decode(image: Image.Image, layout: Layout, channels: int, name: object) -> tuple[Array, Layout]:
+    with foreign_errors(name, DataError):
+        return pillow_samples(image, layout, channels)
+
+
+def _png_reader(data: bytes, name: object) -> Reader:
+    file = png.read_png(data, name)
+
+    def samples(channels: int) -> tuple[Array, Layout]:
+        if file.layout.bits == 16 and file.layout.samples > 1:
+            imagecodecs = import_optional("imagecodecs", "convatlas[data]", where=name, error=UnavailableError)
+            with foreign_errors(name, DataError), silence_loggers("imagecodecs"):
+                return imagecodecs.png_decode(file.data), file.layout
+        image = open_image(file.data, name)
+        layout = pillow_layout(image, file.layout.orientation)
+        transparent = file.layout.transparent
+        values, layout = _decode(image, layout, 3 if transparent else channels, name)  # compared in all its colors
+        return values, replace(layout, transparent=transparent)
+
+    return Reader(file.layout, samples)
+
+
+def _jpeg_xl_reader(data: bytes, name: object) -> Reader:
     imagecodecs = import_optional("imagecodecs", "convatlas[data]", where=name, error=UnavailableError)
-    with decoder_errors(name):
-        values: NDArray[Any] = imagecodecs.png_decode(data)
-    if channels in (1, 3) and values.shape[2] in (2, 4):
-        share = values.astype(np.float64) / 65535
-        opaque = share[..., :-1] * share[..., -1:] + 1 - share[..., -1:]
-        values = (opaque * 65535).round().astype(np.uint16)
+    with foreign_errors(name, DataError), silence_loggers("imagecodecs"):
+        values = imagecodecs.jpegxl_decode(data)
+    values = values[..., None] if values.ndim == 2 else values
+    count = values.shape[2]
+    if values.ndim != 3 or count not in (1, 2, 3, 4) or values.dtype not in (np.uint8, np.uint16, np.float32):
+        raise DataError(f"{name}: cannot be read: JPEG XL of {values.dtype} {values.shape} is not supported")
+    mode = ("L", "LA", "RGB", "RGBA")[count - 1]
+    bits = values.dtype.itemsize * 8
+    layout = Layout(
+        (values.shape[1], values.shape[0]), "gray" if count < 3 else "rgb", mode if bits == 8 else f"{mode};{bits}",
+        kind=values.dtype.kind, bits=bits, alpha=count - 1 if count in (2, 4) else None,
+    )  # fmt: skip
+    return Reader(layout, lambda _: (values, layout))
+
+
+def _is_heif(data: bytes) -> bool:
+    """Return whether a file is HEIF with HEVC, as phones write it; AVIF is for Pillow."""
+    brands = {data[place : place + 4] for place in range(8, min(int.from_bytes(data[:4], "big"), 200), 4)}
+    return data[4:8] == b"ftyp" and bool(brands & _HEIF_BRANDS)
+
+
+def _heif_reader(data: bytes, name: object) -> Reader:
+    pillow_heif = import_optional("pillow_heif", "convatlas[data]", where=name, error=UnavailableError)
+    with foreign_errors(name, DataError):
+        image = pillow_heif.open_heif(io.BytesIO(data)).to_pillow()
+    layout = pillow_layout(image, 1)  # libheif rotates it
+    return Reader(layout, lambda channels: _decode(image, layout, channels, name))
+
+
+def read_npy(data: bytes, name: object) -> Array:
+    """Return the array of a .npy file; raises DataError if its header specifies more values than the file contains."""
+    npy_shape(data, name)
+    with foreign_errors(name, DataError):
+        values: Array = np.load(io.BytesIO(data), allow_pickle=False)
     return values
 
 
-_ORIENT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
-"""Value of the orientation tag -> the function that rotates or flips an array (height, width, ...) upright."""
-
-
-def read_tiff(data: bytes, name: object) -> NDArray[Any]:
-    """Return the first page of a TIFF file that Pillow does not read: (height, width[, channels])."""
-    import_optional("imagecodecs", "convatlas[data]", where=name, error=UnavailableError)  # for compressed files
-    tifffile = import_optional("tifffile", "convatlas[data]", where=name, error=UnavailableError)
-    with decoder_errors(name), _silenced(logging.getLogger("tifffile")):  # its complaints are raised, too
-        try:
-            file = tifffile.TiffFile(io.BytesIO(data))
-        except tifffile.TiffFileError as error:
-            raise DataError(f"{name}: not an image") from error
-        with file:
-            if not len(file.pages):
-                raise ValueError("the file holds no page")
-            page: Any = file.pages[0]
-            if math.prod(page.shape[:3]) > MAX_VALUES:
-                size = " x ".join(map(str, page.shape))
-                raise ValueError(f"an image must have <= {MAX_VALUES:,} values, got {size}")
-            values: NDArray[Any] = page.asarray()
-            tag = page.tags.get(ORIENTATION)
-            channels_first = page.axes.startswith("S")
-    values = np.moveaxis(values, 0, -1) if channels_first else values
-    orient = _ORIENT.get(tag.value if tag else 1)
-    return orient(values) if orient else values
-
-
-@contextmanager
-def _silenced(logger: logging.Logger) -> Iterator[None]:
-    """Drop the records of a logger; with a filter of this call's own, which other threads do not remove."""
-
-    def drop(_: logging.LogRecord) -> bool:
-        return False
-
-    logger.addFilter(drop)
-    try:
-        yield
-    finally:
-        logger.removeFilter(drop)
+def npy_shape(data: bytes, name: object) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and the type of the array of a .npy file."""
+    file = io.BytesIO(data)
+    with foreign_errors(name, DataError):
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > len(data) - file.tell():
+        raise DataError(f"{name}: cannot be read: truncated: the header specifies more values than the file contains")
+    return shape, dtype

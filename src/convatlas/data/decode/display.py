@@ -7,15 +7,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from convatlas.core.resampling import resize
 from convatlas.data.decode.files import read_bytes
 from convatlas.data.decode.headers import read_header
 from convatlas.data.decode.pixels import read_shares
 from convatlas.errors import DataError
 
+MAX_SIDE = 512
+"""Maximum height and width of an image for display, in pixels."""
+
 
 def display_image(path: str | Path) -> NDArray[Any] | None:
     """Return an image file as floats from 0 to 1, (height, width, 3), or None if it is unreadable.
 
+    Larger images are resized to `MAX_SIDE` pixels, because a sheet keeps all its images in memory.
     Images with more than 8 bits are stretched to the whole range; of many channels the first three are shown.
     """
     try:
@@ -27,5 +32,9 @@ def display_image(path: str | Path) -> NDArray[Any] | None:
     share = share[:3] if len(share) > 2 else share[:1].expand(3, -1, -1)
     if header.high_bit_depth:
         share = (share - share.min()) / (share.max() - share.min()).clamp(min=1e-12)
+    factor = MAX_SIDE / max(share.shape[-2:])
+    if factor < 1:
+        height, width = (max(1, round(side * factor)) for side in share.shape[-2:])
+        share = resize(share, (height, width), "bilinear", antialias=True)
     array: NDArray[Any] = share.permute(1, 2, 0).numpy()
     return array

@@ -1,37 +1,38 @@
-"""Bytes of image files, the errors of reading them, and what kind of file they are."""
+"""Names and bytes of image files, and the errors of reading them."""
 
 from __future__ import annotations
 
 import os
-import struct
-import tokenize
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from PIL import Image
+import re
 
 from convatlas.errors import DataError, brief
 
 EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
+    (
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".gif", ".webp",
+        ".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".bmp",
+        ".dib", ".tif", ".tiff", ".btf", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".qoi", ".ico", ".pcx",
+        ".sgi", ".dds", ".psd", ".npy",
+    )
 )  # fmt: skip
 """Suffixes of image files, in lower case."""
 
 NPY = b"\x93NUMPY"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of .npy and TIFF files (classic and BigTIFF, both byte orders)."""
+"""First bytes of .npy files."""
 
-MAX_VALUES = 2**30
-"""Maximum number of values of an image; larger ones are refused before they are decoded."""
+SIGNATURE = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a.{6}\0|BM.{4}\0{4}|RIFF.{4}WEBP|II[*+]\0|MM\0[*+]|\x93NUMPY|8BPS\0"
+    rb"|.{4}ftypavi[fs]|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|\xff\x0a|qoif.{8}[\x03\x04][\0\x01]"
+    rb"|P[1-4]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s|P[56]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s+\d+\s|P7\nWIDTH|P[Ff]\n\d+\s+\d+\s",
+    re.DOTALL,
+)
+"""First bytes of image files. No list of file names begins with them."""
+
+HEAD_BYTES = 512
+"""Number of bytes that `SIGNATURE` needs; comments of Netpbm files are long."""
 
 MAX_FILE_BYTES = 2**32
 """Maximum size of an image file."""
-
-_DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError,
-    MemoryError, struct.error, tokenize.TokenError, Image.DecompressionBombError,
-)  # fmt: skip
-"""What Pillow, NumPy, tifffile and imagecodecs raise for damaged files."""
 
 
 class UnavailableError(DataError):
@@ -49,17 +50,5 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise UnavailableError(f"{path}: cannot be read: {error.strerror or brief(error)}") from error
-
-
-@contextmanager
-def decoder_errors(name: object) -> Iterator[None]:
-    """Turn what a decoder raises for a damaged file into a DataError that begins with `name`.
-
-    Only calls of other libraries belong inside: an error in our own code must not look like an unreadable image.
-    """
-    try:
-        yield
-    except DataError:
-        raise
-    except _DECODER_ERRORS as error:
-        raise DataError(f"{name}: cannot be read: {brief(error)}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise DataError(f"{path}: not the name of a file") from error

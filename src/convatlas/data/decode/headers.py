@@ -1,36 +1,23 @@
-"""Headers of image files: size, mode, EXIF orientation, channels and bit depth, without decoding the pixels."""
+"""Headers of image files: size, pixel format, orientation, channels and bit depth, without decoding the pixels."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import UnidentifiedImageError
-
-from convatlas.data.decode.decoders import (
-    CUT_MODES,
-    ORIENTATION,
-    is_high_bit_depth,
-    open_image,
-    read_npy,
-    read_tiff,
-    samples_per_pixel,
-)
-from convatlas.data.decode.files import NPY, TIFF, decoder_errors, read_bytes
+from convatlas.data.decode.array_values import has_high_bit_depth
+from convatlas.data.decode.decoders import npy_shape, open_reader
+from convatlas.data.decode.files import NPY, read_bytes
 from convatlas.errors import DataError
-
-_GRAYSCALE = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L"))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file states about itself.
+    """Properties of an image file.
 
-    size: (width, height) as stored. rotated: whether the EXIF orientation is not upright. channels: 1 for grayscale, 3
-        for color with or without transparency, or those of an array. high_bit_depth: more than 8 bits.
+    size: (width, height) as stored. mode: name of the pixel format. rotated: whether it is stored rotated or flipped.
+    channels: 1 for grayscale, 3 for color, with or without transparency; more with further bands, or those of an array.
+    high_bit_depth: more than 8 bits. floats: whether the samples are floats.
     """
 
     size: tuple[int, int]
@@ -38,6 +25,7 @@ class Header:
     rotated: bool = False
     channels: int = 3
     high_bit_depth: bool = False
+    floats: bool = False
 
 
 def read_header(path: str | os.PathLike[str], *, data: bytes | None = None) -> Header:
@@ -47,27 +35,21 @@ def read_header(path: str | os.PathLike[str], *, data: bytes | None = None) -> H
     """
     data = read_bytes(path) if data is None else data
     if data.startswith(NPY):
-        return _array_header(read_npy(data, path), path)
+        return _array_header(data, path)
     try:
-        with decoder_errors(path), open_image(data) as image:
-            high_bit_depth = is_high_bit_depth(image)
-            # a PNG without the tag would be decoded to look for it behind its pixels
-            has_tag = image.format != "PNG" or "exif" in image.info
-            rotated = has_tag and image.getexif().get(ORIENTATION, 1) != 1
-            mode = f"{image.mode};16" if high_bit_depth and image.mode in CUT_MODES else image.mode
-            if samples_per_pixel(image) <= 4:
-                return Header(image.size, mode, rotated, 1 if image.mode in _GRAYSCALE else 3, high_bit_depth)
-    except DataError as error:
-        if not isinstance(error.__cause__, UnidentifiedImageError):
-            raise
-        if not data.startswith(TIFF):
-            raise DataError(f"{path}: not an image") from None
-    return _array_header(read_tiff(data, path), path)
+        layout = open_reader(data, path).layout
+    except MemoryError as error:
+        raise DataError(f"{path}: cannot be read: out of memory") from error
+    return Header(
+        layout.size, layout.mode, layout.orientation != 1, layout.channels, layout.high_bit_depth, layout.kind == "f"
+    )
 
 
-def _array_header(values: NDArray[Any], name: object) -> Header:
-    if values.ndim not in (2, 3):
-        raise DataError(f"{name}: an image must be an array (height, width[, channels]), got {values.shape}")
-    channels = 1 if values.ndim == 2 else values.shape[2]
-    size = (values.shape[1], values.shape[0])
-    return Header(size, f"{channels} x {values.dtype}", False, channels, values.dtype != np.uint8)
+def _array_header(data: bytes, name: object) -> Header:
+    shape, dtype = npy_shape(data, name)
+    if len(shape) not in (2, 3):
+        raise DataError(f"{name}: an image must be an array (height, width[, channels]), got {shape}")
+    channels = 1 if len(shape) == 2 else shape[2]
+    return Header(
+        (shape[1], shape[0]), f"{channels} x {dtype}", False, channels, has_high_bit_depth(dtype), dtype.kind == "f"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,23 +14,32 @@ from PIL import Image
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.decode.decoders import pillow_values, read_values
-from convatlas.data.decode.files import read_bytes
+from convatlas.data.decode.array_values import Window, are_whole_numbers, channels_last, full_scale
+from convatlas.data.decode.decoders import pillow_values, read_masked, read_values
+from convatlas.data.decode.files import NPY, read_bytes
 from convatlas.errors import DataError
-
-Window = tuple[float, float]
-"""The values that become 0 and 255, as fractions of the largest value of their type; floats are used as they are."""
+from convatlas.system.devices import is_out_of_memory
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R 601."""
 
 
+FRACTIONS = (-1.0, 2.0)
+"""Floats beyond are no fractions of the largest value, but of another scale; filters can leave [0, 1]."""
+
+
 def decode(image: Image.Image, channels: int, name: object, window: Window | None = None) -> Tensor:
     """Return a PIL image as pixels, with its EXIF orientation applied; see `pixels_of` for values and channels.
 
-    Raises DataError that begins with `name` if it is truncated.
+    Raises DataError that begins with `name` if it is truncated or empty.
     """
-    return pixels_of(pillow_values(image, channels, name), channels, name, window)
+    if 0 in image.size:
+        raise DataError(f"{name}: the image is empty ({image.width} x {image.height} pixels)")
+    values = pillow_values(image, channels, name)
+    if image.format is None and image.mode.startswith("I"):  # made in memory: no file states its bit depth
+        in_int32 = image.mode == "I" and values.max() <= 255
+        return array_pixels(values.astype(np.int32) if in_int32 else values, channels, name, window)
+    return pixels_of(values, channels, name, window)
 
 
 def read_image(
@@ -39,13 +50,40 @@ def read_image(
     data: the contents of the file, if they are in memory; `path` is then only its name.
     """
     data = read_bytes(path) if data is None else data
-    return pixels_of(read_values(data, channels, path), channels, path, window)
+    values = read_values(data, channels, path)
+    return (array_pixels if data.startswith(NPY) else pixels_of)(values, channels, path, window)
 
 
 def read_shares(path: str | os.PathLike[str], channels: int, *, data: bytes | None = None) -> Tensor:
     """Return an image file as fractions of the largest value of its type: float32 (channels, height, width)."""
+    return read_masked_shares(path, channels, data=data)[0]
+
+
+def read_masked_shares(
+    path: str | os.PathLike[str], channels: int, *, data: bytes | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return an image file as `read_shares` does, and bools of the same shape where data is missing, or None."""
     data = read_bytes(path) if data is None else data
-    return _shares_of(read_values(data, channels, path), channels, path)
+    values, missing = read_masked(data, channels, path)
+    with memory_errors(path):
+        if data.startswith(NPY):
+            (values,) = full_scale([_channels_last(values, channels, path)], path, eight_bit=False)
+        shares = _shares_of(values, channels, path)
+        if missing is None:
+            return shares, None
+        masks = torch.from_numpy(_with_channels(missing, path).transpose(2, 0, 1).copy())
+        return shares, masks if len(masks) == channels else masks.any(0).expand_as(shares)
+
+
+@contextmanager
+def memory_errors(name: object) -> Iterator[None]:
+    """Turn an out-of-memory error inside into a DataError that begins with `name`: the fault of one image."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DataError(f"{name}: cannot be read: out of memory") from error
 
 
 def load_image(
@@ -55,9 +93,10 @@ def load_image(
 
     Raises DataError if it is unreadable.
     """
-    image = read_image(path, preprocessing.channels, preprocessing.window, data=data)
-    aspect = image.shape[-1] / image.shape[-2]
-    return frame(image[None], preprocessing, for_random_crop=for_random_crop)[0], aspect
+    with memory_errors(path):
+        image = read_image(path, preprocessing.channels, preprocessing.window, data=data)
+        aspect = image.shape[-1] / image.shape[-2]
+        return frame(image[None], preprocessing, for_random_crop=for_random_crop)[0], aspect
 
 
 def frame(pixels: Tensor, preprocessing: Preprocessing, *, for_random_crop: bool) -> Tensor:
@@ -74,22 +113,69 @@ def frame_shape(preprocessing: Preprocessing, *, for_random_crop: bool) -> tuple
     return preprocessing.channels, side, side
 
 
-def pixels_of(values: NDArray[Any], channels: int, name: object, window: Window | None = None) -> Tensor:
-    """Return an array (height, width[, channels]) as pixels (channels, height, width) from 0 to 255.
+def array_pixels(values: NDArray[Any], channels: int, name: object, window: Window | None = None) -> Tensor:
+    """Return an array (h, w[, channels]) or (1 or 3, h, w) as `pixels_of` does; of integers, see `full_scale`.
 
+    Raises DataError that begins with `name`.
+    """
+    values = _channels_last(values, channels, name)
+    if values.dtype.kind != "f":  # for floats, the window decides
+        (values,) = full_scale([values], name, eight_bit=window is None)
+    return pixels_of(values, channels, name, window)
+
+
+def _channels_last(values: NDArray[Any], channels: int, name: object) -> NDArray[Any]:
+    values = _with_channels(values, name)
+    return values if values.shape[2] == channels else channels_last(values)
+
+
+def pixels_of(values: NDArray[Any], channels: int, name: object, window: Window | None = None) -> Tensor:
+    """Return values (height, width[, channels]) as pixels (channels, height, width) from 0 to 255.
+
+    values: as decoders return them: the largest value of an integer type is white; of floats, 1, or 255 if they are
+        whole numbers up to it.
     window: None gives uint8, rounded from values of more bits; otherwise float32, clipped to the window.
     Grayscale is repeated for networks that read 3 channels, RGB becomes its luma (ITU-R 601) for those that read 1. Any
-    other number of channels, and floats outside of [0, 1] without a window, raise DataError that begins with `name`.
+    other number of channels, floats outside of [0, 1] without a window or of `FRACTIONS` with a window in [0, 1], and
+    integers for a window of other floats raise DataError that begins with `name`.
     """
     values = _with_channels(values, name)
     if values.dtype == np.uint8 and window is None and values.shape[2] == channels:
         return torch.from_numpy(values.transpose(2, 0, 1).copy())
+    if values.dtype.kind == "f" and not reads_floats(window) and are_whole_numbers([values]):
+        values = values.astype(np.uint8)
+    check_scale(values.dtype, window, name)
     shares = _shares_of(values, channels, name)
-    if window is None and values.dtype.kind == "f" and (shares.min() < 0 or shares.max() > 1):
-        raise DataError(
-            f"{name}: floats must be in [0, 1] for a network of 8-bit images, got {shares.min():g} to {shares.max():g}"
-        )
+    if values.dtype.kind == "f":
+        check_shares(shares, window, name)
     return scale_to_255(shares, window)
+
+
+def reads_floats(window: Window | None) -> bool:
+    """Return whether a network was trained on floats that are not fractions: its window is not within [0, 1]."""
+    return window is not None and (window[0] < 0 or window[1] > 1)
+
+
+def check_scale(dtype: Any, window: Window | None, name: object) -> None:
+    """Raise DataError if values are integers and the network was trained on floats of another scale."""
+    if window is not None and reads_floats(window) and np.dtype(dtype).kind in "ui":
+        raise DataError(
+            f"{name}: the network was trained on floats from {window[0]:g} to {window[1]:g}, got {dtype}; give floats "
+            "of that scale"
+        )
+
+
+def check_shares(shares: Tensor, window: Window | None, name: object) -> None:
+    """Raise DataError if floats are not fractions and the network was trained on fractions, such as 8-bit images."""
+    if reads_floats(window):
+        return
+    low, high = (0, 1) if window is None else FRACTIONS
+    if shares.min() < low or shares.max() > high:
+        images = "8-bit images" if window is None else "integers or of floats in [0, 1]"
+        raise DataError(
+            f"{name}: floats must be in [0, 1] for a network of {images}, or whole numbers from 0 to 255, got "
+            f"{shares.min():g} to {shares.max():g}"
+        )
 
 
 def scale_to_255(shares: Tensor, window: Window | None) -> Tensor:
@@ -102,7 +188,7 @@ def scale_to_255(shares: Tensor, window: Window | None) -> Tensor:
 def _with_channels(values: NDArray[Any], name: object) -> NDArray[Any]:
     """Return an array as (height, width, channels); raises DataError if it is not an image."""
     shaped = values[..., None] if values.ndim == 2 else values
-    if shaped.ndim != 3 or shaped.dtype.kind not in "uif" or 0 in shaped.shape:
+    if shaped.ndim != 3 or shaped.dtype.kind not in "buif" or 0 in shaped.shape:
         raise DataError(
             f"{name}: an image must be an array (height, width[, channels]) of numbers, got {values.dtype} "
             f"{values.shape}"
@@ -111,7 +197,8 @@ def _with_channels(values: NDArray[Any], name: object) -> NDArray[Any]:
 
 
 def _shares_of(values: NDArray[Any], channels: int, name: object) -> Tensor:
-    shares = _with_channels(values, name).transpose(2, 0, 1).astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        shares = _with_channels(values, name).transpose(2, 0, 1).astype(np.float32)
     if values.dtype.kind != "f":
         shares /= np.iinfo(values.dtype).max
     if not np.isfinite(shares).all():

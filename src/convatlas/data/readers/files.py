@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from convatlas.data.ignored import Ignored
 from convatlas.data.manifest import Manifest
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
 from convatlas.data.statistics import channels_and_depth
+from convatlas.errors import printable
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 
 
 def file_source(
-    name: str, location: str, task: Task, splits: Mapping[str, Samples], *, progress: Progress | None = None
+    name: str,
+    location: str,
+    task: Task,
+    splits: Mapping[str, Samples],
+    *,
+    ignored: Ignored | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Source:
     """Return the source of image files; channels and bit depth are those of most training files."""
     train = splits["train"].shuffled_once()
     manifest = Manifest(location)
     channels, high_bit_depth = channels_and_depth(train.names, manifest, progress=progress)
-    return Source(name, location, task, {**splits, "train": train}, channels, high_bit_depth, manifest)
+    return Source(
+        printable(name), location, task, {**splits, "train": train}, channels, high_bit_depth, manifest,
+        ignored or Ignored(), tuple(notes),
+    )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import struct
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import torch
 
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
-from convatlas.errors import DataError
+from convatlas.errors import DataError, foreign_errors, printable
 from convatlas.system.download import fetch
 from convatlas.system.progress import Progress
 from convatlas.tasks.classification.labels import check_same_classes
 from convatlas.tasks.known import Classification
 from convatlas.tasks.targets import Targets
+
+PIECE_BYTES = 2**24
 
 IDX_PARTS = {
     ("train", "images"): "train-images-idx3-ubyte",
@@ -47,19 +50,31 @@ def _idx_file(folder: Path, part: str) -> Path | None:
 
 def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Read an IDX file of bytes (compressed or not); raises DataError if it is damaged, truncated or another file."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; download it again") from error
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4 or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(f"{path}: not an IDX file of bytes (wrong magic number)")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if body.size != math.prod(shape):
-        raise DataError(
-            f"{path}: must contain {math.prod(shape)} bytes for the shape {shape}, got {body.size}; download it again"
-        )
+    with (
+        foreign_errors(path, DataError, "cannot be read; download it again"),
+        gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file,
+    ):
+        magic = file.read(4)
+        if len(magic) < 4 or magic[:3] != b"\0\0\x08" or not 1 <= magic[3] <= 4:
+            raise DataError(f"{path}: not an IDX file of bytes (wrong magic number)")
+        sizes = file.read(4 * magic[3])
+        if len(sizes) < 4 * magic[3]:
+            raise DataError(f"{path}: not an IDX file of bytes (truncated header)")
+        shape = struct.unpack(f">{magic[3]}I", sizes)
+        expected = math.prod(shape)
+        # one byte more, to notice a file that is too long; at most the bytes that the header specifies are in memory
+        body = np.frombuffer(b"".join(_pieces(file, expected + 1)), np.uint8)
+    if body.size != expected:
+        size = f"{body.size}" if body.size < expected else "more"
+        raise DataError(f"{path}: must contain {expected} bytes for the shape {shape}, got {size}; download it again")
     return body.reshape(shape)
+
+
+def _pieces(file: io.BufferedIOBase, size: int) -> Iterator[bytes]:
+    """Yield the next `size` bytes of a file, or those that are left; a single read would allocate all of them."""
+    while size and (piece := file.read(min(size, PIECE_BYTES))):
+        yield piece
+        size -= len(piece)
 
 
 def has_idx_files(folder: Path) -> bool:
@@ -75,9 +90,14 @@ def read_idx_folder(folder: Path) -> Source:
         raise DataError(f"{folder}: IDX files are missing: {', '.join(missing)} (with or without .gz)")
     files = {part: file for part, file in paths.items() if file is not None}
     labels = {split: read_idx(files[split, "labels"]) for split in ("train", "test")}
+    for split, numbers in labels.items():
+        if numbers.ndim != 1:
+            raise DataError(f"{files[split, 'labels']}: must hold one label for each image, got shape {numbers.shape}")
     digest = hashlib.sha256(struct.pack(">II", 2049, len(labels["train"])) + labels["train"].tobytes()).hexdigest()
     count = int(max(split.max(initial=0) for split in labels.values())) + 1
     name, classes = _KNOWN_LABELS.get(digest, (folder.name, tuple(map(str, range(count)))))
+    if len(classes) < 2:
+        raise DataError(f"{files['train', 'labels']}: must hold at least two classes, got {len(classes)}")
     splits = {}
     for split, numbers in labels.items():
         present = {classes[i] for i in np.unique(numbers).tolist()}
@@ -86,10 +106,12 @@ def read_idx_folder(folder: Path) -> Source:
         pixels = read_idx(file)
         if pixels.ndim != 3 or len(pixels) != len(numbers):
             raise DataError(f"{file}: must hold {len(numbers)} images, one for each label, got shape {pixels.shape}")
+        if 0 in pixels.shape:
+            raise DataError(f"{file}: the images must have at least one pixel, got shape {pixels.shape}")
         names = [f"{split}/{i}" for i in range(len(numbers))]
         targets = Targets(label=torch.from_numpy(numbers.astype(np.int64)))
         splits[split] = Samples(names, targets, torch.from_numpy(pixels.copy())[:, None])
-    return Source(name, str(folder.resolve()), Classification(classes), splits, channels=1)
+    return Source(printable(name), str(folder.resolve()), Classification(classes), splits, channels=1)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from convatlas.data.class_names import class_name, spelling_notes
+from convatlas.data.readers.csv_rows import check_columns, csv_rows
 from convatlas.data.readers.files import file_source
+from convatlas.data.readers.parquet_rows import parquet_rows
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
-from convatlas.data.splits import SPLIT_FOLDERS
-from convatlas.errors import DataError
-from convatlas.system.extras import import_optional
+from convatlas.data.splits import split_name
+from convatlas.errors import DataError, listed
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import TableRow, Task
@@ -41,6 +43,10 @@ class _Columns:
     task: type[Task]
 
 
+MISSING = frozenset(("nan", "NaN", "NAN", "<NA>"))
+"""What pandas and others write for a missing value, as text."""
+
+
 def read_image_table(table: Path, *, progress: Progress | None = None) -> Source:
     """Read a table of images. The task reads the columns of the targets.
 
@@ -48,33 +54,98 @@ def read_image_table(table: Path, *, progress: Progress | None = None) -> Source
     `labels` lists them, separated by |, or each class has a column of 0 and 1. Images of one `group`, such as those of
     one patient, are never split between train and val.
     """
+    return _read(table, {table: ""}, progress)
+
+
+def parquet_shards(folder: Path) -> dict[Path, str]:
+    """Return the Parquet files of a folder, or of data/ in it, that are named after splits, and the split of each."""
+    files = (file for place in (folder, folder / "data") for file in sorted(place.glob("*.parquet")))
+    splits = {file: split_name(re.split("[-.]", file.name)[0]) for file in files}
+    return {file: split for file, split in splits.items() if split}
+
+
+def read_parquet_folder(folder: Path, *, progress: Progress | None = None) -> Source:
+    """Read the Parquet files of `parquet_shards` as one table."""
+    return _read(folder, parquet_shards(folder), progress)
+
+
+def _read(location: Path, tables: Mapping[Path, str], progress: Progress | None) -> Source:
+    """Read tables of the same columns: {table: the split of its images, "" if a column specifies it}."""
     columns: _Columns | None = None
     rows: dict[str, list[TableRow]] = {}
     paths: dict[str, list[str]] = {}
-    lines: dict[str, int] = {}
-    for line, cells in _rows(table):
-        columns = columns or _find_columns(table, list(cells))
-        file = cells.get(columns.file)
-        if not file:
-            raise DataError(f"{table}: line {line}: no file; expected a column {' or '.join(COLUMNS['file'])}")
-        path = str(table.parent / file)
-        if not os.path.isfile(path):
-            raise DataError(f"{table}: line {line}: {path} does not exist")
-        if (before := lines.setdefault(path, line)) != line:
-            raise DataError(
-                f"{table}: line {line}: {file} is in line {before} already; an image has one row, and several labels "
-                "in a column `labels`"
-            )
-        split = _split_of(table, line, cells.get(columns.split, ""))
-        rows.setdefault(split, []).append(TableRow(line, cells))
-        paths.setdefault(split, []).append(path)
+    places: dict[str, str] = {}
+    class_names: dict[str, str] = {}
+    here = os.getcwd()
+    for table, split_of_table in tables.items():
+        name, folder = str(table), str(table.parent)
+        own: _Columns | None = None
+        for line, cells in _rows(table):
+            place = f"{name}: line {line}"
+            own = own or _find_columns(table, list(cells))
+            columns = columns or own
+            if own is not columns and own != columns:
+                raise DataError(f"{table}: must have the columns of {next(iter(tables))}, got {listed(cells)}")
+            path = _find_file(place, folder, cells.get(columns.file, ""))
+            key = path if os.path.isabs(path) else os.path.join(here, path)
+            if (before := places.setdefault(key, place)) is not place:
+                before = before.removeprefix(f"{table}: ")
+                raise DataError(
+                    f"{place}: {cells[columns.file]} is in {before} already; an image has one row, and several labels "
+                    "in a column `labels`"
+                )
+            split = split_of_table or _split_of(place, cells.get(columns.split, ""))
+            _name_classes(place, cells, columns, class_names)
+            rows.setdefault(split, []).append(TableRow(line, cells))
+            paths.setdefault(split, []).append(path)
     if columns is None or "train" not in rows:
-        raise DataError(f"{table}: " + ("no row is of the split train" if rows else "has no rows"))
-    task, targets = columns.task.from_table(table, columns.labels, rows)
+        raise DataError(f"{location}: " + ("no row is of the split train" if rows else "has no rows"))
+    task, targets = columns.task.from_table(location, columns.labels, rows)
     groups = {split: [row.cells.get(columns.group, "") for row in part] for split, part in rows.items()}
     numbers = _number_groups(groups, paths) if any(map(any, groups.values())) else {}
     splits = {split: Samples(paths[split], targets[split], groups=numbers.get(split)) for split in rows}
-    return file_source(table.stem, str(table.resolve()), task, splits, progress=progress)
+    notes = spelling_notes(class_names)
+    name = location.stem if location.is_file() else location.resolve().name
+    return file_source(name, str(location.resolve()), task, splits, notes=notes, progress=progress)
+
+
+def _find_file(place: str, folder: str, file: str) -> str:
+    """Return the path of the image that a cell names: as it is written, without blanks, or in another normalization."""
+    if not file.strip():
+        raise DataError(f"{place}: no file")
+    path = os.path.join(folder, file)
+    if not os.path.isfile(path):
+        path = os.path.join(folder, file.strip())
+        forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+        other = next(filter(os.path.isfile, forms), None)
+        if other is None:
+            raise DataError(f"{place}: {path} does not exist")
+        path = other
+    normal = os.path.normpath(path)
+    # x/../a.png is a.png, unless x is a link
+    return normal if ".." not in file or os.path.samefile(normal, path) else os.path.realpath(path)
+
+
+def _name_classes(place: str, cells: dict[str, str], columns: _Columns, class_names: dict[str, str]) -> None:
+    """Replace the label of a row by the name of its class, and a missing group by ""; raises DataError without a label.
+
+    class_names: label -> name, of the rows before.
+    """
+    if len(columns.labels) == 1:
+        text = cells[columns.labels[0]]
+        if text not in class_names:
+            if MISSING & {part.strip() for part in text.split("|")}:
+                raise DataError(
+                    f"{place}: no label in the column {columns.labels[0]}: {text} is a missing value; remove the row"
+                )
+            class_names[text] = class_name(text, place)
+        cells[columns.labels[0]] = class_names[text]
+    else:
+        for name in columns.labels:
+            cells[name] = cells[name].strip()
+    if columns.group:
+        group = cells[columns.group].strip()
+        cells[columns.group] = "" if group in MISSING else group
 
 
 def _number_groups(groups: Mapping[str, list[str]], paths: Mapping[str, list[str]]) -> dict[str, Tensor]:
@@ -88,53 +159,38 @@ def _find_columns(table: Path, names: Sequence[str]) -> _Columns:
     """Return the columns of a table by their use; raises DataError if no task recognizes the targets."""
 
     def first_of(accepted: Sequence[str]) -> str:
-        return next((name for each in accepted for name in names if name.lower() == each), "")
+        first = next((name for each in accepted for name in names if name.lower() == each), "")
+        check_columns(table, [name.lower() for name in names if name.lower() == first.lower()])
+        return first
 
     file = first_of(COLUMNS["file"])
+    if not file:
+        raise DataError(f"{table}: there is no column {', '.join(COLUMNS['file'])}, got {listed(filter(None, names))}")
     # a column with another name than these two may hold targets
     reserved = {file, first_of(("split",)), first_of(("group",))}
     for task in reversed(TASKS.values()):
         labels = task.label_columns(names, tuple(reserved))
         if labels:
             split, group = (first_of(COLUMNS[use]) for use in ("split", "group"))
+            for name in labels:
+                class_name(name, table)
+            if len(labels) == 1:
+                check_columns(table, [name.lower() for name in names if name.lower() == labels[0].lower()])
             return _Columns(file, "" if split in labels else split, "" if group in labels else group, labels, task)
     raise DataError(f"{table}: no labels; expected a column label, labels, or one of 0 and 1 for each class")
 
 
-def _split_of(table: Path, line: int, text: str) -> str:
+def _split_of(place: str, text: str) -> str:
     """Return the split that a cell names; train for an empty one."""
-    if not text:
+    if not text.strip():
         return "train"
-    for split, names in SPLIT_FOLDERS.items():
-        if text.lower() in names:
-            return split
-    raise DataError(f"{table}: line {line}: split must be train, val or test, got {text!r}")
-
-
-def _text(value: Any) -> str:
-    """Return a value of a Parquet table as text; the items of a list are separated by |."""
-    if isinstance(value, list):
-        return "|".join(map(str, value))
-    return "" if value is None else str(value)
+    if split := split_name(text.strip()):
+        return split
+    raise DataError(f"{place}: split must be train, val or test, got {text!r}")
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, {column: text}) of each row."""
     if table.suffix.lower() == ".parquet":
-        parquet = import_optional("pyarrow.parquet", "convatlas[data]", where=table, error=DataError)
-        try:
-            records = parquet.read_table(table).to_pylist()
-        except (OSError, ValueError) as error:
-            raise DataError(f"{table}: not a Parquet table ({error})") from error
-        for line, row in enumerate(records, 1):
-            yield line, {str(key).strip(): _text(value) for key, value in row.items()}
-        return
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            head = lines.readline()
-            lines.seek(0)
-            separator = max(",\t;", key=head.count)
-            for row in (reader := csv.DictReader(lines, delimiter=separator)):
-                yield reader.line_num, {str(k).strip(): (v or "").strip() for k, v in row.items() if k}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: not a CSV table in UTF-8 ({error})") from error
+        return parquet_rows(table, COLUMNS["file"])
+    return csv_rows(table)

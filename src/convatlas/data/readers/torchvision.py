@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from convatlas.data.class_names import class_name
 from convatlas.data.readers.arrays import array_source
 from convatlas.data.readers.files import file_source
 from convatlas.data.samples import Samples
@@ -82,7 +83,7 @@ def read_torchvision(
             folder.mkdir(parents=True, exist_ok=True)
         kind = getattr(datasets, data_set.kind)
         parts = {split: kind(folder, download=download, **options) for split, options in data_set.splits.items()}
-    except (RuntimeError, OSError, ImportError, ValueError) as error:
+    except Exception as error:  # torchvision unpickles, unpacks and parses files of many kinds
         fix = "" if download else "; download it with `fit --download`, or give the folder that contains it"
         raise DataError(f"{name} is missing or incomplete in {folder}: {brief(error)}{fix}") from error
     location = name if root is None else str(folder.resolve())
@@ -102,7 +103,7 @@ def _file_set(name: str, location: str, parts: Mapping[str, Any], progress: Prog
     pairs = {split: _pairs(part) for split, part in parts.items()}
     count = 1 + max(label for part in pairs.values() for _, label in part)
     names = getattr(parts["train"], "classes", None) or range(count)
-    classes = tuple(each[0] if isinstance(each, tuple) else str(each) for each in names)
+    classes = tuple(class_name(each[0] if isinstance(each, tuple) else str(each), location) for each in names)
     splits = {
         split: Samples([path for path, _ in part], Targets(label=torch.tensor([label for _, label in part])))
         for split, part in pairs.items()

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import prometheus_client as prometheus
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.datastructures import UploadFile
 
-from convatlas.errors import DataError
+from convatlas.errors import ConvatlasError, DataError, EngineError, printable, shorten
 from convatlas.inference.model import Model
 from convatlas.inference.predict import EncodedImage, to_prediction
-from convatlas.inference.serve.batcher import Batcher, Limits, QueueFullError
+from convatlas.inference.serve.batcher import Batcher, QueueFullError
+from convatlas.inference.serve.form import FormReader
+from convatlas.inference.serve.limits import Limits
 from convatlas.inference.serve.middleware import RequestLimiter
+from convatlas.inference.serve.token import read_token
 
 
 def build_application(model: Model, limits: Limits, *, token: str | None = None) -> Any:
     """Return the ASGI application of a model.
 
-    token: a secret that requests must carry, except those to /health.
+    token: a secret that requests must carry, except those to /health; see `read_token`.
     """
+    token = read_token(token)
     registry = prometheus.CollectorRegistry()
     requests = prometheus.Counter("convatlas_requests", "Requests by status.", ["status"], registry=registry)
     images = prometheus.Counter("convatlas_images", "Images predicted.", registry=registry)
@@ -48,29 +50,22 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         description=f"Image {header.task.name}.",
     )  # fmt: skip
 
-    def check_token(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise HTTPException(401, "a token is required: Authorization: Bearer TOKEN")
-
     @app.get("/health")
     def health() -> dict[str, str]:
         """Return that the server is running."""
         return {"status": "ok"}
 
     @app.get("/")
-    def describe_model(request: Request) -> dict[str, Any]:
+    def describe_model() -> dict[str, Any]:
         """Return name, task, classes, engine, license and preprocessing of the model."""
-        check_token(request)
         return {
             "name": header.name, "task": header.task.name, "classes": list(header.classes), "engine": str(model.engine),
             "license": header.license, "preprocessing": header.preprocessing.to_plain(),
         }  # fmt: skip
 
     @app.get("/metrics")
-    def report_metrics(request: Request) -> Response:
+    def report_metrics() -> Response:
         """Return the metrics in the format of Prometheus."""
-        check_token(request)
         return Response(prometheus.generate_latest(registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     @app.post("/predict", openapi_extra=_REQUEST, responses=_RESPONSES)
@@ -79,7 +74,6 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
 
         top: number of classes in `probabilities`. threshold: minimum probability of a predicted class.
         """
-        check_token(request)
         if top < 1:
             raise HTTPException(422, f"top must be an integer >= 1, got {top}")
         if threshold is not None and not 0 <= threshold <= 1:
@@ -93,7 +87,7 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
             raise HTTPException(503, message, headers={"Retry-After": "1"}) from None
         predictions = [
             header.task.unreadable(name, str(row))
-            if isinstance(row, DataError)
+            if isinstance(row, ConvatlasError)
             else to_prediction(name, row, header, threshold)
             for (name, _), row in zip(sent, rows, strict=True)
         ]
@@ -101,26 +95,51 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         images.inc(num_readable)
         latency.observe(time.perf_counter() - start)
         plain = [prediction.to_plain(top) for prediction in predictions]
-        return JSONResponse({"predictions": plain}, 200 if num_readable else 422)
+        failed = any(isinstance(row, EngineError) for row in rows)
+        return JSONResponse({"predictions": plain}, 200 if num_readable else 500 if failed else 422)
 
-    return RequestLimiter(app, limits, requests)
+    limiter = RequestLimiter(app, limits, requests, token)
+    reserved = prometheus.Gauge(
+        "convatlas_reserved_bytes", "Bytes reserved for requests and responses.", registry=registry
+    )
+    reserved.set_function(lambda: limiter.reserved_bytes)
+    return limiter
 
 
 async def _read_images(request: Request, limits: Limits) -> list[EncodedImage]:
     """Return the images of a request; raises HTTPException (4xx) if there are none."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        async with request.form(max_files=limits.request_images, max_fields=limits.request_images) as form:
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            images = [EncodedImage(file.filename or f"image {i}", await file.read()) for i, file in enumerate(files)]
+        images = await _read_form(request, content_type, limits.request_images)
     elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
-        images = [EncodedImage("image 0", await request.body())]
+        body = bytearray()
+        await _read_body(request, body.extend, body.clear)
+        images = [EncodedImage("image 0", bytes(body))]
     else:
-        raise HTTPException(415, f"content type must be image/... or multipart/form-data, got {kind}")
-    images = [EncodedImage(name.replace("\0", " ").replace("\n", " ")[:200], data) for name, data in images]
+        raise HTTPException(415, f"content type must be image/... or multipart/form-data, got {shorten(kind, 80)}")
     if not any(data for _, data in images):
         raise HTTPException(422, "the request contains no image")
     return images
+
+
+async def _read_form(request: Request, content_type: str, max_images: int) -> list[EncodedImage]:
+    try:
+        form = FormReader(content_type, max_images)
+        await _read_body(request, form.write, form.clear)
+        return [EncodedImage(printable(name), data) for name, data in form.images()]
+    except DataError as error:
+        raise HTTPException(400, str(error)) from None
+
+
+async def _read_body(request: Request, write: Callable[[bytes], None], clear: Callable[[], None]) -> None:
+    """Read the body of a request piece by piece; what was read is dropped if it is refused."""
+    try:
+        async for chunk in request.stream():
+            write(chunk)
+    except BaseException:
+        clear()  # the traceback refers to it while the rest of the body arrives
+        raise
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -141,10 +160,12 @@ _REQUEST: dict[str, Any] = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "One prediction for each image, in order; an unreadable image has an error."},
+    400: {"description": "The form or the request is damaged, or has too many images."},
     401: {"description": "The token is missing or wrong."},
-    408: {"description": "The request paused for too long."},
+    408: {"description": "The request took or paused for too long."},
     413: {"description": "The request has too many bytes."},
-    415: {"description": "The content type is not supported."},
+    415: {"description": "The content type or encoding is not supported."},
     422: {"description": "The request contains no readable image, or a bad parameter."},
-    503: {"description": "The queue is full."},
+    500: {"description": "The network failed."},
+    503: {"description": "The queue or the memory for requests is full."},
 }

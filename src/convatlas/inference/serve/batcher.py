@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
+import logging
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from convatlas.data.decode.headers import read_header
-from convatlas.errors import DataError
+from convatlas.errors import ConvatlasError, DataError, EngineError, brief
 from convatlas.inference.model import Model
 from convatlas.inference.predict import EncodedImage, PredictOptions, load_views, predict_views
+from convatlas.inference.serve.limits import Limits
+from convatlas.system.cores import count_cores
 
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits of a server.
-
-    batch: images in a batch. wait_s: seconds to wait until a batch is full. request_bytes, request_images: of one
-    request. image_pixels: of one image. queue: images that wait. idle_s: seconds until a client's next bytes.
-    """
-
-    batch: int = 16
-    wait_s: float = 0.002
-    request_bytes: int = 32 * 2**20
-    request_images: int = 64
-    image_pixels: int = 50_000_000
-    queue: int = 1024
-    idle_s: float = 30.0
+logger = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
     """The queue has no room for the images of a request."""
+
+
+class PixelBudget:
+    """Limits the pixels of the images that threads decode at the same time; first come, first served."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._turn, self._changed = threading.Lock(), threading.Condition()
+
+    @contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until `pixels` are free, and take them; at most the whole budget."""
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
 
 
 class Batcher:
@@ -49,7 +58,8 @@ class Batcher:
         self.model, self.limits, self.on_batch = model, limits, on_batch
         self.queued = 0
         self._queue: asyncio.Queue[tuple[Tensor, asyncio.Future[Tensor]]] = asyncio.Queue()
-        self._readers = ThreadPoolExecutor(os.cpu_count(), "read")
+        self._pixels = PixelBudget(limits.image_pixels)
+        self._readers = ThreadPoolExecutor(count_cores(), "read")
         self._runner = ThreadPoolExecutor(1, "run")
         self._task: asyncio.Task[None] | None = None
 
@@ -62,10 +72,10 @@ class Batcher:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._runner.shutdown(wait=False, cancel_futures=True)
 
-    async def decode_outputs(self, images: list[EncodedImage]) -> list[Tensor | DataError]:
-        """Return for each image its decoded outputs (outputs,), or the error of an unreadable image.
+    async def decode_outputs(self, images: list[EncodedImage]) -> list[Tensor | ConvatlasError]:
+        """Return for each image its decoded outputs (outputs,), or why it has none.
 
-        Raises QueueFullError.
+        That is a DataError for an unreadable image, an EngineError if the network failed. Raises QueueFullError.
         """
         if self.queued + len(images) > self.limits.queue:
             raise QueueFullError
@@ -75,41 +85,58 @@ class Batcher:
         finally:
             self.queued -= len(images)
 
-    async def _process(self, image: EncodedImage) -> Tensor | DataError:
+    async def _process(self, image: EncodedImage) -> Tensor | ConvatlasError:
         loop = asyncio.get_running_loop()
         try:
             views = await loop.run_in_executor(self._readers, self._read, image)
         except DataError as error:
             return error
+        except Exception as error:  # whatever fails with one image ends no other image and no request
+            logger.exception("%s: reading failed", image.name)
+            return DataError(f"{image.name}: cannot be read ({brief(error)})")
         future: asyncio.Future[Tensor] = loop.create_future()
         self._queue.put_nowait((views, future))
-        return await future
+        try:
+            row = await future
+        except Exception as error:
+            return EngineError(f"{image.name}: the network failed ({brief(error)})")
+        if not row.isfinite().all():
+            return EngineError(f"{image.name}: the network computes NaN or infinity for this image")
+        return row
 
     def _read(self, image: EncodedImage) -> Tensor:
-        width, height = read_header(Path(image.name), data=image.data).size
-        limit = self.limits.image_pixels
-        if width * height > limit:
-            raise DataError(f"{image.name}: must have at most {limit:,} pixels, got {width} x {height}")
-        return load_views(image, image.name, [self.model.header.preprocessing], PredictOptions())[0]
+        header, limit = read_header(Path(image.name), data=image.data), self.limits.image_pixels
+        pixels = self.limits.count_pixels(header)
+        if pixels > limit:
+            width, height = header.size
+            most = limit * width * height // pixels
+            raise DataError(f"{image.name}: must have at most {most:,} pixels ({header.mode}), got {width} x {height}")
+        with self._pixels.reserve(pixels):
+            return load_views(image, image.name, [self.model.header.preprocessing], PredictOptions())[0]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._next_batch(loop)
             self.on_batch(len(batch))
-            views = torch.stack([views for views, _ in batch])
-            try:
-                rows = await loop.run_in_executor(
-                    self._runner, predict_views, self.model, views, self.limits.batch
-                )  # fmt: skip
-            except Exception as error:  # whatever the engine raises, the requests must end and the server go on
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
+            rows = await loop.run_in_executor(self._runner, self._predict, [views for views, _ in batch])
             for (_, future), row in zip(batch, rows, strict=True):
-                if not future.done():
+                if future.done():
+                    continue
+                if isinstance(row, Exception):
+                    future.set_exception(row)
+                else:
                     future.set_result(row)
+
+    def _predict(self, images: list[Tensor]) -> list[Tensor | Exception]:
+        """Return the decoded outputs of each image; if a batch fails, its images are predicted one by one."""
+        try:
+            return list(predict_views(self.model, torch.stack(images), self.limits.batch))
+        except Exception as error:  # whatever the engine raises, the requests must end and the server go on
+            if len(images) == 1:
+                logger.exception("the network failed")
+                return [error]
+        return [row for image in images for row in self._predict([image])]
 
     async def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[tuple[Tensor, asyncio.Future[Tensor]]]:
         """Wait for an image, and then up to `wait_s` until the batch is full."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 import uvicorn
@@ -12,12 +18,16 @@ from convatlas.engines.deploy import example_pixels
 from convatlas.errors import RunError
 from convatlas.inference.model import Model
 from convatlas.inference.serve.application import build_application
-from convatlas.inference.serve.batcher import Limits
+from convatlas.inference.serve.limits import Limits
+from convatlas.inference.serve.protocol import LimitedProtocol
 
 BACKLOG = 2048
 """Maximum number of connections that wait until the server accepts them."""
 
-MAX_SHUTDOWN_S = 60
+COMPLETION_S = 60
+"""Seconds for the predictions of requests that were received before the server is stopped."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -32,6 +42,16 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def build_server(model: Model, limits: Limits, *, token: str | None = None) -> uvicorn.Server:
+    """Return the server of a model, which is not started yet. token: see `build_application`."""
+    config = uvicorn.Config(
+        build_application(model, limits, token=token), http=partial(LimitedProtocol, limits), ws="none", lifespan="on",
+        log_level="warning", access_log=False, server_header=False, backlog=BACKLOG,
+        timeout_graceful_shutdown=math.ceil(limits.request_s) + COMPLETION_S,
+    )  # fmt: skip
+    return uvicorn.Server(config)
+
+
 def run_server(
     model: Model,
     limits: Limits,
@@ -44,19 +64,30 @@ def run_server(
 
     bound: from `bind`. token: see `build_application`. log: is called with the address once requests are accepted.
     """
-    config = uvicorn.Config(
-        build_application(model, limits, token=token), log_level="warning", access_log=False,
-        timeout_graceful_shutdown=MAX_SHUTDOWN_S, backlog=BACKLOG, server_header=False,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings repeat what the client gets
+    server = build_server(model, limits, token=token)
     with torch.inference_mode():
         model.engine.outputs(example_pixels(model.header, 1))
     bound.listen(BACKLOG)  # connections are queued from now on, also before the server has started
     host, port = bound.getsockname()[:2]
+    memory = limits.memory_bytes(model.header.preprocessing) / 2**30
+    log(f"memory for requests: at most {memory:.1f} GiB; see docs/inference.md#serving")
     log(f"{model.header.name} on http://{host}:{port} ({model.engine}); stop with Ctrl-C")
-    try:
+    with _stopping_by_signal(server):
         server.run(sockets=[bound])
-    except KeyboardInterrupt:
-        return
     if not server.started:
         raise RunError(f"{host}:{port}: the server did not start")
+
+
+@contextmanager
+def _stopping_by_signal(server: uvicorn.Server) -> Iterator[None]:
+    """Let signals stop the server and nothing else: it sends the signal that stopped it once more to the process."""
+    if threading.current_thread() is not threading.main_thread():  # gets no signals
+        yield
+        return
+    before = {number: signal.signal(number, server.handle_exit) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

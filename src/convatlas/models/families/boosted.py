@@ -22,6 +22,12 @@ from convatlas.layers.conv import ConvNorm
 from convatlas.models.card import Card, Family, Variant
 
 
+@torch.fx.wrap  # the size of the map is not known while torch.fx traces
+def resize_to(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return maps (n, channels, h, w) of height and width `size`, interpolated bilinearly if they have another size."""
+    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
 class Resize(Layer):
     """Bilinear interpolation to the height and width `size`."""
 
@@ -32,9 +38,7 @@ class Resize(Layer):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[2:]) == self.size:
-            return x
-        return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        return resize_to(x, self.size)
 
     def extra_repr(self) -> str:
         return f"{self.size}"

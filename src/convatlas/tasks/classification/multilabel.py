@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convatlas.draw import charts
-from convatlas.errors import DataError
+from convatlas.errors import DataError, listed
 from convatlas.tasks.classification import metrics
 from convatlas.tasks.classification.base import ClassPrediction, LabelResult, LabelTask, by_probability
 from convatlas.tasks.classification.labels import check_same_classes, class_indices
@@ -180,7 +180,7 @@ class MultilabelClassification(LabelTask):
         classes = tuple(sorted(present)) if in_one_cell else tuple(columns)
         unused = [name for name in classes if name not in present]
         if unused:
-            raise DataError(f"{where}: no training image has the label {', '.join(unused)}")
+            raise DataError(f"{where}: no training image has the label {listed(unused)}")
         if not classes:
             raise DataError(f"{where}: expected at least one class, found none")
         numbers = {name: i for i, name in enumerate(classes)}
@@ -211,15 +211,15 @@ class MultilabelClassification(LabelTask):
                 )
         unused = [name for name, count in zip(classes, arrays["train"].sum(0).tolist(), strict=True) if not count]
         if unused:
-            raise DataError(f"{where}: train: no image has the label {', '.join(unused)}")
+            raise DataError(f"{where}: train: no image has the label {listed(unused)}")
         targets = {s: Targets(label=torch.from_numpy(array.astype(np.float32))) for s, array in arrays.items()}
         return cls(classes), targets
 
-    def check_split(self, targets: Targets, split: str, where: object) -> None:
+    def check_split(self, targets: Targets, split: str, where: object, *, all_classes: bool = True) -> None:
         label = targets.tensor("label")
         if not label.any():
             raise DataError(f"{where}: no image of the {split} split has a label; nothing can be measured")
-        if split == "train":  # a rare class may be missing in the others
+        if all_classes and split == "train":  # a rare class may be missing in the others
             present = {self.classes[i] for i in label.any(0).nonzero().flatten().tolist()}
             check_same_classes(self.classes, present, split=split, where=where)
 

@@ -61,21 +61,32 @@ class ClassificationResult(LabelResult):
     def summary(self) -> dict[str, float | int]:
         """Return the metrics.
 
-        accuracy with the bounds of its 95 % interval; top5; macro_f1 and balanced_accuracy: means over the classes;
-        ece: the expected calibration error.
+        accuracy with the bounds of its 95 % interval; top5; macro_f1 and balanced_accuracy: means over the classes that
+        have images; ece: the expected calibration error.
         """
         confusion = self.confusion
         low, high = metrics.accuracy_interval(self.n - self.num_errors, self.n)
         return {
             "n": self.n, "num_errors": self.num_errors, "accuracy": self.accuracy, "accuracy_low": low,
             "accuracy_high": high, "top5": metrics.top_k_accuracy(self.probabilities, self.labels, 5),
-            "macro_f1": float(torch.nanmean(metrics.f1(confusion))),
+            "macro_f1": float(torch.nanmean(metrics.f1(confusion).where(self._is_present, torch.nan))),
             "balanced_accuracy": float(torch.nanmean(metrics.recall(confusion))), "loss": self.loss,
             "ece": metrics.expected_calibration_error(self.confidence, ~self.wrong),
         }  # fmt: skip
 
+    @property
+    def _is_present(self) -> Tensor:
+        """(classes,): whether a class has images."""
+        return torch.bincount(self.labels, minlength=len(self.classes)) > 0
+
+    @property
+    def note(self) -> str:
+        present = int(self._is_present.sum())
+        return "" if present == len(self.classes) else f"{present:,} of {len(self.classes):,} classes present"
+
     def text(self) -> str:
-        return f"accuracy {self.accuracy:.2%}, {self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
+        wrong = f"{self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
+        return f"accuracy {self.accuracy:.2%}, {wrong}{self.note and f'; {self.note}'}"
 
     def table(self) -> MetricTable:
         counts = self.confusion
@@ -84,7 +95,8 @@ class ClassificationResult(LabelResult):
             Column("accuracy", "accuracy", ".2%"), Column("f1", "F1", ".2%"),
         )  # fmt: skip
         values = (counts.sum(1), counts.diag(), metrics.recall(counts), metrics.f1(counts))
-        return MetricTable(columns, rows_of([self.classes, *(value.tolist() for value in values)]))
+        rows = rows_of([self.classes, *(value.tolist() for value in values)])
+        return MetricTable(columns, tuple(row for row in rows if row[1]))
 
     def figures(self) -> dict[str, Figure]:
         return {
@@ -148,6 +160,11 @@ class Classification(LabelTask):
         if any(np.ndim(array) != 1 or not np.issubdtype(array.dtype, np.integer) for array in arrays.values()):
             return None
         train = arrays["train"]
+        if classes is None and train.size and int(train.max()) >= len(train):
+            raise DataError(
+                f"{where}: train: labels must be class numbers from 0, each of at least one of {len(train):,} images, "
+                f"got {train.max()}"
+            )
         if classes is None:
             classes = tuple(map(str, range(int(train.max()) + 1 if train.size else 0)))
         if len(classes) < 2:
@@ -164,14 +181,16 @@ class Classification(LabelTask):
             targets[split] = Targets(label=torch.from_numpy(array.astype(np.int64)))
         return cls(classes), targets
 
-    def check_split(self, targets: Targets, split: str, where: object) -> None:
+    def check_split(self, targets: Targets, split: str, where: object, *, all_classes: bool = True) -> None:
         present = {self.classes[i] for i in targets.tensor("label").unique().tolist()}
-        check_same_classes(self.classes, present, split=split, where=where)
+        if all_classes:
+            check_same_classes(self.classes, present, split=split, where=where)
 
     def align(self, targets: Targets, source: Task, where: object) -> Targets:
         if not isinstance(source, Classification):
             return super().align(targets, source, where)
-        return Targets(label=class_indices(self.classes, source.classes, where)[targets.tensor("label")])
+        numbers = class_indices(self.classes, source.classes, where, complete=False)
+        return Targets(label=numbers[targets.tensor("label")])
 
     # --- training
 

@@ -1,0 +1,158 @@
+"""The image files in a folder, and the files in it that are not used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from convatlas.data.decode.files import EXTENSIONS, HEAD_BYTES, SIGNATURE
+from convatlas.data.ignored import Ignored, IgnoredFiles
+from convatlas.errors import DataError, printable
+from convatlas.system.extras import is_installed
+
+SYSTEM_FOLDERS = frozenset(
+    ("@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information")
+)  # fmt: skip
+"""Folders that systems create, in lower case; they and hidden folders are skipped."""
+
+SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+"""Files that systems create, in lower case; they and hidden files are skipped."""
+
+NEVER_IMAGES = frozenset(
+    (
+        ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".log",
+        ".py", ".ipynb", ".mat", ".pkl", ".pt", ".pth", ".npz", ".h5", ".parquet", ".zip", ".tar", ".gz", ".7z",
+        ".pdf", ".db", ".ini", ".xmp", ".thm", ".mp4", ".mov", ".avi", ".bak", ".orig", ".tmp", ".part", ".crdownload",
+        ".nef", ".nrw", ".cr2", ".cr3", ".dng", ".arw", ".sr2", ".srf", ".srw", ".pef", ".orf", ".rw2", ".raf", ".raw",
+        ".3fr", ".erf", ".kdc", ".dcr", ".mrw", ".iiq", ".x3f",
+    )
+)  # fmt: skip
+"""Suffixes of files whose first bytes are not read: documents, archives, videos, copies, unfinished downloads, and raw
+files of cameras, which begin like TIFF files of a thumbnail."""
+
+LIBRARIES = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "imagecodecs"}
+"""Suffixes of images that only an optional library reads; without it they are not used, so that the others are."""
+
+COMMON = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+"""Suffixes of most images, which need no further look."""
+
+
+def is_skipped(name: str) -> bool:
+    """Return whether a file or folder is hidden or belongs to the system."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
+
+
+def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Ignored]:
+    """Return the image files in a folder and the folders below it, in order of their names, and the other files.
+
+    An image has one of the suffixes `EXTENSIONS`, or another one and the first bytes of an image. Links are followed;
+    a folder that is reached a second time is not read again. A dangling link to an image is listed, so that it counts
+    as an unreadable image.
+    """
+    files: list[str] = []
+    ignored = IgnoredFiles()
+    real = Path(os.path.realpath(folder))
+    visited = {_identity(path) for path in (real, *real.parents)}
+    stack = [iter(scan(os.fspath(folder)))]
+    while stack:
+        entry = next(stack[-1], None)
+        if entry is None:
+            stack.pop()
+        elif entry.name.endswith(COMMON) and entry.name[0] != "." and is_file(entry):
+            files.append(entry.path)
+        elif is_skipped(entry.name):
+            add_skipped(entry, ignored)
+        elif is_folder(entry):
+            if (identity := _identity(entry.path)) in visited:
+                ignored.add("links to folders that are read already", entry.path)
+            else:
+                visited.add(identity)
+                stack.append(iter(scan(entry.path)))
+        elif reason := reason_to_ignore(entry):
+            ignored.add(reason, entry.path)
+        else:
+            files.append(entry.path)
+    return files, ignored.build()
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of `list_images`."""
+    return [Path(file) for file in list_images(folder)[0]]
+
+
+def scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder in order of their names; raises DataError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{os.fspath(folder)}: cannot be read: {error.strerror}") from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link that leads nowhere or to itself is not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return the device and the inode of a folder, which links to it share; (0, 0) if it cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def reason_to_ignore(entry: os.DirEntry[str]) -> str:
+    """Return why a file that is not hidden is no image; "" if it is one."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in EXTENSIONS:
+        library = LIBRARIES.get(suffix)
+        if library and not is_installed(library):
+            return f"{suffix} ({library} is not installed)"
+        dangles = entry.is_symlink() and not os.path.exists(entry.path)
+        return "" if dangles or is_file(entry) else "special files"
+    if not is_file(entry):
+        return "dangling links" if entry.is_symlink() else "special files"
+    if suffix not in NEVER_IMAGES and not entry.name.endswith("~") and _begins_like_an_image(entry.path):
+        return ""
+    if not suffix:
+        return "without a suffix"
+    return suffix if re.fullmatch(r"\.[\w~-]{1,12}", suffix) else "with other suffixes"
+
+
+def _begins_like_an_image(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return SIGNATURE.match(file.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False
+
+
+def add_skipped(entry: os.DirEntry[str], ignored: IgnoredFiles) -> None:
+    """Add the images among what is hidden or belongs to the system, by their suffixes."""
+    if entry.is_dir(follow_symlinks=False):
+        reason = f"in {printable(entry.name)}"
+        for name in _below(entry.path):
+            ignored.add(reason, name)
+    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith("._"):
+        ignored.add("hidden", entry.path)  # ._NAME is the resource fork that macOS writes beside NAME
+
+
+def _below(folder: str) -> Iterable[str]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._"):
+                yield os.path.join(parent, name)

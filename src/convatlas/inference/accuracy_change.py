@@ -1,0 +1,127 @@
+"""Compare the accuracy of two networks on the same images, with the interval of the difference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convatlas.data.dataset import Images
+from convatlas.engines.evaluation import Forward, compute_outputs
+from convatlas.inference.predict import check_finite
+from convatlas.tasks.task import Calibration, Task
+
+GROUPS = 20
+"""Maximum number of groups of the jackknife."""
+
+CONFIDENCE = 0.9
+"""Of the interval. Its lower end is the bound of a one-sided test at the 5 % level."""
+
+
+@dataclass(frozen=True)
+class AccuracyChange:
+    """The headline metric of two networks on the same images, such as the accuracy in [0, 1].
+
+    num_changed: number of the `num_images` images with another prediction.
+    low, high: the 90 % interval of the loss, float32 - int8. note: see `Result.note`.
+    """
+
+    float32: float
+    int8: float
+    num_images: int
+    num_changed: int
+    low: float
+    high: float
+    note: str = ""
+
+    @property
+    def loss(self) -> float:
+        """The loss of the headline metric; negative for a gain."""
+        return self.float32 - self.int8
+
+    def is_loss_above(self, limit: float) -> bool:
+        """Return whether there is evidence for a loss above a limit: the whole interval is above it.
+
+        A difference of one image is never evidence, however few images there are.
+        """
+        return self.low > limit + 1e-9
+
+    def text(self) -> str:
+        """Return the change in one line."""
+        change, low, high = (f"{100 * end:+.2f}" for end in (self.int8 - self.float32, -self.high, -self.low))
+        return (
+            f"{self.float32:.2%} in float32, {self.int8:.2%} in int8, a change of {change} pp (90 % interval "
+            f"{low} to {high}), {self.num_changed:,} of {self.num_images:,} predictions changed"
+            f"{self.note and f'; {self.note}'}"
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the change as plain data."""
+        return {
+            "float32": self.float32, "int8": self.int8, "loss": self.loss, "loss_low": self.low, "loss_high": self.high,
+            "num_images": self.num_images, "num_changed": self.num_changed, "note": self.note,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AccuracyCheck:
+    """Labeled images on which a changed network is compared with the original one, `forward`."""
+
+    images: Images
+    task: Task
+    forward: Forward
+    calibration: Calibration
+
+    def outputs(self, forward: Forward) -> Tensor:
+        """Return the outputs (n, outputs) of a network. Raises ModelFileError if they are not finite."""
+        outputs = compute_outputs(forward, self.images, batch=16)
+        check_finite(outputs, "int8")
+        return outputs
+
+    def compare(self, before: Tensor, after: Tensor) -> AccuracyChange:
+        """Compare outputs (n, outputs). The interval is that of a jackknife over up to 20 random groups of images.
+
+        The difference is computed without each group in turn, so that any metric has an interval (Tukey 1958; Efron
+        and Tibshirani 1993, chapter 11). One more changed image is added to its variance, without which an interval of
+        few changed images is too narrow (Agresti and Min 2005).
+        """
+        everything = torch.arange(len(before))
+        first, second = self._score(before, everything), self._score(after, everything)
+        loss, margin = first - second, self._margin(before, after)
+        return AccuracyChange(
+            first, second, len(before), self._num_changed(before, after), loss - margin, loss + margin,
+            self.task.evaluate(before, self.images.targets, self.calibration).note,
+        )  # fmt: skip
+
+    def _margin(self, before: Tensor, after: Tensor) -> float:
+        """Return half the width of the interval; 1 if the images are too few for the metric without a group."""
+        count = min(GROUPS, len(before))
+        groups = torch.randperm(len(before), generator=torch.Generator().manual_seed(0)) % count
+        parts = [(groups != group).nonzero().flatten() for group in range(count if count > 1 else 0)]
+        losses = [self._score(before, part) - self._score(after, part) for part in parts]
+        if not losses or not all(map(math.isfinite, losses)):
+            return 1.0
+        mean = math.fsum(losses) / count
+        variance = (count - 1) / count * math.fsum((loss - mean) ** 2 for loss in losses)
+        return _t_quantile(count - 1) * math.sqrt(variance + 1 / len(before) ** 2)
+
+    def _score(self, outputs: Tensor, part: Tensor) -> float:
+        return self.task.evaluate(outputs[part], self.images.targets.take(part), self.calibration).score
+
+    def _num_changed(self, before: Tensor, after: Tensor) -> int:
+        texts = [self._predict(outputs) for outputs in (before, after)]
+        return sum(left != right for left, right in zip(*texts, strict=True))
+
+    def _predict(self, outputs: Tensor) -> list[str]:
+        decoded = self.task.decode(outputs, self.calibration)
+        return [self.task.predict("", row, self.calibration).text for row in decoded]
+
+
+def _t_quantile(degrees: int) -> float:
+    """Return the quantile of Student's t distribution that bounds the interval above."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
