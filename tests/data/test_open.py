@@ -203,7 +203,7 @@ def test_damaged_idx_files_are_named(
         ("t10k-images-idx3-ubyte", np.zeros((40, 784), np.uint8), "784"),
         ("t10k-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 9, "test split lacks 9"),
         ("train-labels-idx1-ubyte", np.arange(160, dtype=np.uint8) % 9, "train split lacks 9"),
-        ("t10k-labels-idx1-ubyte", np.zeros(0, np.uint8), "test split lacks"),
+        ("t10k-labels-idx1-ubyte", np.zeros(0, np.uint8), "must hold 0 images"),
         ("train-labels-idx1-ubyte", np.zeros((160, 28, 28), np.uint8), "train-labels.*must hold one label"),
         ("train-labels-idx1-ubyte", np.zeros(160, np.uint8), "train split .*lacks|test split has"),
         ("train-images-idx3-ubyte", np.zeros((160, 0, 28), np.uint8), "train-images.*at least one pixel"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from convatlas.data.class_names import class_name
 from convatlas.errors import DataError
-from convatlas.tasks.classification.labels import check_same_classes
+from convatlas.tasks.classification.labels import check_known_classes
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -70,7 +70,7 @@ def _numbers_of_names(arrays: Arrays, classes: tuple[str, ...] | None, where: ob
     classes = classes or tuple(sorted(set(names["train"])))
     numbers = {name: number for number, name in enumerate(classes)}
     for split, part in names.items():
-        check_same_classes(classes, set(part), split=split, where=where)
+        check_known_classes(classes, set(part), split=split, where=where)
     return {split: np.array([numbers[name] for name in part], dtype=np.int64) for split, part in names.items()}, classes
 
 

@@ -26,7 +26,7 @@ from convatlas.data.source import Source
 from convatlas.data.splits import split_name
 from convatlas.errors import DataError, listed
 from convatlas.system.progress import Progress
-from convatlas.tasks.classification.labels import check_same_classes
+from convatlas.tasks.classification.labels import check_known_classes
 from convatlas.tasks.known import Classification
 from convatlas.tasks.targets import Targets
 
@@ -43,7 +43,7 @@ def read_image_folder(folder: Path, *, progress: Progress | None = None) -> Sour
         )
     splits = {}
     for split, part in parts.items():
-        check_same_classes(classes, part.folders, split=split, where=folder)
+        check_known_classes(classes, part.folders, split=split, where=folder)
         splits[split], more = _list_split(roots[split], classes, part.folders)
         ignored += part.ignored + more
     spellings = [os.path.basename(path) for part in parts.values() for paths in part.folders.values() for path in paths]
@@ -141,6 +141,8 @@ def _list_split(root: Path, classes: Sequence[str], folders: Mapping[str, Sequen
     labels: list[int] = []
     ignored = Ignored()
     for label, name in enumerate(classes):
+        if name not in folders:  # enough for an evaluation; `Source.load` refuses it for a training
+            continue
         before = len(names)
         unused = Ignored()
         for path in folders[name]:

@@ -19,7 +19,7 @@ from convatlas.data.source import Source
 from convatlas.errors import DataError, foreign_errors, printable
 from convatlas.system.download import fetch
 from convatlas.system.progress import Progress
-from convatlas.tasks.classification.labels import check_same_classes
+from convatlas.tasks.classification.labels import check_known_classes
 from convatlas.tasks.known import Classification
 from convatlas.tasks.targets import Targets
 
@@ -101,7 +101,7 @@ def read_idx_folder(folder: Path) -> Source:
     splits = {}
     for split, numbers in labels.items():
         present = {classes[i] for i in np.unique(numbers).tolist()}
-        check_same_classes(classes, present, split=split, where=folder)
+        check_known_classes(classes, present, split=split, where=folder)
         file = files[split, "images"]
         pixels = read_idx(file)
         if pixels.ndim != 3 or len(pixels) != len(numbers):

@@ -16,6 +16,12 @@ def check_same_classes(classes: Sequence[str], present: Collection[str], *, spli
     _check(f"{where}: the {split} split", classes, present, "train")
 
 
+def check_known_classes(classes: Sequence[str], present: Collection[str], *, split: str, where: object) -> None:
+    """Raise DataError that names the classes which `split` has in addition to the training classes."""
+    if not set(present) <= set(classes):
+        check_same_classes(classes, present, split=split, where=where)
+
+
 def class_indices(classes: Sequence[str], others: Sequence[str], where: object, *, complete: bool = True) -> Tensor:
     """Return the number of each class of other data among a model's classes: (others,) int64.
 
