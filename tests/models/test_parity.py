@@ -32,6 +32,9 @@ TRAINED = one_of_each_kind(UPSTREAM)
 LARGE_IN_DOUBLE = {(name, "timm") for name in CATALOG if name.startswith("vgg") and not name.startswith("vgg11")}
 """Networks of 130 million parameters that are compared in float64, and in float32 with torchvision."""
 
+ZERO_GRADIENT = 0.01
+"""Gradients below this cancel out, such as those of a bias before a batch norm: what is left is rounding."""
+
 LARGE = 6_000_000
 """Number of parameters from which relatives are compared by the slow tests only."""
 
@@ -150,7 +153,8 @@ def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: s
     for key, parameter in mine.named_parameters():
         theirs_ = expected_state[key]
         assert parameter.grad is not None, key
-        assert float((parameter.grad - theirs_).abs().max()) <= limit * float(theirs_.abs().max()), key
+        allowed = limit * max(float(theirs_.abs().max()), ZERO_GRADIENT)
+        assert float((parameter.grad - theirs_).abs().max()) <= allowed, key
     for key, buffer in mine.named_buffers():
         if buffer.is_floating_point():
             assert torch.equal(buffer, expected_state[key]), key
