@@ -13,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from convatlas.data.decode.pixels import read_image
+
 Array = NDArray[Any]
 
 HEIGHT, WIDTH = 7, 5
@@ -193,3 +195,8 @@ PAIRS: Mapping[str, tuple[Callable[[int], bytes], Array]] = {
     ),
 }  # fmt: skip
 """Name -> (function from the bits, 8 or 16, to a file; the 8-bit image that both are)."""
+
+
+def decoded(data: bytes, channels: int = 3) -> Array:
+    """Return pixels (height, width, channels)."""
+    return read_image("x", channels, data=data).numpy().transpose(1, 2, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 MAX_MESSAGE = 2000
@@ -105,9 +105,15 @@ def brief(error: BaseException) -> str:
 
 
 @contextmanager
-def foreign_errors(where: object, error: type[ConvatlasError], problem: str = "cannot be read") -> Iterator[None]:
+def foreign_errors(
+    where: object,
+    error: type[ConvatlasError],
+    problem: str = "cannot be read",
+    describe: Callable[[BaseException], str] = brief,
+) -> Iterator[None]:
     """Turn whatever another library raises inside into one line: `where`: `problem` (its message).
 
+    describe: returns the message of an error in a few words.
     Only calls of other libraries on data from outside belong inside, so that a bug of ours keeps its traceback.
     """
     try:
@@ -115,7 +121,7 @@ def foreign_errors(where: object, error: type[ConvatlasError], problem: str = "c
     except ConvatlasError:
         raise
     except Exception as cause:
-        raise error(f"{where}: {problem} ({brief(cause)})") from cause
+        raise error(f"{where}: {problem} ({describe(cause)})") from cause
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

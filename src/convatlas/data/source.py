@@ -11,14 +11,11 @@ from convatlas.data.ignored import Ignored
 from convatlas.data.manifest import Manifest
 from convatlas.data.prepare import prepare_split
 from convatlas.data.samples import Samples
-from convatlas.data.splits import Fold, with_val
+from convatlas.data.splits import MAX_UNREADABLE, Fold, with_val
 from convatlas.data.statistics import Statistics, array_statistics, file_statistics
 from convatlas.errors import DataError
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
-
-MAX_UNREADABLE = 0.01
-"""Maximum share of unreadable images."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ def split_name(text: str) -> str:
 VAL_SHARE = 0.2
 """Share of the training images that is split off to choose the best epoch."""
 
+MAX_UNREADABLE = 0.01
+"""Maximum share of unreadable images."""
+
 VAL_LIMIT = 5_000
 """Maximum number of images that are split off."""
 

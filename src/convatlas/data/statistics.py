@@ -17,9 +17,9 @@ from torch import Tensor
 
 from convatlas.core.preprocessing import Finite
 from convatlas.core.record import Record, above
-from convatlas.data.decode.files import read_bytes
+from convatlas.data.decode.files import memory_errors, read_bytes
 from convatlas.data.decode.headers import read_header
-from convatlas.data.decode.pixels import FRACTIONS, in_channels, memory_errors, read_masked_shares, shares
+from convatlas.data.decode.pixels import FRACTIONS, in_channels, read_masked_shares, shares
 from convatlas.data.manifest import Manifest
 from convatlas.data.threads import map_in_threads
 from convatlas.errors import ConvatlasError, DataError, RunError

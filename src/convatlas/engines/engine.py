@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
 
-from convatlas.errors import ConvatlasError, EngineError, printable, shorten
+from convatlas.errors import ConvatlasError, EngineError, foreign_errors, printable, shorten
 
 
 class Engine(Protocol):
@@ -27,14 +26,13 @@ class Engine(Protocol):
         ...
 
 
-@contextmanager
-def runtime_errors(where: object, problem: str, error: type[ConvatlasError] = EngineError) -> Iterator[None]:
+def runtime_errors(
+    where: object, problem: str, error: type[ConvatlasError] = EngineError
+) -> AbstractContextManager[None]:
     """Turn whatever a runtime library raises inside into one line, without the locations in its source code."""
-    try:
-        yield
-    except ConvatlasError:
-        raise
-    except Exception as cause:  # the errors of runtime libraries have no common class
-        lines = [line.strip() for line in str(cause).splitlines() if line.strip() and "Exception from" not in line]
-        reason = shorten(printable(" ".join(lines)), 300) or type(cause).__name__
-        raise error(f"{where}: {problem} ({reason})") from cause
+    return foreign_errors(where, error, problem, _describe)
+
+
+def _describe(cause: BaseException) -> str:
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip() and "Exception from" not in line]
+    return shorten(printable(" ".join(lines)), 300) or type(cause).__name__

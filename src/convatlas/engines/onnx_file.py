@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from convatlas.engines.signature import MAX_ELEMENTS, Value, check_signature
+from convatlas.engines.signature import Value, check_signature, check_size
 from convatlas.errors import ModelFileError, foreign_errors, listed
 from convatlas.system.extras import import_optional
 from convatlas.weights.modelfile import Header, parse_header
@@ -138,7 +138,7 @@ def _check_signature(path: Path, model: ModelProto, header: Header) -> None:
 
 
 def _check_sizes(path: Path, model: ModelProto) -> None:
-    """Raise ModelFileError if a graph computes a value of more than `MAX_ELEMENTS` for one image."""
+    """Raise ModelFileError if a graph computes a value of too many elements for one image."""
     onnx = import_optional("onnx", "convatlas[onnx]", where=path)
     bare = _without_weights(model)
     unknown: list[str] = []
@@ -148,11 +148,8 @@ def _check_sizes(path: Path, model: ModelProto) -> None:
             inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True).graph
         sizes = {value.name: _sizes(value) for value in (*inferred.input, *inferred.value_info, *inferred.output)}
         for name, known in sizes.items():
-            if known is not None and not 0 <= prod(known) <= MAX_ELEMENTS:
-                raise ModelFileError(
-                    f"{path}: each value must have at most {MAX_ELEMENTS:,} elements for one image, "
-                    f"got {prod(known):,} in {name!r}"
-                )
+            if known is not None:
+                check_size(path, name, known)
         unknown = [out for node in bare.graph.node for out in node.output if out and sizes.get(out) is None]
         if not unknown:
             return

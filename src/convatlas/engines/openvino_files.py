@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tempfile
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
@@ -16,7 +15,7 @@ import torch
 
 from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES
 from convatlas.engines.engine import runtime_errors
-from convatlas.engines.signature import MAX_ELEMENTS, Value, check_signature
+from convatlas.engines.signature import Value, check_signature, check_size
 from convatlas.errors import ModelFileError, RunError, foreign_errors, listed
 from convatlas.system.extras import import_optional
 from convatlas.weights.modelfile import Header, parse_header
@@ -140,7 +139,7 @@ def _describe(value: Any, known: tuple[str, ...]) -> Value:
 
 
 def _check_sizes(path: Path, model: Any, pixels: Value) -> None:
-    """Raise ModelFileError if a model computes a value of more than `MAX_ELEMENTS` for one image."""
+    """Raise ModelFileError if a model computes a value of too many elements for one image."""
     with runtime_errors(path, "OpenVINO cannot use this model", ModelFileError):
         single = model.clone()
         single.reshape([1, *pixels.shape[1:]])
@@ -148,11 +147,7 @@ def _check_sizes(path: Path, model: Any, pixels: Value) -> None:
         shapes = [(layer, output.get_partial_shape()) for layer in layers for output in layer.outputs()]
         sizes = {str(layer.get_friendly_name()): tuple(shape.get_max_shape()) for layer, shape in shapes}
     for name, shape in sizes.items():
-        if prod(shape) > MAX_ELEMENTS:
-            raise ModelFileError(
-                f"{path}: each value must have at most {MAX_ELEMENTS:,} elements for one image, "
-                f"got {prod(shape):,} in {name!r}"
-            )
+        check_size(path, name, shape)
 
 
 def _with_checksum(text: str, checksum: str) -> str:

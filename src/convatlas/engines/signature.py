@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,15 @@ def check_signature(path: Path, header: Header, inputs: Sequence[Value], outputs
         raise ModelFileError(
             f"{path}: the inputs and outputs must be {listed(expected)}, as in the header, got {listed(got)}; "
             "export it again"
+        )
+
+
+def check_size(path: Path, name: str, shape: Sequence[int]) -> None:
+    """Raise ModelFileError if a value that is computed for one image has a negative size, or too many elements."""
+    if not 0 <= prod(shape) <= MAX_ELEMENTS:
+        raise ModelFileError(
+            f"{path}: each value must have at most {MAX_ELEMENTS:,} elements for one image, got {prod(shape):,} in "
+            f"{name!r}"
         )
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from convatlas.core.preprocessing import TTA, Preprocessing
 from convatlas.core.record import Record, at_least, between
-from convatlas.data.decode.pixels import array_pixels, decode, memory_errors, read_image
+from convatlas.data.decode.files import memory_errors
+from convatlas.data.decode.pixels import array_pixels, decode, read_image
 from convatlas.engines.engine import Engine
 from convatlas.errors import DataError, ModelFileError, foreign_errors, printable
 from convatlas.system.cores import count_cores

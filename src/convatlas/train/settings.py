@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record, at_least, between, from_up_to
 from convatlas.core.spec import Spec
-from convatlas.data.splits import VAL_SHARE, Fold
+from convatlas.data.splits import MAX_UNREADABLE, VAL_SHARE, Fold
 from convatlas.errors import RunError, SpecError, brief
 from convatlas.models.catalog import SPEC_TYPES, Stem
 from convatlas.system.files import write_text
@@ -47,7 +47,7 @@ class DataOptions(Record):
     channels: Annotated[int, at_least(1)] | None = None
     val_share: Annotated[float, from_up_to(0, 1)] = VAL_SHARE
     fold: Fold | None = None
-    max_unreadable: Annotated[float, between(0, 1)] = 0.01
+    max_unreadable: Annotated[float, between(0, 1)] = MAX_UNREADABLE
     download: bool = False
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from convatlas.core.record import Bounds, Record, at_least, between, from_up_to
-from convatlas.data.splits import Fold
+from convatlas.data.splits import MAX_UNREADABLE, Fold
 from convatlas.errors import ModelFileError
 
 
@@ -32,7 +32,7 @@ class TrainingRecord(Record):
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
     val_share: Annotated[float, from_up_to(0, 1)] = 0.0
     fold: Fold | None = None
-    max_unreadable: Annotated[float, between(0, 1)] = 0.01
+    max_unreadable: Annotated[float, between(0, 1)] = MAX_UNREADABLE
     weights: str = ""
     execution: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import image_files
 from convatlas.data.decode.headers import read_header
-from convatlas.data.decode.pixels import read_image, read_shares
+from convatlas.data.decode.pixels import read_shares
 from convatlas.errors import DataError
 from image_files import (
     ALPHA,
@@ -26,6 +26,7 @@ from image_files import (
     PAIRS,
     RGB,
     chunk,
+    decoded,
     in_depth,
     on_white,
     png,
@@ -34,11 +35,6 @@ from image_files import (
     transparency,
     with_alpha,
 )
-
-
-def decoded(data: bytes, channels: int = 3) -> NDArray[Any]:
-    """Return pixels (height, width, channels)."""
-    return read_image("x", channels, data=data).numpy().transpose(1, 2, 0)
 
 
 def difference(data: bytes, image: NDArray[Any]) -> int:

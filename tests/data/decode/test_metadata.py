@@ -28,6 +28,7 @@ from image_files import (
     GRAY,
     RGB,
     chunk,
+    decoded,
     exif,
     in_depth,
     jpeg_with,
@@ -38,12 +39,6 @@ from image_files import (
     tiff,
     with_alpha,
 )
-
-
-def decoded(data: bytes, channels: int = 3) -> NDArray[Any]:
-    """Return pixels (height, width, channels)."""
-    return read_image("x", channels, data=data).numpy().transpose(1, 2, 0)
-
 
 PLAIN_JPEG = decoded(jpeg_with(b""))
 DEFLATED = zlib.compress(bytes(3_000_000))

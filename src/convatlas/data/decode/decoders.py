@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from PIL import Image
 
 from convatlas.data.decode import bmp, jpeg, jpeg2000, png, tags
 from convatlas.data.decode.convert import to_values
-from convatlas.data.decode.files import NPY, UnavailableError
+from convatlas.data.decode.files import NPY, UnavailableError, memory_errors
 from convatlas.data.decode.layout import Layout
 from convatlas.data.decode.netpbm import read_netpbm, read_netpbm_header
 from convatlas.data.decode.pillow import (
@@ -59,13 +59,11 @@ def read_values(data: bytes, channels: int, name: object) -> Array:
 
 def read_masked(data: bytes, channels: int, name: object) -> tuple[Array, Array | None]:
     """Return the values of an image file, and bools of the same shape where data is missing, or None."""
-    try:
+    with memory_errors(name):
         if data.startswith(NPY):
             return read_npy(data, name), None
         samples, layout = open_reader(data, name).samples(channels)
         return to_values(samples, layout, channels, name)
-    except MemoryError as error:
-        raise DataError(f"{name}: cannot be read: out of memory") from error
 
 
 def pillow_values(image: Image.Image, channels: int, name: object) -> Array:
@@ -168,13 +166,19 @@ def read_npy(data: bytes, name: object) -> Array:
     return values
 
 
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return the shape and the type in the header of a .npy stream, which is read up to its values; NumPy's errors."""
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    return shape, dtype
+
+
 def npy_shape(data: bytes, name: object) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return the shape and the type of the array of a .npy file."""
     file = io.BytesIO(data)
     with foreign_errors(name, DataError):
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        shape, dtype = read_npy_header(file)
     if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize > len(data) - file.tell():
         raise DataError(f"{name}: cannot be read: truncated: the header specifies more values than the file contains")
     return shape, dtype

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from convatlas.errors import DataError, brief
+from convatlas.system.devices import is_out_of_memory
 
 EXTENSIONS = frozenset(
     (
@@ -52,3 +55,14 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise UnavailableError(f"{path}: cannot be read: {error.strerror or brief(error)}") from error
     except ValueError as error:  # a zero byte in the name
         raise DataError(f"{path}: not the name of a file") from error
+
+
+@contextmanager
+def memory_errors(name: object) -> Iterator[None]:
+    """Turn an out-of-memory error inside into a DataError that begins with `name`: the fault of one image."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DataError(f"{name}: cannot be read: out of memory") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,8 @@ from torch import Tensor
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.array_values import Window, are_whole_numbers, channels_last, full_scale
 from convatlas.data.decode.decoders import pillow_values, read_masked, read_values
-from convatlas.data.decode.files import NPY, read_bytes
+from convatlas.data.decode.files import NPY, memory_errors, read_bytes
 from convatlas.errors import DataError
-from convatlas.system.devices import is_out_of_memory
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R 601."""
@@ -73,17 +70,6 @@ def read_masked_shares(
             return shares, None
         masks = torch.from_numpy(_with_channels(missing, path).transpose(2, 0, 1).copy())
         return shares, masks if len(masks) == channels else masks.any(0).expand_as(shares)
-
-
-@contextmanager
-def memory_errors(name: object) -> Iterator[None]:
-    """Turn an out-of-memory error inside into a DataError that begins with `name`: the fault of one image."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DataError(f"{name}: cannot be read: out of memory") from error
 
 
 def load_image(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convatlas.data.decode.array_values import channels_last, full_scale
+from convatlas.data.decode.decoders import read_npy_header
 from convatlas.data.readers.array_labels import class_names, label_notes, read_labels
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
@@ -153,9 +154,6 @@ def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
 
 def _check_header(stream: IO[bytes], size: int) -> None:
     """Raise ValueError for a header that promises more values than there are, before memory is reserved for them."""
-    formats = np.lib.format
-    version = formats.read_magic(stream)
-    read_header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    shape, dtype = read_npy_header(stream)
     if math.prod(shape) * dtype.itemsize > size:
         raise ValueError("truncated: the header promises more values than the file holds")

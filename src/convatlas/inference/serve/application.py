@@ -11,7 +11,7 @@ import prometheus_client as prometheus
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
-from convatlas.errors import ConvatlasError, DataError, EngineError, printable, shorten
+from convatlas.errors import ConvatlasError, DataError, printable, shorten
 from convatlas.inference.model import Model
 from convatlas.inference.predict import EncodedImage, to_prediction
 from convatlas.inference.serve.batcher import Batcher, QueueFullError
@@ -95,7 +95,8 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         images.inc(num_readable)
         latency.observe(time.perf_counter() - start)
         plain = [prediction.to_plain(top) for prediction in predictions]
-        failed = any(isinstance(row, EngineError) for row in rows)
+        # what is no error of reading is one of the network, such as NaN
+        failed = any(each.error and not isinstance(row, DataError) for each, row in zip(predictions, rows, strict=True))
         return JSONResponse({"predictions": plain}, 200 if num_readable else 500 if failed else 422)
 
     limiter = RequestLimiter(app, limits, requests, token)
