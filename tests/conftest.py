@@ -98,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of one epoch on the embedded digits."""
     out = tmp_path_factory.mktemp("runs") / "digits"
     return fit(
-        "digits", "lenet5_modern", recipe="default", overrides={"epochs": 1}, out=out,
+        "digits", "lenet5_modern", recipe="default", epochs=1, out=out,
         execution=ExecutionOptions(device="cpu", threads=1),
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def colored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of two epochs on `images`."""
     out = tmp_path_factory.mktemp("runs") / "images"
     return fit(
-        images, "lenet5_modern", recipe="default", overrides={"epochs": 2, "batch": 8}, out=out,
+        images, "lenet5_modern", recipe="default", epochs=2, batch=8, out=out,
         execution=ExecutionOptions(device="cpu", threads=1),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +42,14 @@ def by_size(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: stats(name).macs)
 
 
+def of_each_kind(names: Iterable[str] = CATALOG) -> pytest.MarkDecorator:
+    """Parametrize a test by `name`: one network of each kind, the others of the catalog with `-m slow`."""
+    names = list(names)
+    kinds = one_of_each_kind(names)
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in kinds else slow) for n in names])
+
+
 def build_tiny(name: str, *, classes: int = 7, channels: int = 3) -> tuple[Network, Tensor]:
     """Return the small network with weights of a fixed seed, ready for inference, and a batch of two inputs."""
     torch.manual_seed(0)
@@ -57,3 +66,6 @@ def outputs(network: nn.Module, x: Tensor) -> Tensor:
 def count_swapped(network: nn.Module) -> int:
     """Return the number of layers of a network whose forward pass is replaced."""
     return sum("forward" in layer.__dict__ for layer in network.modules())
+
+
+every_network = of_each_kind()

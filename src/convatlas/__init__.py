@@ -25,17 +25,25 @@ if TYPE_CHECKING:
     from convatlas.core.spec import diff
     from convatlas.core.summary import summary
     from convatlas.data.augment import Augment
+    from convatlas.data.check import check_data
+    from convatlas.draw.diagram import diagram
+    from convatlas.draw.timeline import timeline
     from convatlas.errors import ConvatlasError
     from convatlas.inference.export import export
     from convatlas.inference.model import Ensemble, evaluate, load, predict
-    from convatlas.models.catalog import list_models, spec, variant
-    from convatlas.models.describe import compare, show
+    from convatlas.models.catalog import spec, variant
+    from convatlas.models.describe import list_models
+    from convatlas.models.register import register, unregister
     from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
+    from convatlas.overview.look import compare, show
+    from convatlas.train.candidates import Budget
     from convatlas.train.cross_validation import cross_validate
-    from convatlas.train.fit import fit, resume
+    from convatlas.train.fit import fit
     from convatlas.train.optim import param_groups_by_depth
+    from convatlas.train.preview import preview
     from convatlas.train.recipe import Recipe
-    from convatlas.train.select_model import Budget, select_model
+    from convatlas.train.resume import finish, resume
+    from convatlas.train.select_model import select_model
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
     from convatlas.weights.build import build
     from convatlas.weights.imported import import_weights
@@ -50,17 +58,25 @@ _ROOMS = {
     "core.spec": ("diff",),
     "core.summary": ("summary",),
     "data.augment": ("Augment",),
+    "data.check": ("check_data",),
+    "draw.diagram": ("diagram",),
+    "draw.timeline": ("timeline",),
     "errors": ("ConvatlasError",),
     "inference.export": ("export",),
     "inference.model": ("Ensemble", "evaluate", "load", "predict"),
-    "models.catalog": ("list_models", "spec", "variant"),
-    "models.describe": ("compare", "show"),
+    "models.catalog": ("spec", "variant"),
+    "models.describe": ("list_models",),
+    "models.register": ("register", "unregister"),
     "models.scaling": ("fit_budget", "scale_compound", "scale_fast"),
+    "overview.look": ("compare", "show"),
+    "train.candidates": ("Budget",),
     "train.cross_validation": ("cross_validate",),
-    "train.fit": ("fit", "resume"),
+    "train.fit": ("fit",),
     "train.optim": ("param_groups_by_depth",),
+    "train.preview": ("preview",),
     "train.recipe": ("Recipe",),
-    "train.select_model": ("Budget", "select_model"),
+    "train.resume": ("finish", "resume"),
+    "train.select_model": ("select_model",),
     "train.settings": ("DataOptions", "ExecutionOptions", "RunOptions"),
     "weights.build": ("build",),
     "weights.imported": ("import_weights",),
@@ -68,19 +84,26 @@ _ROOMS = {
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
+_LISTS = ("list_networks", "networks", "models", "list_architectures", "available_models", "model_names", "zoo")
+"""Other words for the list of networks."""
+
 __all__ = [
     "Augment", "Budget", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
-    "Network", "Preprocessing", "Product", "Recipe", "RunOptions", "Sum", "build", "compare", "cost",
-    "cross_validate", "diff", "evaluate", "export", "feature_info", "fit", "fit_budget", "import_weights",
-    "list_models", "list_weights", "load", "param_groups_by_depth", "predict", "resume", "scale_compound",
-    "scale_fast", "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "variant",
+    "Network", "Preprocessing", "Product", "Recipe", "RunOptions", "Sum", "build", "check_data", "compare",
+    "cost", "cross_validate", "diagram", "diff", "evaluate", "export", "feature_info", "finish", "fit",
+    "fit_budget", "import_weights", "list_models", "list_weights", "load", "param_groups_by_depth", "predict",
+    "preview", "register", "resume", "scale_compound", "scale_fast", "select_model", "show", "spec", "summary",
+    "taps", "taps_at_strides", "timeline", "unregister", "variant",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import convatlas` costs next to nothing."""
     if name not in _HOME:
-        raise AttributeError(f"module 'convatlas' has no attribute {name!r}")
+        from convatlas.errors import nearest
+
+        hint = " (did you mean list_models?)" if name in _LISTS else nearest(name, __all__)
+        raise AttributeError(f"module 'convatlas' has no attribute {name!r}{hint}", name=name)
     home = importlib.import_module(f"convatlas.{_HOME[name]}")
     value = getattr(home, name)
     globals()[name] = value
@@ -88,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*__all__, "__version__"])

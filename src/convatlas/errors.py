@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 MAX_MESSAGE = 2000
@@ -35,7 +35,15 @@ class CostError(ConvatlasError):
 
 
 class DataError(ConvatlasError):
-    """Data that cannot be read or does not fit: a missing folder, an empty class, an unreadable image."""
+    """Data that cannot be read or does not fit: a missing folder, an empty class, an unreadable image.
+
+    kind: groups the problems of a data set, such as "missing_files"; see `data.findings`. subject: what the error is
+    about in short, such as the file.
+    """
+
+    def __init__(self, message: object = "", *, kind: str = "", subject: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.subject = kind, subject
 
 
 class ModelFileError(ConvatlasError):
@@ -44,6 +52,20 @@ class ModelFileError(ConvatlasError):
 
 class WeightsError(ConvatlasError):
     """Published weights that are unknown, cannot be fetched, are damaged, or do not fit the network."""
+
+
+class WeightsNotCachedError(WeightsError):
+    """Published weights that a training would start from, but that are not in the cache.
+
+    name: of the weights, such as "resnet50@torchvision:IMAGENET1K_V2". problem: what is missing, without the fix.
+    size_mib: size of the download; None if unknown.
+    """
+
+    def __init__(self, name: str, problem: str, size_mib: float | None = None) -> None:
+        super().__init__(
+            f'{problem}; download=True downloads the published weights, weights="none" starts from random ones'
+        )
+        self.name, self.problem, self.size_mib = name, problem, size_mib
 
 
 class EngineError(ConvatlasError):
@@ -122,6 +144,17 @@ def foreign_errors(
         raise
     except Exception as cause:
         raise error(f"{where}: {problem} ({describe(cause)})") from cause
+
+
+def check_keywords(
+    function: str, keywords: Iterable[str], known: Collection[str], hints: Mapping[str, str] | None = None
+) -> None:
+    """Raise InputError for the first of `keywords` that is not known, with its hint or the nearest known one."""
+    for name in keywords:
+        if name not in known:
+            hint = (hints or {}).get(name)
+            fix = f"; {hint}" if hint else nearest(name, known)
+            raise InputError(f"{function}: {name} is not a parameter{fix}")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

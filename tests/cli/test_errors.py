@@ -101,9 +101,11 @@ REFUSED: dict[str, Case] = {
     "unknown network to show": lambda p: (["show", "lenet6"], ["lenet6", "did you mean lenet"]),
     "unknown family": lambda p: (["list", "--family", "lent"], ["lent", "did you mean lenet"]),
     "show too small": lambda p: (["cost", "lenet5", "--resolution", 8], ["resolution must be >= 16 px"]),
-    "no classes": lambda p: (["cost", "lenet5", "--classes", 0], ["classes"]),
+    "fewer than no classes": lambda p: (["cost", "lenet5", "--classes", -1], ["classes"]),
     "unknown recipe": lambda p: (fit(p.data, p.run, "--recipe", "defalt"), ["defalt", "did you mean default"]),
-    "unknown field": lambda p: (fit(p.data, p.run, "--set", "smothing=0.1"), ["did you mean label_smoothing"]),
+    "unknown field": lambda p: (
+        fit(p.data, p.run, "--set", "smothing=0.1"), ["did you mean label_smoothing", "`convatlas recipes default`"]
+    ),
     "no value": lambda p: (fit(p.data, p.run, "--set", "label_smoothing"), ["--set: must be FIELD=VALUE"]),
     "value of a wrong type": lambda p: (fit(p.data, p.run, "--set", "max_shift=much"), ["shift", "much"]),
     "value out of range": lambda p: (fit(p.data, p.run, "--set", "label_smoothing=2"), ["smoothing", "2"]),

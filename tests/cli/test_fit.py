@@ -86,5 +86,7 @@ def test_an_interrupted_training_names_the_command_that_resumes_it(
         outcome = convatlas(*fit_arguments(images, tmp_path / "run"))
     assert outcome.code == 130
     assert f"convatlas: interrupted; `convatlas resume {tmp_path / 'run'}` continues" in outcome.err
-    assert convatlas("resume", tmp_path / "run").code == 0
+    resumed = convatlas("resume", tmp_path / "run")
+    assert resumed.code == 0
+    assert f"run directory {tmp_path / 'run'}" in resumed.out.splitlines()[0]
     assert (tmp_path / "run" / "last.safetensors").is_file()

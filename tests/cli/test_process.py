@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import convatlas as ca
 from commands import Command, Outcome, check_refused, fit_arguments
 from conftest import COLORS, write_images
 from convatlas.inference.model import load
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("name", ca.__all__)
@@ -34,6 +37,45 @@ def test_the_module_is_the_command() -> None:
     assert "Usage:" in outcome.out
 
 
+def test_commands_that_read_the_index_load_no_torch() -> None:
+    script = """
+import sys
+from convatlas.cli.app import main
+for line in ("list", "list resnet* --json", "list nothing", "show ResNet50", "show resnet5O", "compare resnet50 vgg16",
+             "compare resnet50 resnet101 --json", "--help", "fit --help", "--version"):
+    sys.argv = ["convatlas", *line.split()]
+    try:
+        main()
+    except SystemExit:
+        pass
+import convatlas
+convatlas.list_models(), convatlas.show("lenet5"), convatlas.compare("lenet1", "lenet5")
+print(sorted({"torch", "torchvision", "matplotlib", "numpy"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_closed_standard_output_is_no_error() -> None:
+    script = """
+import sys
+sys.stdout, sys.argv = None, ["convatlas", "list", "lenet1"]
+from convatlas.cli.app import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("line", ["show resnet5", "compare vgg16 resnet5", "fit digits --model resnet5"])
+def test_the_shell_completes_names_of_networks(convatlas: Command, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("_CONVATLAS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"convatlas {line}")
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split())))
+    assert convatlas().out.split() == ["resnet50", "resnet50_v1"]
+
+
 def test_a_process_that_fails_prints_one_line(tmp_path: Path) -> None:
     check_refused(process(*fit_arguments(tmp_path / "nowhere", tmp_path / "run")), str(tmp_path / "nowhere"))
 
@@ -53,7 +95,8 @@ def test_demo_goes_the_whole_way(convatlas: Command, tmp_path: Path) -> None:
     assert outcome.code == 0
     model = load(tmp_path / "demo" / "model.safetensors")
     assert model.header.metrics["test"]["accuracy"] >= 0.985
-    assert (tmp_path / "demo" / "overview.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "demo" / "overview.png") as figure, Image.open(DOCS / "demo.png") as shown:
+        assert figure.size == shown.size
     examples = sorted((tmp_path / "demo" / "examples").glob("*.png"))
     assert len(examples) == 16
     right = [

@@ -12,6 +12,7 @@ import pytest
 
 from commands import Command, check_refused
 from conftest import COLORS, write_images
+from convatlas.engines import select
 from convatlas.inference.model import load
 from convatlas.train.run import Run
 
@@ -43,14 +44,15 @@ def test_predict_prints_a_table_json_and_csv(convatlas: Command, model_file: Pat
     outcome = convatlas("predict", model_file, images / "val/ant")
     assert (outcome.code, outcome.err) == (0, "")
     for line, prediction in zip(outcome.out.splitlines()[1:], expected, strict=True):
-        shown = [prediction.source, prediction.text, f"{prediction.probability:.2%}", prediction.label]
+        shown = [prediction.source, prediction.text, f"{prediction.probability:.2%}", prediction.text]
         assert line.split()[:4] == shown
     lines = [json.loads(line) for line in convatlas("predict", model_file, *files, "--json").out.splitlines()]
     assert lines == [prediction.to_plain() for prediction in expected]
     rows = list(csv.DictReader(io.StringIO(convatlas("predict", model_file, *files, "--csv").out)))
     assert [(row["source"], row["label"], row["error"]) for row in rows] == [(p.source, p.label, "") for p in expected]
     for row, prediction in zip(rows, expected, strict=True):
-        assert {name: float(row[name]) for name in COLORS} == pytest.approx(prediction.probabilities, abs=1e-6)
+        likely = {row[f"class_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)}
+        assert likely == prediction.probabilities
 
 
 @pytest.mark.parametrize("form", ["", "--json", "--csv"])
@@ -89,3 +91,14 @@ def test_square_brackets_and_colons_in_names_are_printed_as_they_are(
     predicted = convatlas("predict", model, folder / "[red]" / "00.jpg", "missing:cat:[red].png")
     assert f"{folder}/[red]/00.jpg" in predicted.out
     assert "missing:cat:[red].png" in predicted.err
+
+
+def test_standard_input_is_predicted_without_a_measurement(
+    convatlas: Command, model_file: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "time_engines", lambda *_: pytest.fail("measured"))
+    file = next(images.rglob("*.png"))
+    for data in (file.read_bytes(), f"{file}\n{file}\n".encode()):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        outcome = convatlas("predict", model_file, "-", "--csv")
+        assert (outcome.code, outcome.err) == (0, "")

@@ -17,8 +17,8 @@ from convatlas.core.signal import Signal, Tally, rule
 from convatlas.errors import CostError
 from convatlas.layers.channels import ChannelsLast
 from convatlas.layers.lenet import RadialBasis, SparseConnectionConv2d, Subsample
-from convatlas.models.catalog import CATALOG
 from convatlas.weights.build import build
+from tiny_networks import every_network
 
 
 def shape_in_torch(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -317,14 +317,6 @@ def test_global_gate_leaves_the_field_local() -> None:
     assert y.receptive_field == (3, 3)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", CATALOG)
-def test_output_of_the_walk_is_the_output_of_the_network(name: str, channels: int) -> None:
-    network = build(name, classes=7, channels=channels, device="meta").eval()
-    assert cost(network).output.shape == (7,)
-    assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, 7)
-
-
 def shape_of(y: Tensor | Pair) -> tuple[int, ...]:
     return tuple((y.now if isinstance(y, Pair) else y).shape[1:])
 
@@ -334,27 +326,6 @@ def test_adaptive_pooling_reads_what_it_covers(size: int, out: int, field: int) 
     measured = cost(Chain(pool=nn.AdaptiveAvgPool2d(out)), (3, size, size))
     assert measured.output.shape == (3, out, out)
     assert measured.receptive_field == (field, field)
-
-
-@pytest.mark.parametrize("name", CATALOG)
-def test_every_layer_has_the_shape_of_its_real_output(name: str) -> None:
-    network = build(name, device="meta").eval()
-    shapes: dict[str, Any] = {}
-    for path, module in network.named_modules():
-        module.register_forward_hook(lambda _, __, y, path=path: shapes.update({path: shape_of(y)}))
-    network(torch.zeros(1, *network.input_shape, device="meta"))
-    for layer in cost(network).layers:
-        shape = shapes[layer.path]
-        parent = network.get_submodule(layer.path.rpartition(".")[0])
-        if isinstance(parent, ChannelsLast):
-            shape = (shape[-1], *shape[:-1])
-        assert layer.output.shape == shape, layer.path
-
-
-@pytest.mark.parametrize("name", CATALOG)
-def test_parameters_are_those_of_the_network(name: str) -> None:
-    network = build(name, device="meta")
-    assert cost(network).parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
 def run_macs(network: nn.Module, measured: Cost) -> int:
@@ -369,12 +340,24 @@ def run_macs(network: nn.Module, measured: Cost) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", CATALOG)
-def test_macs_are_those_that_torch_counts(name: str) -> None:
-    network = build(name, channels=3, device="meta").eval()
+@every_network
+def test_numbers_are_those_that_torch_counts_and_shapes_those_of_the_real_outputs(name: str) -> None:
+    network = build(name, classes=7, channels=3, device="meta").eval()
+    shapes: dict[str, Any] = {}
+    for path, module in network.named_modules():
+        module.register_forward_hook(lambda _, __, y, path=path: shapes.update({path: shape_of(y)}))
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, *network.input_shape, device="meta"))
-    assert counter.get_total_flops() == 2 * run_macs(network, cost(network))
+        output = network(torch.zeros(2, *network.input_shape, device="meta"))
+    measured = cost(network)
+    assert (2, *measured.output.shape) == output.shape == (2, 7)
+    assert measured.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert counter.get_total_flops() == 2 * 2 * run_macs(network, measured)
+    for layer in measured.layers:
+        shape = shapes[layer.path]
+        parent = network.get_submodule(layer.path.rpartition(".")[0])
+        if isinstance(parent, ChannelsLast):
+            shape = (shape[-1], *shape[:-1])
+        assert layer.output.shape == shape, layer.path
 
 
 @pytest.mark.parametrize("shape", [(3, 4.5, 4), (3, 0, 4), (3, -2, 4), (True, 4, 4), ("3", 4, 4), (), "344", 5])

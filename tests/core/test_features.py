@@ -14,9 +14,7 @@ from convatlas.core.network import Network, feature_map, tap_paths, taps
 from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.train.optim import param_groups_by_depth
-from tiny_networks import build_tiny
-
-every_network = pytest.mark.parametrize("name", CATALOG)
+from tiny_networks import build_tiny, every_network, of_each_kind
 
 
 @every_network
@@ -127,8 +125,8 @@ def test_auxiliary_heads_learn_with_the_head() -> None:
 SMALL = [name for name, row in CATALOG.items() if "small_stem" in getattr(row.spec, "backbone", row.spec).hints()]
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("size", [28, 32, 64])
+@of_each_kind(SMALL)
+@pytest.mark.parametrize("size", [28, 64])
 def test_small_stem_keeps_the_size_of_small_images(name: str, size: int) -> None:
     network = build_fresh(name, classes=10, stem="cifar", resolution=size, device="meta").eval()
     assert network.input_shape[1:] == (size, size)
@@ -149,7 +147,7 @@ def test_small_stem_is_offered_or_refused(name: str) -> None:
 
 
 @every_network
-@pytest.mark.parametrize("channels", [1, 4, 13])
+@pytest.mark.parametrize("channels", [1, 13])
 def test_any_number_of_channels_and_classes(name: str, channels: int) -> None:
     network = build_fresh(name, classes=5, channels=channels, device="meta").eval()
     assert network(torch.zeros(2, *network.input_shape, device="meta")).shape == (2, 5)

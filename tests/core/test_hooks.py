@@ -14,11 +14,9 @@ from convatlas.core.compose import Chain, Concat, Pair, Product, Sum
 from convatlas.core.network import Features, Network, feature_map, tap_paths, taps
 from convatlas.errors import SpecError
 from convatlas.layers.channels import DropPath, Scale
-from convatlas.models.catalog import CATALOG
-from tiny_networks import build_tiny
+from tiny_networks import build_tiny, every_network, one_of_each_spec
 
-every_network = pytest.mark.parametrize("name", CATALOG)
-one_of_each_family = pytest.mark.parametrize("name", sorted({type(row.spec): n for n, row in CATALOG.items()}.values()))
+one_of_each_family = pytest.mark.parametrize("name", one_of_each_spec())
 
 
 def tensors(y: Any) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from convatlas.errors import InputError, MachineError, SpecError
 from convatlas.layers.conv import ConvNorm
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.describe import compare
-from tiny_networks import tiny
+from tiny_networks import every_network, tiny
 
 DRAWN = sorted({type(row.spec): name for name, row in CATALOG.items()}.values())
 
@@ -36,7 +37,7 @@ def signs(name: str) -> set[str]:
     return {item.sign for item in walked(outline(build_fresh(name, device="meta"))) if isinstance(item, Parallel)}
 
 
-@pytest.mark.parametrize("name", CATALOG)
+@every_network
 def test_every_network_has_an_outline_of_some_size(name: str) -> None:
     told = outline(build_fresh(name, device="meta"))
     assert told is not None
@@ -81,6 +82,27 @@ def test_identity_branches_are_arcs() -> None:
     assert told.branches[1] is None
 
 
+def test_a_stride_that_keeps_the_time_says_so() -> None:
+    assert outline(nn.Conv3d(3, 8, (3, 7, 7), stride=(1, 2, 2))) == Box(("3×7×7, 8, /1×2×2",), "conv")
+    assert outline(nn.Conv3d(3, 8, 3, stride=2)) == Box(("3×3×3, 8, /2",), "conv")
+    assert outline(nn.MaxPool3d((1, 2, 2))) == Box(("max 1×2×2, /1×2×2",), "pool")
+
+
+def test_wide_blocks_that_repeat_are_drawn_once() -> None:
+    figure = diagram(build_fresh("nasnet_a_mobile", device="meta"))
+    assert figure.get_size_inches()[0] < 12
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert texts.count("2 × reduction cell") == 1
+    assert texts.count("4 × normal cell") == 3
+    assert texts.count("normal cell") == 1
+
+
+def test_notebooks_show_a_drawing_without_pyplot() -> None:
+    figure = diagram(build_fresh("lenet1", device="meta"))
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert len(pickle.loads(pickle.dumps(figure)).axes) == 1
+
+
 def test_unknown_layers_show_their_name() -> None:
     class Mystery(nn.Module):
         pass
@@ -114,7 +136,9 @@ def test_timeline_goes_from_1989_on_and_has_every_family(tmp_path: Path) -> None
     assert (found[0].year, found[0].title) == (1989, "ConvNet 1989")
     assert found[-1].year == 2022
     assert {entry.title for entry in found} == {row.card.family for row in CATALOG.values()}
-    timeline(path=tmp_path / "timeline.pdf")
+    figure = timeline(path=tmp_path / "timeline.pdf")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert all(texts.count(entry.title) == len(entry.categories) for entry in found)
     assert (tmp_path / "timeline.pdf").stat().st_size > 5_000
 
 
@@ -130,7 +154,7 @@ def test_comparison_counts_and_finds_the_cells_that_differ() -> None:
 
 def test_comparison_at_one_size_and_of_specs() -> None:
     compared = compare("resnet18", CATALOG["resnet18"].spec.scaled(width=2), resolution=64)
-    assert [row.resolution for row in compared.rows] == [64, 64]
+    assert [row.input_px for row in compared.rows] == [64, 64]
     assert compared.rows[1].name == "resnet18-custom"
     assert "widths[0]" in compared.cells
 

@@ -83,7 +83,7 @@ def check_parity(name: str, folder: Path, tmp_path: Path, *, everything: bool) -
         responses = [ask(port, "/predict?top=9", file.read_bytes())[1]["predictions"][0] for file in files]
     check([response["probabilities"] for response in responses])
     process = subprocess.run(
-        [sys.executable, "-m", "convatlas", "predict", tmp_path / "x.safetensors", folder, "--json"],
+        [sys.executable, "-m", "convatlas", "predict", tmp_path / "x.safetensors", folder, "--json", "--top", "9"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     lines = {line["source"]: line for line in map(json.loads, process.stdout.splitlines())}

@@ -14,12 +14,13 @@ from convatlas.inference.benchmark import (
     benchmark,
     build_untrained,
     count_parameters,
+    label_of,
     parse_batches,
     plot_latency,
     write_csv,
 )
 
-ROW = BenchmarkRow("lenet5", "torch", 1, 2.0, 3.0, 1.5, 500.0, 10.0, 0.1, 61_706)
+ROW = BenchmarkRow("runs/a/model.safetensors", "lenet5", "torch", 1, 2.0, 3.0, 1.5, 500.0, 10.0, 0.1, 61_706)
 
 
 def test_a_network_by_name_is_measured_in_a_process_of_its_own() -> None:
@@ -47,10 +48,21 @@ def test_rows_are_written_as_csv_with_units_in_the_columns(tmp_path: Path) -> No
 
 
 def test_latency_is_plotted_at_the_smallest_batch(tmp_path: Path) -> None:
-    plot_latency([ROW, replace(ROW, model="b", accuracy=0.5), replace(ROW, batch=16)], tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    measured = replace(ROW, name="b.onnx", accuracy=0.5, metric="accuracy", score=0.5, score_low=0.4, score_high=0.6)
+    for rows in ([ROW, measured, replace(ROW, batch=16)], [measured], [ROW, replace(ROW, parameters=None)]):
+        plot_latency(rows, tmp_path / "x.png")
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConvatlasError, match="nothing to plot"):
+        plot_latency([replace(ROW, parameters=None)], tmp_path / "y.png")
     with pytest.raises(ConvatlasError, match="at least one row"):
         plot_latency([], tmp_path / "y.png")
+
+
+def test_models_are_labeled_by_their_run_and_network() -> None:
+    assert ROW.label == "runs/a (lenet5)"
+    assert label_of("runs/a/model.onnx", "lenet5") == "runs/a/model.onnx (lenet5)"
+    assert label_of("model.safetensors", "lenet5") == "model.safetensors (lenet5)"
+    assert label_of("lenet5", "lenet5") == "lenet5"
 
 
 @pytest.mark.parametrize("text", ["0", "1,", "a", "1,-2", "1.5", ""])

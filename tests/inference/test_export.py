@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import convatlas as ca
 from commands import Command, check_refused
 from convatlas.engines import onnx_file, openvino_files
+from convatlas.engines.deploy import describe_header
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.errors import ConvatlasError, DataError, EngineError, ModelFileError
 from convatlas.inference import export as exporting
 from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
 from convatlas.inference.export import export, path_beside
 from convatlas.inference.model import Model, load
+from convatlas.inference.size_and_speed import SizeAndSpeed
 from convatlas.tasks.known import MultilabelClassification
 from convatlas.train.fit import fit
 from convatlas.train.recipe import RECIPES
@@ -69,24 +73,41 @@ def test_a_file_of_torch_export_is_refused_by_load(exported: dict[str, Path]) ->
     assert probabilities.sum(1).tolist() == pytest.approx([1, 1, 1])
 
 
-def test_a_graph_works_without_this_library(exported: dict[str, Path], model: Model) -> None:
-    """A program that has only ONNX Runtime."""
-    script = (
-        "import sys, json, numpy, onnxruntime\n"
-        "session = onnxruntime.InferenceSession(sys.argv[1])\n"
-        "metadata = session.get_modelmeta().custom_metadata_map\n"
-        "pixels = numpy.full((2, 1, 32, 32), 7, numpy.uint8)\n"
-        "p = session.run(['probabilities'], {'pixels': pixels})[0]\n"
-        "assert 'convatlas' not in sys.modules and 'torch' not in sys.modules\n"
-        "print(json.dumps([json.loads(metadata['classes']), p[0].tolist()]))\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", script, exported["onnx"]], capture_output=True, text=True, check=True
-    )
-    classes, found = json.loads(process.stdout)
-    assert classes == list(model.classes)
-    outputs = model.engine.outputs(torch.full((1, 1, 32, 32), 7, dtype=torch.uint8))
-    assert found == pytest.approx((outputs / model.header.calibration.temperature).softmax(1)[0].tolist(), abs=1e-5)
+PAGE = Path(__file__).parents[2] / "docs" / "inference.md"
+
+
+@pytest.mark.parametrize("size", [(37, 50), (83, 30), (20, 20), (33, 47)])
+def test_the_script_of_the_documentation_works_without_this_library(
+    exported: dict[str, Path], size: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It knows only the file: preprocessing, roundings and classes are read from the metadata."""
+    (script,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "onnx" in block]
+    assert "import convatlas" not in script
+    rule = describe_header(load(exported["onnx"]).header)["input"]
+    assert all(text in rule for text in ("EXIF", "rounded down", "halves rounded to the even number", "antialiased"))
+    image = Image.effect_noise(size, 80).convert("RGB")
+    image.getexif()[0x0112] = 6  # rotated by 90 degrees
+    image.save(tmp_path / "x.png", exif=image.getexif())
+    monkeypatch.setattr(sys, "argv", ["predict_onnx.py", str(exported["onnx"]), str(tmp_path / "x.png")])
+    exec(compile(script, str(PAGE), "exec"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (prediction,) = load(exported["onnx"]).predict(tmp_path / "x.png", top=3)
+    likely = prediction.to_plain()["probabilities"]
+    assert [name for _, name in lines] == list(likely)
+    assert [float(share.rstrip("%")) / 100 for share, _ in lines] == pytest.approx(list(likely.values()), abs=0.005)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_exported_files_have_predictions_of_the_same_form(
+    exported: dict[str, Path], to: str, tmp_path: Path, convatlas: Command
+) -> None:
+    Image.effect_noise((40, 30), 80).save(tmp_path / "x.png")
+    files = [tmp_path / "x.png", tmp_path / "missing.png"]
+    printed = convatlas("predict", exported[to], *files, "--json", "--top", 2, "--threshold", 0.9).out.splitlines()
+    plain = load(exported[to]).predict(files, top=2, threshold=0.9).to_plain()
+    assert [json.loads(line) for line in printed] == plain
+    assert list(plain[0]) == ["source", "label", "labels", "probability", "probabilities", "error"]
 
 
 def test_an_export_with_other_predictions_is_not_written(
@@ -188,8 +209,9 @@ def test_int8_keeps_the_accuracy(model: Model, tmp_path: Path, to: str) -> None:
     assert load(result.path).evaluate("digits", split="test").result.score == pytest.approx(result.accuracy.int8)
     assert result.path.with_suffix(".bin" if to == "openvino" else ".onnx").stat().st_size < 110_000 < 61_706 * 4
     plain = json.loads(json.dumps(result.to_plain()))
-    assert plain["accuracy"]["float32"] - plain["accuracy"]["int8"] == plain["accuracy"]["loss"]
-    assert plain["layers"][0]["signal_to_noise_db"] == noise[0]
+    change = plain["accuracy_change"]
+    assert change["float32"] - change["int8"] == change["drop"]
+    assert plain["layer_noise"][0]["signal_to_noise_db"] == noise[0]
     assert [Path(file["path"]) for file in plain["files"]] == list(result.files)
 
 
@@ -217,9 +239,23 @@ def test_int8_with_too_little_accuracy_is_not_written(
 ) -> None:
     monkeypatch.setattr(AccuracyCheck, "compare", lambda *_: change(0.4))
     message = r"at most 0.5 pp, got 90.00% in float32, 50.00% in int8, a change of -40.00 pp .* nothing was written"
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(EngineError, match=message) as error:
         export(model, "onnx", tmp_path / "x.onnx", int8="digits")
+    assert "with 2 of 5 layers in float32" in str(error.value)  # at most half of them
     assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_and_the_gain_are_lines() -> None:
+    allowed = AccuracyChange(0.93, 0.92, 153, 3, -0.002, 0.041)
+    assert allowed.limit_text(0.005) == (
+        "limit: a loss of 0.5 pp (0.8 of 153 images), exceeded if the whole interval is beyond it: not exceeded"
+    )
+    assert replace(allowed, low=0.02, metric="mean average precision").limit_text(0.01) == (
+        "limit: a loss of 1 pp, exceeded if the whole interval is beyond it: exceeded"
+    )
+    assert SizeAndSpeed("onnxruntime", 8.5, 2.46, 4.5, 1.8).text() == (
+        "float32 8.5 MiB, 4.50 ms; int8 2.5 MiB, 1.80 ms for one image on onnxruntime (2.5x)"
+    )
 
 
 def test_multilabel_models_are_exported(tmp_path: Path) -> None:
@@ -258,6 +294,9 @@ def test_the_command_writes_and_reads(
         convatlas("export", file, "--to", "onnx", "--int8", "digits", "--max-accuracy-drop", "5pp", "--json").out
     )
     assert plain["path"] == str(tmp_path / "own-int8.onnx")
+    gain = plain["size_and_speed"]
+    assert gain["int8_size_mib"] < gain["float32_size_mib"]
+    assert min(gain["int8_latency_ms"], gain["float32_latency_ms"]) > 0
     left, right = (json.loads(convatlas("evaluate", f, "digits", "--json").out) for f in (file, tmp_path / "own.onnx"))
     assert left["num_errors"] == right["num_errors"]
     assert right["engine"].startswith("onnxruntime")
@@ -265,6 +304,7 @@ def test_the_command_writes_and_reads(
     refused = convatlas("predict", tmp_path / "own.onnx", images / "val/ant", "--engine", "torch")
     check_refused(refused, "exported for onnxruntime")
     check_refused(convatlas("export", file, "--to", "caffe"), "caffe")
+    check_refused(convatlas("export", file, "--to", "onnx", "--max-unreadable", "2"), "--max-unreadable")
     check_refused(convatlas("export", tmp_path / "own.onnx", "--to", "openvino"), "contains no network")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,14 @@ def test_patterns_match_files_in_order(folder: Path) -> None:
     assert inputs.images == [folder / name for name in ("a.jpg", "b.png", "notes.txt", "deep/c.png")]
 
 
-def test_missing_files_and_patterns_without_a_match_stay(folder: Path) -> None:
-    assert expand_inputs(["no.png", f"{folder}/*.gif"]).images == [Path("no.png"), folder / "*.gif"]
+def test_missing_files_stay(folder: Path) -> None:
+    assert expand_inputs(["no.png", f"{folder}/[q].png"]).images == [Path("no.png"), folder / "[q].png"]
+
+
+@pytest.mark.parametrize("pattern", ["*.gif", "?.gif", "[0-9]*.gif"])
+def test_a_pattern_without_a_match_is_refused(folder: Path, pattern: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"{pattern}: nothing matches")):
+        expand_inputs(["no.png", f"{folder}/{pattern}"])
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(folder: Path) -> None:
@@ -58,8 +65,10 @@ def test_urls_need_permission() -> None:
 
 def names_in(data: bytes) -> list[Path | str | EncodedImage]:
     inputs = expand_inputs(["-"], stdin=io.BytesIO(data))
-    assert inputs.count is None
-    return list(inputs.images)
+    images = list(inputs.images)
+    is_image = any(isinstance(image, EncodedImage) for image in images)
+    assert inputs.count == (1 if is_image else None)  # known before an engine is chosen
+    return images
 
 
 def test_standard_input_has_names() -> None:
@@ -67,6 +76,8 @@ def test_standard_input_has_names() -> None:
     assert names_in(b"a.png\r\nb.png\r\n \r\n") == [Path("a.png"), Path("b.png")]
     assert names_in(b"caf\xe9.png\n") == [Path("caf\udce9.png")]
     assert names_in(b"") == []
+    urls = [b"https://example.org/a.png", b"http://example.org/b.png"]
+    assert names_in(b"\n".join(urls)) == names_in(b"\0".join([*urls, b""])) == [url.decode() for url in urls]
 
 
 FIRST_NAMES = (
@@ -118,6 +129,7 @@ def encoded(kind: str, shape: tuple[int, int] = (6, 5)) -> bytes:
         encoded("bmp", (4, 2570)),  # its size has a line break in it
         b"P5\n2 2\n255\nabcd", b"P6 # by hand\n1 1\n255\nabc", b"P5 2 2 255 abcd",
         b"BM\n\x01\0\0\0\0\0\0", b"RIFF\n\x0a\x0a\x0aWEBPVP8 ", b"\xff\xd8\xff more\nlines", b"a\0b",
+        b"\x1f\x8b\x08 more\nlines", b"\x7fELF\x02\nlines", b"\x01",
     ],
     ids=lambda data: repr(data[:6]),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,28 @@ def test_a_class_whose_images_are_all_unreadable_does_not_end_an_evaluation(own_
     for file in (own_images / "val/bee").iterdir():
         file.write_bytes(b"damaged")
     (own_images / "val/bee/notes.txt").write_text("x")
-    split, result, unreadable, remarks = load(colored.model_file).evaluate(own_images, max_unreadable=0.5)
+    split, result, unreadable, remarks, *_ = load(colored.model_file).evaluate(own_images, max_unreadable=0.5)
     assert remarks == ("1 file is not used: 1 .txt (bee/notes.txt)",)
     assert (split, result.n, result.note, len(unreadable)) == ("val", 24, "2 of 3 classes present", 12)
+
+
+@pytest.mark.parametrize("form", ["one folder", "an empty folder beside it", "a table"])
+def test_data_of_one_class_is_evaluated(own_images: Path, colored: Run, form: str) -> None:
+    folder = own_images / "val"
+    for name in ("bee", "cat"):
+        shutil.rmtree(folder / name)
+    data = folder
+    if form == "an empty folder beside it":
+        (folder / "bee").mkdir()
+    elif form == "a table":
+        data = folder / "list.csv"
+        data.write_text("\n".join(["file,label", *(f"ant/{file.name},ant" for file in (folder / "ant").iterdir())]))
+    split, result, *_ = load(colored.model_file).evaluate(data)
+    assert (split, result.n, result.note) == ("all", 12, "1 of 3 classes present")
+    shutil.rmtree(folder / "ant")
+    (folder / "ant").mkdir()
+    with pytest.raises(DataError):
+        load(colored.model_file).evaluate(data)
 
 
 def test_training_still_needs_every_class(pixels: tuple[np.ndarray, np.ndarray], model: Model) -> None:

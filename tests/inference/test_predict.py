@@ -122,8 +122,8 @@ def test_bytes_of_every_format_are_read_like_files(model: Model, tmp_path: Path,
 def test_an_array_file_whose_header_has_a_too_large_shape_is_refused(model: Model) -> None:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 8, 3)})
-    (found,) = predict(model, EncodedImage("bomb.npy", file.getvalue()))
-    assert "specifies more" in found.error
+    with pytest.raises(DataError, match="specifies more"):
+        model.predict(EncodedImage("bomb.npy", file.getvalue()))
 
 
 # --- test-time augmentation
@@ -157,10 +157,12 @@ def test_an_image_below_the_threshold_is_unknown(model: Model, files: list[Path]
     for free, bound in zip(predict(model, files), predict(model, files, threshold=0.5), strict=True):
         assert free.labels == (free.label,)
         assert free.text == free.label
-        assert bound.label == free.label
-        assert bound.probabilities == free.probabilities
-        assert bound.text == (free.label if free.probability >= 0.5 else UNKNOWN)
-        assert bound.labels == ((free.label,) if free.probability >= 0.5 else ())
+        assert free.probability is not None
+        is_known = free.probability >= 0.5
+        assert (bound.probability, bound.probabilities) == (free.probability, free.probabilities)
+        assert bound.label == (free.label if is_known else None)
+        assert bound.labels == (free.labels if is_known else ())
+        assert bound.text == (free.text if is_known else UNKNOWN)
     assert {p.text for p in predict(model, files, threshold=1.0)} == {UNKNOWN}
 
 
@@ -220,16 +222,18 @@ def test_urls_are_fetched_only_if_allowed(
 ) -> None:
     monkeypatch.delenv("CONVATLAS_OFFLINE", raising=False)
     site = serve({"/a.png": files[1].read_bytes(), "/b.png": b"nothing"})
-    (refused,) = predict(model, f"{site.url}/a.png")
-    assert "no such file" in refused.error
+    with pytest.raises(DataError, match=r"downloaded only with --fetch \(fetch=True in Python\)"):
+        model.predict(f"{site.url}/a.png")
+    (refused,) = predict(model, [f"{site.url}/a.png"])
+    assert "fetch=True" in refused.error
     assert not site.requests
     good, bad, missing = predict(model, [f"{site.url}/{name}.png" for name in "abc"], fetch=True)
     assert same(good, predict(model, files[1])[0])
     assert "not an image" in bad.error
     assert "download failed" in missing.error
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
-    (offline,) = predict(model, f"{site.url}/a.png", fetch=True)
-    assert "internet access is disabled" in offline.error
+    with pytest.raises(DataError, match="internet access is disabled"):
+        model.predict(f"{site.url}/a.png", fetch=True)
 
 
 # --- the command line
@@ -262,8 +266,16 @@ def test_standard_input_is_a_list_of_names_or_an_image(
 def test_patterns_are_expanded(convatlas: Command, colored: Run, images: Path) -> None:
     lines = convatlas("predict", colored.model_file, f"{images}/val/*/0?.jpg", "--csv").out.splitlines()
     assert len(lines) == 1 + len(list(images.glob("val/*/0?.jpg")))
-    none = convatlas("predict", colored.model_file, f"{images}/*.nothing")
-    check_refused(none, "*.nothing", "no such file")
+
+
+def test_what_contains_no_image_is_refused_before_the_model_is_loaded(
+    convatlas: Command, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    cases = {f"{images}/*.nothing": "*.nothing: nothing matches", str(tmp_path / "empty"): "no images in this folder"}
+    cases[f"{images}/va?"] = "va?: nothing matches but folders"
+    for given, message in cases.items():
+        check_refused(convatlas("predict", tmp_path / "missing.safetensors", given), message)
 
 
 def test_the_command_passes_all_options(

@@ -55,7 +55,7 @@ def test_one_image_is_predicted_as_by_predict(port: int, model: Model, files: li
         status, content = ask(port, body=file.read_bytes())
         (plain,) = content["predictions"]
         assert status == 200
-        assert (plain["label"], plain["text"]) == (expected.label, expected.text)
+        assert plain["label"] == expected.to_plain()["label"]
         assert plain["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
 
 
@@ -69,12 +69,12 @@ def test_many_images_are_predicted_in_order_and_unreadable_ones_have_errors(
     assert [each["label"] for each in good] == [p.label for p in model.predict(files[:3])]
     assert [each["source"] for each in good] == [file.name for file in files[:3]]
     assert all(len(each["probabilities"]) == 1 for each in good)
-    assert bad == {"source": "unreadable.png", "error": "unreadable.png: not an image"}
+    assert (list(bad), bad["label"], bad["error"]) == (list(good[0]), None, "unreadable.png: not an image")
 
 
 def test_threshold(port: int, files: list[Path]) -> None:
     _, content = ask(port, "/predict?threshold=1", files[0].read_bytes())
-    assert content["predictions"][0]["text"] == "unknown"
+    assert (content["predictions"][0]["label"], content["predictions"][0]["labels"]) == (None, [])
 
 
 def large() -> bytes:
@@ -123,7 +123,6 @@ def test_description_and_metrics(port: int, model: Model) -> None:
     _, metrics = ask(port, "/metrics")
     assert 'convatlas_requests_total{status="422"}' in metrics
     assert "convatlas_batch_bucket" in metrics
-    assert ask(port, "/docs")[0] == 404  # its page would load scripts from another server
 
 
 def test_a_token_is_required_if_one_is_set(model: Model, files: list[Path]) -> None:

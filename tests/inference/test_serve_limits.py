@@ -402,7 +402,7 @@ def test_a_failure_of_one_image_is_the_error_of_that_image(
         assert status == 200
         assert list(predictions) == list(sent)
         assert predictions["good"]["label"] == predictions["again"]["label"]
-        assert {name: each["error"] for name, each in predictions.items() if "error" in each} == {
+        assert {name: each["error"] for name, each in predictions.items() if each["error"]} == {
             "memory": "memory: cannot be read (MemoryError)",
             "type": "type: cannot be read (expected)",
             "engine": "engine: the network failed (no kernel)",

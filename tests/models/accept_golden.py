@@ -1,19 +1,22 @@
-"""Count every network of the catalog and write catalog.csv: `python tests/models/accept_golden.py`.
+"""Count every network of the catalog and write its index: `python tests/models/accept_golden.py`.
 
-The tests compare the table with the networks. Check the diff before you commit.
+The tests compare the index with the networks. Check the diff of index.jsonl before you commit.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from convatlas.models.catalog import CATALOG, count_stats
-from convatlas.models.stats import STATS_CSV, write_stats
+from convatlas.models.catalog import CATALOG, entry_of, measure
+from convatlas.models.describe import describe
+from convatlas.models.index import write_index
 
 
 def main() -> None:
-    with Path(str(STATS_CSV)).open("w", encoding="utf-8", newline="") as table:
-        write_stats(table, ((name, count_stats(name)) for name in CATALOG))
+    entries, descriptions = [], {}
+    for name, row in CATALOG.items():
+        measured = measure(name)
+        entries.append(entry_of(name, row, measured))
+        descriptions[name] = describe(row.card, measured)
+    write_index(entries, descriptions)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from convatlas.errors import SpecError
+from convatlas.errors import InputError, SpecError
 from convatlas.models.card import Card, Family, ReportedMetrics, error_rate, imagenet, torchvision_and_timm
-from convatlas.models.catalog import CATALOG, list_models
-from convatlas.models.describe import compare, show
+from convatlas.models.catalog import CATALOG
+from convatlas.models.describe import compare, list_models, show
 from convatlas.models.families.resnet import CARD, R18
 
 
@@ -60,12 +60,16 @@ def test_show_prints_reported_numbers_with_unit_and_source() -> None:
 
 def test_compare_has_reported_numbers() -> None:
     first, second = compare("resnet101", "lenet5_modern").rows
-    assert (first.top1, first.top5, first.reported_on) == (76.4, 92.9, "ImageNet-1K, paper")
-    assert (second.top1, second.top5, second.reported_on) == (None, None, "")
+    assert (first.top1_percent, first.top5_percent, first.reported_on) == (76.4, 92.9, "ImageNet-1K, paper")
+    assert (second.top1_percent, second.top5_percent, second.reported_on) == (None, None, "")
 
 
 def test_list_models_filters() -> None:
     assert list_models("vgg*", max_params=130e6) == []
-    assert "vgg11" in list_models("vgg*", max_params=133e6)
+    assert "vgg11" in list_models("VGG*", max_params=133e6)
+    assert list_models(max_params="20k") == list_models(max_params=20_000)
+    for limit in ("5ms", [5], True):
+        with pytest.raises(InputError, match="list_models: max_params: "):
+            list_models(max_params=limit)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"unknown family 'resnett'.*did you mean resnet"):
         list_models(family="resnett")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from convatlas.core.cost import cost
-from convatlas.models.catalog import CATALOG, count_stats, measure, stats
+from convatlas.models.catalog import CATALOG, entry_of, measure, stats
+from convatlas.models.describe import describe
 from convatlas.models.families import inception_resnet
 from convatlas.models.families.inception_resnet import InceptionResNet
-from convatlas.models.stats import STATS_CSV
+from convatlas.models.index import is_complete, read_description, read_entries
 
 FACTS_FILE = Path(__file__).parents[2] / "../shared/facts/architecture-facts.csv"
 
@@ -54,14 +54,27 @@ CALLED = {
 }  # fmt: skip
 
 
+ACCEPT = "if the change is intended: python tests/models/accept_golden.py"
+
+
 @pytest.mark.parametrize("name", CATALOG)
-def test_committed_stats_equal_the_counted_ones(name: str) -> None:
-    assert stats(name) == count_stats(name), "if the change is intended: python tests/models/accept_golden.py"
+def test_the_index_equals_what_is_counted(name: str) -> None:
+    row, measured = CATALOG[name], measure(name)
+    assert read_entries()[name] == entry_of(name, row, measured), ACCEPT
+    text = describe(row.card, measured)
+    assert read_description(name) == text, ACCEPT
+    card = row.card
+    parts = [card.title, card.paper, card.innovation, card.note, *card.categories]
+    if card.reported is not None:
+        parts.append(card.reported.conditions)
+    parts += [f"{measured.parameters:,}", f"{measured.macs:,}"]
+    assert all(part in text for part in parts)
+    assert all(layer.path in text for layer in measured.layers if layer.parameters)
 
 
-def test_table_has_a_row_for_every_network_in_order() -> None:
-    with STATS_CSV.open(encoding="utf-8") as table:
-        assert [row["name"] for row in csv.DictReader(table)] == list(CATALOG)
+def test_the_index_has_an_entry_for_every_network_in_order() -> None:
+    assert list(read_entries()) == list(CATALOG)
+    assert is_complete(), ACCEPT
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -73,7 +86,7 @@ def test_published_parameters_and_macs(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_published_receptive_fields(name: str) -> None:
-    assert stats(name).receptive_field == FIELDS[name]
+    assert stats(name).receptive_field_px == FIELDS[name]
 
 
 def test_capsnet_without_decoder() -> None:
@@ -136,4 +149,6 @@ def test_stats_equal_the_collected_facts(name: str, row: dict[str, str]) -> None
 
 def test_stats_are_positive() -> None:
     for name in CATALOG:
-        assert min(dataclasses.astuple(stats(name))) > 0, name
+        facts = stats(name)
+        numbers = (facts.parameters, facts.macs, facts.activations, facts.receptive_field_px, facts.layers)
+        assert min(numbers) > 0, name

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +17,9 @@ from convatlas.errors import SpecError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.families.efficientnet import B0
 from convatlas.models.scaling import compound_factors, fast_factors, fit_budget, scale_compound, scale_fast
-from tiny_networks import tiny
+from tiny_networks import one_of_each_spec, tiny
 
-SCALED = sorted({type(row.spec): name for name, row in CATALOG.items()}.values())
-"""One network of every kind of spec."""
+SCALED = one_of_each_spec()
 
 
 def measured(spec: Spec, *, classes: int = 1000, channels: int = 3) -> Cost:
@@ -37,6 +38,34 @@ def test_every_family_scales(name: str, width: float, depth: float) -> None:
         assert (after.parameters > before.parameters) == (width > 1)
     assert after.output.shape == (10,)
     assert all(parameter.numel() for parameter in build_fresh(scaled, classes=10, device="meta").parameters())
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ({"width": 0}, r"width must be a factor in \(0, 65,536\], got 0"), ({"width": 1e9}, "width must"),
+        ({"width": math.nan}, "width must"), ({"depth": 1e6}, r"depth must be a factor in \(0, 1,024\]"),
+        ({"depth": -1}, "depth must"), ({"depth": "2"}, "depth must"), ({"width": True}, "width must"),
+    ],
+)  # fmt: skip
+def test_factors_beyond_any_network_are_refused(factors: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        CATALOG["resnet50"].spec.scaled(**factors)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: scale_compound("resnet18", 1), r"scale_compound: spec must be a spec, .*ca\.spec\('resnet18'\)"),
+        (lambda: scale_fast("resnet18", 2), "scale_fast: spec must be"),
+        (lambda: fit_budget(None, macs=1e6), "got None"),
+        (lambda: scale_compound(B0, "1"), "phi must be in"),
+        (lambda: scale_fast(B0, None), "scale must be in"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        call()
 
 
 @pytest.mark.parametrize("name", CATALOG)

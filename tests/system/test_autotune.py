@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from convatlas.system import autotune
-from convatlas.system.autotune import TimingRules, TuningCache, min_times, time_candidates, time_repeatedly
+from convatlas.system.autotune import (
+    StoredChoice,
+    TimingRules,
+    TuningCache,
+    min_times,
+    time_candidates,
+    time_repeatedly,
+)
 
 
 class Clock:
@@ -89,15 +96,27 @@ def test_choices_are_stored_by_everything_they_depend_on(tmp_path: Path, monkeyp
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
     cpu = torch.device("cpu")
     assert TuningCache("x.json", cpu, "a").load() is None
-    TuningCache("x.json", cpu, "a").store({"threads": 1})
-    TuningCache("x.json", cpu, "b").store({"threads": 2})
-    assert TuningCache("x.json", cpu, "a").load() == {"threads": 1}
-    assert TuningCache("x.json", cpu, "b").load() == {"threads": 2}
-    (tmp_path / "cache" / "x.json").write_text("damaged")
-    assert TuningCache("x.json", cpu, "a").load() is None
+    TuningCache("x.json", cpu, "a").store({"threads": 1}, 0.0)
+    TuningCache("x.json", cpu, "b").store({"threads": 2}, 0.75)
+    assert TuningCache("x.json", cpu, "a").load() == StoredChoice({"threads": 1}, 0.0)
+    assert TuningCache("x.json", cpu, "b").load() == StoredChoice({"threads": 2}, 0.75)
+    key = TuningCache("x.json", cpu, "a").key
+    for damaged in ("damaged", f'{{"{key}": {{"threads": 1}}}}', f'{{"{key}": {{"choice": 1, "other_load": "0.5"}}}}'):
+        (tmp_path / "cache" / "x.json").write_text(damaged)
+        assert TuningCache("x.json", cpu, "a").load() is None
+
+
+def test_a_choice_from_a_busy_machine_is_used_while_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet, busy = StoredChoice(1, 0.05), StoredChoice(1, 0.8)
+    monkeypatch.setattr(autotune, "measure_load", lambda: 0.02)
+    assert quiet.is_usable()
+    assert not busy.is_usable()
+    assert busy.is_usable(little_work=True)
+    monkeypatch.setattr(autotune, "measure_load", lambda: 0.9)
+    assert busy.is_usable()
 
 
 def test_a_cache_that_cannot_be_written_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "file"))
-    TuningCache("x.json", torch.device("cpu"), "a").store(1)
+    TuningCache("x.json", torch.device("cpu"), "a").store(1, 0.0)

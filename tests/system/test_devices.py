@@ -18,6 +18,8 @@ def test_devices_by_name() -> None:
             resolve_device(name)
         assert name in str(error.value)
         assert "\n" not in str(error.value)
+    with pytest.raises(MachineError, match=r"gpu is not available on this machine; it must be cpu, cuda, mps or auto$"):
+        resolve_device("gpu")
 
 
 def test_each_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

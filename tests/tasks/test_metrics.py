@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -69,14 +68,15 @@ def test_fitted_temperature_has_a_lower_bound_if_all_predictions_are_correct() -
 
 
 @given(st.integers(1, 500), st.floats(0, 1))
-def test_accuracy_interval_contains_the_accuracy_and_is_as_wide_as_the_normal_interval(
-    count: int, share: float
-) -> None:
+def test_accuracy_interval_contains_the_accuracy_and_has_the_bounds_of_the_score_test(count: int, share: float) -> None:
     correct = round(count * share)
     low, high = metrics.accuracy_interval(correct, count)
-    assert 0 <= low <= correct / count <= high <= 1
     p = correct / count
-    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / count), abs=0.15 / np.sqrt(count) + 1.5 / count)
+    assert 0 <= low <= p + 1e-12
+    assert p - 1e-12 <= high <= 1
+    assert high - low > 0
+    for bound in (low, high):
+        assert (p - bound) ** 2 == pytest.approx(1.959964**2 * bound * (1 - bound) / count, abs=1e-12)
 
 
 def test_classes_without_images_are_not_part_of_the_means() -> None:

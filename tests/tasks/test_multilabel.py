@@ -218,7 +218,7 @@ def test_a_label_without_training_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training image has the label red"):
         open_data(table(tmp_path / "a.csv", rows))
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 5, 5), np.uint8), y=np.array([[1, 0]] * 4))
-    with pytest.raises(DataError, match="train: no image has the label 1"):
+    with pytest.raises(DataError, match="no training image has the label 1"):
         open_data(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 5, 5), np.uint8), y=np.array([[1, 2]] * 4))
     with pytest.raises(DataError, match="labels must be 0 or 1"):
@@ -290,6 +290,20 @@ def test_classes_are_matched_by_name(run: Run, colors: Path) -> None:
     assert ca.evaluate(run.model_file, other, split="all").result.score > 0.99
 
 
+def test_data_with_some_of_the_classes_is_evaluated(run: Run, colors: Path) -> None:
+    with colors.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["blue"] == "0"]
+    for name, kept in (("zeros.csv", ("file", "red", "Green", "blue")), ("columns.csv", ("file", "Green", "red"))):
+        part = table(colors.parent / name, [{key: row[key] for key in kept} for row in rows])
+        result = ca.evaluate(run.model_file, part, split="all").result
+        assert isinstance(result, MultilabelResult)
+        assert (result.n, result.note) == (len(rows), "2 of 3 classes present")
+        assert result.score > 0.99
+        assert result.text().endswith("; 2 of 3 classes present")
+        assert np.isfinite(result.summary()["macro_f1"])
+        assert result.table().to_plain()["blue"]["average_precision"] is None
+
+
 def test_single_label_data_and_losses_are_refused(run: Run, colors: Path, tmp_path: Path) -> None:
     with colors.open() as file:
         rows = [{"file": row["file"], "label": NAMES[i % 3]} for i, row in enumerate(csv.DictReader(file))]
@@ -304,7 +318,7 @@ def test_single_label_data_and_losses_are_refused(run: Run, colors: Path, tmp_pa
 
 def test_the_report_shows_every_class(run: Run) -> None:
     page = run.report_file.read_text(encoding="utf-8")
-    for part in ("mean average precision", "false positives", "Green", "micro_f1"):
+    for part in ("mean average precision", "false positives", "Green", "micro F1"):
         assert part in page
     with (run.folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -321,7 +335,10 @@ def test_the_command_line_shows_every_class(run: Run, colors: Path) -> None:
     done = CliRunner().invoke(app, ["predict", model_file, str(folder / "5.png"), "--json"])
     assert set(json.loads(done.output)["labels"]) == {"red", "blue"}
     rows = CliRunner().invoke(app, ["predict", model_file, *(str(folder / f"{i}.png") for i in (5, 0)), "--csv"])
-    assert [set(row["label"].split("|")) for row in csv.DictReader(rows.output.splitlines())] == [{"red", "blue"}, {""}]
+    assert [set(row["labels"].split("|")) for row in csv.DictReader(rows.output.splitlines())] == [
+        {"red", "blue"},
+        {""},
+    ]
     done = CliRunner().invoke(app, ["predict", model_file, str(folder / "0.png")])
     assert done.output.splitlines()[0].split()[:2] == ["image", "prediction"]
     assert done.output.splitlines()[-1].split()[1] == "unknown"

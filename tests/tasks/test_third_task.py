@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +20,13 @@ from torch.nn import functional as F
 import convatlas as ca
 from commands import Command
 from convatlas.errors import DataError
+from convatlas.tasks.prediction import Prediction
+from convatlas.tasks.result import Result
 from convatlas.tasks.table import Column, MetricTable
 from convatlas.tasks.targets import Targets
-from convatlas.tasks.task import (
-    TASKS,
-    Calibration,
-    Criterion,
-    Prediction,
-    Result,
-    SplitTargets,
-    TableRows,
-    Task,
-    register,
-)
-from convatlas.train.fit import open_run, prepare_run
+from convatlas.tasks.task import TASKS, Calibration, Criterion, SplitTargets, TableRows, Task, register
+from convatlas.train.fit import prepare_run
+from convatlas.train.resume import open_run
 from convatlas.train.run import Run
 from convatlas.train.state import Epoch
 from convatlas.weights.modelfile import read_model_file
@@ -46,8 +40,8 @@ class ValuePrediction(Prediction):
     def text(self) -> str:
         return "" if self.error else f"{self.value:.3f}"
 
-    def to_plain(self, top: int | None = None) -> dict[str, Any]:
-        return super().to_plain(top) | ({} if self.error else {"value": self.value})
+    def to_plain(self) -> dict[str, Any]:
+        return super().to_plain() | {"value": None if self.error else self.value}
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,11 +187,11 @@ def test_a_number_is_learned(run: Run) -> None:
 
 
 def test_another_loss_of_the_task(brightness: Path, tmp_path: Path) -> None:
-    run = ca.fit(brightness, "lenet5_modern", overrides={"loss": "absolute", "epochs": 1}, out=tmp_path / "run",
+    run = ca.fit(brightness, "lenet5_modern", loss="absolute", epochs=1, out=tmp_path / "run",
                  data_options=ca.DataOptions(channels=1), progress=False)  # fmt: skip
     assert run.task.loss == "absolute"
     with pytest.raises(ca.ConvatlasError, match="loss must be one of squared, absolute for regression, got 'focal'"):
-        ca.fit(brightness, "lenet5_modern", overrides={"loss": "focal"}, out=tmp_path / "other", progress=False)
+        ca.fit(brightness, "lenet5_modern", loss="focal", out=tmp_path / "other", progress=False)
 
 
 def test_an_interrupted_run_is_resumed_to_the_last_bit(run: Run, brightness: Path, tmp_path: Path) -> None:
@@ -226,15 +220,17 @@ def test_predict_and_evaluate(run: Run, brightness: Path, tmp_path: Path) -> Non
     (tmp_path / "text.png").write_text("no image")
     good, bad = model.predict([brightness.parent / "59.png", tmp_path / "text.png"], tta="flip")
     assert isinstance(good, ValuePrediction)
-    assert good.to_plain() == {"source": str(brightness.parent / "59.png"), "value": good.value}
+    assert good.to_plain() == {"source": str(brightness.parent / "59.png"), "error": None, "value": good.value}
     assert bad.error
-    assert bad.to_plain() == {"source": str(tmp_path / "text.png"), "error": bad.error}
+    assert bad.to_plain() == {"source": str(tmp_path / "text.png"), "error": bad.error, "value": None}
 
 
 def test_commands(run: Run, brightness: Path, convatlas: Command) -> None:
     image = brightness.parent / "59.png"
     line = json.loads(convatlas("predict", run.model_file, image, "--json").out)
-    assert set(line) == {"source", "value"}
+    assert set(line) == {"source", "error", "value"}
+    (row,) = csv.DictReader(io.StringIO(convatlas("predict", run.model_file, image, "--csv").out))
+    assert (row["source"], row["error"], float(row["value"])) == (str(image), "", line["value"])
     assert f"{line['value']:.3f}" in convatlas("predict", run.model_file, image).out
     shown = convatlas("evaluate", run.model_file, brightness).out
     assert f"mean absolute error {run.results['test'].value:.3f}"[:24] in shown

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 import convatlas as ca
 from commands import Command
+from convatlas.core.network import Network
 from convatlas.core.spec import Spec
 from convatlas.data.loader import batch_sizes
+from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import RunError, SpecError
 from convatlas.models.catalog import build_fresh
 from convatlas.tasks.known import Classification
 from convatlas.tasks.targets import Batch, Targets
-from convatlas.train.batch_norm import check_batch, min_images
+from convatlas.train.batch_norm import check_batch, has_folded_norms, min_images
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.distributed import Distributed
 from convatlas.train.fit import prepare_run
@@ -106,6 +108,47 @@ def test_only_batch_norms_that_are_trained_need_two_images() -> None:
     assert min_images(network, Recipe()) == 2
     assert min_images(network, Recipe(freeze_bn_stats=True)) == 1
     assert min_images(build_fresh("lenet5", classes=2, channels=1), Recipe()) == 1
+
+
+def folded(network: Network) -> Network:
+    """Fold the batch norms of a network, apart from their shifts, into the convolutions before them."""
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.state_dict()["running_mean"].zero_()
+                layer.state_dict()["running_var"].fill_(1 - layer.eps)
+                layer.weight.fill_(1)
+                layer.bias.uniform_(0.1, 1)
+    return network
+
+
+def test_folded_batch_norms_are_recognized() -> None:
+    network = SPECS["resnet18"].build(classes=2, channels=1)
+    assert not has_folded_norms(network.state_dict())  # untrained: they normalize from the first step on
+    assert has_folded_norms(folded(network).state_dict())
+    network.train()(torch.randn(4, *network.input_shape))
+    assert not has_folded_norms(network.state_dict())
+    assert not has_folded_norms(build_fresh("lenet5", classes=2, channels=1).state_dict())
+
+
+def test_folded_batch_norms_get_the_statistics_of_the_images(seventeen: Path, tmp_path: Path) -> None:
+    """In evaluation mode the network computes the same as before."""
+    spec = SPECS["resnet18"].scaled(resolution=64)
+    file, x = tmp_path / "folded.pth", torch.randn(2, 1, 64, 64)
+    network = folded(spec.build(classes=2, channels=1))
+    torch.save(network.state_dict(), file)
+    execution = ExecutionOptions(device="cpu", threads=1, fused_norms=False)
+    run = prepare_run(seventeen, spec, weights=file, out=tmp_path / "run", execution=execution)
+    assert not has_folded_norms(run.network.state_dict())
+    norm = next(layer for layer in run.network.modules() if isinstance(layer, nn.BatchNorm2d))
+    network.head, run.network.head = nn.Identity(), nn.Identity()  # the head is a new one
+    with torch.no_grad():
+        torch.testing.assert_close(run.network.eval()(x), network.eval()(x), rtol=1e-3, atol=1e-3)
+        inputs: list[Tensor] = []
+        norm.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        compute_outputs(eager_forward(run.network, run.config.preprocessing), run.dataset.train)
+    torch.testing.assert_close(torch.cat(inputs).mean((0, 2, 3)), norm.running_mean)
+    torch.testing.assert_close(torch.cat(inputs).var((0, 2, 3), correction=0), norm.running_var)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

@@ -15,8 +15,9 @@ import torch
 
 from convatlas.errors import ConvatlasError, ModelFileError, RunError
 from convatlas.train.checkpoint import SEAL
-from convatlas.train.fit import open_run, prepare_run
+from convatlas.train.fit import prepare_run
 from convatlas.train.recipe import Recipe
+from convatlas.train.resume import open_run
 from convatlas.train.settings import ExecutionOptions, RunOptions
 from convatlas.train.state import Epoch
 
@@ -133,7 +134,7 @@ CHECKPOINTS: list[tuple[str, Any, str]] = [
     ("state.history", [], "best_epoch must be one of 0 epochs"),
     ("state.history.0.epoch", 7, r"history\[0\].epoch must be 1, got 7"),
     ("state.history.0.lr", "x", r"history\[0\].lr must be"),
-    ("state.history.0.seconds", ..., r"history\[0\] must have all columns, seconds are missing"),
+    ("state.history.0.elapsed_s", ..., r"history\[0\] must have all columns, elapsed_s are missing"),
     ("state.best_epoch", 2, "best_epoch must be one of 1 epochs in history, got 2"),
     ("state.best_score", "x", "best_score must be a number or null, got 'x'"),
     ("state.best_loss", None, "best_score and best_loss must both be"),

@@ -75,7 +75,7 @@ def test_every_image_is_evaluated_once_and_not_trained_on(flat: Path, tmp_path: 
     assert outcome.std == pytest.approx(float(np.std(outcome.scores, ddof=1)))
     rows = list(csv.DictReader((tmp_path / "x" / "folds.csv").open()))
     assert [float(row["accuracy"]) for row in rows] == list(outcome.scores)
-    assert [(row["fold"], row["images"]) for row in rows] == [("1", "12"), ("2", "12"), ("3", "12")]
+    assert [(row["fold"], row["n"]) for row in rows] == [("1", "12"), ("2", "12"), ("3", "12")]
     assert str(outcome).splitlines()[0].split() == ["fold", "images", "accuracy"]
     assert f"mean {outcome.mean:.4f}, standard deviation {outcome.std:.4f}" in str(outcome)
     # the model file records its fold

@@ -19,8 +19,9 @@ import convatlas as ca
 from commands import Command
 from convatlas.errors import DataError, RunError
 from convatlas.train.cross_validation import cross_validate
-from convatlas.train.fit import open_run, prepare_run
+from convatlas.train.fit import prepare_run
 from convatlas.train.recipe import Recipe
+from convatlas.train.resume import open_run
 from convatlas.train.run_folder import CONFIG, LOCK, lock_run, start_run
 from convatlas.train.settings import ExecutionOptions, RunOptions
 
@@ -82,7 +83,7 @@ def result(folder: Path) -> list[Any]:
                 found += [(key, value.tolist()) for key, value in sorted(load_file(run / name).items())]
         if "metrics.csv" in files:
             with (run / "metrics.csv").open() as table:
-                found += [{key: row[key] for key in row if key != "seconds"} for row in csv.DictReader(table)]
+                found += [{key: row[key] for key in row if key != "elapsed_s"} for row in csv.DictReader(table)]
     return found
 
 
@@ -157,14 +158,17 @@ def test_a_run_killed_at_any_file_operation_continues(
 
 def test_two_starts_in_one_directory_are_one_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with start_run(folder, "data", "model"):
+    with start_run(folder, "data", "model", "elsewhere"):
         (folder / "unreadable.csv").touch()
-        with pytest.raises(RunError, match="run: another process is training this run"), start_run(folder, "d", "m"):
+        with (
+            pytest.raises(RunError, match="run: another process is training this run"),
+            start_run(folder, "d", "m", "x"),
+        ):
             pass
         assert (folder / "unreadable.csv").exists(), "the second start removed a file of the first"
         (folder / CONFIG).touch()
     with pytest.raises(RunError, match="run: exists already; choose another --out, or resume it"):
-        start_run(folder, "d", "m").__enter__()
+        start_run(folder, "d", "m", "x").__enter__()
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG, "unreadable.csv"]
 
 
@@ -172,7 +176,8 @@ def test_starts_without_a_directory_of_their_own_get_different_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with start_run(None, "data", "model") as first, start_run(None, "data", "model") as second:
+    how = (None, "data", "model", "elsewhere")
+    with start_run(*how) as first, start_run(*how) as second:
         assert (str(first), str(second)) == ("runs/data-model", "runs/data-model-2")
 
 
@@ -180,7 +185,7 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
 
     def fail(folder: Path) -> None:
-        with start_run(folder, "data", "model"):
+        with start_run(folder, "data", "model", "elsewhere"):
             (folder / "lr_finder.png").touch()
             raise DataError("no images")
 
@@ -194,13 +199,13 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_directory_with_other_files_is_not_touched(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(RunError, match="exists already"):
-        start_run(tmp_path, "data", "model").__enter__()
+        start_run(tmp_path, "data", "model", "elsewhere").__enter__()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "mine"}
 
 
 def test_a_run_directory_must_have_a_printable_name(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"caf\\xe9: the name of a run directory must be printable text in UTF-8"):
-        start_run(tmp_path / "caf\udce9", "data", "model").__enter__()
+        start_run(tmp_path / "caf\udce9", "data", "model", "elsewhere").__enter__()
     assert not list(tmp_path.iterdir())
 
 
@@ -210,7 +215,7 @@ from convatlas.train.run_folder import CONFIG, start_run
 
 folder, number = sys.argv[1:]
 sys.stdin.readline()
-with start_run(folder, "data", "model") as made:
+with start_run(folder, "data", "model", "elsewhere") as made:
     (made / CONFIG).write_text(number)
 """
 
@@ -275,7 +280,7 @@ def test_a_run_continues_with_moved_data(
     first.rename(second)
     outcome = convatlas("resume", folder)
     assert outcome.code == 2
-    assert f"if the data was moved: `convatlas resume {folder} --data NEW`" in outcome.err
+    assert "if the data was moved, add --data NEW" in outcome.err
     other = np.load(second)
     np.savez(tmp_path / "other.npz", x=other["x"][::-1], y=other["y"])
     with pytest.raises(RunError, match=r"other\.npz: is not the data that .* was started with"):

@@ -10,8 +10,8 @@ import pytest
 
 import convatlas as ca
 from convatlas.errors import RunError
-from convatlas.train.fit import open_run
 from convatlas.train.recipe import Recipe
+from convatlas.train.resume import open_run
 from convatlas.train.run import Event
 from convatlas.train.settings import RunOptions
 from convatlas.train.step import Step

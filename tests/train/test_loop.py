@@ -20,11 +20,12 @@ from convatlas.tasks.targets import Batch, Targets
 from convatlas.tasks.task import Task
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.cpu.tune import candidate_plans
-from convatlas.train.fit import open_run, prepare_run
+from convatlas.train.fit import prepare_run
 from convatlas.train.loop import train
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, build_optimizer
 from convatlas.train.recipe import RECIPES, Recipe
+from convatlas.train.resume import open_run
 from convatlas.train.settings import ExecutionOptions
 from convatlas.train.state import Epoch
 from convatlas.train.step import Step, StepRunner
@@ -302,7 +303,7 @@ def test_too_many_nonfinite_steps_end_the_training(cause: str, message: str) -> 
 
 def test_a_run_ends_when_patience_is_exhausted(tmp_path: Path) -> None:
     overrides = {"epochs": 30, "lr": 0.0, "patience": 2}
-    run = ca.fit("digits", "lenet5_modern", overrides=overrides, out=tmp_path / "run", execution=ONE_THREAD)
+    run = ca.fit("digits", "lenet5_modern", **overrides, out=tmp_path / "run", execution=ONE_THREAD)
     assert len(run.history) == 3
     assert run.state.finished
     assert open_run(tmp_path / "run").state.finished
@@ -310,7 +311,7 @@ def test_a_run_ends_when_patience_is_exhausted(tmp_path: Path) -> None:
 
 def test_a_resumed_run_without_patience_left_trains_no_further_epoch(tmp_path: Path) -> None:
     overrides = {"epochs": 30, "lr": 0.0, "patience": 1}
-    run = prepare_run("digits", "lenet5_modern", overrides=overrides, out=tmp_path / "run", execution=ONE_THREAD)
+    run = prepare_run("digits", "lenet5_modern", **overrides, out=tmp_path / "run", execution=ONE_THREAD)
     for event in run.steps():
         if isinstance(event, Epoch) and event.number == 2:
             break

@@ -28,9 +28,10 @@ from convatlas.data.dataset import Dataset
 from convatlas.errors import DataError, MachineError, RunError
 from convatlas.models.catalog import CATALOG
 from convatlas.train import run_folder
-from convatlas.train.fit import open_run, prepare_run
+from convatlas.train.fit import prepare_run
 from convatlas.train.optim import build_optimizer
 from convatlas.train.recipe import RECIPES
+from convatlas.train.resume import open_run
 from convatlas.train.run import Event, Run
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 from convatlas.train.state import Epoch
@@ -64,7 +65,7 @@ def kill_at_step(event):
 
 os.fsync = kill_at_sync
 fit(
-    "digits", model, recipe="default", overrides=overrides, seed=3, out=folder, on_event=kill_at_step,
+    "digits", model, recipe="default", **overrides, seed=3, out=folder, on_event=kill_at_step,
     execution=ExecutionOptions(threads=1), options=RunOptions(checkpoint_steps=4),
 )
 """
@@ -83,7 +84,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
 def fit(plan: str, folder: Path, **how: Any) -> Run:
     model, overrides = PLANS[plan]
     how = {"seed": 3, **HOW, **how}
-    return ca.fit("digits", model, recipe="default", overrides=overrides, out=folder, progress=False, **how)
+    return ca.fit("digits", model, recipe="default", **overrides, out=folder, progress=False, **how)
 
 
 def prepare(folder: Path, model: str = "lenet1", recipe: str = "lecun1998", **how: Any) -> Run:
@@ -102,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def metrics(folder: Path) -> list[dict[str, str]]:
     with (folder / run_folder.METRICS).open() as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+        return [{key: value for key, value in row.items() if key != "elapsed_s"} for row in csv.DictReader(file)]
 
 
 def same_run(a: Path, b: Path) -> bool:
@@ -153,7 +154,7 @@ def test_opening_the_run_again_every_few_steps_changes_nothing(whole: dict[str, 
     model, overrides = PLANS["modern"]
     folder = tmp_path / "run"
     options = RunOptions(checkpoint_steps=1)
-    run = prepare(folder, model, "default", overrides=overrides, seed=3, options=options)
+    run = prepare(folder, model, "default", **overrides, seed=3, options=options)
     opened = 0
     while not run.state.finished:
         steps = run.steps()
@@ -194,7 +195,7 @@ def test_the_model_file_holds_the_history_of_its_weights(whole: dict[str, Path])
 
 def test_without_a_val_split_the_last_epoch_is_the_best(tmp_path: Path) -> None:
     run = ca.fit(
-        "digits", "lenet1", recipe="lecun1998", overrides={"epochs": 2}, out=tmp_path / "run",
+        "digits", "lenet1", recipe="lecun1998", epochs=2, out=tmp_path / "run",
         data_options=DataOptions(val_share=0), **HOW,
     )  # fmt: skip
     assert run.dataset.val is None
@@ -206,7 +207,7 @@ def test_without_a_val_split_the_last_epoch_is_the_best(tmp_path: Path) -> None:
 
 def test_a_nonfinite_loss_ends_the_run_with_step_and_layer(tmp_path: Path) -> None:
     overrides = {"lr": 1e6, "schedule": "constant", "epochs": 1}
-    run = prepare(tmp_path / "run", "lenet5_modern", "default", overrides=overrides)
+    run = prepare(tmp_path / "run", "lenet5_modern", "default", **overrides)
     with pytest.raises(RunError, match=r"10 steps up to step \d+ \(epoch 1\) were not finite, first in the .*"):
         list(run.steps())
     assert not run.model_file.exists()
@@ -265,7 +266,7 @@ def test_a_run_can_be_finished_early(tmp_path: Path) -> None:
 
 
 def test_an_epoch_interrupted_before_its_evaluation_is_evaluated_first(tmp_path: Path) -> None:
-    run = prepare(tmp_path / "run", recipe="default", overrides={"epochs": 1})
+    run = prepare(tmp_path / "run", recipe="default", epochs=1)
     for event in run.steps():
         if isinstance(event, Step) and event.number == STEPS // 2 - 1:
             break
@@ -275,7 +276,7 @@ def test_an_epoch_interrupted_before_its_evaluation_is_evaluated_first(tmp_path:
 
 def test_a_spec_can_be_trained(tmp_path: Path) -> None:
     spec = ca.spec("lenet5_modern").scaled(width=0.5)
-    run = ca.fit("digits", spec, recipe="default", overrides={"epochs": 1}, out=tmp_path / "run", **HOW)
+    run = ca.fit("digits", spec, recipe="default", epochs=1, out=tmp_path / "run", **HOW)
     assert ca.load(run.model_file).header.spec == spec
 
 
@@ -288,7 +289,7 @@ def test_networks_with_parts_for_training_only_are_resumed_and_saved(kind: str, 
         "small stem": ca.spec("resnet18").scaled(width=0.1, depth=0.5),
     }
     how: dict[str, Any] = {
-        "recipe": "sabour2017" if kind == "capsules" else "default", "overrides": {"epochs": 1, "batch": 128},
+        "recipe": "sabour2017" if kind == "capsules" else "default", "epochs": 1, "batch": 128,
         "data_options": DataOptions(stem="cifar" if kind == "small stem" else "default"), **HOW,
     }  # fmt: skip
     folders = [tmp_path / name for name in ("whole", "interrupted")]
@@ -309,7 +310,7 @@ def test_networks_for_clips_are_refused(tmp_path: Path) -> None:
 
 
 def test_resume_refuses_changed_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(tmp_path / "run", recipe="default", overrides={"epochs": 1})
+    prepare(tmp_path / "run", recipe="default", epochs=1)
     monkeypatch.setattr(Dataset, "fingerprint", lambda _: "other")
     with pytest.raises(RunError, match=r"digits: is not the data that .* was started with"):
         ca.resume(tmp_path / "run")
@@ -428,7 +429,7 @@ def test_runs_with_any_features_interrupted_anywhere_equal_uninterrupted_ones(
     spec = CATALOG["cifar_resnet20"].spec.scaled(width=0.25, depth=0.3, resolution=16)
     folders = [tmp_path / f"{name}{next(COUNTER)}" for name in ("whole", "interrupted")]
     how: dict[str, Any] = {
-        "recipe": "default", "overrides": {"epochs": 2, "lr": 0.01, **chosen}, "seed": seed,
+        "recipe": "default", "epochs": 2, "lr": 0.01, **chosen, "seed": seed,
         "execution": ExecutionOptions(threads=1, device="cpu"),
         "options": RunOptions(checkpoint_steps=every, checkpoint_seconds=1e6),
     }  # fmt: skip

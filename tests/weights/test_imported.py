@@ -104,10 +104,11 @@ def test_the_name_is_taken_where_weights_and_models_are(
     assert model.predict(sorted((images / "val" / "ant").iterdir())[0])[0].label in CLASSES
     assert model.evaluate(images).result.n == 36
     run = ca.fit(
-        images, NAME, weights=f"{NAME}@mine", overrides={"epochs": 1, "lr": 0.0}, out=tmp_path / "run",
+        images, NAME, epochs=1, lr=0.0, out=tmp_path / "run",
         execution=ExecutionOptions(memory_format="contiguous", precision="float32", fused_norms=False), progress=False,
     )  # fmt: skip
     trained = ca.load(run.model_file)
+    assert (run.config.weights, run.config.weights_reason) == (f"{NAME}@mine", "imported")
     assert trained.header.training.weights == f"{NAME}@mine"
     assert torch.equal(
         trained.module.state_dict()["head.out.weight"], network.state_dict()["head.out.weight"]

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from convatlas._version import __version__
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import ConvatlasError, MachineError, ModelFileError, WeightsError
@@ -29,10 +30,17 @@ from convatlas.tasks.task import Calibration
 from convatlas.weights import modelfile
 from convatlas.weights.build import build
 from convatlas.weights.match import match_names, rules_of
-from convatlas.weights.modelfile import Header, read_header, read_model_file, write_model_file
+from convatlas.weights.modelfile import (
+    Header,
+    header_text,
+    parse_header,
+    read_header,
+    read_model_file,
+    write_model_file,
+)
 from convatlas.weights.sizes import Sizes
 from convatlas.weights.training_record import TrainingRecord
-from tiny_networks import tiny
+from tiny_networks import every_network, tiny
 
 SMALL = LeNet5Modern(maps=(1, 2), hidden=(3, 4), resolution=16)
 HEADER = Header(
@@ -75,7 +83,7 @@ def refuse(path: Path, *parts: str) -> None:
     assert all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("name", CATALOG)
+@every_network
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_network_is_read_as_it_was_written(tmp_path: Path, name: str, channels: int) -> None:
     row, path = CATALOG[name], tmp_path / "model.safetensors"
@@ -103,6 +111,18 @@ def test_every_network_is_read_as_it_was_written(tmp_path: Path, name: str, chan
 
 def test_every_field_of_the_header_is_read(written: Path) -> None:
     assert read_model_file(written)[1] == HEADER
+
+
+@pytest.mark.parametrize(("version", "is_other"), [("0.0.1", True), (__version__, False), (3, False)])
+def test_a_field_of_another_version_is_refused_with_both_versions(
+    written: Path, version: object, is_other: bool
+) -> None:
+    plain = json.loads(header_text(HEADER)) | {"flavor": 1}
+    plain["training"]["versions"] = {"convatlas": version}
+    with pytest.raises(ModelFileError, match="flavor is not a field of Header") as caught:
+        parse_header(written, json.dumps(plain))
+    hint = f"; written by another version of convatlas (0.0.1, this one is {__version__})"
+    assert str(caught.value).endswith(hint) is is_other
 
 
 def test_reading_does_not_change_the_random_state_of_torch(written: Path) -> None:

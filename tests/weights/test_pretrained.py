@@ -428,7 +428,7 @@ def test_verification_compares_with_the_library(
     low, high = result.accuracy.interval
     assert 0 <= low <= result.accuracy.top1 <= high <= 1
     plain = json.loads(json.dumps(result.to_plain()))
-    assert plain["upstream"]["accuracy"]["n"] == plain["accuracy"]["n"] == 5
+    assert plain["upstream"]["n"] == plain["n"] == 5
     assert [row[0] for row in result.rows()] == ["convatlas", "torchvision"]
     assert any("same five most probable classes" in note for note in result.notes())
 
@@ -441,12 +441,12 @@ def test_rows_are_appended_and_other_files_are_refused(tmp_path: Path) -> None:
     lines = list(csv.DictReader(path.read_text().splitlines()))
     assert len(lines) == 2
     assert lines[0] == lines[1] == {
-        "weights": "net@library:tag", "reported_metrics": "acc@1 71.9", "measured_top1": "0.8600",
-        "measured_top5": "0.9667", "n": "150", "top1_low": "0.7954", "top1_high": "0.9066", "protocol": "one view",
+        "name": "net@library:tag", "reported_metrics": "acc@1 71.9", "n": "150", "accuracy": "0.8600",
+        "accuracy_low": "0.7954", "accuracy_high": "0.9066", "top5": "0.9667", "protocol": "one view",
         "command": "convatlas weights verify net@library:tag 'my images'", "sha256": "abc",
     }  # fmt: skip
     path.write_text("something else\n")
-    with pytest.raises(DataError, match="the first line must be weights,reported_metrics"):
+    with pytest.raises(DataError, match="the first line must be name,reported_metrics"):
         append_row(row, "", path)
     assert path.read_text() == "something else\n"
 
@@ -488,7 +488,7 @@ def test_verification_checks_whether_the_file_is_the_published_one(
 
 
 def test_a_file_of_other_classes_is_not_measured_with_a_fresh_head(checkpoint: Path, images: Path) -> None:
-    with pytest.raises(DataError, match="must have 1000 classes, got 3 folders"):
+    with pytest.raises(DataError, match="must have 1,000 classes, got 3 folders"):
         verify(NAME, images / "val", file=checkpoint)
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, cast
 import typer
 
 from convatlas._version import __version__
-from convatlas.cli import console, data, demo, deploy, fit, look, use, weights
+from convatlas.cli import console, data, demo, deploy, evaluate, fit, look, recipes, runs, use, weights
 from convatlas.cli.help import HelpCommand, HelpGroup
 from convatlas.errors import ConvatlasError, brief
+from convatlas.system.load import shorten_spinning
 
 LOOK, TRAIN, USE = "Explore networks", "Train", "Use a model"
 
@@ -31,8 +32,8 @@ weights_app = typer.Typer(help="List, download, import and verify weights.", cls
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     LOOK: (look.list_, look.show, look.cost, look.compare, look.draw, look.timeline, look.scale),
-    TRAIN: (fit.fit, fit.resume, demo.demo),
-    USE: (use.predict, use.evaluate, deploy.export, deploy.bench, deploy.serve),
+    TRAIN: (fit.fit, runs.resume, runs.finish, recipes.recipes, demo.demo),
+    USE: (use.predict, evaluate.evaluate, deploy.export, deploy.bench, deploy.serve),
 }
 
 
@@ -59,7 +60,8 @@ def _print_version(wanted: bool) -> None:
 def global_options(
     offline: Annotated[bool, typer.Option("--offline", help="Never access the internet.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     if offline:
@@ -73,10 +75,11 @@ UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 def main() -> None:
     """Run the command. An error that the user can fix is one line on standard error, with exit code 2."""
     console.accept_any_text()
+    shorten_spinning()
     if os.environ.get("RANK", "0") != "0":  # of several processes, rank 0 prints
         console.console.quiet = True
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="convatlas", standalone_mode=False)  # also as `python -m convatlas`
     except typer.Abort:
         sys.exit(130)
     except UsageError as error:
@@ -93,7 +96,7 @@ def main() -> None:
         console.print_error(f"out of memory ({brief(error)}); use a smaller --batch or --resolution, or fewer images")
         sys.exit(2)
     except OSError as error:  # what no check foresaw: a path that is too long, a folder without read permission
-        console.print_error(f"{error.filename or 'file'}: {error.strerror or error}")
+        console.print_error(f"{error.filename or 'output'}: {error.strerror or error}")
         sys.exit(2)
     if code:
         sys.exit(code)

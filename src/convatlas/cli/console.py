@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -15,18 +16,24 @@ from rich.table import Table
 from rich.text import Text
 
 from convatlas.errors import printable
-from convatlas.system.progress import progress_display
+from convatlas.system.progress import ignore, progress_display
 
 if TYPE_CHECKING:
-    from convatlas.data.dataset import UnreadableImage
     from convatlas.system.progress import Progress
     from convatlas.tasks.table import MetricTable
-    from convatlas.tasks.task import Result
+    from convatlas.train.display import Display
+
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed by the caller, as with `>&-`
+        setattr(sys, _name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 # no markup and no emoji codes: names of classes and files are printed verbatim
 plain = partial(Console, highlight=False, markup=False, emoji=False)
 console = plain(soft_wrap=not sys.stdout.isatty())
 errors = plain(stderr=True, soft_wrap=True)
+
+GAP, MIN_TEXT = 2, 8
+"""Columns of a terminal: between two columns of a table, and the least for one of texts."""
 
 LINE_INTERVAL = 10.0
 """Seconds between two lines of progress where the output is not a terminal."""
@@ -44,6 +51,11 @@ def print_error(message: str) -> None:
     errors.print(f"convatlas: {printable(message)}", style="red")
 
 
+def print_warning(message: str) -> None:
+    """Print a warning as one line on standard error."""
+    errors.print(f"convatlas: {printable(message)}", style="yellow")
+
+
 def print_json(data: Any, *, indent: int | None = 2) -> None:
     """Print strict JSON in any encoding: NaN is an error, and characters that the encoding lacks are \\u escapes.
 
@@ -59,16 +71,26 @@ def progress_bar(target: Console = errors) -> AbstractContextManager[Progress]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-    """Print a table; the columns named in `right` are aligned right."""
-    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
-    for row in rows:
-        drawn.add_row(*(Text("\n".join(map(printable, str(cell).split("\n")))) for cell in row))
-    if console.is_terminal:
-        console.print(drawn)
-    else:  # a file or a pipe has no edge: as wide as the table
-        plain(width=max(80, Console(width=10_000).measure(drawn).maximum), quiet=console.quiet).print(drawn)
+    """Print a table; the columns named in `right` are aligned right.
+
+    A narrow terminal wraps the texts of further columns; the first column and those in `right` are never cut.
+    """
+    cells = [[Text("\n".join(map(printable, str(cell).split("\n")))) for cell in row] for row in rows]
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
+    needed = 0
+    for i, column in enumerate(columns):
+        fixed = i == 0 or column in right
+        drawn.add_column(column, justify="right" if column in right else "left", no_wrap=fixed, overflow="fold")
+        size = max([Text(column).cell_len, *(row[i].cell_len for row in cells)])
+        needed += GAP + (size if fixed else min(size, MIN_TEXT))
+    for row in cells:
+        drawn.add_row(*row)
+    widest = max(80, Console(width=10_000).measure(drawn).maximum)
+    width = max(console.width, needed) if console.is_terminal else widest  # a file or a pipe has no edge
+    target = plain(width=width, quiet=console.quiet, force_terminal=console.is_terminal)
+    with target.capture() as text:
+        target.print(drawn)
+    target.out("\n".join(line.rstrip() for line in text.get().splitlines()), highlight=False)
 
 
 def metrics_table(rows: MetricTable) -> None:
@@ -76,20 +98,8 @@ def metrics_table(rows: MetricTable) -> None:
     table(rows.headings, rows.texts(), right=rows.headings[1:])
 
 
-def print_result(split: str, result: Result, note: str = "") -> None:
-    """Print the headline metric of a split."""
-    console.print(Text.assemble(f"{split}: ", (result.text(), "bold"), note))
+def display(progress: Progress = ignore) -> Display:
+    """Return what prints runs and results: on standard output, warnings on standard error."""
+    from convatlas.train.display import Display
 
-
-def print_remarks(remarks: Iterable[str]) -> None:
-    """Print the remarks on a data set, one line each."""
-    for remark in remarks:
-        console.print(printable(remark))
-
-
-def print_skipped(unreadable: Sequence[UnreadableImage]) -> None:
-    """Print the first unreadable images and their number; a run lists all of them in unreadable.csv."""
-    for image in unreadable[:5]:
-        console.print(printable(f"skipped: {image.reason}"))
-    if len(unreadable) > 5:
-        console.print(f"skipped: {len(unreadable)} unreadable images in total")
+    return Display(console, errors, progress, command=True)

@@ -27,7 +27,7 @@ def demo(
     from PIL import Image
 
     from convatlas.cli import training
-    from convatlas.cli.console import console, table
+    from convatlas.cli.console import console, display, table
     from convatlas.core.table import Table
     from convatlas.draw.contact_sheet import overview
     from convatlas.inference.model import load
@@ -36,11 +36,9 @@ def demo(
 
     console.print("1. Train LeNet-5 on 1,797 handwritten digits (8x8 pixels, from scikit-learn)", style="bold")
     # one thread: the same result on every machine, and no slower on a busy one
-    run = prepare_run(
-        "digits", MODEL, recipe="default", overrides={"epochs": EPOCHS}, out=out, execution=ExecutionOptions(threads=1)
-    )
+    run = prepare_run("digits", MODEL, recipe="default", epochs=EPOCHS, out=out, execution=ExecutionOptions(threads=1))
     training.train(run)
-    training.print_results(run)
+    display().print_results(run)
     test, result = run.dataset.test, cast("ClassificationResult", run.results["test"])
     assert test is not None
 
@@ -53,15 +51,16 @@ def demo(
     folder = run.folder / "examples"
     folder.mkdir(exist_ok=True)
     files = []
-    pixels, border = test.pixels[torch.tensor(chosen)], run.config.preprocessing.pad  # preprocessing pads again
+    border = run.config.preprocessing.pad  # preprocessing pads again
+    pixels = test.pixels[torch.tensor(chosen)][..., border:-border, border:-border]
     for index, image in zip(chosen, pixels, strict=True):
         name = test.names[index].replace("/", "-")
         files.append(folder / f"{run.task.classes[labels[index]]}-{name}.png")
-        Image.fromarray(image[0, border:-border, border:-border].numpy()).save(files[-1])
+        Image.fromarray(image[0].numpy()).save(files[-1])
     model = load(run.model_file)
     predictions = model.predict(files)
     rows = [(prediction.source, *prediction.cells(1)) for prediction in predictions[:4]]
-    table(("image", *model.header.task.prediction_columns(1)), [*rows, ("...", "", "")])
+    table(("image", *predictions[0].headings(1)), [*rows, ("...", "", "")])
 
     figure = run.folder / "overview.png"
     overview(

@@ -18,12 +18,16 @@ from convatlas.cli.options import (
     Device,
     Engine,
     Json,
+    MaxUnreadableLikeTraining,
     ModelFile,
     integer,
     option,
 )
 from convatlas.cli.use import load_on_engine
+from convatlas.errors import printable
 from convatlas.system import quantities
+from convatlas.system.load import MAX_QUIET_SHARE, describe_load
+from convatlas.tasks.table import pluralize
 
 MAX_LAYERS = 10
 """Maximum number of layers in the table of quantization noise; --json has all of them."""
@@ -50,6 +54,7 @@ def export(
         option("Maximum loss of accuracy with --int8, in percentage points; more must be significant to count.",
                metavar="POINTS", panel=OUTPUT, read=quantities.points, default="0.5pp"),
     ] = 0.005,
+    max_unreadable: MaxUnreadableLikeTraining = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Export a model with its preprocessing; the file is written only if its predictions match on real images."""
@@ -59,8 +64,9 @@ def export(
     path = path_beside(model, to, int8=int8 is not None) if out is None else out
     with console.progress_bar() as progress:
         result = export(
-            load(model), to, path, check=check, int8=int8, max_accuracy_drop=max_accuracy_drop, progress=progress
-        )
+            load(model), to, path, check=check, int8=int8, max_accuracy_drop=max_accuracy_drop,
+            max_unreadable=max_unreadable, progress=progress,
+        )  # fmt: skip
     if as_json:
         console.print_json(result.to_plain())
         return
@@ -73,23 +79,29 @@ def export(
         ]
         console.table(("layer", "SNR dB", "precision"), rows, right=("SNR dB",))
         in_float32 = sum(layer.in_float32 for layer in result.layers)
-        show(f"signal-to-noise ratio of the {len(worst)} worst of {len(result.layers)} layers; {in_float32} in float32")
-    console.print_remarks(result.remarks)
-    console.print_skipped(result.unreadable)
+        shown = f"the {len(worst)} with the most noise of {len(result.layers)} layers"
+        show(f"{shown}; {pluralize(in_float32, 'layer')} in float32")
+    display = console.display()
+    display.print_remarks(result.remarks)
+    display.print_skipped(result.unreadable)
     parity = result.parity
     show(
         f"same prediction for {parity.num_same} of {parity.num_images} images; maximum difference of a probability "
         f"{parity.max_difference:.1e}"
     )
     if result.accuracy:
-        show(f"accuracy {result.accuracy.text()}")
+        show(f"{result.accuracy.metric} {result.accuracy.text()}")
+        show(result.accuracy.limit_text(max_accuracy_drop))
+    if result.size_and_speed:
+        show(result.size_and_speed.text())
     size = sum(file.stat().st_size for file in result.files) / 2**20
     show(f"{' and '.join(map(str, result.files))}: {size:.1f} MiB")
 
 
 def bench(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODELS...", help="Model files, exported files, or networks by name.")
+        list[str],
+        typer.Argument(metavar="MODELS...", help="Model files, run directories, exported files, or networks by name."),
     ],
     engines: Annotated[
         str,
@@ -109,18 +121,22 @@ def bench(
         str | None, option("Labeled data on which trained models are also evaluated.", metavar="DATA", panel=DATA)
     ] = None,
     out: Annotated[
-        Path | None, option("Write the rows to this CSV file.", "--out", "-o", metavar="FILE", panel=OUTPUT)
+        Path | None, option("Write the rows to this CSV file.", "--csv", "--out", "-o", metavar="FILE", panel=OUTPUT)
     ] = None,
     plot: Annotated[
         Path | None,
-        option("Plot accuracy (or parameters, without --data) against latency into this PNG file.",
+        option("Plot accuracy (or parameters, without --data) against latency by engine into this file (.png, .svg, "
+               ".pdf).",
                metavar="FILE", panel=OUTPUT),
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure latency, throughput, memory and load time on this machine, by engine and batch size."""
+    from convatlas.draw.style import check_figure_path
     from convatlas.inference.benchmark import benchmark, parse_batches, plot_latency, write_csv
 
+    if plot is not None:  # before the measurement
+        check_figure_path(plot)
     with console.progress_bar() as progress:
         rows = benchmark(
             models, engines=[name for name in engines.split(",") if name], batches=parse_batches(batches),
@@ -130,26 +146,29 @@ def bench(
         write_csv(rows, out)
     if plot is not None:
         plot_latency(rows, plot)
+    load = max((row.other_load for row in rows), default=0.0)
+    if load > MAX_QUIET_SHARE:
+        text = f"{describe_load(load)}: times on a quiet machine are shorter"
+        console.errors.print(text, style="yellow")
     if as_json:
         console.print_json([row.to_plain() for row in rows])
         return
     columns: tuple[str, ...] = ("model", "engine", "batch", "p50 ms", "p95 ms", "min ms", "images/s", "MiB", "load s")
     cells: list[tuple[object, ...]] = [
         (
-            row.model, row.engine, row.batch, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.min_ms:.2f}",
-            f"{row.images_per_second:,.1f}", f"{row.memory_mib:,.0f}", f"{row.load_s:.2f}",
+            row.label, row.engine, row.batch, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.min_ms:.2f}",
+            f"{row.images_per_second:,.1f}", "" if row.memory_mib is None else f"{row.memory_mib:,.0f}",
+            f"{row.load_s:.2f}",
         )
         for row in rows
     ]  # fmt: skip
-    if any(row.accuracy is not None for row in rows):
-        columns += ("accuracy",)
-        cells = [
-            (*cell, "" if row.accuracy is None else f"{row.accuracy:.2%}")
-            for cell, row in zip(cells, rows, strict=True)
-        ]
+    if metrics := dict.fromkeys(row.metric for row in rows if row.metric):
+        columns += ("/".join(metrics),)
+        scores = ["" if row.score is None else f"{row.score:.2%}" for row in rows]
+        cells = [(*cell, score) for cell, score in zip(cells, scores, strict=True)]
     console.table(columns, cells, right=columns[2:])
-    for model, evaluation in dict.fromkeys((row.model, row.evaluation) for row in rows if row.evaluation):
-        console.console.print(f"{model}: {evaluation}")
+    for model, evaluation in dict.fromkeys((row.label, row.evaluation) for row in rows if row.evaluation):
+        console.console.print(printable(f"{model}: {evaluation}"))
 
 
 def serve(
@@ -206,7 +225,7 @@ def serve(
                metavar="TIME", panel=LIMITS, read=quantities.seconds, default="60s"),
     ] = 60.0,
 ) -> None:  # fmt: skip
-    """Serve a model over HTTP: POST /predict, with /health, /metrics and /openapi.json."""
+    """Serve a model over HTTP: POST /predict for programs, a page for browsers, and /docs, /health and /metrics."""
     from convatlas.system.extras import import_optional
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):

@@ -1,14 +1,14 @@
-"""The commands that train: fit and resume."""
+"""The command `fit`: train a network."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from convatlas.cli import console, training
+from convatlas.cli.missing_weights import with_weights
 from convatlas.cli.options import (
     DATA,
     EXECUTION,
@@ -19,20 +19,23 @@ from convatlas.cli.options import (
     Channels,
     DataSet,
     Device,
-    Download,
+    DownloadAll,
     MaxUnreadable,
     Resolution,
     SmallImages,
+    complete_network,
     integer,
     number,
     option,
 )
-from convatlas.errors import InputError, printable
+from convatlas.errors import InputError, nearest, printable
 from convatlas.system import quantities
 from convatlas.system.quantities import Interval
 
 if TYPE_CHECKING:
-    from convatlas.train.select_model import ModelSelection
+    from convatlas.train.candidates import ModelSelection
+    from convatlas.train.cross_validation import CrossValidation
+    from convatlas.train.run import Run
 
 
 CHECKPOINT_INTERVAL = Interval(seconds=30.0)
@@ -53,14 +56,15 @@ def fit(
     model: Annotated[
         str,
         option("A network of `convatlas list`, or auto for the best network within a budget.",
-               metavar="NAME", panel=MODEL),
+               metavar="NAME", panel=MODEL, autocompletion=complete_network),
     ],
     weights: Annotated[
-        str | None,
-        option("Initial weights: LIBRARY:TAG, NETWORK@TAG, or a checkpoint (FILE or FILE:KEY). With --model auto: a "
-               "library whose cached weights are used.",
+        str,
+        option("Initial weights: auto (published ones, if the network has some), none (random), DEFAULT, LIBRARY:TAG, "
+               "NETWORK@TAG, or a checkpoint (FILE or FILE:KEY). With --model auto: auto, none, or a library whose "
+               "cached weights are used.",
                metavar="WEIGHTS", panel=MODEL),
-    ] = None,
+    ] = "auto",
     resolution: Resolution = None,
     small_images: SmallImages = False,
     channels: Channels = None,
@@ -86,8 +90,9 @@ def fit(
     ] = 300.0,
     recipe: Annotated[
         str | None,
-        option("A recipe by name or a .yaml file. The default is finetune with --weights, otherwise the recipe of the "
-               "network.", metavar="RECIPE", panel=RECIPE),
+        option("A recipe (default, finetune, scratch-small, imagenet, lecun1989, lecun1998, sabour2017; see `convatlas "
+               "recipes`) or a .yaml file. The default is finetune with pretrained weights, otherwise the recipe of "
+               "the network.", metavar="RECIPE", panel=RECIPE),
     ] = None,
     epochs: Annotated[
         int | None, option("Number of passes over the training images.", metavar="N", panel=RECIPE, read=integer())
@@ -120,10 +125,11 @@ def fit(
         option("Number of cross-validation folds; 0 trains a single run.", metavar="K", panel=DATA, read=integer(0)),
     ] = 0,
     max_unreadable: MaxUnreadable = 0.01,
-    download: Download = False,
+    download: DownloadAll = False,
     device: Device = "auto",
     threads: Annotated[
-        int | None, option("Number of CPU threads; the default is one per core.", metavar="N", panel=EXECUTION,
+        int | None, option("Number of CPU threads; the default is one per core, or fewer beside other processes.",
+                           metavar="N", panel=EXECUTION,
                            read=integer()),
     ] = None,
     memory_format: Annotated[
@@ -149,6 +155,11 @@ def fit(
         option("Run directory, new or empty; the default is runs/DATA-MODEL.", "--out", "-o", metavar="FOLDER",
                panel=OUTPUT),
     ] = None,
+    preview: Annotated[
+        Path | None,
+        option("Draw augmented training images as the network reads them into this .png, .svg or .pdf file, and stop: "
+               "nothing is trained.", metavar="FILE", panel=OUTPUT),
+    ] = None,
     log: Annotated[
         list[str] | None,
         option("Also log metrics to tensorboard, wandb or mlflow; repeatable.", metavar="NAME", panel=OUTPUT),
@@ -163,67 +174,82 @@ def fit(
     ] = "",
 ) -> None:  # fmt: skip
     """Train a network and write the best weights into a model file."""
+    from convatlas.train.candidates import CANDIDATES, Budget
     from convatlas.train.cross_validation import cross_validate
-    from convatlas.train.fit import prepare_run
-    from convatlas.train.select_model import CANDIDATES, Budget, select_model
+    from convatlas.train.fit import check_start, prepare_run
+    from convatlas.train.preview import preview as draw_preview
+    from convatlas.train.select_model import select_model
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 
     options: dict[str, Any] = {
         "recipe": recipe,
-        "overrides": {**_overrides(epochs=epochs, batch=batch, lr=lr), **_fields(change or [])},
+        **_given(epochs=epochs, batch=batch, lr=None if lr in (None, "find") else number(lr)),
+        **_fields(change or []),
         "seed": seed,
+        "download": download,
         "data_options": DataOptions().replaced({
             "resolution": resolution, "stem": "cifar" if small_images else "default", "channels": channels,
-            "val_share": val_share, "max_unreadable": max_unreadable, "download": download,
+            "val_share": val_share, "max_unreadable": max_unreadable,
         }),
         "execution": ExecutionOptions().replaced({
             "device": device, "threads": threads, "memory_format": memory_format, "precision": precision,
             "compiled": compiled, "fused_norms": fused_norms,
         }),
     }  # fmt: skip
+    if preview is not None:
+        if model == "auto":
+            raise InputError("--preview: needs the name of a network, got --model auto")
+        with_weights(lambda given: draw_preview(data, model, path=preview, **given), options | {"weights": weights})
+        console.console.print(printable(f"preview: {preview}"))
+        return
     budget: dict[str, float | None] = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
     limits = {name: value for name, value in budget.items() if value is not None}
     selection: ModelSelection | None = None
+    run_options = RunOptions().replaced({"log": tuple(log or ()), "license": license, **_checkpoints(checkpoint_every)})
     if model == "auto":
+        check_start(data, None if folds else out, run_options)  # before the search, which takes minutes
         with console.progress_bar() as progress:
             selection = select_model(
                 data, Budget(**limits), weights=weights, search_time=search_time, progress=progress, **options
             )
         training.print_selection(selection)
-        model, weights = selection.best.name, selection.best.weights or None
+        model, weights = selection.best.name, selection.best.weights or "none"
         options["data_options"] = selection.data_options(options["data_options"])
     elif limits:
         raise InputError(f"--max-{next(iter(limits)).removesuffix('_s')}: only with --model auto, got {model}")
-    options |= {
-        "weights": weights, "out": out,
-        "options": RunOptions().replaced({
-            "log": tuple(log or ()), "license": license, **_checkpoints(checkpoint_every),
-        }),
-    }  # fmt: skip
+    options |= {"weights": weights, "out": out, "options": run_options}
     if folds:
         if lr == "find":
             raise InputError("--lr: find works on one run; run it first, then give its rate with --folds")
-        with console.progress_bar(console.console) as progress:
-            printer = training.FoldPrinter(progress)
-            outcome = cross_validate(data, model, folds=folds, on_event=printer.add, progress=progress, **options)
+
+        def validate(options: Mapping[str, Any]) -> CrossValidation:
+            with console.progress_bar(console.console) as progress:
+                printer = training.FoldPrinter(progress)
+                return cross_validate(data, model, folds=folds, on_event=printer.add, progress=progress, **options)
+
+        outcome = with_weights(validate, options)
         if selection:
             selection.write(outcome.folder / CANDIDATES)
         training.print_folds(outcome)
         return
-    with console.progress_bar() as progress:
-        run = prepare_run(data, model, find_lr=lr == "find", progress=progress, **options)
+
+    def prepare(options: Mapping[str, Any]) -> Run:
+        with console.progress_bar() as progress:
+            return prepare_run(data, model, find_lr=lr == "find", progress=progress, **options)
+
+    run = with_weights(prepare, options)
     if selection and run.distributed.is_main:
         selection.write(run.folder / CANDIDATES)
     if lr == "find":
         console.console.print(f"learning rate {run.config.recipe.lr:.2g}, from the learning-rate finder")
-    training.print_run_header(run)
+    console.display().print_header(run)
     training.train(run)
-    training.print_results(run)
+    console.display().print_results(run)
 
 
-def _overrides(*, epochs: int | None, batch: int | None, lr: str | None) -> dict[str, Any]:
-    rate = None if lr in (None, "find") else number(lr)
-    return {name: value for name, value in {"epochs": epochs, "batch": batch, "lr": rate}.items() if value is not None}
+def _given(**fields: float | None) -> dict[str, float]:
+    """Return the fields of the recipe whose options are given."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _checkpoints(interval: Interval) -> dict[str, float]:
@@ -235,41 +261,18 @@ def _checkpoints(interval: Interval) -> dict[str, float]:
 
 def _fields(pairs: list[str]) -> dict[str, Any]:
     """Return FIELD=VALUE pairs as a mapping; a value is JSON (a number, true, false, null) or text."""
+    from convatlas.train.recipe_fields import RecipeFields
+
     fields: dict[str, Any] = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")
         if not sign:
             raise InputError(f"--set: must be FIELD=VALUE such as label_smoothing=0.1, got {pair}")
+        if name not in (known := RecipeFields.__annotations__):
+            problem = f"--set: {name} is not a field of a recipe{nearest(name, known)}"
+            raise InputError(f"{problem}; `convatlas recipes default` lists the fields")
         try:
             fields[name] = json.loads(text)
         except json.JSONDecodeError:
             fields[name] = text
     return fields
-
-
-def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory of an interrupted run.")],
-    data: Annotated[
-        str | None,
-        option("Where the data is now, if it was moved; it must be the same data.", metavar="DATA", panel=DATA),
-    ] = None,
-) -> None:  # fmt: skip
-    """Resume an interrupted run. On a CPU the result is bit-identical to that of an uninterrupted run."""
-    from convatlas.train.fit import open_run
-
-    with console.progress_bar() as progress:
-        opened = open_run(run, data=data, progress=progress)
-    if opened.state.finished:
-        if not opened.report_file.exists():  # the run was interrupted while it was written, or could not write it
-            opened.finish()
-        console.console.print(printable(f"{run} is finished; its model file is {opened.model_file}"))
-        training.print_notes(opened)
-        return
-    for library, (before, now) in opened.changed_versions.items():
-        console.errors.print(
-            f"convatlas: {library} was {before} at the start of the run and is {now} now; results may differ in the "
-            "last bits"
-        )
-    console.console.print(f"{opened.config.model}: resuming at step {opened.state.step:,}")
-    training.train(opened)
-    training.print_results(opened)

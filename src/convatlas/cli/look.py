@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,13 +16,18 @@ from convatlas.cli.options import (
     Name,
     Resolution,
     SmallImages,
+    complete_network,
     number,
     option,
 )
-from convatlas.errors import InputError
+from convatlas.errors import InputError, nearest, printable
 from convatlas.system import quantities
 
-FILTER, SCALING, BUDGET = "Filter", "Scaling", "Budget"
+if TYPE_CHECKING:
+    from convatlas.core.table import Table
+    from convatlas.models.catalog import Stem
+
+FILTER, SCALING, BUDGET, RUNS = "Filter", "Scaling", "Budget", "Runs and model files"
 
 
 def list_(
@@ -37,29 +42,70 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List the networks by year, with their exact cost."""
-    from convatlas.models.catalog import CATALOG, list_models, stats
+    from convatlas.models.describe import list_networks
 
-    columns = ("name", "year", "resolution", "parameters", "macs", "category")
-    rows = []
-    for name in list_models(pattern, family=family, max_params=max_params):
-        row, counts = CATALOG[name], stats(name)
-        category = ", ".join(row.card.categories)
-        rows.append((name, row.card.year, row.spec.resolution, counts.parameters, counts.macs, category))
+    rows = list_networks(pattern, family=family, max_params=max_params)
+    if not rows:
+        raise InputError(_nothing_matches(pattern, family, max_params))
     if as_json:
-        console.print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        console.print_json([row.to_plain() for row in rows])
         return
     console.table(
         ("name", "year", "input px", "parameters", "MACs", "category"),
-        [(name, year, px, f"{parameters:,}", f"{macs:,}", text) for name, year, px, parameters, macs, text in rows],
+        [(row.name, row.year, row.input_px, f"{row.parameters:,}", f"{row.macs:,}", row.category) for row in rows],
         right=("input px", "parameters", "MACs"),
     )
 
 
-def show(name: Name, resolution: Resolution = None, channels: Channels = None, classes: Classes = None) -> None:
-    """Show a network: its history, its layers and its cost."""
-    from convatlas.models.describe import show
+def _nothing_matches(pattern: str, family: str | None, max_params: int | None) -> str:
+    """Return why a list is empty, and what would match."""
+    from convatlas.models.describe import list_networks
 
-    console.console.print(show(name, resolution=resolution, channels=channels, classes=classes))
+    if matching := list_networks(pattern, family=family):
+        smallest = min(matching, key=lambda row: row.parameters)
+        return (
+            f"list: no network has at most {max_params:,} parameters; the smallest one that matches, {smallest.name}, "
+            f"has {smallest.parameters:,}"
+        )
+    message = f"list: nothing matches {pattern!r}" + (f" in family {family}" if family else "")
+    for wider in (f"{pattern}*", f"*{pattern}*"):
+        if number := len(list_networks(wider, family=family)):
+            return f"{message}; {wider!r} matches {number}"
+    names = [row.name for row in list_networks(family=family)]
+    return f"{message}{nearest(pattern.lower(), names)}; `convatlas list` shows all"
+
+
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE|RUN", autocompletion=complete_network,
+            help="A network of `convatlas list`, a model file, an exported file, weights by name, or a run directory.",
+        ),
+    ],
+    resolution: Resolution = None,
+    channels: Channels = None,
+    classes: Classes = None,
+    small_images: SmallImages = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show a network (history, layers, cost), a model (classes, metrics, training, license), or the state of a run."""
+    from convatlas.models.describe import network_facts
+    from convatlas.overview.look import show
+
+    stem = _stem(small_images)
+    shown = show(name, resolution=resolution, channels=channels, classes=classes, stem=stem)
+    if not as_json:
+        console.console.print(str(shown))
+    elif isinstance(shown, str):
+        facts = network_facts(name, resolution=resolution, channels=channels, classes=classes, stem=stem)
+        console.print_json(facts.to_plain())
+    else:
+        console.print_json(shown.to_plain())
+
+
+def _stem(small_images: bool) -> Stem:
+    return "cifar" if small_images else "default"
 
 
 def cost(
@@ -70,50 +116,94 @@ def cost(
     as_json: Json = False,
 ) -> None:
     """Print the exact cost of one image: parameters, MACs, activations, receptive field."""
-    from convatlas.models.catalog import measure
+    from convatlas.models.catalog import canonical_name, measure, variant
+    from convatlas.models.describe import totals
 
     measured = measure(name, resolution=resolution, channels=channels, classes=classes)
     if as_json:
-        console.print_json({"name": name, **measured.to_plain()})
+        console.print_json({"name": canonical_name(name), **measured.to_plain()})
     else:
-        console.console.print(str(measured.table()))
+        console.console.print(str(totals(variant(name).card, measured)))
 
 
 def compare(
-    networks: Annotated[list[str], typer.Argument(metavar="NAME...", help="Networks of `convatlas list`.")],
+    networks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...|RUN...", autocompletion=complete_network,
+            help="Networks of `convatlas list`; or run directories and model files.",
+        ),
+    ],
     resolution: Resolution = None,
+    bench: Annotated[
+        bool, option("Measure the latency of each run or model file: one image, engine torch.", panel=RUNS)
+    ] = False,
+    csv: Annotated[
+        Path | None,
+        option("Write the table of runs to this CSV file.", "--csv", "--out", "-o", metavar="FILE", panel=RUNS),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        option("Plot the accuracy of runs against latency (with --bench) or parameters into this file (.png, .svg, "
+               ".pdf).", metavar="FILE", panel=RUNS),
+    ] = None,
     as_json: Json = False,
-) -> None:
-    """Compare networks: history, exact cost, and the cells in which their specs differ."""
+) -> None:  # fmt: skip
+    """Compare networks (history, cost, specs), or runs and model files (accuracy, cost, latency, training)."""
     from convatlas.models.describe import compare
+    from convatlas.overview.look import is_model
 
+    if any(map(is_model, networks)):
+        _compare_runs(networks, resolution=resolution, bench=bench, csv=csv, plot=plot, as_json=as_json)
+        return
+    if bench or csv or plot:
+        raise InputError("compare: --bench, --csv and --plot are for runs and model files, not for networks by name")
     comparison = compare(*networks, resolution=resolution)
     if as_json:
         console.print_json(comparison.to_plain())
         return
-    numbers = ("year", "input px", "layers", "parameters", "MACs", "activations", "RF px")
-    console.table(
-        ("name", *numbers, "reported top-1", "top-5", "category"),
-        [
-            (
-                row.name, row.year, row.resolution, row.depth, f"{row.parameters:,}", f"{row.macs:,}",
-                f"{row.activations:,}", f"{row.receptive_field:,}", *map(_percent, (row.top1, row.top5)), row.category,
-            )
-            for row in comparison.rows
-        ],
-        right=(*numbers, "reported top-1", "top-5"),
-    )  # fmt: skip
+    _print_table(comparison.facts_table())
     console.console.print()
-    for row in comparison.rows:
-        console.console.print(f"{row.title}: {row.innovation}")
+    for line in comparison.innovations():
+        console.console.print(line)
     if comparison.cells:
         console.console.print()
-        cells = [(cell, *("" if v is None else v for v in values)) for cell, values in comparison.cells.items()]
-        console.table(("cell", *(row.name for row in comparison.rows)), cells)
+        _print_table(comparison.cells_table())
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:g} %"
+def _compare_runs(
+    sources: list[str], *, resolution: int | None, bench: bool, csv: Path | None, plot: Path | None, as_json: bool
+) -> None:  # fmt: skip
+    """Compare runs and model files; damaged ones are reported, and the exit code is then 2."""
+    from convatlas.draw.style import check_figure_path
+    from convatlas.overview.compare import compare_runs
+    from convatlas.overview.look import check_one_kind
+
+    check_one_kind(sources, resolution)
+    if plot is not None:  # before the measurement
+        check_figure_path(plot)
+    with console.progress_bar() as progress:
+        comparison = compare_runs(*sources, bench=bench, progress=progress)
+    if csv is not None:
+        comparison.write_csv(csv)
+    if plot is not None:
+        comparison.plot(plot)
+    if as_json:
+        console.print_json(comparison.to_plain())
+    else:
+        _print_table(comparison.table())
+        for note in comparison.notes:
+            console.console.print(note)
+    for reason in comparison.skipped.values():
+        console.errors.print(printable(f"skipped: {reason}"))
+    for error in comparison.failed.values():
+        console.print_error(error)
+    if comparison.failed:
+        raise typer.Exit(2)
+
+
+def _print_table(table: Table) -> None:
+    console.table(table.columns, table.rows, right=[table.columns[i] for i in table.right])
 
 
 def draw(
@@ -125,17 +215,19 @@ def draw(
     small_images: SmallImages = False,
 ) -> None:
     """Draw a network: stages as columns of boxes, branches side by side, shortcuts as arcs."""
+    from convatlas.core.cost import cost
     from convatlas.draw.diagram import diagram
-    from convatlas.models.catalog import build_fresh, variant
+    from convatlas.models.catalog import build_fresh, canonical_name, variant
 
     card = variant(name).card
     network = build_fresh(
-        name, resolution=resolution, channels=channels, classes=classes, stem="cifar" if small_images else "default",
-        device="meta",
+        name, resolution=resolution, channels=channels, classes=classes, stem=_stem(small_images), device="meta",
     )  # fmt: skip
-    path = out or Path(f"{name}.svg")
+    path = out or Path(f"{canonical_name(name)}.svg")
     diagram(network, title=f"{card.title} ({card.year})", path=path)
     console.console.print(str(path))
+    if remark := cost(network).remark:
+        console.errors.print(remark)
 
 
 def timeline(out: Figure = None) -> None:
@@ -206,7 +298,8 @@ def scale(
         )  # fmt: skip
     measured = cost(build_fresh(spec, classes=classes, channels=channels, device="meta"))
     if as_json:
-        console.print_json({"spec": spec.to_plain(), "parameters": measured.parameters, "macs": measured.macs})
+        counts = {"input_px": spec.resolution, "parameters": measured.parameters, "macs": measured.macs}
+        console.print_json({"spec": spec.to_plain(), **counts})
         return
     console.console.print(repr(spec))
     console.console.print(str(measured.table()))

@@ -75,12 +75,22 @@ def probability(text: str) -> float:
     return value
 
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A network of `convatlas list`.")]
+def complete_network(incomplete: str) -> list[str]:
+    """Return the networks that begin with what was typed, for the completion of the shell."""
+    from convatlas.models.describe import list_models
+
+    return list_models(f"{incomplete}*")
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A network of `convatlas list`.", autocompletion=complete_network)
+]
 ModelFile = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model file, an exported file (.onnx, .xml), or weights by name (NETWORK@LIBRARY:TAG, NETWORK@TAG).",
+        help="A model file or run directory, an exported file (.onnx, .xml), or weights by name "
+        "(NETWORK@LIBRARY:TAG, NETWORK@TAG).",
     ),
 ]
 DataSet = Annotated[
@@ -111,10 +121,18 @@ SmallImages = Annotated[
     bool, option("Use the stem for images of up to 64 px, as on CIFAR.", "--small-images", panel=MODEL)
 ]
 Download = Annotated[bool, option("Allow the download of a data set given by name.", "--download", panel=DATA)]
+DownloadAll = Annotated[
+    bool, option("Allow downloads: of a data set given by name, and of published weights.", "--download", panel=DATA)
+]
 MaxUnreadable = Annotated[
     float,
     option("Maximum share of unreadable images, which are skipped and listed; more of them are an error.",
            metavar="SHARE", panel=DATA, read=quantities.share, default="1%"),
+]  # fmt: skip
+MaxUnreadableLikeTraining = Annotated[
+    float | None,
+    option("Maximum share of unreadable images, which are skipped and listed; by default that of the training.",
+           metavar="SHARE", panel=DATA, read=quantities.share),
 ]  # fmt: skip
 Device = Annotated[
     str, option("Device of torch: cpu, cuda, mps, or auto for the fastest one.", metavar="NAME", panel=EXECUTION)

@@ -1,4 +1,4 @@
-"""The commands that use a model: predict and evaluate."""
+"""The command `predict`: classify images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,25 +15,22 @@ import typer
 from convatlas.cli import console
 from convatlas.cli.options import (
     DATA,
-    EXECUTION,
     MODEL,
     OUTPUT,
     Batch,
-    DataSet,
     Device,
     Engine,
-    Json,
     ModelFile,
     integer,
     option,
     probability,
 )
 from convatlas.errors import InputError, printable
-from convatlas.system import quantities
 
 if TYPE_CHECKING:
     from convatlas.inference.model import Model
-    from convatlas.tasks.task import Prediction
+    from convatlas.tasks.prediction import Prediction
+    from convatlas.tasks.task import Task
 
 MAX_SHEET = 60
 """Maximum number of images on a contact sheet."""
@@ -49,7 +46,7 @@ def predict(
         ),
     ],
     top: Annotated[
-        int, option("Number of classes that are printed for each image.", metavar="N", panel=OUTPUT, read=integer(1))
+        int, option("Number of classes for each image, also in --json.", metavar="N", panel=OUTPUT, read=integer(1))
     ] = 3,
     threshold: Annotated[
         float | None,
@@ -73,7 +70,7 @@ def predict(
     ] = False,
     sheet: Annotated[
         Path | None,
-        option("Write a contact sheet of the first images and their predictions to this PNG file.",
+        option("Write a contact sheet of the first images and their predictions to this file: .svg, .png or .pdf.",
                metavar="FILE", panel=OUTPUT),
     ] = None,
     as_json: Annotated[bool, option("Print one JSON object per line.", "--json", panel=OUTPUT)] = False,
@@ -86,21 +83,26 @@ def predict(
 
     if as_json and as_csv:
         raise InputError("--json and --csv exclude each other; give one of them")
+    if sheet is not None:
+        from convatlas.draw.style import check_figure_path
+
+        check_figure_path(sheet)
     options = PredictOptions.from_plain(
-        {"batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch}, where="predict"
+        {"batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch, "top": top}, where="predict"
     )
     inputs = expand_inputs(images, fetch=fetch)
     if inputs.ignored:
         console.errors.print(inputs.ignored.text())
     size = min(batch, inputs.count or batch)
     models = [
-        load_on_engine(name, engine, device, batch=size, count=inputs.count) for name in [model, *(ensemble or [])]
+        load_on_engine(name, engine, device, batch=size, count=inputs.count or 0) for name in [model, *(ensemble or [])]
     ]
     predictor = Ensemble(tuple(models)) if ensemble else models[0]
     task = models[0].header.task
     top = min(top, len(task.classes))
-    write = _json_writer() if as_json else _csv_writer(task.classes) if as_csv else None
+    write = _write_json if as_json else _csv_writer(task, top) if as_csv else None
     rows: list[tuple[str, ...]] = []
+    headings: tuple[str, ...] = ()
     unreadable: list[Prediction] = []
     sheet_images: list[tuple[str, str, float]] = []
     start, done = time.perf_counter(), 0
@@ -114,18 +116,19 @@ def predict(
             if write is not None:
                 write(prediction)
             elif not prediction.error:
+                headings = prediction.headings(top)
                 rows.append((printable(prediction.source), *prediction.cells(top)))
             progress("predicting", done, inputs.count or 0)
     duration = time.perf_counter() - start
     if rows:
-        console.table(("image", *task.prediction_columns(top)), rows)
+        console.table(("image", *headings), rows)
     if sheet is not None and sheet_images:
         from convatlas.data.decode.display import display_image
         from convatlas.draw.contact_sheet import Captioned, captioned_images
 
         captioned_images(
             [
-                Captioned(display_image(file), text, f"{probability:.1%}  {Path(file).name[:22]}")
+                Captioned(display_image(file), text, f"{probability:.1%}  {Path(file).name}")
                 for file, text, probability in sheet_images
             ],
             path=sheet,
@@ -140,31 +143,28 @@ def predict(
         raise typer.Exit(2)
 
 
-def _json_writer() -> Callable[[Prediction], None]:
-    return lambda prediction: console.print_json(prediction.to_plain(), indent=None)
+def _write_json(prediction: Prediction) -> None:
+    console.print_json(prediction.to_plain(), indent=None)
 
 
-def _csv_writer(classes: Sequence[str]) -> Callable[[Prediction], None]:
-    """Return a function that writes a row for each prediction, with empty cells for unreadable images.
-
-    Several labels are separated by |, as in tables of multi-label data.
-    """
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["source", "label", "probability", *classes, "error"])
+def _csv_writer(task: Task, top: int) -> Callable[[Prediction], None]:
+    """Return a function that writes a row for each prediction; the header is written now."""
+    columns = list(task.unreadable("", "").to_row(top))
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
 
     def write(prediction: Prediction) -> None:
-        plain = prediction.to_plain()
-        probabilities = plain.get("probabilities", {})
-        values = [plain.get("probability"), *map(probabilities.get, classes)]
-        numbers = ["" if value is None else f"{value:.6f}" for value in values]
-        writer.writerow([prediction.source, "|".join(plain.get("labels", ())), *numbers, prediction.error])
+        writer.writerow(prediction.to_row(top))
         sys.stdout.flush()
 
     return write
 
 
 def load_on_engine(name: str, engine: str, device: str, *, batch: int, count: int | None = None) -> Model:
-    """Load a model on an engine. Engines that were measured or that cannot run the network are reported."""
+    """Load a model on an engine. Engines that were measured or that cannot run the network are reported.
+
+    count: number of images; 0 if it is unknown and nothing should be measured, None for many.
+    """
     from convatlas.inference.model import load
 
     cpu_only = engine in ("onnxruntime", "openvino")
@@ -173,47 +173,9 @@ def load_on_engine(name: str, engine: str, device: str, *, batch: int, count: in
         if engine not in ("auto", model.engine.name):
             raise InputError(f"--engine: {name} is exported for {model.engine.name}, got {engine}")
         return model
-    choice = model.choose(engine, batch=batch, count=count)
+    choice = model.choose(engine, batch=batch, count=count, log=console.errors.print)
     if choice.seconds:
         console.errors.print(f"engine for batches of {batch}: {choice}")
     for other, reason in choice.failures.items():
         console.errors.print(f"engine {other} skipped: {reason}")
     return dataclasses.replace(model, engine_override=choice.engine)
-
-
-def evaluate(
-    model: ModelFile,
-    data: DataSet,
-    split: Annotated[
-        str | None,
-        option("Split: train, val, test or all. The default is test, else val, else all.", metavar="NAME", panel=DATA),
-    ] = None,
-    max_unreadable: Annotated[
-        float | None,
-        option("Maximum share of unreadable images, which are skipped and listed; by default that of the training.",
-               metavar="SHARE", panel=DATA, read=quantities.share),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        option("Inference engine: torch (the default), compile, onnxruntime, openvino or auto; an exported file has "
-               "its own.", metavar="NAME", panel=EXECUTION),
-    ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:  # fmt: skip
-    """Measure a model on a data set, class by class."""
-    from convatlas.inference.model import load
-
-    opened = load(model, device=device) if engine is None else load_on_engine(model, engine, device, batch=64)
-    with console.progress_bar() as progress:
-        evaluation = opened.evaluate(data, split=split, max_unreadable=max_unreadable, progress=progress)
-    if as_json:
-        console.print_json({"model": model, "data": data, "engine": str(opened.engine), **evaluation.to_plain()})
-        return
-    console.metrics_table(evaluation.result.table())
-    note = ""
-    if evaluation.split == "all":
-        note = "; all images: optimistically biased if the network was trained on some of them"
-    console.print_result(evaluation.split, evaluation.result, note)
-    console.print_remarks(evaluation.remarks)
-    console.print_skipped(evaluation.unreadable)

@@ -66,7 +66,7 @@ def pull(name: PretrainedWeights) -> None:
     weights = find_weights(name)
     was_cached = weights.cached_file is not None
     with console.progress_bar() as progress:
-        path = pull(weights, progress=progress)
+        path = pull(weights, replace=True, progress=progress)
     if was_cached:
         warn_without_digest(weights)
     console.console.print(str(path))

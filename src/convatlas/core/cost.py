@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from convatlas.core import cost_rules as cost_rules  # registers the rules of torch's layers
@@ -53,29 +55,60 @@ class Cost:
         fields = [layer.output.receptive_field for layer in self.layers if not layer.output.is_global]
         return tuple(max(axis) for axis in zip(self.input.receptive_field, *fields, strict=True))
 
+    @property
+    def remark(self) -> str:
+        """What to know if the image is too small to use every kernel; empty if it is large enough."""
+        starved = [
+            layer
+            for layer in self.layers
+            if set(layer.input.spatial) == {1}
+            and not layer.input.is_global
+            and layer.output.receptive_field > layer.input.receptive_field
+        ]
+        if not starved:
+            return ""
+        needed = max(max(layer.input.stride) for layer in starved) + 1
+        larger = f"{needed} px or more" if needed > max(self.input.spatial) else "a larger one"
+        return (
+            f"the image is small: from {starved[0].path} on, maps have a single pixel; use {larger}, or the stem for "
+            f"small images where the network has one"
+        )
+
     def totals(self) -> dict[str, str]:
         """Return the totals as text with units."""
         return {
             "parameters": f"{self.parameters:,}",
             "MACs": f"{self.macs:,} for one image of {by_x(self.input.shape)}",
             "activations": f"{self.activations:,}",
-            "connections": f"{self.connections:,} (inputs and bias of every unit, as in the papers of the 1990s)",
             "receptive field": f"{by_x(self.receptive_field)} px",
+            "remark": self.remark,
         }
 
-    def table(self) -> Table:
-        return Table.of_pairs(self.totals())
+    def table(self, *, connections: bool = False) -> Table:
+        """Return the totals as a table. connections: count them, too, as the papers of the 1990s do."""
+        *first, receptive_field, remark = self.totals().items()
+        counted = f"{self.connections:,} (inputs and bias of every unit, as in the papers of the 1990s)"
+        return Table.of_pairs(dict([*first, ("connections", counted if connections else ""), receptive_field, remark]))
 
     def to_plain(self) -> dict[str, Any]:
-        """Return totals and layers as plain data; `output` is the shape (channels, *spatial) without the batch."""
+        """Return totals and layers as plain data.
+
+        layers: number of layers with weights on the longest path, without gates. per_layer: counts of each layer;
+        `output` is the shape (channels, *spatial) without the batch.
+        """
         counts = ("parameters", "macs", "activations", "connections")
-        layers = [
+        per_layer = [
             {"path": layer.path, "kind": layer.kind, "output": list(layer.output.shape)}
             | {count: getattr(layer, count) for count in counts}
             for layer in self.layers
         ]
         totals = {count: getattr(self, count) for count in counts}
-        return {**totals, "receptive_field": list(self.receptive_field), "layers": layers}
+        shape = self.input.shape
+        return {
+            "input_px": shape[-1] if len(shape) > 1 else None, **totals,
+            "receptive_field_px": max(self.receptive_field, default=None), "layers": self.output.depth,
+            "per_layer": per_layer,
+        }  # fmt: skip
 
     def __repr__(self) -> str:
         return str(self.table())
@@ -92,6 +125,8 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
     """
     if shape is None:
         if not isinstance(tree, Network):
+            if not isinstance(tree, nn.Module):
+                raise CostError(f"a network must be a module, such as ca.build(name), got {tree!r}")
             raise CostError(f"the input shape of a {type(tree).__name__} is not known; give (channels, height, width)")
         shape = tree.input_shape
     if not isinstance(shape, Sequence) or not shape or not all(type(size) is int and size > 0 for size in shape):
@@ -111,6 +146,38 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
             f"{type(tree).__name__} has {parameters:,} parameters, but its layers have {result.parameters:,}"
         )
     return result
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What can be counted of every network: its parameters, and the multiply-adds of one image of `shape`."""
+
+    parameters: int
+    macs: int
+    shape: tuple[int, ...]
+
+    def totals(self) -> dict[str, str]:
+        """Return the totals as text with units."""
+        return {
+            "parameters": f"{self.parameters:,}", "MACs": f"{self.macs:,} for one image of {by_x(self.shape)}",
+        }  # fmt: skip
+
+
+def totals_of(network: Network) -> Cost | Totals:
+    """Return the cost of a network; if a layer has no cost rule, what torch counts while a copy of it runs."""
+    try:
+        return cost(network)
+    except CostError:
+        trial = copy.deepcopy(network).eval()
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes half a second
+
+    x = torch.zeros(1, *network.input_shape)
+    weight = next((each for each in network.parameters() if each.is_floating_point()), None)
+    if weight is not None:
+        x = x.to(weight)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        trial(x)
+    return Totals(count_parameters(network, set()), counter.get_total_flops() // 2, network.input_shape)
 
 
 @rule.register(nn.Sequential)

@@ -9,12 +9,15 @@ hooks of torch for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self, cast
+from itertools import groupby
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.core.compose import Chain, Join, Layer, Pair, is_observed
+from convatlas.core.record import Record
+from convatlas.core.table import Table, by_x, fit_screen
 from convatlas.errors import SpecError, nearest
 
 Features = Tensor | Pair
@@ -39,8 +42,17 @@ class Auxiliary(Chain):
 class Network(nn.Module):
     """The three named parts that every network has, and the (channels, *space) it was built for.
 
-    `auxiliary` holds what only training uses, such as GoogLeNet's side classifiers; `forward` leaves it out.
+    `auxiliary` holds what only training uses, such as GoogLeNet's side classifiers; `forward` leaves it out. `spec` is
+    the table that the network was built from, None if there is none.
     """
+
+    spec: Record | None = None
+
+    chains_run_whole: ClassVar[bool] = True
+    """The layers of every `nn.Sequential` run in sequence, and nothing else reads their outputs: they may be fused."""
+
+    takes_channels_last: bool = True
+    """Training and inference may use the memory format channels_last for images."""
 
     def __init__(
         self,
@@ -58,6 +70,17 @@ class Network(nn.Module):
         self._frozen_paths: tuple[str, ...] = ()
         self._frozen_parameters: list[nn.Parameter] = []
         self._out_of_place_layers: list[nn.Module] = []
+
+    def __repr__(self) -> str:
+        """Return the parts in a few lines; `print` shows the tree of all layers."""
+        parts = {"stem": self.stem, **{f"stages.{name}": stage for name, stage in self.stages.named_children()}}
+        rows = {name: _shorthand(part) for name, part in {**parts, "head": self.head, **self.auxiliary}.items()}
+        number = sum(parameter.numel() for parameter in self.parameters())
+        head = f"Network of {number:,} parameters for inputs of {by_x(self.input_shape)}"
+        return fit_screen(f"{head}\n{Table.of_pairs(rows)}")
+
+    def __str__(self) -> str:
+        return super().__repr__()
 
     def forward(self, x: Any) -> Any:
         """Return head(stages(stem(x)))."""
@@ -103,6 +126,24 @@ class Network(nn.Module):
         y = run_chain(self, x, visit) if at else self(x)
         return y, sum(terms, criterion(y, labels))
 
+    def groups_by_depth(self) -> list[tuple[str, list[nn.Parameter]]]:
+        """Return (path, parameters) of the parts with parameters, from the input to the output.
+
+        Auxiliary parts, which only training uses, are in the group of the head.
+        """
+        parts = [("stem", self.stem), *((f"stages.{name}", stage) for name, stage in self.stages.named_children())]
+        groups = [(path, list(part.parameters())) for path, part in parts]
+        head = [*self.head.parameters(), *self.auxiliary.parameters()]
+        return [(path, parameters) for path, parameters in [*groups, ("head", head)] if parameters]
+
+    def file_state(self) -> dict[str, Tensor]:
+        """Return the tensors by the names that they have in a model file."""
+        return self.state_dict()
+
+    def load_file_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load tensors by the names that they have in a model file."""
+        self.load_state_dict(tensors)
+
     def freeze(self, to: str | None) -> Self:
         """Freeze the layers from the stem up to and including `to`, such as "stages.2"; None unfreezes all.
 
@@ -142,6 +183,13 @@ class Network(nn.Module):
         for layer in changed:
             layer.inplace = on  # type: ignore[assignment]  # a flag of nn.ReLU, nn.Dropout, Sum, ...
         return self
+
+
+def _shorthand(part: nn.Module) -> str:
+    """Return the layers of a part: "Conv2d, 3 x Bottleneck"."""
+    layers = [type(layer).__name__ for _, layer in named_layers(part)] if is_chain(part) else [type(part).__name__]
+    counts = ((name, len(list(same))) for name, same in groupby(layers))
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts) or "identity"
 
 
 def flatten_chains(layers: Iterable[nn.Module | None]) -> Iterator[nn.Module]:

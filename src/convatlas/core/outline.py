@@ -65,6 +65,13 @@ def _short(layer: nn.Module) -> tuple[str, ...]:
     return (text,) if 0 < len(text) <= 40 else ()
 
 
+def _stride(strides: object) -> str:
+    """Return ", /2", ", /1×2×2" for a layer that keeps the time, and nothing for a stride of 1."""
+    if isinstance(strides, tuple) and len(set(strides)) == 1:
+        strides = strides[0]
+    return "" if strides == 1 else f", /{_sizes(strides) if isinstance(strides, tuple) else strides}"
+
+
 def _sizes(sizes: object) -> str:
     return "×".join(map(str, sizes)) if isinstance(sizes, tuple) else f"{sizes}×{sizes}"
 
@@ -79,9 +86,7 @@ def _(layer: nn.Conv2d) -> Box:
         text = f"{_sizes(layer.kernel_size)} depthwise"
     elif layer.groups > 1:
         text += f", {layer.groups} groups"
-    if max(layer.stride) > 1:
-        text += f", /{max(layer.stride)}"
-    return Box((text,), "depthwise" if depthwise else "conv")
+    return Box((text + _stride(layer.stride),), "depthwise" if depthwise else "conv")
 
 
 @outline.register
@@ -90,8 +95,7 @@ def _(layer: nn.Linear) -> Box:
 
 
 def _pool(name: str, layer: nn.MaxPool2d | nn.AvgPool2d) -> Box:
-    stride = layer.stride if isinstance(layer.stride, int) else max(layer.stride)
-    return Box((f"{name} {_sizes(layer.kernel_size)}" + (f", /{stride}" if stride > 1 else ""),), "pool")
+    return Box((f"{name} {_sizes(layer.kernel_size)}{_stride(layer.stride)}",), "pool")
 
 
 @outline.register(nn.MaxPool1d)

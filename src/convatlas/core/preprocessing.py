@@ -173,6 +173,11 @@ class Preprocessing(Record):
         scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
         return self.rotate(pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale))
 
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """Return the uint8 images (n, channels, h, w) of inputs: the inverse of `normalize`, rounded."""
+        mean, std = (torch.tensor(values, device=inputs.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (self.rotate(inputs) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
     def rotate(self, inputs: Tensor) -> Tensor:
         """Return normalized inputs (n, channels, h, w) rotated by `rotation` degrees."""
         return inputs.flip(-2, -1) if self.rotation else inputs

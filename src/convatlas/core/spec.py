@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from convatlas.core.network import Network
 from convatlas.core.record import Kind, Record, fields_of, item_hint, kind_of_cell
+from convatlas.core.table import Table
 from convatlas.errors import SpecError, nearest
 
 Width = Annotated[int, Kind("width")]
@@ -22,6 +23,9 @@ Resolution = Annotated[int, Kind("resolution")]
 
 SMALL = 32
 """Default resolution, in pixels, of networks with a stem for small images."""
+
+MAX_FACTORS = {"width": 2.0**16, "depth": 2.0**10}
+"""Largest factors of `Spec.scaled`; with larger ones layers have no size that fits 64 bits, or are built for hours."""
 
 
 class Row(Record):
@@ -52,6 +56,10 @@ class Spec(Row):
                 f"got {self.resolution} px"
             )
 
+    def _repr_html_(self) -> str:
+        cells = ((field.name, repr(getattr(self, field.name))) for field in fields_of(type(self)))
+        return Table((type(self).__name__, ""), tuple(cells))._repr_html_()
+
     def build(self, *, classes: int, channels: int) -> Network:
         """Return the network: (batch, channels, resolution, resolution) -> (batch, classes)."""
         raise NotImplementedError
@@ -59,7 +67,7 @@ class Spec(Row):
     def small(self, *, resolution: int = SMALL) -> Self:
         """Return this network with the stem for images up to 64 pixels: one 3x3 convolution that keeps their size."""
         if "small_stem" not in self.hints():
-            raise SpecError(f"{type(self).__name__} has no small stem: its first layers are the network's own")
+            raise SpecError(f"{type(self).__name__} has no small stem: there is one stem, that of the paper")
         return self.replaced({"small_stem": True, "resolution": resolution})
 
     @staticmethod
@@ -74,8 +82,9 @@ class Spec(Row):
         Widths are rounded by `round_width`, depths up (EfficientNet, section 3.3); a factor of 1 changes nothing.
         """
         for name, factor in (("width", width), ("depth", depth)):
-            if not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
-                raise SpecError(f"scaled: {name} is a positive factor, not {factor!r}")
+            most = MAX_FACTORS[name]
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= most:
+                raise SpecError(f"scaled: {name} must be a factor in (0, {most:,.0f}], got {factor!r}")
 
         def scale(kind: str | None, value: Any) -> Any:
             if value is None:

@@ -1,155 +1,69 @@
-"""Check a data set: unreadable files, rare classes, duplicates, and duplicates across splits."""
+"""Check a data set in one pass: faults of its files, classes, splits and labels, each with a fix."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from convatlas.core.problems import NO_DATA, Problems
+from convatlas.data.data_report import DataReport, find_label_conflicts, find_leaks
 from convatlas.data.decode.array_values import Window
 from convatlas.data.duplicates import Group, find_duplicates, find_near_duplicates
-from convatlas.data.ignored import Ignored
+from convatlas.data.findings import (
+    MAX_ASPECT,
+    RARE_SHARE,
+    SEVERITIES,
+    TINY_SIDE,
+    Finding,
+    Severity,
+    finding,
+    findings_of_errors,
+    findings_of_ignored,
+)
 from convatlas.data.inspect_images import CheckedImage, inspect_files, inspect_pixels
-from convatlas.data.source import Source, check_unreadable
-from convatlas.data.splits import VAL_SHARE
-from convatlas.errors import DataError, listed
-from convatlas.system.progress import Progress
-from convatlas.tasks.table import Column, MetricTable, rows_of
+from convatlas.data.open import open_data
+from convatlas.data.readers.memory import Data
+from convatlas.data.source import Source
+from convatlas.data.splits import MAX_UNREADABLE, SPLIT_FOLDERS, VAL_SHARE
+from convatlas.errors import DataError, listed, printable
+from convatlas.system.progress import Progress, progress_callback
 
-RARE_SHARE = 0.1
-"""A class is rare if it has less than this share of the largest class's training images."""
-
-SHEET_COLUMNS, SHEET_CLASSES, SHEET_GROUPS = 10, 24, 6
-"""Contact sheet: maximum number of images in a row, of classes, and of groups of each kind of duplicates."""
+GROUP_IMAGES = 4
+"""Maximum number of images of a group of duplicates that are named."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """The findings on a data set.
+def check_data(data: Data, *, download: bool = False, progress: Progress | bool = True) -> DataReport:
+    """Read every image of a data set, compare all of them, and return the findings.
 
-    counts: split -> number of readable images of each class. duplicates: groups of images with equal contents.
-    near_duplicates: groups of images with nearly equal hashes. remarks: see `Source.remarks`. refusal: why training
-    with default options would not start; empty if it would. ignored: files that are not used.
+    data, download: see `open_data`. progress: a callback, True for a progress bar in terminals and notebooks, or False.
+    Raises DataError for data that does not exist; every other fault is a finding.
     """
-
-    name: str
-    classes: tuple[str, ...]
-    images: tuple[CheckedImage, ...]
-    counts: Mapping[str, Sequence[int]]
-    duplicates: tuple[Group, ...] = ()
-    near_duplicates: tuple[Group, ...] = ()
-    remarks: tuple[str, ...] = ()
-    refusal: str = ""
-    ignored: Ignored = field(default_factory=Ignored)
-
-    @property
-    def unreadable(self) -> list[CheckedImage]:
-        return [image for image in self.images if image.unreadable]
-
-    @property
-    def readable(self) -> list[CheckedImage]:
-        return [image for image in self.images if not image.unreadable]
-
-    def class_names(self, image: CheckedImage) -> str:
-        """Return the classes of an image as text."""
-        return " + ".join(self.classes[label] for label in image.labels) or "no class"
-
-    @property
-    def modes(self) -> dict[str, int]:
-        """How pixels are stored -> number of images, the most frequent first."""
-        return dict(Counter(image.mode for image in self.readable).most_common())
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """(width, height) of the smallest, the median and the largest image, by area."""
-        sizes = sorted((image.size for image in self.readable), key=lambda size: size[0] * size[1])
-        return (sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else ((0, 0),) * 3
-
-    @property
-    def leaks(self) -> list[Group]:
-        """Groups of duplicates or near duplicates in more than one split."""
-        groups = (*self.duplicates, *self.near_duplicates)
-        return [group for group in groups if len({image.split for image in group}) > 1]
-
-    @property
-    def label_conflicts(self) -> list[Group]:
-        """Groups of duplicates with different labels."""
-        return [group for group in self.duplicates if len({image.labels for image in group}) > 1]
-
-    @property
-    def rare_classes(self) -> list[str]:
-        """Classes with few training images, compared with the largest one."""
-        counts = self.counts["train"]
-        return [name for name, n in zip(self.classes, counts, strict=True) if n < RARE_SHARE * max(counts)]
-
-    def findings(self) -> list[str]:
-        """Return the problems of the data, one line each; empty if there are none."""
-        rare = listed(self.rare_classes)
-        findings = (
-            (len(self.unreadable), "images are unreadable"),
-            (sum(image.rotated for image in self.images), "images are rotated by their EXIF orientation (applied)"),
-            (sum(image.high_bit_depth for image in self.images), "images have more than 8 bits"),
-            (sum(len(group) - 1 for group in self.duplicates), "images are duplicates of another one"),
-            (sum(len(group) - 1 for group in self.near_duplicates), "images are near duplicates of another one"),
-            (len(self.leaks), "groups of duplicates are in more than one split: results are optimistically biased"),
-            (len(self.label_conflicts), "groups of duplicates have different labels"),
-            (len(self.rare_classes), f"classes have less than {RARE_SHARE:.0%} of the largest one's images: {rare}"),
-        )
-        refusal = [f"cannot be trained on: {self.refusal}"] if self.refusal else []
-        return [*self.remarks, *refusal, *(f"{count:,} {text}" for count, text in findings if count)]
-
-    def table(self) -> MetricTable:
-        """Return the number of images of each class and split, and their sums."""
-        splits = list(self.counts)
-        columns = (Column("class", "class"), *(Column(split, split, ",") for split in splits))
-        rows = rows_of([self.classes, *(self.counts[split] for split in splits)])
-        return MetricTable(columns, (*rows, ("", *(sum(self.counts[split]) for split in splits))))
-
-    def sheet(self) -> list[tuple[str, list[str]]]:
-        """Return rows of a contact sheet, (caption, image files): training images of each class, then duplicates."""
-        rows = []
-        for label, name in enumerate(self.classes[:SHEET_CLASSES]):
-            images = [image.name for image in self.readable if label in image.labels and image.split == "train"]
-            step = max(1, len(images) // SHEET_COLUMNS)
-            rows.append((f"{name}\n{len(images):,}", images[::step][:SHEET_COLUMNS]))
-        for caption, groups in (("duplicates", self.duplicates), ("near duplicates", self.near_duplicates)):
-            for group in groups[:SHEET_GROUPS]:
-                classes = ", ".join(dict.fromkeys(f"{image.split}/{self.class_names(image)}" for image in group))
-                rows.append((f"{caption}\n{classes[:24]}", [image.name for image in group[:SHEET_COLUMNS]]))
-        return rows
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the findings as plain data, with images by name."""
-
-        def names(groups: Sequence[Group]) -> list[list[str]]:
-            return [[image.name for image in group] for group in groups]
-
-        return {
-            "name": self.name,
-            "classes": list(self.classes),
-            "counts": {split: list(counts) for split, counts in self.counts.items()},
-            "sizes": [list(size) for size in self.sizes],
-            "modes": self.modes,
-            "findings": self.findings(),
-            "ignored": {reason: list(files) for reason, files in self.ignored.reasons.items()},
-            "unreadable": {image.name: image.unreadable for image in self.unreadable},
-            "duplicates": names(self.duplicates),
-            "near_duplicates": names(self.near_duplicates),
-            "leaks": names(self.leaks),
-            "label_conflicts": names(self.label_conflicts),
-            "rotated": [image.name for image in self.images if image.rotated],
-        }
+    problems = Problems()
+    with progress_callback(progress) as report:
+        try:
+            source = open_data(data, download=download, progress=report, problems=problems)
+        except DataError as error:
+            if error.kind == NO_DATA:
+                raise
+            problems.add(error)
+            name = Path(data).name if isinstance(data, str | Path) else "data"
+            return DataReport(printable(name), tuple(findings_of_errors(problems.errors)))
+        return check(source, problems, progress=report)
 
 
-def check(source: Source, *, progress: Progress | None = None) -> Check:
-    """Read every image of a data set, and compare all of them."""
-    window, refusal = _window_of_fit(source)
+def check(source: Source, problems: Problems | None = None, *, progress: Progress | None = None) -> DataReport:
+    """Return the findings on an open data set; problems: those of its reader."""
+    problems = problems or Problems()
+    window, refusals = _window_of_fit(source)
     images: list[CheckedImage] = []
-    for split, samples in source.splits.items():
+    splits = [split for split in SPLIT_FOLDERS if split in source.splits]
+    for split in splits:
+        samples = source.splits[split]
         labels = _labels(source.task.strata(samples.targets))
         inspected = (
             inspect_files(samples, split, labels, source.manifest, source.channels, window)
@@ -160,44 +74,151 @@ def check(source: Source, *, progress: Progress | None = None) -> Check:
             images.append(image)
             if progress:
                 progress(f"checking {split}", i, len(samples))
+    if source.splits["train"].pixels is None:  # training images are in a random order
+        images.sort(key=lambda image: (splits.index(image.split), image.name))
     readable = [image for image in images if not image.unreadable]
-    refusal = refusal or _refusal_of_unreadable(source, images)
     numbers = Counter((image.split, label) for image in readable for label in image.labels)
-    counts = {split: [numbers[split, label] for label in range(len(source.classes))] for split in source.splits}
+    counts = {split: [numbers[split, label] for label in range(len(source.classes))] for split in splits}
     duplicates = find_duplicates(readable)
     copies = {id(image) for group in duplicates for image in group[1:]}  # the first of each group stands for all
     near_duplicates = find_near_duplicates([image for image in readable if id(image) not in copies])
-    return Check(
-        source.name, source.classes, tuple(images), counts, tuple(duplicates), tuple(near_duplicates), source.remarks,
-        refusal, source.ignored,
+    report = DataReport(
+        source.name, (), source.classes, tuple(images), counts, tuple(duplicates), tuple(near_duplicates),
+        source.ignored, source.splits["train"].pixels is not None,
     )  # fmt: skip
+    kinds = ("missing_classes", "unused_labels", "unknown_classes")  # see `_findings_of_splits`
+    errors = [*(error for error in problems.errors if error.kind not in kinds), *refusals]
+    findings = [
+        *findings_of_errors(errors),
+        *_findings_of_splits(source, report, problems.subjects),
+        *_findings_of_classes(source, report),
+        *_findings_of_images(report),
+        *_findings_of_groups(report),
+        *_split_groups(source),
+        *findings_of_ignored(source.ignored),
+        *(Finding("remark", "note", note, 1, (), "none needed if that is right") for note in source.notes),
+    ]
+    return replace(report, findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))))
 
 
-def _window_of_fit(source: Source) -> tuple[Window | None, str]:
+def _window_of_fit(source: Source) -> tuple[Window | None, list[DataError]]:
     """Return the window of values with which training with default options reads images, and why it would not start."""
-    refusal, share = "", VAL_SHARE
+    refusals, share = [], VAL_SHARE
     try:
         source.with_val(val_share=share)
     except DataError as error:
-        refusal, share = str(error), 0.0
+        share = 0.0
+        if error.kind != "small_classes":  # see `_findings_of_classes`
+            refusals.append(error)
     try:
         statistics = source.statistics(source.channels, val_share=share)
     except DataError as error:
-        return (0.0, 1.0) if source.high_bit_depth else None, str(error)
-    return statistics.window if statistics else None, refusal
+        return (0.0, 1.0) if source.high_bit_depth else None, [*refusals, error]
+    return statistics.window if statistics else None, refusals
 
 
-def _refusal_of_unreadable(source: Source, images: Sequence[CheckedImage]) -> str:
-    """Return why training with default options would not start because of unreadable images; "" if it would."""
+def _findings_of_splits(source: Source, report: DataReport, empty: set[str]) -> Iterator[Finding]:
+    """Yield findings on classes that a split lacks, or has in addition to train. empty: those with empty folders."""
+    # the classes of each split, by their number; unreadable images count
+    listed_in = {split: {i for p in report.images if p.split == split for i in p.labels} for split in report.counts}
+    known = set(range(len(report.classes))).difference(*(part for part in listed_in.values())) | listed_in["train"]
+    unknown_in = {
+        split: [i for i in sorted(part - listed_in["train"]) if f"train/{report.classes[i]}" not in empty]
+        for split, part in listed_in.items()
+    }
+    for split, counts in report.counts.items():
+        unknown = unknown_in[split]
+        if unknown:
+            names = tuple(report.classes[i] for i in unknown)
+            text = f"the {split} split has classes that are not in train: {listed(names)}"
+            fix = "add images of them to train, or rename or delete them"
+            yield Finding("unknown_classes", "error", text, len(names), names, fix)
+        expected = known if split == "train" else listed_in["train"]
+        lacking = [report.classes[i] for i in sorted(expected) if not counts[i]]
+        lacking = [name for name in lacking if f"{split}/{name}" not in empty]
+        refusal = _refusal_of_split(source, report, split)
+        if lacking:
+            severity: Severity = "error" if refusal else "warning"
+            text = f"the {split} split lacks {listed(lacking)}"
+            fix = "add images of them" + (", or delete the split" if split != "train" else "")
+            yield Finding("missing_classes", severity, text, len(lacking), tuple(lacking), fix)
+            continue
+        named = any(unknown_in.values()) if split == "train" else bool(unknown)  # train lacks what is unknown elsewhere
+        if refusal and not named and not any(name.startswith(f"{split}/") for name in empty):
+            yield from findings_of_errors([refusal])
+
+
+def _refusal_of_split(source: Source, report: DataReport, split: str) -> DataError | None:
+    """Return why a training does not start with the readable images of a split; None if it does."""
+    readable = [not image.unreadable for image in report.images if image.split == split]
+    numbers = torch.tensor(readable, dtype=torch.bool).nonzero().flatten()
     try:
-        check_unreadable([f"{image.name}: {image.unreadable}" for image in images if image.unreadable], len(images))
-        for split, samples in source.splits.items():
-            readable = [not image.unreadable for image in images if image.split == split]
-            numbers = torch.tensor(readable).nonzero().flatten()
-            source.task.check_split(samples.targets.take(numbers), split, source.location)
+        source.task.check_split(source.splits[split].targets.take(numbers), split, source.location)
     except DataError as error:
-        return str(error)
-    return ""
+        return error
+    return None
+
+
+def _findings_of_classes(source: Source, report: DataReport) -> Iterator[Finding]:
+    """Yield findings on the number of images of each class."""
+    train = report.counts["train"]
+    pairs = list(zip(report.classes, train, strict=True))
+    small = [name for name, count in pairs if count == 1]
+    if "val" not in source.splits and source.splits["train"].groups is None:
+        yield from finding("small_classes", small, detail=f": {listed(small)}")
+    rare = [f"{name} ({count:,})" for name, count in pairs if 0 < count < RARE_SHARE * max(train)]
+    yield from finding("imbalanced_classes", rare, detail=f": {listed(rare)}")
+    if len(report.classes) > 1:
+        yield from finding("unlabeled_images", [image.name for image in report.images if not image.labels])
+
+
+def _findings_of_images(report: DataReport) -> Iterator[Finding]:
+    total, unreadable = len(report.images), report.unreadable
+    too_many = len(unreadable) > MAX_UNREADABLE * total
+    detail = f", more than {MAX_UNREADABLE:.0%} of {total:,}" if too_many else ""
+    yield from finding("unreadable_images", [f"{each.name}: {each.unreadable}" for each in unreadable], detail=detail)
+    if report.sizes[1][0] and min(report.sizes[1]) >= 2 * TINY_SIDE:
+        odd = [each for each in report.readable if min(each.size) < TINY_SIDE or _aspect(each) > MAX_ASPECT]
+        yield from finding("odd_sizes", [f"{each.name}: {each.size[0]} x {each.size[1]}" for each in odd])
+    if len(report.modes) > 1:
+        modes = listed(f"{mode} ({count:,})" for mode, count in report.modes.items())
+        yield from finding("mixed_modes", (), count=len(report.modes), detail=f": {modes}")
+    yield from finding("rotated_images", [image.name for image in report.images if image.rotated])
+    yield from finding("high_bit_depth", [image.name for image in report.images if image.high_bit_depth])
+
+
+def _aspect(image: CheckedImage) -> float:
+    return max(image.size) / max(1, min(image.size))
+
+
+def _findings_of_groups(report: DataReport) -> Iterator[Finding]:
+    """Yield findings on duplicates; each group is one example."""
+
+    def texts(groups: Sequence[Group]) -> list[str]:
+        return [
+            " = ".join(f"{p.name} ({p.split}, {report.class_names(p)})" for p in group[:GROUP_IMAGES])
+            for group in groups
+        ]
+
+    def copies(groups: Sequence[Group]) -> int:
+        return sum(len(group) - 1 for group in groups)
+
+    yield from finding("leaks", texts(find_leaks((*report.duplicates, *report.near_duplicates))))
+    yield from finding("label_conflicts", texts(find_label_conflicts(report.duplicates)))
+    yield from finding("duplicates", texts(report.duplicates), count=copies(report.duplicates))
+    yield from finding("near_duplicates", texts(report.near_duplicates), count=copies(report.near_duplicates))
+
+
+def _split_groups(source: Source) -> list[Finding]:
+    """Return the finding on groups of a table, such as patients, with images in more than one split."""
+    members: dict[int, dict[str, str]] = {}
+    for split, samples in source.splits.items():
+        for number, name in zip(() if samples.groups is None else samples.groups.tolist(), samples.names, strict=False):
+            members.setdefault(number, {}).setdefault(split, name)
+    return finding(
+        "split_groups",
+        [", ".join(f"{name} ({split})" for split, name in part.items()) for part in members.values() if len(part) > 1],
+    )
 
 
 def _labels(strata: Tensor) -> list[tuple[int, ...]]:

@@ -13,6 +13,19 @@ from convatlas.errors import listed, printable, shorten
 MAX_EXAMPLES = 3
 """Maximum number of files that are named in the line."""
 
+DANGLING = "dangling links"
+"""Reason of links that lead nowhere."""
+
+INSTALL = "pip install 'convatlas[data]'"
+"""The command that installs the libraries which read further formats."""
+
+_NEEDED = re.compile(r"(\.\w+) \(.+ is not installed\)")
+
+
+def not_installed(suffix: str, library: str) -> str:
+    """Return the reason of images that a missing library reads."""
+    return f"{suffix} ({library} is not installed)"
+
 
 @dataclass(frozen=True)
 class Ignored:
@@ -22,6 +35,22 @@ class Ignored:
 
     def __len__(self) -> int:
         return sum(map(len, self.reasons.values()))
+
+    @property
+    def unsupported(self) -> dict[str, tuple[str, ...]]:
+        """{suffix: files} of images that a library which is not installed reads."""
+        return {match[1]: names for reason, names in self.reasons.items() if (match := _NEEDED.fullmatch(reason))}
+
+    @property
+    def dangling(self) -> tuple[str, ...]:
+        """Links that lead nowhere."""
+        return self.reasons.get(DANGLING, ())
+
+    @property
+    def others(self) -> Ignored:
+        """The files that are neither `unsupported` nor `dangling`."""
+        used = {DANGLING, *filter(_NEEDED.fullmatch, self.reasons)}
+        return Ignored({reason: names for reason, names in self.reasons.items() if reason not in used})
 
     def __add__(self, other: Ignored) -> Ignored:
         reasons = dict(self.reasons)
@@ -38,7 +67,8 @@ class Ignored:
         examples = [shorten(_short(names[0]), 60) for _, names in largest[:MAX_EXAMPLES]]
         more = ", ..." if len(self) > len(examples) else ""
         subject = "1 file is" if len(self) == 1 else f"{len(self):,} files are"
-        return printable(f"{subject} not used: {counts} ({', '.join(examples)}{more})")
+        fix = f"; to read {listed(self.unsupported)}: {INSTALL}" if self.unsupported else ""
+        return printable(f"{subject} not used: {counts} ({', '.join(examples)}{more}){fix}")
 
 
 def _in_number(reason: str, count: int) -> str:

@@ -80,13 +80,13 @@ def inspect_files(
 
 
 def inspect_pixels(
-    samples: Samples, pixels: Tensor, split: str, labels: Sequence[tuple[int, ...]]
+    samples: Samples, pixels: Tensor | Sequence[Tensor], split: str, labels: Sequence[tuple[int, ...]]
 ) -> Iterator[CheckedImage]:
-    """Inspect the arrays of a split."""
-    high_bit_depth = pixels.dtype != torch.uint8
-    channels, size = pixels.shape[1], (pixels.shape[3], pixels.shape[2])
-    mode = f"{channels} x float32" if high_bit_depth else {1: "L", 3: "RGB"}.get(channels, f"{channels} x uint8")
+    """Inspect the images in memory of a split."""
     for name, classes, image in zip(samples.names, labels, pixels, strict=True):
+        channels, size = image.shape[0], (image.shape[2], image.shape[1])
+        high_bit_depth = image.dtype != torch.uint8
+        mode = f"{channels} x float32" if high_bit_depth else {1: "L", 3: "RGB"}.get(channels, f"{channels} x uint8")
         yield CheckedImage(
             name,
             split,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -49,7 +49,14 @@ class BatchLoader:
         """Yield this process's share of the batches of one epoch from number `start` on; the last may be smaller."""
         count = len(self.targets)
         order = (epoch_order(self.seed, epoch, count) if self.shuffle else torch.arange(count)).to(self.device)
-        batches = order.split(self.sizes)[start:]
+        yield from self._batches(order.split(self.sizes)[start:], epoch)
+
+    def take(self, samples: Tensor, epoch: int) -> Batch:
+        """Return the training images with these numbers, augmented as in that epoch."""
+        return next(self._batches([samples.to(self.device)], epoch))
+
+    def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        count = len(self.targets)
         mixes = self.augment.mixes and count > 1
 
         def indices() -> Iterator[Tensor]:

@@ -55,8 +55,10 @@ def prepare_split(
         nor the memory has room for the pixels, every image is decoded once to find the unreadable ones, and again when
         it is used.
     """
-    if samples.pixels is not None:
+    if isinstance(samples.pixels, Tensor):
         return _prepare_array(samples, samples.pixels, preprocessing, for_random_crop), []
+    if samples.pixels is not None:
+        return _prepare_sizes(samples, samples.pixels, preprocessing, for_random_crop), []
     info = manifest.look_up(samples.names, progress=progress, task=f"reading {split}")
     reasons = dict(info.unopened)
     opened = [i for i in range(len(samples)) if i not in reasons]
@@ -105,6 +107,20 @@ def _prepare_array(samples: Samples, pixels: Tensor, preprocessing: Preprocessin
     aspects = torch.full((len(pixels),), width / height) if for_random_crop else None
     pixels = frame(pixels, preprocessing, for_random_crop=for_random_crop)
     return Images(pixels, samples.targets, samples.names, digest, aspects)
+
+
+def _prepare_sizes(
+    samples: Samples, images: Sequence[Tensor], preprocessing: Preprocessing, for_random_crop: bool
+) -> Images:
+    """Prepare images of different sizes one after another."""
+    parts = [
+        _prepare_array(samples.subset(torch.tensor([i])), image[None], preprocessing, for_random_crop)
+        for i, image in enumerate(images)
+    ]
+    aspects = [part.aspects for part in parts if part.aspects is not None]
+    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
+    pixels = torch.cat([part.pixels for part in parts if isinstance(part.pixels, Tensor)])
+    return Images(pixels, samples.targets, samples.names, digest, torch.cat(aspects) if aspects else None)
 
 
 @dataclass(frozen=True)

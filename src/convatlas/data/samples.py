@@ -13,15 +13,16 @@ from convatlas.tasks.targets import Targets
 
 @dataclass(frozen=True)
 class Samples:
-    """The images of one split before they are prepared: files, whose paths are `names`, or one array of `pixels`.
+    """The images of one split before they are prepared: files, whose paths are `names`, or `pixels` in memory.
 
     targets: one row for each image. pixels: (n, channels, h, w), uint8, or float32 as fractions of the largest value
-    of the data's type. groups: (n,) int64, equal for images that must stay in the same split.
+    of the data's type; or images of different sizes, each uint8 (channels, h, w). groups: (n,) int64, equal for images
+    that must stay in the same split.
     """
 
     names: Sequence[str]
     targets: Targets
-    pixels: Tensor | None = None
+    pixels: Tensor | Sequence[Tensor] | None = None
     groups: Tensor | None = None
 
     def __len__(self) -> int:
@@ -30,8 +31,20 @@ class Samples:
     def subset(self, indices: Tensor) -> Samples:
         """Return the images with these indices."""
         names = [self.names[i] for i in indices.tolist()]
-        pixels, groups = (None if part is None else part[indices] for part in (self.pixels, self.groups))
+        groups = None if self.groups is None else self.groups[indices]
+        pixels = self.pixels
+        if isinstance(pixels, Tensor):
+            pixels = pixels[indices]
+        elif pixels is not None:
+            pixels = [pixels[i] for i in indices.tolist()]
         return Samples(names, self.targets.take(indices), pixels, groups)
+
+    @property
+    def sizes(self) -> set[tuple[int, int]]:
+        """The (height, width) of the images in memory; empty for files."""
+        if isinstance(self.pixels, Tensor):
+            return {(self.pixels.shape[-2], self.pixels.shape[-1])}
+        return {(image.shape[-2], image.shape[-1]) for image in self.pixels or ()}
 
     def shuffled_once(self) -> Samples:
         """Return the images in a fixed random order, so that unshuffled batches contain all classes."""

@@ -13,7 +13,7 @@ from convatlas.data.prepare import prepare_split
 from convatlas.data.samples import Samples
 from convatlas.data.splits import MAX_UNREADABLE, Fold, with_val
 from convatlas.data.statistics import Statistics, array_statistics, file_statistics
-from convatlas.errors import DataError
+from convatlas.errors import DataError, listed
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 
@@ -49,7 +49,29 @@ class Source:
 
     def with_val(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Samples]:
         """Return the splits, with a val split if the data has none; see `load`."""
+        self.check_val_split(val_share=val_share, fold=fold)
         return with_val(self.splits, self.task.strata, seed=seed, share=val_share, where=self.name, fold=fold)
+
+    def check_val_split(self, *, val_share: float, fold: Fold | None = None) -> None:
+        """Raise DataError that names the classes with too few images for a val split or for all folds; see `load`."""
+        train = self.splits["train"]
+        counts = self.task.class_counts(train.targets)
+        if "val" in self.splits or counts is None or (fold is None and val_share == 0) or train.groups is not None:
+            return
+        needed = 2 if fold is None or self.task.strata(train.targets).ndim == 2 else fold[1]
+        pairs = zip(self.classes, counts.tolist(), strict=True)
+        small = listed(f"{name} ({count})" for name, count in pairs if 0 < count < needed)
+        if small:
+            purpose = "to split off val" if fold is None else f"for {fold[1]} folds"
+            fix = (
+                "add images, give a val split, or remove the class"
+                if fold is None
+                else "add images, or use fewer folds"
+            )
+            raise DataError(
+                f"{self.name}: every class needs at least {needed} images {purpose}, too few are of {small}; {fix}",
+                kind="small_classes", subject=small,
+            )  # fmt: skip
 
     def statistics(
         self, channels: int, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None
@@ -100,6 +122,8 @@ class Source:
         unreadable = tuple(image for _, skipped in prepared.values() for image in skipped)
         check_unreadable([image.reason for image in unreadable], sum(map(len, splits.values())), max_unreadable)
         for split, part in images.items():
+            if not len(part):
+                raise DataError(f"{self.location}: the {split} split has no readable image")
             self.task.check_split(part.targets, split, self.location, all_classes=all_classes)
         return Dataset(
             self.name, self.task, images["train"], images.get("val"), images.get("test"), unreadable, self.remarks
@@ -110,6 +134,6 @@ def check_unreadable(reasons: Sequence[str], total: int, max_unreadable: float =
     """Raise DataError if more than a share of `total` images is unreadable, for these reasons."""
     if len(reasons) > max_unreadable * total:
         raise DataError(
-            f"{reasons[0]}; {len(reasons)} of {total} images are unreadable, more than the {max_unreadable:.1%} "
+            f"{reasons[0]}; {len(reasons):,} of {total:,} images are unreadable, more than the {max_unreadable:.1%} "
             "allowed; fix or remove them, or raise --max-unreadable"
         )

@@ -87,6 +87,12 @@ def split_groups(labels: Tensor, groups: Tensor, share: float, *, seed: int, whe
     folds = max(2, round(1 / share))
     if labels.ndim == 2:
         raise DataError(f"{where}: groups of multi-label images cannot be split; add a split column")
+    count = len(groups.unique())
+    if count < folds:
+        raise DataError(
+            f"{where}: a val split of 1/{folds} of the groups needs at least {folds}, found {count:,}; raise the share "
+            "of val, or add a split column"
+        )
     try:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         pairs = [*splitter.split(np.zeros(len(labels)), labels.numpy(), groups.numpy())]

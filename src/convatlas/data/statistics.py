@@ -71,7 +71,9 @@ class Statistics(Record):
             raise DataError(f"Statistics: window must be (low, high) with low < high, got {self.window}")
 
 
-def array_statistics(pixels: Tensor, channels: int, *, high_bit_depth: bool, where: str) -> Statistics:
+def array_statistics(
+    pixels: Tensor | Sequence[Tensor], channels: int, *, high_bit_depth: bool, where: str
+) -> Statistics:
     """Return the statistics of images (n, channels, h, w); raises DataError if all values are equal."""
     moments = [_moments_of(in_channels(shares(image), channels, where)) for image in pixels]
     return _combine(moments, high_bit_depth=high_bit_depth, where=where)

@@ -5,6 +5,7 @@ Each function returns a matplotlib figure and, with a `path`, writes it as SVG, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,7 +13,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from convatlas.draw.style import INK, QUIET, RIGHT, TRAIN, WRONG, label, lay_out, new_figure, save_figure, style_axes
+from convatlas.draw.confusion import matrix_side, plot_confusion
+from convatlas.draw.names import MAX_NAME, Names
+from convatlas.draw.style import (
+    INK,
+    NOTE,
+    QUIET,
+    RIGHT,
+    TRAIN,
+    WRONG,
+    default_settings,
+    lay_out,
+    new_figure,
+    save_figure,
+    style_axes,
+)
+from convatlas.draw.ticks import LARGEST, set_log_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,22 +50,21 @@ class MetricColumn(Protocol):
 History = Sequence[Mapping[str, float]]
 """One row of metrics for each epoch; keys as in metrics.csv: epoch, train_loss, val_loss, val_accuracy, ..."""
 
-MAX_CLASSES_IN_FULL = 20
-"""Maximum number of classes for which a confusion matrix shows names and counts."""
-
-MAX_NAME = 24
-"""Maximum length of the name of a class in a figure; of a longer one the middle is left out."""
-
 NUM_HIGHLIGHTED = 10
 """Number of classes, those with the lowest average precision, whose precision-recall curve has a color and a name."""
 
+MAX_POINTS = 200
+"""Maximum number of points of a precision-recall curve."""
 
+
+@default_settings()
 def curves(history: History, columns: Sequence[MetricColumn], *, path: str | Path | None = None) -> Figure:
     """Draw the learning curves of a run: loss (log scale) and metric against epochs, for train and val.
 
+    A vertical line marks the best epoch, a dotted curve the learning rate.
     columns: the metric of train and that of val. That of train is drawn only if it is the same metric.
     """
-    figure = new_figure(7, 2.8)
+    figure = new_figure(7.4, 2.9)
     plot_loss(figure.add_subplot(1, 2, 1), history)
     plot_metric(figure.add_subplot(1, 2, 2), history, columns)
     lay_out(figure)
@@ -57,18 +72,21 @@ def curves(history: History, columns: Sequence[MetricColumn], *, path: str | Pat
 
 
 def plot_loss(axes: Any, history: History) -> None:
+    """Draw the loss of train and val on a logarithmic axis, and the learning rate as a share of its maximum."""
     for split in ("train", "val"):
         _plot_split(axes, history, split, f"{split}_loss")
-    _style_epochs(axes, "loss")
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_formatter("{x:g}")
-    # the numbers between powers of ten are needed for a short range, and have no room in a long one
-    axes.yaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
-    axes.tick_params(which="minor", colors=INK, labelsize=7)
+    set_log_axis(axes.yaxis, [y for line in axes.lines for y in line.get_ydata()])
+    _style_epochs(axes, history, "loss")
+    rates = [(row["epoch"], row["lr"]) for row in history if math.isfinite(row.get("lr", math.nan))]
+    largest = max((rate for _, rate in rates), default=0.0)
+    if largest > 0 and len(rates) > 1:
+        epochs, heights = [epoch for epoch, _ in rates], [0.02 + 0.2 * rate / largest for _, rate in rates]
+        axes.plot(epochs, heights, color=QUIET, linewidth=1, linestyle=":", transform=axes.get_xaxis_transform())
+        axes.set_xlabel(f"epoch (dotted: learning rate, at most {largest:.2g})")
 
 
 def plot_metric(axes: Any, history: History, columns: Sequence[MetricColumn]) -> None:
+    """Draw the metric of val, and that of train if it is the same."""
     present = [column for column in columns if any(column.key in row for row in history)]
     title = ""
     for column in present:
@@ -78,76 +96,84 @@ def plot_metric(axes: Any, history: History, columns: Sequence[MetricColumn]) ->
         percent = column.form.endswith("%")
         _plot_split(axes, history, split, column.key, factor=100 if percent else 1, complement=column.complement)
         title = column.heading.removeprefix(f"{split} ") + (", %" if percent else "")
-    _style_epochs(axes, title)
-    axes.set_ylim(bottom=0)
+    largest = max((y for line in axes.lines for y in line.get_ydata()), default=0.0)
+    axes.set_ylim(0, 1.08 * largest if largest > 0 else 1)
+    _style_epochs(axes, history, title)
 
 
 def _plot_split(
     axes: Any, history: History, split: str, key: str, *, factor: float = 1, complement: bool = False
 ) -> None:
-    rows = [row for row in history if key in row]
-    if rows:
-        values = [factor * (1 - row[key] if complement else row[key]) for row in rows]
-        color = RIGHT if split == "val" else TRAIN
-        epochs = [row["epoch"] for row in rows]
-        axes.plot(epochs, values, color=color, linewidth=1.8, marker="o", markersize=2.5, label=split)
+    values = {
+        row["epoch"]: min(factor * (1 - row[key] if complement else row[key]), LARGEST)
+        for row in history
+        if math.isfinite(row.get(key, math.nan))
+    }
+    if values:
+        color, marker = (RIGHT if split == "val" else TRAIN), ("o" if len(values) <= 40 else "")
+        size = 2.5 if len(values) > 1 else 5
+        axes.plot(
+            list(values), list(values.values()), color=color, linewidth=1.8, marker=marker, markersize=size, label=split
+        )
 
 
-def _style_epochs(axes: Any, title: str) -> None:
+def _style_epochs(axes: Any, history: History, title: str) -> None:
+    """Mark the best epoch; the legend is above the curves, where it hides none."""
     style_axes(axes, x="epoch", title=title)
+    handles = list(axes.lines)
+    best = [row["epoch"] for row in history if row.get("best")]
+    if len(history) > 1 and best and any(key.startswith("val_") for row in history for key in row):
+        axes.axvline(best[-1], color=QUIET, linewidth=1, zorder=0)
+        axes.annotate("best", (best[-1], 1), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                      xytext=(2, -1), va="top", fontsize=6.5, color=NOTE)  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8, labelcolor="linecolor")
+    if len(history) == 1:
+        axes.set_xticks([history[0]["epoch"]])
+    if handles:
+        axes.legend(handles=handles, frameon=False, fontsize=7, labelcolor=INK, ncols=len(handles), loc="lower right",
+                    bbox_to_anchor=(1.02, 0.985), handlelength=1.2, columnspacing=1, borderpad=0.2)  # fmt: skip
 
 
+@default_settings()
 def lr_finder(
     rates: Sequence[float], losses: Sequence[float], chosen: float, *, path: str | Path | None = None
 ) -> Figure:
-    """Draw the loss against the learning rate (log scale), and the learning rate that was chosen."""
-    figure = new_figure(4.6, 3)
+    """Draw the loss against the learning rate (log scale), its minimum, and the learning rate that was chosen."""
+    figure = new_figure(4.8, 3.1)
     axes = figure.add_subplot()
     axes.plot(rates, losses, color=TRAIN, linewidth=1.8)
+    lowest = min(range(len(losses)), key=losses.__getitem__)
+    axes.plot(rates[lowest], losses[lowest], color=WRONG, marker="o", markersize=5)
+    inward = "left" if lowest < 0.85 * len(rates) else "right"
+    axes.annotate(f"minimum {rates[lowest]:.2g}", (rates[lowest], losses[lowest]), textcoords="offset points",
+                  xytext=(0, -11), ha=inward, fontsize=8, color=WRONG)  # fmt: skip
     axes.axvline(chosen, color=RIGHT, linewidth=1.2)
-    axes.text(chosen, max(losses), f" {chosen:.2g}", color=RIGHT, fontsize=8, va="top")
-    axes.set_xscale("log")
+    axes.annotate(f"chosen {chosen:.2g}", (chosen, 1), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                  xytext=(-4, -3), ha="right", va="top", fontsize=8, color=RIGHT)  # fmt: skip
+    set_log_axis(axes.xaxis, rates)
+    axes.margins(y=0.2)
     style_axes(axes, x="learning rate", title="loss")
     lay_out(figure)
     return save_figure(figure, path)
 
 
+@default_settings()
 def confusion(counts: Tensor, classes: Sequence[str], *, path: str | Path | None = None) -> Figure:
-    """Draw a confusion matrix; errors are colored by their share of the true class.
+    """Draw a confusion matrix; the color of a cell is its share of the true class.
 
-    counts: (classes, classes), row = true class, column = predicted class; written into the cells of up to 20 classes.
+    counts: (classes, classes), row = true class, column = predicted class; written into the cells of up to 20 classes,
+    of up to 10 with the share. More than 40 classes are numbered from 1.
     """
-    side = min(9.0, 2.2 + 0.42 * len(classes)) if len(classes) <= MAX_CLASSES_IN_FULL else 7.0
-    figure = new_figure(side + 1, side)
-    plot_confusion(figure.add_subplot(), counts, classes)
+    side = matrix_side(len(classes))
+    figure = new_figure(side, side)
+    names = Names(classes)
+    plot_confusion(figure.add_subplot(), counts, classes, names)
     lay_out(figure)
+    names.add_legend(figure)
     return save_figure(figure, path)
 
 
-def plot_confusion(axes: Any, counts: Tensor, classes: Sequence[str]) -> None:
-    counts = counts.double()
-    errors = (counts / counts.sum(1, keepdim=True).clamp(min=1)).fill_diagonal_(0)
-    axes.imshow(errors.numpy(), cmap="Reds", vmin=0, vmax=max(0.05, float(errors.max()) * 1.3))
-    if len(classes) <= MAX_CLASSES_IN_FULL:
-        for row, column in torch.nonzero(counts).tolist():
-            correct = row == column
-            axes.text(
-                column, row, f"{int(counts[row, column])}", ha="center", va="center", fontsize=7,
-                color=QUIET if correct else INK, weight="normal" if correct else "bold",
-            )  # fmt: skip
-        names = [label(name, MAX_NAME) for name in classes]
-        names_are_short = max(map(len, names)) <= 2
-        axes.set_xticks(range(len(names)), names, **({} if names_are_short else {"rotation": 60, "ha": "right"}))
-        axes.set_yticks(range(len(names)), names)
-    style_axes(axes, x="predicted", y="true")
-    axes.tick_params(labelsize=7, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
+@default_settings()
 def precision_recall(
     probabilities: Tensor, labels: Tensor, average_precisions: Tensor, classes: Sequence[str], *,
     path: str | Path | None = None,
@@ -156,69 +182,63 @@ def precision_recall(
 
     probabilities, labels: (n, classes), labels 0 or 1. average_precisions: (classes,), NaN for a class without images.
     """
-    figure = new_figure(6.4, 4.2)
+    figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()
+    names = Names(classes)
     order = average_precisions.nan_to_num(2).argsort(descending=True).tolist()
     for place, index in enumerate(order):
         truth = labels[:, index]
         if not truth.any():
             continue
         hits = truth[probabilities[:, index].argsort(descending=True)].cumsum(0)
-        recall, precision = hits / truth.sum(), hits / torch.arange(1, len(hits) + 1)
+        hits = hits[: int((hits < hits[-1]).sum()) + 1]  # with all images of the class, recall stays 1
+        recall, precision = hits / hits[-1], hits / torch.arange(1, len(hits) + 1)
+        shown = torch.linspace(0, len(hits) - 1, min(MAX_POINTS, len(hits))).long()
+        how: dict[str, Any] = {"linewidth": 0.7, "color": QUIET}
         if place >= len(order) - NUM_HIGHLIGHTED:
-            name = f"{label(classes[index], MAX_NAME)} {average_precisions[index]:.2f}"
-            axes.plot(recall, precision, linewidth=1.3, label=name)
-        else:
-            axes.plot(recall, precision, linewidth=0.7, color=QUIET)
+            how = {
+                "linewidth": 1.5,
+                "label": f"{names.label(classes[index], MAX_NAME)} {average_precisions[index]:.2f}",
+            }
+        axes.plot(recall[shown], precision[shown], **how)
     style_axes(axes, x="recall", y="precision")
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_xlim(-0.02, 1.03)
+    axes.set_ylim(-0.02, 1.05)
+    if axes.get_legend_handles_labels()[0]:
+        legend = axes.legend(frameon=False, fontsize=7, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5),
+                             title="average precision", title_fontproperties={"size": 7})  # fmt: skip
+        legend.get_title().set_color(NOTE)
     lay_out(figure)
+    names.add_legend(figure)
     return save_figure(figure, path)
 
 
-def reliability(bins: Sequence[tuple[float, float, int]], *, path: str | Path | None = None) -> Figure:
+@default_settings()
+def reliability(
+    bins: Sequence[tuple[float, float, int]], *, start: float = 0.0, path: str | Path | None = None
+) -> Figure:
     """Draw accuracy against confidence; a calibrated network is on the diagonal (Guo et al. 2017, figure 1).
 
-    bins: (mean confidence, accuracy, number of predictions) of each bin that is not empty.
+    bins: (mean confidence, accuracy, number of predictions) of each bin that is not empty. start: the lowest possible
+    confidence, 1 / classes for the most probable of several classes.
     """
-    figure = new_figure(3.6, 3.4)
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color=QUIET, linewidth=1, linestyle="--")
-    total = sum(count for _, _, count in bins)
+    figure = new_figure(3.8, 4.2)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    axes.plot([start, 1], [start, 1], color=QUIET, linewidth=1, linestyle="--")
+    largest = max((count for _, _, count in bins), default=1)
     for confidence, accuracy, count in bins:
         axes.plot([confidence] * 2, [confidence, accuracy], color=WRONG, linewidth=1)
-        axes.scatter(confidence, accuracy, s=12 + 160 * count / total, color=RIGHT, zorder=3, linewidths=0)
-    style_axes(axes, x="confidence", y="accuracy")
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.02)
-    lay_out(figure)
-    return save_figure(figure, path)
-
-
-def latencies(
-    rows: Sequence[tuple[str, str, float, float]], *, value: str, batch: int = 1, path: str | Path | None = None
-) -> Figure:
-    """Draw a value, such as accuracy, against latency (log scale).
-
-    rows: (model, engine, milliseconds, value). value: the title of the y axis, with its unit. batch: images per call.
-    """
-    figure = new_figure(6.4, 4)
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    for model, engine, milliseconds, height in rows:
-        axes.scatter(milliseconds, height, s=30, color=RIGHT, linewidths=0)
-        text = f"{label(model, MAX_NAME)}\n{label(engine, MAX_NAME)}"
-        axes.annotate(text, (milliseconds, height), textcoords="offset points", xytext=(6, -3),
-                      fontsize=7, color=INK)  # fmt: skip
-    style_axes(axes, x=f"milliseconds for {batch} images" if batch > 1 else "milliseconds per image", title=value)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(x=0.25, y=0.2)
-    left, right = axes.get_xlim()
-    if right < 30 * left:  # hardly a power of ten: minor ticks need labels, and there is room for them
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(which="minor", colors=QUIET, labelsize=6)
-    axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        axes.scatter(confidence, accuracy, s=16 + 70 * count / largest, color=RIGHT, zorder=3, linewidths=0)
+        below.bar(confidence, count, width=0.045 * (1 - start), color=RIGHT, alpha=0.75)
+        below.text(confidence, count, f"{count:,}", fontsize=6, color=INK, ha="center", va="bottom")
+    margin = 0.04 * (1 - start)
+    low = min([start, *(accuracy for _, accuracy, _ in bins)])
+    style_axes(axes, y="accuracy")
+    axes.set_xlim(start - margin, 1 + margin)
+    axes.set_ylim(low - 0.04 * (1 - low), 1 + 0.04 * (1 - low))
+    axes.tick_params(labelbottom=False)
+    style_axes(below, x="confidence", y="predictions")
+    below.set_ylim(0, 1.25 * largest)
+    below.yaxis.get_major_locator().set_params(integer=True, nbins=3)
     lay_out(figure)
     return save_figure(figure, path)

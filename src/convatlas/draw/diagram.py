@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from convatlas.core.network import Network
 from convatlas.core.outline import Box, Outline, Parallel, Series, in_series, outline
 from convatlas.core.signal import Signal
 from convatlas.core.table import by_x
-from convatlas.draw.style import INK, PAPER, QUIET, label, new_page, save_figure
+from convatlas.draw.style import INK, NOTE, PAPER, QUIET, default_settings, label, new_page, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +30,7 @@ LEGEND = {"conv": "convolution", "depthwise": "depthwise", "pool": "pooling", "d
 LETTER, LINE = 0.066, 0.135  # width of a letter, height of a line
 PAD, GAP = 0.055, 0.16  # inside of a box, between boxes
 ARC, SIGN = 0.2, 0.17  # from a branch to the arc of a skip connection, diameter of a sign
+WIDE = 3.0  # blocks of this width that occur more than once are drawn once, below
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Page:
         """Paint text. covering: hide what is below it, such as a line."""
         behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8} if covering else None
         self.axes.text(
-            x, y, label(text, 200), ha=align, va="center", fontsize=size, color=QUIET if quiet else INK, bbox=behind,
+            x, y, label(text, 200), ha=align, va="center", fontsize=size, color=NOTE if quiet else INK, bbox=behind,
             zorder=5, weight="bold" if bold else "normal",
         )  # fmt: skip
 
@@ -159,11 +162,40 @@ def _paint_parallel(page: Page, item: Parallel, x: float, y: float, top: float, 
     return bottom
 
 
+def _blocks(item: Outline | None) -> Iterator[Series | Parallel]:
+    """Yield the blocks with a title inside an outline, each as if it came once."""
+    if isinstance(item, Series | Parallel):
+        if item.title:
+            yield replace(item, times=1, varies=False)
+        for inner in item.items if isinstance(item, Series) else item.branches:
+            yield from _blocks(inner)
+
+
+def _wide_repeats(outlines: Iterable[Outline]) -> list[Series | Parallel]:
+    """Return the wide blocks that occur more than once, such as the two cells of NASNet."""
+    counts = Counter(block for item in outlines for block in _blocks(item))
+    return [block for block, count in counts.items() if count > 1 and size(block)[0] > WIDE]
+
+
+def _with_references(item: Outline, blocks: list[Series | Parallel]) -> Outline:
+    """Return the outline with a box, such as "4 × normal cell", in the place of each of these blocks."""
+    if isinstance(item, Series | Parallel) and replace(item, times=1, varies=False) in blocks:
+        return Box((_heading(item).replace("  ", " "),), "trim")
+    if isinstance(item, Series):
+        return replace(item, items=tuple(_with_references(inner, blocks) for inner in item.items))
+    if isinstance(item, Parallel):
+        branches = (inner and _with_references(inner, blocks) for inner in item.branches)
+        return replace(item, branches=tuple(branches))
+    return item
+
+
+@default_settings()
 def diagram(network: Network, *, title: str = "", path: str | Path | None = None) -> Figure:
     """Draw a network: at the top its maps, below the layers of the stem, of each stage and of the head.
 
-    A map is a slab as high as its resolution and as thick as its number of channels, both on log scales. With a `path`,
-    the drawing is also written there, as SVG, PNG or PDF.
+    A map is a slab as high as its resolution and as thick as its number of channels, both on log scales. Wide blocks
+    that occur more than once are drawn once, below the columns. With a `path`, the drawing is also written there, as
+    SVG, PNG or PDF.
     """
     measured = cost(network)
     columns = [("stem", network.stem), *((f"stage {i}", s) for i, s in enumerate(network.stages.children(), 1)),
@@ -171,10 +203,13 @@ def diagram(network: Network, *, title: str = "", path: str | Path | None = None
     signals = [measured.signals[path] for path in _paths(network)]
     drawn = [in_series(list(part.children())) if type(part) is Chain else outline(part) for _, part in columns]
     outlines: list[Outline] = [item if item is not None else Box(("identity",), "trim") for item in drawn]
+    blocks = _wide_repeats(outlines)
+    outlines = [_with_references(item, blocks) for item in outlines]
     widths = [max(size(item)[0], 1.15) for item in outlines]
     spread, top, slabs = 0.42, 0.62, 1.3
-    width = sum(widths) + spread * len(widths) + 1.2
-    height = top + slabs + 0.5 + max(size(item)[1] for item in outlines) + 0.55
+    width = max(sum(widths) + spread * len(widths) + 1.2, *(size(block)[0] + 0.6 for block in blocks), 0)
+    bottom = top + slabs + 0.5 + max(size(item)[1] for item in outlines) + 0.3
+    height = bottom + sum(size(block)[1] + 0.25 for block in blocks) + 0.25
     figure, axes = new_page(width, height)
     page = Page(axes)
     page.text(0.15, 0.2, title, size=12, bold=True, align="left")
@@ -194,6 +229,9 @@ def diagram(network: Network, *, title: str = "", path: str | Path | None = None
         ends.append((middle, end))
         x += w + spread
     page.line(ends[-1], (ends[-1][0], ends[-1][1] + 0.2), arrow=True)
+    for block in blocks:
+        paint(page, block, 0.15 + size(block)[0] / 2, bottom)
+        bottom += size(block)[1] + 0.25
     _legend(page, height)
     return save_figure(figure, path)
 
@@ -228,7 +266,7 @@ def _slab(page: Page, signal: Signal, x: float, y: float, room: float, name: str
     ):  # fmt: skip
         page.axes.add_patch(Polygon(points, closed=True, facecolor=shade, edgecolor=QUIET, linewidth=0.5))
     page.text(x, y + room / 2 + 0.02, name, size=7, bold=True)
-    page.text(x, y + room / 2 + 0.17, by_x(signal.shape), size=6.5, quiet=True)
+    page.text(x, y + room / 2 + 0.17, by_x(signal.shape), size=6.5)
 
 
 def _legend(page: Page, height: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
+from convatlas.core.preprocessing import Preprocessing
 from convatlas.weights.modelfile import Header, header_text
 
 PIXELS, PROBABILITIES, OUTPUTS = "pixels", "probabilities", "outputs"
@@ -45,6 +46,20 @@ def example_pixels(header: Header, count: int = 2) -> Tensor:
     return (torch.arange(count * steps.channels * steps.resolution**2) % 251).view(shape).to(steps.dtype)
 
 
+def describe_input(steps: Preprocessing) -> str:
+    """Return how an image becomes the input of an exported network, with every rounding, for other programs."""
+    size, colors = steps.resolution, {1: "gray", 3: "RGB"}.get(steps.channels, f"{steps.channels} channels")
+    smoothing = "antialiased" if steps.antialias and steps.interpolation != "nearest" else "not antialiased"
+    border = f"; put a border of {steps.pad} px of value {steps.fill} around it" if steps.pad else ""
+    return (
+        f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} (batch, {steps.channels}, {size}, {size}), values in "
+        f"[0, 255], {colors}; apply the EXIF orientation; resize ({steps.interpolation}, {smoothing}) the short side "
+        f"to {steps.resize} px and the long side to {steps.resize} * long / short px, rounded down; crop {steps.crop} "
+        f"x {steps.crop} px from top (height - {steps.crop}) / 2 and left (width - {steps.crop}) / 2, halves rounded "
+        f"to the even number{border}"
+    )
+
+
 def describe_header(header: Header) -> dict[str, str]:
     """Return the metadata of an exported network: the header, and separate entries for other programs."""
     steps = header.preprocessing
@@ -52,9 +67,7 @@ def describe_header(header: Header) -> dict[str, str]:
         "convatlas": header_text(header),
         "classes": json.dumps(header.classes, ensure_ascii=False),
         "preprocessing": json.dumps(steps.to_plain()),
-        "input": f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} (batch, {steps.channels}, {steps.resolution}, "
-        f"{steps.resolution}), values in [0, 255], RGB or gray; resize the short side to {steps.resize} px "
-        f"({steps.interpolation}, antialias {steps.antialias}), then crop the central {steps.crop} px",
+        "input": describe_input(steps),
         "temperature": repr(header.calibration.temperature),
         "license": header.license,
         "origin": header.training.source or header.name,

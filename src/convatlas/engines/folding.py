@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
@@ -32,7 +33,10 @@ def fold_norms(network: Network, *, memory_format: torch.memory_format = torch.c
 
     `network` is not changed, and no parameter is part of both networks. Convolutions get new weights in
     `memory_format`; the other parameters share their memory with those of `network`, and none of them requires grad.
+    A network whose chains do not run as a whole is copied as it is.
     """
+    if not network.chains_run_whole:
+        return copy.deepcopy(network).requires_grad_(False).to(memory_format=memory_format).eval()
     twin = _copy_tree(network, memory_format, {})
     assert isinstance(twin, Network)
     twin.auxiliary = nn.ModuleDict()

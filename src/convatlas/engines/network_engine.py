@@ -81,6 +81,9 @@ class NetworkEngine:
     def __str__(self) -> str:
         return str(self.running())
 
+    def __repr__(self) -> str:
+        return f"<NetworkEngine: {self.config}>"
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 

@@ -16,6 +16,7 @@ from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES, DeployModul
 from convatlas.engines.folding import fold_norms
 from convatlas.engines.onnx_file import MAX_GRAPH_BYTES, add_checksum, read_graph
 from convatlas.errors import ConvatlasError, EngineError, ModelFileError, brief
+from convatlas.models.own_module import OwnNetwork
 from convatlas.system.cache import LruFolder, cache_folder
 from convatlas.system.extras import import_optional
 from convatlas.system.files import atomic
@@ -71,7 +72,12 @@ def export_graph(network: Network, header: Header) -> ModelProto:
 
 
 def load_or_export(network: Network, header: Header) -> bytes:
-    """Return the serialized graph of a network from the cache, or export it (a few seconds) and cache it."""
+    """Return the serialized graph of a network from the cache, or export it (a few seconds) and cache it.
+
+    The graph of an own module depends on its code, too, and is not cached.
+    """
+    if isinstance(network, OwnNetwork):
+        return bytes(export_graph(network, header).SerializeToString())
     cache = LruFolder(cache_folder() / "graphs", ".onnx", MAX_CACHE_BYTES)
     depends = f"{header_text(header)} {network} {OPSET} {torch.__version__} {__version__}"
     name = digest(depends, network.state_dict())[:32]

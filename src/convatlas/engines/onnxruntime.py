@@ -10,6 +10,7 @@ from torch import Tensor
 from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES
 from convatlas.engines.engine import runtime_errors
 from convatlas.system.extras import import_optional
+from convatlas.tasks.table import pluralize
 
 
 class OnnxRuntimeEngine:
@@ -24,11 +25,16 @@ class OnnxRuntimeEngine:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
+        # threads that spin take the cores from other processes, and from torch's own threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with runtime_errors(f"engine {self.name}", "cannot run this graph"):
             self.session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.threads} threads"
+        return f"{self.name}, {pluralize(self.threads, 'thread')}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restart, (self.graph, self.threads)

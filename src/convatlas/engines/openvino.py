@@ -17,6 +17,7 @@ from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES
 from convatlas.engines.engine import runtime_errors
 from convatlas.engines.torch import run_in_full_batches
 from convatlas.system.extras import import_optional
+from convatlas.tasks.table import pluralize
 
 
 class OpenVinoEngine:
@@ -43,7 +44,10 @@ class OpenVinoEngine:
         self._lock = Lock()
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.threads} threads"
+        return f"{self.name}, {pluralize(self.threads, 'thread')}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restart, (self._serialize(), self.batch, self.threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from math import isinf
@@ -14,15 +14,9 @@ from convatlas.engines.deploy import example_pixels
 from convatlas.engines.engine import Engine
 from convatlas.engines.network_engine import ENGINES, MODULES, EngineConfig, NetworkEngine, check_engine
 from convatlas.errors import EngineError
-from convatlas.system.autotune import (
-    MAX_OTHER_CPU_SHARE,
-    CpuContention,
-    TimingRules,
-    TuningCache,
-    min_times,
-    time_candidates,
-)
+from convatlas.system.autotune import TimingRules, TuningCache, min_times, time_candidates
 from convatlas.system.extras import is_installed
+from convatlas.system.load import LoadMeter
 from convatlas.weights.modelfile import Header
 
 CHOICES_FILE = "engines.json"
@@ -79,13 +73,16 @@ class EngineChoice:
 
 
 def choose_engine(
-    name: str, network: Network, header: Header, *, batch: int, macs: int, count: int | None = None
+    name: str, network: Network, header: Header, *, batch: int, macs: int, count: int | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> EngineChoice:  # fmt: skip
     """Return the fastest configuration for batches of `batch` images of one engine, or of all installed ("auto").
 
-    The result of a measurement is stored in the cache directory, unless other processes used the CPU meanwhile.
+    The result of a measurement is stored in the cache directory; one that other processes disturbed is used until the
+    machine is quiet (see `StoredChoice.is_usable`).
     macs: multiply-adds of one image. count: expected number of images (default: many). If they are so few that a
         measurement would take longer than it saves, the stored choice or else the default is used.
+    log: called with one line before a measurement.
     Raises EngineError if the engine is not installed or cannot run the network.
     """
     if name != "auto":
@@ -99,13 +96,17 @@ def choose_engine(
         CHOICES_FILE, device, header.spec.to_plain(), header.task.outputs, batch, [asdict(each) for each in configs],
         versions,
     )  # fmt: skip
+    little_work = count is not None and macs * count < MIN_MACS_TO_MEASURE
     stored = cache.load()
     for config in configs:
-        if len(configs) == 1 or stored == asdict(config):
-            engine = NetworkEngine(config, network, header, batch=batch)
-            return EngineChoice(engine, config, from_cache=stored is not None)
-    if count is not None and macs * count < MIN_MACS_TO_MEASURE:
+        is_stored = stored is not None and stored.choice == asdict(config)
+        if len(configs) == 1 or (is_stored and stored and stored.is_usable(little_work=little_work)):
+            return EngineChoice(NetworkEngine(config, network, header, batch=batch), config, from_cache=is_stored)
+    if little_work:
         return EngineChoice(NetworkEngine(configs[0], network, header, batch=batch), configs[0])
+    if log:
+        names = ", ".join(dict.fromkeys(config.engine for config in configs))
+        log(f"measuring once which engine is the fastest for batches of {batch}: {names}")
     engines: dict[EngineConfig, Engine] = {}
     failures: dict[str, str] = {}
     for config in configs:
@@ -115,13 +116,12 @@ def choose_engine(
             if name != "auto":
                 raise
             failures[config.engine] = str(error)
-    contention = CpuContention()
+    meter = LoadMeter()
     seconds = time_engines(engines, header, batch)
     best = min(seconds, key=seconds.__getitem__)
     if isinf(seconds[best]):
         raise EngineError(f"{header.name}: no engine can run a batch of {batch} images; use a smaller batch")
-    if contention.share() <= MAX_OTHER_CPU_SHARE:
-        cache.store(asdict(best))
+    cache.store(asdict(best), meter.share())
     return EngineChoice(engines[best], best, seconds, failures)
 
 

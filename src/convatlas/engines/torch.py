@@ -14,6 +14,7 @@ from convatlas.core.network import Network, flatten_chains
 from convatlas.engines.folding import fold_norms
 from convatlas.errors import EngineError, brief
 from convatlas.system.devices import is_out_of_memory
+from convatlas.tasks.table import pluralize
 from convatlas.weights.modelfile import Header
 
 
@@ -29,7 +30,7 @@ class TorchEngine:
         self.batch = batch if compiled else 0
         weight = next(network.parameters(), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
-        images = len(network.input_shape) == 3
+        images = len(network.input_shape) == 3 and network.takes_channels_last
         self.format = torch.channels_last if memory_format == "channels_last" and images else torch.contiguous_format
         steps = header.preprocessing
         self.mean = torch.tensor(steps.mean, device=self.device).mul_(255).view(-1, 1, 1)
@@ -42,7 +43,10 @@ class TorchEngine:
             self.network = torch.compile(self.network, options={"freezing": True})
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.memory_format}, {self.threads or torch.get_num_threads()} threads"
+        return f"{self.name}, {self.memory_format}, {pluralize(self.threads or torch.get_num_threads(), 'thread')}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
 
     @torch.inference_mode()
     def outputs(self, pixels: Tensor) -> Tensor:

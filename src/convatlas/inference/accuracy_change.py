@@ -26,7 +26,7 @@ class AccuracyChange:
     """The headline metric of two networks on the same images, such as the accuracy in [0, 1].
 
     num_changed: number of the `num_images` images with another prediction.
-    low, high: the 90 % interval of the loss, float32 - int8. note: see `Result.note`.
+    low, high: the 90 % interval of the loss, float32 - int8. note: see `Result.note`. metric: its name.
     """
 
     float32: float
@@ -36,6 +36,7 @@ class AccuracyChange:
     low: float
     high: float
     note: str = ""
+    metric: str = "accuracy"
 
     @property
     def loss(self) -> float:
@@ -58,11 +59,21 @@ class AccuracyChange:
             f"{self.note and f'; {self.note}'}"
         )
 
+    def limit_text(self, limit: float) -> str:
+        """Return in one line which loss was allowed, in images where the metric counts images."""
+        images = f" ({limit * self.num_images:.1f} of {self.num_images:,} images)" if self.metric == "accuracy" else ""
+        exceeded = self.is_loss_above(limit)
+        return (
+            f"limit: a loss of {100 * limit:g} pp{images}, exceeded if the whole interval is beyond it: "
+            f"{'exceeded' if exceeded else 'not exceeded'}"
+        )
+
     def to_plain(self) -> dict[str, Any]:
         """Return the change as plain data."""
         return {
-            "float32": self.float32, "int8": self.int8, "loss": self.loss, "loss_low": self.low, "loss_high": self.high,
-            "num_images": self.num_images, "num_changed": self.num_changed, "note": self.note,
+            "n": self.num_images, "float32": self.float32, "int8": self.int8, "drop": self.loss,
+            "metric": self.metric, "drop_low": self.low, "drop_high": self.high, "num_changed": self.num_changed,
+            "note": self.note or None,
         }  # fmt: skip
 
 
@@ -91,9 +102,10 @@ class AccuracyCheck:
         everything = torch.arange(len(before))
         first, second = self._score(before, everything), self._score(after, everything)
         loss, margin = first - second, self._margin(before, after)
+        result = self.task.evaluate(before, self.images.targets, self.calibration)
         return AccuracyChange(
-            first, second, len(before), self._num_changed(before, after), loss - margin, loss + margin,
-            self.task.evaluate(before, self.images.targets, self.calibration).note,
+            first, second, len(before), self._num_changed(before, after), loss - margin, loss + margin, result.note,
+            result.headline_name or result.headline,
         )  # fmt: skip
 
     def _margin(self, before: Tensor, after: Tensor) -> float:

@@ -18,45 +18,72 @@ from typing import Any
 
 import torch
 
-from convatlas.core.cost import cost
+from convatlas.core.cost import totals_of
 from convatlas.engines.deploy import example_pixels
 from convatlas.engines.network_engine import check_engine
 from convatlas.engines.select import installed_engines
 from convatlas.errors import EngineError, InputError
 from convatlas.inference.model import EXPORTED, Model, load
-from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.models.catalog import CATALOG, build_fresh, resolve
+from convatlas.models.index import find_name
+from convatlas.models.own_module import OwnModule
 from convatlas.system.autotune import time_repeatedly
 from convatlas.system.files import write_text
+from convatlas.system.load import LoadMeter
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import Classification
 from convatlas.weights.modelfile import Header
+from convatlas.weights.run_files import MODEL
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One model on one engine with one batch size.
+    """One model on one engine with one batch size; None for what is unknown.
 
+    name: as given. network: its name in the catalog, or that of the own module.
     p50_ms, p95_ms, min_ms: latency of a batch in milliseconds: median, 95th percentile, minimum.
     images_per_second: at the median. memory_mib: peak memory for loading and running, in MiB. load_s: seconds until the
-    first prediction. accuracy: None if it was not measured. evaluation: how it was measured, in words.
+    first prediction. accuracy: a share; metric, score: the headline metric, with the bounds of its 95 % interval.
+    evaluation: the result in words. other_load: share of the cores that other processes used meanwhile.
     """
 
-    model: str
+    name: str
+    network: str
     engine: str
     batch: int
     p50_ms: float
     p95_ms: float
     min_ms: float
     images_per_second: float
-    memory_mib: float
+    memory_mib: float | None
     load_s: float
-    parameters: int
+    parameters: int | None
     accuracy: float | None = None
-    evaluation: str = ""
+    metric: str | None = None
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    evaluation: str | None = None
+    other_load: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The name for tables and plots; see `label_of`."""
+        return label_of(self.name, self.network)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the row as plain data; the keys are the columns of `write_csv`."""
         return asdict(self)
+
+
+def label_of(name: str, network: str) -> str:
+    """Return the name of a model for tables and plots, such as "runs/b1 (mobilenet_v2)".
+
+    Model files of runs are all called the same, so that their directory is what tells them apart.
+    """
+    path = Path(name)
+    short = str(path.parent) if path.name == MODEL and path.parent.name else name
+    return short if short == network else f"{short} ({network})"
 
 
 def benchmark(
@@ -99,7 +126,7 @@ def _is_exported(model: str) -> bool:
 
 def build_untrained(name: str) -> Model:
     """Return a network of the catalog with random weights as a model, to measure its speed."""
-    row = CATALOG[name]
+    name, row = resolve(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_fresh(row.spec, classes=row.classes, channels=row.preprocessing.channels).eval()
@@ -113,35 +140,46 @@ def _measure(
     """Measure one model on one engine, in this process; `engine` is None for exported files."""
     memory_before = peak_memory_mib()
     start = time.perf_counter()
-    trained = name not in CATALOG
+    trained = find_name(name, CATALOG) is None
     model = load(name) if trained else build_untrained(name)
     rows: list[BenchmarkRow] = []
     for batch in batches:
         running = model if engine is None else model.using(engine, batch=batch)
         running.engine.outputs(example_pixels(model.header, 1 if engine is None else batch))
         load_s = time.perf_counter() - start
+        meter = LoadMeter()
         times = time_batches(running, batch, seconds)
+        other_load = meter.share()
         p50 = statistics.median(times)
         p95 = sorted(times)[int(0.95 * len(times))]
         rows.append(BenchmarkRow(
-            name, running.engine.name, batch, p50_ms=1000 * p50, p95_ms=1000 * p95, min_ms=1000 * min(times),
-            images_per_second=batch / p50, memory_mib=peak_memory_mib() - memory_before, load_s=load_s,
-            parameters=0,
+            name, model.header.name, running.engine.name, batch,
+            p50_ms=1000 * p50, p95_ms=1000 * p95, min_ms=1000 * min(times),
+            images_per_second=batch / p50, memory_mib=memory_since(memory_before), load_s=load_s,
+            parameters=None, other_load=round(other_load, 3),
         ))  # fmt: skip
         start = time.perf_counter()
     # last, because networks and images take memory, too
     rows = [replace(row, parameters=count_parameters(model)) for row in rows]
     if data and trained:
         evaluation = running.evaluate(data)
-        text = f"{evaluation.split}: {evaluation.result.text()}"
-        rows = [replace(row, accuracy=evaluation.result.score, evaluation=text) for row in rows]
+        result, numbers = evaluation.result, evaluation.result.summary()
+        measured: dict[str, Any] = {
+            "accuracy": numbers.get("accuracy"), "metric": result.headline, "score": result.value,
+            "score_low": numbers.get(f"{result.headline}_low"), "score_high": numbers.get(f"{result.headline}_high"),
+            "evaluation": f"{evaluation.split}: {result.text()}",
+        }  # fmt: skip
+        rows = [replace(row, **measured) for row in rows]
     return rows
 
 
-def count_parameters(model: Model) -> int:
-    """Return the number of parameters; that of an exported file follows from its header."""
+def count_parameters(model: Model) -> int | None:
+    """Return the number of parameters; that of an exported file follows from its header, but for an own module."""
     spec, channels = model.header.spec, model.header.preprocessing.channels
-    return cost(model.network or build_fresh(spec, classes=model.header.task.outputs, channels=channels)).parameters
+    if model.network is None and isinstance(spec, OwnModule):
+        return None
+    network = model.network or build_fresh(spec, classes=model.header.task.outputs, channels=channels)
+    return totals_of(network).parameters
 
 
 def time_batches(model: Model, batch: int, seconds: float) -> list[float]:
@@ -151,14 +189,20 @@ def time_batches(model: Model, batch: int, seconds: float) -> list[float]:
     return time_repeatedly(lambda: model.engine.outputs(pixels), seconds=seconds)
 
 
-def peak_memory_mib() -> float:
-    """Return the peak memory of this process in MiB; 0 on Windows."""
+def memory_since(before: float | None) -> float | None:
+    """Return how much the peak memory of this process has grown, in MiB; None if it is unknown."""
+    now = peak_memory_mib()
+    return None if before is None or now is None else now - before
+
+
+def peak_memory_mib() -> float | None:
+    """Return the peak memory of this process in MiB; None on Windows."""
     with suppress(OSError):  # Linux, where getrusage would begin with the peak of the parent process
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
     if sys.platform == "win32":
-        return 0.0
+        return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -183,21 +227,29 @@ def write_csv(rows: Sequence[BenchmarkRow], path: Path) -> None:
 
 
 def plot_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
-    """Plot the accuracy, or if it was not measured the number of parameters, against latency at the smallest batch."""
-    from convatlas.draw.charts import latencies
+    """Plot the headline metric, or if it was not measured the number of parameters, against latency by engine.
+
+    The smallest batch size is drawn; whiskers end at the 95th percentile.
+    """
+    from convatlas.draw.latency import Measured, trade_off
 
     if not rows:
         raise InputError("bench: there must be at least one row to plot, got none")
     batch = min(row.batch for row in rows)
-    fastest: dict[str, BenchmarkRow] = {}
-    for row in rows:
-        if row.batch == batch and (row.model not in fastest or row.p50_ms < fastest[row.model].p50_ms):
-            fastest[row.model] = row
-    has_accuracy = all(row.accuracy is not None for row in fastest.values())
-    points = [
-        (Path(row.model).name, row.engine, row.p50_ms,
-         100 * (row.accuracy or 0) if has_accuracy else row.parameters / 1e6)
-        for row in fastest.values()
-    ]  # fmt: skip
-    value = "accuracy, %" if has_accuracy else "parameters, millions"
-    latencies(points, value=value, batch=batch, path=path)
+    shown = [row for row in rows if row.batch == batch]
+    metrics = {row.metric for row in shown}
+    metric = metrics.pop() if len(metrics) == 1 else None
+    points = []
+    for row in shown:
+        if metric is not None and row.score is not None:
+            low, high = (None if bound is None else 100 * bound for bound in (row.score_low, row.score_high))
+            points.append(Measured(row.label, row.engine, row.p50_ms, 100 * row.score, row.p95_ms, low, high))
+        elif metric is None and row.parameters is not None:
+            points.append(Measured(row.label, row.engine, row.p50_ms, row.parameters / 1e6, row.p95_ms))
+    if not points:
+        raise InputError("bench: there is nothing to plot, neither a metric nor the number of parameters is known")
+    unit = f"milliseconds for {batch} images" if batch > 1 else "milliseconds per image"
+    trade_off(
+        points, x_title=f"{unit} (median; whisker: 95th percentile)",
+        y_title="parameters, millions" if metric is None else f"{metric}, %", path=path,
+    )  # fmt: skip

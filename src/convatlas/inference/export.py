@@ -14,8 +14,9 @@ from torch import Tensor
 
 from convatlas.data.dataset import Dataset, Images, UnreadableImage
 from convatlas.data.decode.pixels import read_image
-from convatlas.data.open import open_data
+from convatlas.data.open import open_for_evaluation
 from convatlas.data.readers.image_files import images_in
+from convatlas.data.readers.memory import Data, is_in_memory
 from convatlas.engines import openvino_files
 from convatlas.engines.deploy import DeployModule, describe_header, example_pixels
 from convatlas.engines.folding import fold_norms
@@ -26,9 +27,11 @@ from convatlas.errors import ConvatlasError, DataError, EngineError, brief, near
 from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
 from convatlas.inference.model import Model
 from convatlas.inference.quantize import LayerNoise, quantize_graph
+from convatlas.inference.size_and_speed import SizeAndSpeed, measure_size_and_speed
 from convatlas.system.extras import import_optional
 from convatlas.system.files import atomic
 from convatlas.system.progress import Progress
+from convatlas.weights.run_files import model_file_of
 
 Format = Literal["onnx", "openvino", "torch-export"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
@@ -61,15 +64,15 @@ class Parity:
     max_difference: float
 
     def to_plain(self) -> dict[str, Any]:
-        return {"num_images": self.num_images, "num_same": self.num_same, "max_difference": self.max_difference}
+        return {"n": self.num_images, "num_same": self.num_same, "max_difference": self.max_difference}
 
 
 @dataclass(frozen=True)
 class ExportResult:
     """A finished export.
 
-    accuracy, layers: of int8 only: the change of the metric, and the noise of each layer, the worst first.
-    unreadable, remarks: of the data of int8; see `Dataset`.
+    accuracy, layers, size_and_speed: of int8 only: the change of the metric, the noise of each layer, the worst first,
+    and what was gained. unreadable, remarks: of the data of int8; see `Dataset`.
     """
 
     path: Path
@@ -79,6 +82,7 @@ class ExportResult:
     layers: tuple[LayerNoise, ...] = ()
     unreadable: tuple[UnreadableImage, ...] = ()
     remarks: tuple[str, ...] = ()
+    size_and_speed: SizeAndSpeed | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -89,17 +93,18 @@ class ExportResult:
         """Return the result as plain data."""
         return {
             "path": str(self.path), "format": self.format,
-            "files": [{"path": str(file), "size_bytes": file.stat().st_size} for file in self.files],
+            "files": [{"path": str(file), "size_mib": file.stat().st_size / 2**20} for file in self.files],
             "parity": self.parity.to_plain(),
-            "accuracy": None if self.accuracy is None else self.accuracy.to_plain(),
-            "layers": [layer.to_plain() for layer in self.layers],
+            "accuracy_change": None if self.accuracy is None else self.accuracy.to_plain(),
+            "size_and_speed": None if self.size_and_speed is None else self.size_and_speed.to_plain(),
+            "layer_noise": [layer.to_plain() for layer in self.layers],
             "unreadable": [asdict(image) for image in self.unreadable], "remarks": list(self.remarks),
         }  # fmt: skip
 
 
 def path_beside(model: str | Path, to: str, *, int8: bool) -> Path:
     """Return the default path of an export: beside a model file, or for pretrained weights in the working directory."""
-    path = Path(model)
+    path = model_file_of(model)
     if not path.is_file():
         path = Path(str(model).replace("@", "-").replace(":", "-"))
     suffix = ("-int8" if int8 else "") + SUFFIXES.get(to, "")
@@ -111,9 +116,10 @@ def export(
     to: str,
     out: str | Path,
     *,
-    check: str | Path | None = None,
-    int8: str | Path | None = None,
+    check: Data | None = None,
+    int8: Data | None = None,
     max_accuracy_drop: float = 0.005,
+    max_unreadable: float | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write a model as "onnx", "openvino" or "torch-export".
@@ -125,12 +131,15 @@ def export(
         val or test split.
     max_accuracy_drop: maximum loss of accuracy by int8, as a fraction; while the images give evidence for a larger one
         (see `AccuracyChange`), the layers with the most noise return to float32.
+    max_unreadable: maximum share of unreadable images in `check` and `int8`; by default that of the training.
     Raises EngineError, and leaves no file, if a library is missing, the network cannot be exported, or its predictions
     differ.
     """
     path = Path(out)
     _check_arguments(to, path, int8)
-    pixels = _load_check_images(model, check if check is not None else int8, progress)
+    if max_unreadable is None:
+        max_unreadable = model.header.training.max_unreadable
+    pixels = _load_check_images(model, check if check is not None else int8, max_unreadable, progress)
     if to == "torch-export":
         program = _export_program(model)
         parity = compare(model, _program_forward(program), pixels, to)
@@ -142,17 +151,18 @@ def export(
     import_optional("onnxruntime", "convatlas[onnx]")
     graph = export_graph(model.module, model.header)
     layers: tuple[LayerNoise, ...] = ()
-    accuracy = None
+    accuracy = gain = None
     unreadable: tuple[UnreadableImage, ...] = ()
     remarks: tuple[str, ...] = ()
     if int8 is not None:
-        dataset, split = model.load_split(int8, progress=progress)
+        dataset, split = model.load_split(int8, max_unreadable=max_unreadable, progress=progress)
         unreadable, remarks = dataset.unreadable, dataset.remarks
+        float32, engine_name = graph, "openvino" if to == "openvino" else "onnxruntime"
         graph, layers, accuracy = quantize_graph(
             graph, take_evenly(dataset.train, MAX_CALIBRATION_IMAGES), _accuracy_check(model, dataset, split),
-            engine="openvino" if to == "openvino" else "onnxruntime", max_accuracy_drop=max_accuracy_drop,
-            progress=progress,
+            engine=engine_name, max_accuracy_drop=max_accuracy_drop, progress=progress,
         )  # fmt: skip
+        gain = measure_size_and_speed(float32, graph, model.header, engine_name)
     data = bytes(graph.SerializeToString())
     engine = OnnxRuntimeEngine(data) if to == "onnx" else OpenVinoEngine(data, batch=8)
     parity = compare(model, engine.decoded, pixels, to, exact=int8 is None)
@@ -161,10 +171,10 @@ def export(
             file.write(data)
     else:
         openvino_files.write_model(graph, path)
-    return ExportResult(path, to, parity, accuracy, layers, unreadable, remarks)
+    return ExportResult(path, to, parity, accuracy, layers, unreadable, remarks, gain)
 
 
-def _check_arguments(to: str, path: Path, int8: str | Path | None) -> None:
+def _check_arguments(to: str, path: Path, int8: Data | None) -> None:
     if to not in get_args(Format):
         known = get_args(Format)
         raise EngineError(f"export: the format must be one of {', '.join(known)}, got {to!r}{nearest(to, known)}")
@@ -228,21 +238,22 @@ def _program_forward(data: bytes) -> ExportedForward:
     return forward
 
 
-def _load_check_images(model: Model, check: str | Path | None, progress: Progress | None) -> Tensor:
+def _load_check_images(model: Model, check: Data | None, max_unreadable: float, progress: Progress | None) -> Tensor:
     """Return the pixels (n, channels, size, size) on which an export is compared with the model."""
     header, steps = model.header, model.header.preprocessing
-    advice = "pass images with --check"
+    advice = "pass images with --check (in Python: check=)"
     if check is None:
         check = header.training.data
         if not check:
             raise DataError(f"{header.name}: needs images to compare the predictions on; {advice}")
-    path = Path(check)
+    path = Path("" if is_in_memory(check) else check)
     files = [path] if path.is_file() and path.suffix.lower() not in _TABLE_SUFFIXES else []
-    if not files and path.is_dir():
+    if not files and path.is_dir() and not is_in_memory(check):
         files = images_in(path)
     if not files:
         try:
-            data = open_data(check).load(steps, progress=progress)
+            source = open_for_evaluation(check)
+            data = source.load(steps, max_unreadable=max_unreadable, all_classes=False, progress=progress)
         except DataError as error:
             raise DataError(f"{error}; {advice}") from error
         return take_evenly(data.whole, MAX_PARITY_IMAGES)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from convatlas.data.decode.files import HEAD_BYTES, SIGNATURE
 from convatlas.data.ignored import Ignored
 from convatlas.data.readers.image_files import list_images
 from convatlas.errors import DataError, foreign_errors
-from convatlas.inference.predict import EncodedImage
+from convatlas.inference.predict import NOT_FETCHED, URL_SCHEMES, EncodedImage
 
 AMBIGUOUS = re.compile(rb"BM|GIF8|RIFF|P[1-7Ff]\s|II|MM|qoif")
 """Beginnings of image files that are beginnings of names, too."""
@@ -33,7 +34,7 @@ LINE_BREAKS = b"\t\n\r"
 
 @dataclass(frozen=True)
 class Inputs:
-    """images: what `Model.predict` and `Model.stream` take. count: their number; None if it is not known in advance.
+    """images: what `Model.predict` and `Model.stream` take. count: their number; None for names on standard input.
 
     ignored: files of folders that are no images.
     """
@@ -47,32 +48,44 @@ def expand_inputs(names: Sequence[str], *, fetch: bool = False, stdin: BinaryIO 
     """Return the images that names stand for, in order.
 
     names: files; folders, searched recursively for image files; glob patterns; http:// and https:// URLs; or a single
-        "-" for standard input, which is one image file, or a list of names that end with line breaks or zero bytes. A
+        "-" for standard input, which is one image file, or a list of names that end with line breaks or zero bytes;
+        bytes with control characters are a (damaged) image. A
         file that does not exist stays in the list, so that its prediction has an error.
     fetch: allow URLs.
     stdin: read instead of standard input.
 
-    Raises DataError for a URL without `fetch`, a folder without images, and standard input that is closed.
+    Raises DataError for a URL without `fetch`, a folder without images, a pattern without matches, and standard input
+    that is closed.
     """
     if list(names) == ["-"]:
         if stdin is None and sys.stdin is None:
             raise DataError("standard input: is closed")
-        return Inputs(_read_stdin(stdin or sys.stdin.buffer), None)
+        return _read_stdin(stdin or sys.stdin.buffer)
     images: list[Path | str] = []
     ignored = Ignored()
     for name in names:
-        found, unused = _expand(name, fetch=fetch)
+        found, unused = expand_name(name, fetch=fetch)
         images += found
         ignored += unused
     return Inputs(images, len(images), ignored)
 
 
-def _expand(name: str, *, fetch: bool) -> tuple[Sequence[Path | str], Ignored]:
-    path = Path(name)
-    if name.startswith(("http://", "https://")):
-        if not fetch:
-            raise DataError(f"{name}: images are downloaded only with --fetch")
-        return [name], Ignored()
+def as_file(name: str) -> Path | str:
+    """Return a name as a file; URLs and the empty name stay text, and ~ is the home folder."""
+    return name if not name or name.startswith(URL_SCHEMES) else Path(os.path.expanduser(name))
+
+
+def expand_name(name: str, *, fetch: bool = False) -> tuple[Sequence[Path | str], Ignored]:
+    """Return the images that a file, a folder, a glob pattern or a URL stands for, and what was ignored.
+
+    fetch: allow URLs.
+    Raises DataError for a folder without images, a pattern without matches, and a URL without `fetch`.
+    """
+    path = as_file(name)
+    if isinstance(path, str):
+        if name and not fetch:
+            raise DataError(f"{name}: {NOT_FETCHED}")
+        return [path], Ignored()
     if os.path.isdir(path):
         images, ignored = list_images(path)
         if not images:
@@ -80,14 +93,17 @@ def _expand(name: str, *, fetch: bool) -> tuple[Sequence[Path | str], Ignored]:
         return [Path(image) for image in images], ignored
     if glob.has_magic(name) and not os.path.lexists(path):
         with foreign_errors(name, DataError, "not a pattern"):
-            matches = sorted(Path(match) for match in glob.glob(name, recursive=True))
+            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         folders = tuple(str(match) for match in matches if os.path.isdir(match))
         files = [match for match in matches if not os.path.isdir(match)]
+        if not files and ("*" in name or "?" in name):  # brackets may be part of a name
+            raise DataError(f"{name}: nothing matches{' but folders' if folders else ''}")
         return files or [path], Ignored({"folders": folders} if folders and files else {})
     return [path], Ignored()
 
 
-def _read_stdin(stdin: BinaryIO) -> Iterator[Path | EncodedImage]:
+def _read_stdin(stdin: BinaryIO) -> Inputs:
+    """Read one image, or the beginning of a list; further names are read when they are needed."""
     line = head = stdin.readline()
     while line and len(head) < HEAD_BYTES and AMBIGUOUS.match(head):
         line = stdin.readline()
@@ -95,30 +111,27 @@ def _read_stdin(stdin: BinaryIO) -> Iterator[Path | EncodedImage]:
     mark = next((mark for mark in BYTE_ORDER_MARKS if head.startswith(mark)), None)
     if mark:  # as PowerShell writes it
         text = (head + stdin.read()).removeprefix(mark).decode(BYTE_ORDER_MARKS[mark], errors="replace")
-        yield from _paths(text.encode().split(b"\n"))
-    elif SIGNATURE.match(head) or b"\0" in head:
+        return Inputs(_files(text.encode().split(b"\n")), None)
+    if SIGNATURE.match(head) or (head and not _is_name(head)):
         data = head + stdin.read()
         names = data.removeprefix(codecs.BOM_UTF8).split(b"\0")
         if SIGNATURE.match(head) or not all(map(_is_name, names[:-1])) or names[-1]:
-            yield EncodedImage("standard input", data)
-        else:  # as `find -print0` writes it
-            yield from map(_path, names[:-1])
-    else:
-        yield from _paths(head.removeprefix(codecs.BOM_UTF8).split(b"\n"))
-        yield from _paths(stdin)
+            return Inputs([EncodedImage("standard input", data)], 1)
+        return Inputs(map(_file, names[:-1]), None)  # as `find -print0` writes it
+    return Inputs(_files(chain(head.removeprefix(codecs.BOM_UTF8).split(b"\n"), stdin)), None)
 
 
 def _is_name(name: bytes) -> bool:
     return bool(name) and all(byte >= ord(" ") or byte in LINE_BREAKS for byte in name)
 
 
-def _paths(lines: Iterable[bytes]) -> Iterator[Path]:
-    """Yield the names in lines; blanks are part of a name."""
+def _files(lines: Iterable[bytes]) -> Iterator[Path | str]:
+    """Yield the files and URLs in lines; blanks are part of a name."""
     for line in lines:
         name = line.removesuffix(b"\n").removesuffix(b"\r")
         if name.strip():
-            yield _path(name)
+            yield _file(name)
 
 
-def _path(name: bytes) -> Path:
-    return Path(name.decode(errors="surrogateescape"))
+def _file(name: bytes) -> Path | str:
+    return as_file(name.decode(errors="surrogateescape"))

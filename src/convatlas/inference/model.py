@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from convatlas.core.cost import cost
+from torch import nn
+
+from convatlas.core.cost import totals_of
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import TTA
-from convatlas.data.dataset import Dataset, UnreadableImage
-from convatlas.data.open import open_data
+from convatlas.core.table import Table
+from convatlas.data.dataset import Dataset
+from convatlas.data.open import open_for_evaluation
+from convatlas.data.readers.memory import Data
 from convatlas.engines import onnx_file, openvino_files
 from convatlas.engines.engine import Engine
 from convatlas.engines.evaluation import compute_outputs
@@ -22,61 +25,25 @@ from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.engines.select import EngineChoice, choose_engine
 from convatlas.engines.signature import check_decoding
-from convatlas.errors import DataError, EngineError, ModelFileError, WeightsError
-from convatlas.inference.predict import ImageLike, PredictOptions, as_images, check_finite, stream
+from convatlas.errors import DataError, EngineError, InputError, ModelFileError, WeightsError
+from convatlas.inference.collect import Collection
+from convatlas.inference.evaluation import Evaluation
+from convatlas.inference.predict import check_finite
+from convatlas.inference.predictor import Predictor
 from convatlas.models.catalog import CATALOG, reads_clips
+from convatlas.models.index import find_name
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import Classification
-from convatlas.tasks.task import Prediction, Result
+from convatlas.tasks.prediction import Predictions
 from convatlas.weights.build import build
+from convatlas.weights.describe import describe_header
 from convatlas.weights.imported import find_imported, is_imported_name
 from convatlas.weights.modelfile import Header, read_model_file
 from convatlas.weights.pretrained import Weights, find_weights
+from convatlas.weights.run_files import model_file_of
 from convatlas.weights.sizes import sizes_of
 from convatlas.weights.training_record import TrainingRecord
-
-
-class Evaluation(NamedTuple):
-    """The result on one split. unreadable, remarks: of the whole data set; see `Dataset`."""
-
-    split: str
-    result: Result
-    unreadable: tuple[UnreadableImage, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the evaluation as plain data."""
-        unreadable = [asdict(image) for image in self.unreadable]
-        return {
-            "split": self.split, **self.result.to_plain(), "unreadable": unreadable, "remarks": list(self.remarks),
-        }  # fmt: skip
-
-
-class Predictor(ABC):
-    """Base of models and ensembles, which predict images."""
-
-    @property
-    @abstractmethod
-    def members(self) -> tuple[Model, ...]:
-        """The models whose predictions are averaged."""
-
-    def predict(
-        self, images: ImageLike | Iterable[ImageLike], *, batch: int = 16, tta: TTA = "none",
-        threshold: float | None = None, fetch: bool = False,
-    ) -> list[Prediction]:  # fmt: skip
-        """Return one prediction for each image, in order; an unreadable image gives one with an `error`.
-
-        images: one image or many; see `ImageLike`. An array of four axes is many images, (n, height, width, channels)
-        or (n, 1 or 3, height, width), a tensor too, (n, channels, height, width). Color is red, green, blue.
-        tta: test-time augmentation, "flip" or "ten-crop": the predictions of several views are averaged. threshold: the
-        probability below which no class is predicted. fetch: whether URLs (http://, https://) are fetched.
-        """
-        return list(self.stream(as_images(images), PredictOptions(batch, tta, threshold, fetch)))
-
-    def stream(self, images: Iterable[ImageLike], options: PredictOptions | None = None) -> Iterator[Prediction]:
-        """Yield predictions in order while the next batch is read; `images` may be infinite."""
-        return stream(self.members, images, options or PredictOptions())
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -93,15 +60,15 @@ class Model(Predictor):
     engine_override: Engine | None = None
 
     def __repr__(self) -> str:
-        header = self.header
-        lines = [
-            f"{header.name}: {header.task.name}, {len(self.classes):,} classes, "
-            f"{header.preprocessing.channels} x {header.spec.resolution} x {header.spec.resolution} px"
-        ]
-        for split, metrics in header.metrics.items():
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith("_low"))
-            lines.append(f"  {split}: {shown}")
-        return "\n".join(lines)
+        return repr(self._table())
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
+    def _table(self) -> Table:
+        """Return the model in a few lines."""
+        engine = "" if self.engine_override is None else str(self.engine_override)
+        return Table.of_pairs(describe_header(self.header) | {"engine": engine})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -125,14 +92,19 @@ class Model(Predictor):
             )
         return self.network
 
-    def choose(self, engine: str = "auto", *, batch: int = 16, count: int | None = None) -> EngineChoice:
+    def choose(
+        self, engine: str = "auto", *, batch: int = 16, count: int | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> EngineChoice:  # fmt: skip
         """Return the fastest engine for batches of `batch` images, measured on this machine or read from the cache.
 
         engine: "auto" for the fastest installed one, or torch, compile, onnxruntime or openvino. count: the number of
-        images to predict, if it is known: for a few, nothing is measured.
+        images to predict, if it is known: for a few, nothing is measured. log: called with one line before a
+        measurement.
         Raises EngineError, in one line, if the engine is not installed or cannot run the network.
         """
-        return choose_engine(engine, self.module, self.header, batch=batch, macs=cost(self.module).macs, count=count)
+        macs = totals_of(self.module).macs
+        return choose_engine(engine, self.module, self.header, batch=batch, macs=macs, count=count, log=log)
 
     def using(self, engine: str = "auto", *, batch: int = 16) -> Model:
         """Return the model on the engine that `choose` returns."""
@@ -140,7 +112,7 @@ class Model(Predictor):
 
     def evaluate(
         self,
-        data: str | Path,
+        data: Data,
         *,
         split: str | None = None,
         max_unreadable: float | None = None,
@@ -159,19 +131,27 @@ class Model(Predictor):
         outputs = compute_outputs(self.engine.outputs, images, progress=progress)
         check_finite(outputs, self.header.name)
         result = self.header.task.evaluate(outputs, images.targets, self.header.calibration)
-        return Evaluation(split, result, dataset.unreadable, dataset.remarks)
+        baseline = self.header.task.baseline(images.targets)
+        return Evaluation(
+            split, result, dataset.unreadable, dataset.remarks, baseline, self.header, dataset.name, images
+        )
 
     def load_split(
-        self, data: str | Path, *, split: str | None = None, max_unreadable: float | None = None,
+        self, data: Data, *, split: str | None = None, max_unreadable: float | None = None,
         progress: Progress | None = None,
     ) -> tuple[Dataset, str]:  # fmt: skip
         """Return data prepared for this model, with targets in the order of its classes, and the split to evaluate."""
         training, steps, task = self.header.training, self.header.preprocessing, self.header.task
         if max_unreadable is None:
             max_unreadable = training.max_unreadable
-        source = open_data(data, progress=progress)
+        try:
+            source = open_for_evaluation(data, progress=progress)
+        except DataError as error:
+            if error.kind != "few_classes":
+                raise
+            raise DataError(f"{error}; to classify images without labels, use `convatlas predict`") from error
         aligned = {
-            name: replace(samples, targets=task.align(samples.targets, source.task, data))
+            name: replace(samples, targets=task.align(samples.targets, source.task, source.location))
             for name, samples in source.splits.items()
         }
         source = replace(source, task=task, splits=aligned)
@@ -188,7 +168,7 @@ class Model(Predictor):
         if split is None:
             split = next(name for name in ("test", "val", "all") if name in names)
         if split not in names:
-            raise DataError(f"{data}: split must be one of {', '.join(names)}, got {split!r}")
+            raise DataError(f"{source.location}: split must be one of {', '.join(names)}, got {split!r}")
         return dataset, split
 
 
@@ -207,22 +187,27 @@ class Ensemble(Predictor):
         return self.models[0].classes
 
 
-def load(path: str | Path, *, device: str = "cpu") -> Model:
-    """Open a model file, an exported file, or weights by name.
+def load(path: str | os.PathLike[str], *, device: str = "cpu", module: nn.Module | None = None) -> Model:
+    """Open a model file, a run directory, an exported file, or weights by name.
 
-    path: a file; published weights, "resnet50@torchvision:IMAGENET1K_V2"; or imported weights, "resnet50@tag".
+    path: a file, or a run or its directory, whose model file is read; published weights,
+        "resnet50@torchvision:IMAGENET1K_V2"; or imported weights, "resnet50@tag".
+    module: for the file of an own module, one of the same class, whose code is in no file; a copy of it is returned.
     Published weights are downloaded if they are not cached. Raises ModelFileError or WeightsError, in one line, for
     files and weights that cannot be used.
     """
-    name, path = str(path), Path(path).expanduser()
+    if not isinstance(path, str | os.PathLike):
+        kinds = "a model file, a run, an exported file or the name of weights"
+        raise InputError(f"load: must be {kinds}, got {type(path).__name__}")
+    name, path = os.fspath(path), Path(path).expanduser()
     if is_imported_name(name) and not path.exists():
         model = Model(*read_model_file(find_imported(name).path))
-    elif name.partition("@")[0] in CATALOG and not path.exists():
+    elif find_name(name.partition("@")[0], CATALOG) and not path.exists():
         model = from_weights(find_weights(name))
     elif path.suffix.lower() in EXPORTED:
         return _load_exported(path)
     else:
-        model = Model(*read_model_file(path))
+        model = Model(*read_model_file(model_file_of(path), module))
     model.module.to(resolve_device(device))
     return model
 
@@ -264,21 +249,35 @@ def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
     )
     if sizes_of(spec).classes_of(network.state_dict()) != len(weights.classes):
         raise WeightsError(f"{file}: must have the {len(weights.classes):,} classes of {weights.name}")
-    header = Header(
-        name=weights.name, spec=spec, task=Classification(weights.classes), preprocessing=weights.preprocessing,
-        license=weights.license,
+    return Model(network.eval(), header_of(weights))
+
+
+def header_of(weights: Weights) -> Header:
+    """Return the header of published weights."""
+    return Header(
+        name=weights.name, spec=weights.spec, task=Classification(weights.classes),
+        preprocessing=weights.preprocessing, license=weights.license,
         training=TrainingRecord(
             source=weights.url, recipe_url=weights.recipe_url, reported_metrics=dict(weights.reported_metrics)
         ),
     )  # fmt: skip
-    return Model(network.eval(), header)
 
 
-def predict(file: str | Path, images: ImageLike | Iterable[ImageLike]) -> list[Prediction]:
-    """Predict images with a model file; see Model.predict."""
-    return load(file).predict(images)
+def predict(
+    model: str | os.PathLike[str] | Predictor, images: Collection, *, top: int | None = None,
+    threshold: float | None = None, tta: TTA = "none", batch: int = 16, fetch: bool = False,
+    module: nn.Module | None = None,
+) -> Predictions:  # fmt: skip
+    """Predict images with a model, or with what `load` takes; see `Model.predict`. module: see `load`."""
+    predictor = model if isinstance(model, Predictor) else load(model, module=module)
+    return predictor.predict(images, top=top, threshold=threshold, tta=tta, batch=batch, fetch=fetch)
 
 
-def evaluate(file: str | Path, data: str | Path, *, split: str | None = None) -> Evaluation:
-    """Measure a model file on a data set; see Model.evaluate."""
-    return load(file).evaluate(data, split=split)
+def evaluate(
+    model: str | os.PathLike[str] | Model, data: Data, *, split: str | None = None, module: nn.Module | None = None
+) -> Evaluation:  # fmt: skip
+    """Measure a model, or what `load` takes, on a data set; see Model.evaluate. module: see `load`."""
+    if isinstance(model, Ensemble):
+        raise InputError("evaluate: must be a single model, got an Ensemble; evaluate each of its models")
+    opened = model if isinstance(model, Model) else load(model, module=module)
+    return opened.evaluate(data, split=split)

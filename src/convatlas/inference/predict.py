@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple, Protocol, cast
+from typing import IO, Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from convatlas.engines.engine import Engine
 from convatlas.errors import DataError, ModelFileError, foreign_errors, printable
 from convatlas.system.cores import count_cores
 from convatlas.system.download import fetch_bytes
-from convatlas.tasks.task import Prediction
+from convatlas.tasks.prediction import Prediction
 from convatlas.weights.modelfile import Header
 
 
@@ -46,14 +46,9 @@ Text that begins with http:// or https:// is a URL, which is fetched only if the
 """
 
 
-def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """Return images to predict: one image as a list, an array or tensor of four axes as a list of its images."""
-    if isinstance(images, np.ndarray | Tensor):
-        return list(images) if images.ndim == 4 else [images]
-    one = isinstance(images, str | os.PathLike | EncodedImage | bytes | bytearray | memoryview | Image.Image)
-    if one or hasattr(images, "read") or not isinstance(images, Iterable):
-        return [cast(ImageLike, images)]
-    return cast(Iterable[ImageLike], images)
+URL_SCHEMES = ("http://", "https://")
+
+NOT_FETCHED = "images are downloaded only with --fetch (fetch=True in Python)"
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class PredictOptions(Record):
 
     batch: images per forward pass. tta: test-time augmentation (see `Preprocessing.tta_views`); the predictions of the
     views are averaged. threshold: the minimum probability of a predicted class; by default the model's own.
-    fetch: whether images may be fetched from URLs.
+    fetch: whether images may be fetched from URLs. top: maximum number of classes in `probabilities`; all if None.
     """
 
     error = DataError
@@ -71,6 +66,7 @@ class PredictOptions(Record):
     tta: TTA = "none"
     threshold: Annotated[float, between(0, 1)] | None = None
     fetch: bool = False
+    top: Annotated[int, at_least(1)] | None = None
 
 
 class Member(Protocol):
@@ -111,7 +107,7 @@ def display_name(image: ImageLike, number: int) -> str:
     if isinstance(image, EncodedImage):
         return image.name
     name = getattr(image, "name", None) if hasattr(image, "read") else image
-    return os.fspath(name) if isinstance(name, str | os.PathLike) else f"image {number}"
+    return os.fspath(name) if isinstance(name, str | os.PathLike) and os.fspath(name) else f"image {number}"
 
 
 def load_views(
@@ -122,7 +118,9 @@ def load_views(
     Raises DataError that names the image if it is unreadable.
     """
     pixels: dict[tuple[int, Any], Tensor] = {}
-    if options.fetch and isinstance(image, str) and image.startswith(("http://", "https://")):
+    if isinstance(image, str) and image.startswith(URL_SCHEMES):
+        if not options.fetch:
+            raise DataError(f"{name}: {NOT_FETCHED}")
         image = EncodedImage(image, fetch_bytes(image))
     try:
         image = _read_contents(image, name)
@@ -133,6 +131,8 @@ def load_views(
                     pixels[kind] = _read_pixels(image, name, steps)
             return [steps.tta_views(pixels[steps.channels, steps.window], options.tta) for steps in preprocessings]
     except DataError as error:
+        if isinstance(image, str | os.PathLike) and os.path.isdir(image):
+            raise DataError(f"{name}: no images in this folder") from error
         is_named = str(error).startswith(printable(f"{name}: "))
         raise error if is_named else DataError(f"{name}: {error}") from error
 
@@ -157,11 +157,15 @@ def _read_pixels(image: ImageLike, name: str, steps: Preprocessing) -> Tensor:
     if isinstance(image, EncodedImage):
         return read_image(Path(name), channels, window, data=image.data)
     if isinstance(image, str | os.PathLike):
+        if not os.fspath(image):
+            raise DataError(f"{name}: the name of the file is empty")
         return read_image(os.path.expanduser(image), channels, window)
     if isinstance(image, Image.Image):
         return decode(image, channels, name, window)
     with foreign_errors(name, DataError, "is not an array of pixels"):
         values = _values_of_tensor(image) if isinstance(image, Tensor) else np.asarray(image)
+    if values.dtype == object and not values.ndim:
+        raise DataError(f"{name}: is not an image, but {type(image).__name__}")
     return array_pixels(values, channels, name, window)
 
 
@@ -198,7 +202,7 @@ def _predict_batch(
         if isinstance(result, DataError):
             yield header.task.unreadable(name, str(result))
         else:
-            yield to_prediction(name, next(rows), header, options.threshold)
+            yield to_prediction(name, next(rows), header, threshold=options.threshold, top=options.top)
 
 
 def predict_views(member: Member, views: Tensor, batch: int) -> Tensor:
@@ -224,8 +228,11 @@ def check_finite(outputs: Tensor, where: object) -> None:
         )
 
 
-def to_prediction(source: str, row: Tensor, header: Header, threshold: float | None = None) -> Prediction:
-    """Return the prediction of a model for one image from its decoded outputs (outputs,)."""
+def to_prediction(
+    source: str, row: Tensor, header: Header, *, threshold: float | None = None, top: int | None = None
+) -> Prediction:
+    """Return the prediction of a model for one image from its decoded outputs (outputs,); see `PredictOptions`."""
     if not row.isfinite().all():
         return header.task.unreadable(source, f"{source}: the network computes NaN or infinity for this image")
-    return header.task.predict(source, row, header.calibration, threshold)
+    prediction = header.task.predict(source, row, header.calibration, threshold)
+    return prediction if top is None else prediction.with_top(top)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from convatlas.inference.upstream import Transform, build_upstream, build_upstre
 from convatlas.models.catalog import variant
 from convatlas.system.files import sha256, write_text
 from convatlas.system.progress import Progress
+from convatlas.tasks.classification.metrics import accuracy_interval
 from convatlas.tasks.known import Classification
 from convatlas.weights.build import build
 from convatlas.weights.fetch import NO_DIGEST, pull
@@ -52,17 +52,14 @@ class TopAccuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson score interval of top1."""
-        z, n, p = 1.959964, self.n, self.top1
-        center, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        return (center - half) / scale, (center + half) / scale
+        """The 95 % interval of top1."""
+        return accuracy_interval(self.num_top1, self.n)
 
     def to_plain(self) -> dict[str, Any]:
         low, high = self.interval
         return {
-            "n": self.n, "num_top1": self.num_top1, "num_top5": self.num_top5, "top1": self.top1, "top5": self.top5,
-            "top1_low": low, "top1_high": high,
+            "n": self.n, "num_errors": self.n - self.num_top1, "accuracy": self.top1, "accuracy_low": low,
+            "accuracy_high": high, "top5": self.top5,
         }  # fmt: skip
 
     @classmethod
@@ -87,7 +84,7 @@ class UpstreamComparison:
 
     def to_plain(self) -> dict[str, Any]:
         return {
-            "library": self.library, "accuracy": self.accuracy.to_plain(), "num_same_top5": self.num_same_top5,
+            "library": self.library, **self.accuracy.to_plain(), "num_same_top5": self.num_same_top5,
             "max_difference": self.max_difference,
         }  # fmt: skip
 
@@ -114,10 +111,9 @@ class Verification:
     def to_plain(self) -> dict[str, Any]:
         """Return the verification as plain data."""
         return {
-            "weights": self.weights, "sha256": self.sha256, "is_published_file": self.is_published_file,
-            "file_note": self.file_note,
-            "protocol": self.protocol, "accuracy": self.accuracy.to_plain(),
-            "reported_metrics": dict(self.reported_metrics),
+            "name": self.weights, **self.accuracy.to_plain(), "protocol": self.protocol,
+            "reported_metrics": dict(self.reported_metrics), "sha256": self.sha256 or None,
+            "is_published_file": self.is_published_file, "file_note": self.file_note or None,
             "upstream": None if self.upstream is None else self.upstream.to_plain(), "remarks": list(self.remarks),
         }  # fmt: skip
 
@@ -159,9 +155,9 @@ def append_row(result: Verification, command: str, path: Path) -> None:
     accuracy = result.accuracy
     low, high = accuracy.interval
     row = {
-        "weights": result.weights, "reported_metrics": format_metrics(result.reported_metrics),
-        "measured_top1": f"{accuracy.top1:.4f}", "measured_top5": f"{accuracy.top5:.4f}", "n": accuracy.n,
-        "top1_low": f"{low:.4f}", "top1_high": f"{high:.4f}", "protocol": result.protocol, "command": command,
+        "name": result.weights, "reported_metrics": format_metrics(result.reported_metrics),
+        "n": accuracy.n, "accuracy": f"{accuracy.top1:.4f}", "accuracy_low": f"{low:.4f}",
+        "accuracy_high": f"{high:.4f}", "top5": f"{accuracy.top5:.4f}", "protocol": result.protocol, "command": command,
         "sha256": result.sha256 + (result.file_note and f" ({result.file_note})"),
     }  # fmt: skip
     head, line = io.StringIO(), io.StringIO()
@@ -253,7 +249,7 @@ def _build_from_file(name: str, path: Path, images: LabeledImages) -> Model:
     checkpoint = open_weights(path, row.spec, name=name, row=row)
     classes = checkpoint.class_names or images.classes or tuple(map(str, range(checkpoint.num_classes)))
     if len(classes) != checkpoint.num_classes:
-        raise DataError(f"{path}: the data must have {checkpoint.num_classes} classes, got {len(classes)} folders")
+        raise DataError(f"{path}: the data must have {checkpoint.num_classes:,} classes, got {len(classes)} folders")
     network = build(name, weights=path).eval()
     spec = checkpoint.spec_for(row.spec)
     return Model(network, Header(name, Classification(classes), spec, checkpoint.preprocessing))

@@ -14,11 +14,12 @@ from convatlas.models.keys import KeyMapping, Rules, spec_types
 
 Category = Literal[
     "spatial exploitation", "depth", "multi-path", "width", "feature-map exploitation", "attention",
-    "channel boosting", "efficiency", "search", "routing", "time",
+    "channel boosting", "efficiency", "search", "routing", "time", "own",
 ]  # fmt: skip
-"""The idea a network is known for: the categories of Khan et al. 2020 (arXiv 1901.06032), and four more.
+"""The idea a network is known for: the categories of Khan et al. 2020 (arXiv 1901.06032), and five more.
 
-The four are efficiency, (architecture) search, routing (capsules) and time (the third axis of video networks).
+They are efficiency, (architecture) search, routing (capsules), time (the third axis of video networks), and own for
+networks that nobody published.
 """
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -108,7 +109,7 @@ class Card:
         return dataclasses.replace(self, title=title, **(defaults | changes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Variant:
     """One row of the catalog: a spec, its card, and the defaults it is used with.
 
@@ -127,6 +128,9 @@ class Variant:
     upstream: Mapping[Library, str] = field(default_factory=dict)
     relatives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     transforms_input: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Variant {self.card.title} ({self.card.year}), {self.classes:,} classes: {self.spec!r}>"
 
     @property
     def sources(self) -> list[tuple[Library, str]]:

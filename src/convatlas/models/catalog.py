@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Literal, get_args
 
@@ -11,8 +11,8 @@ import torch
 
 from convatlas.core.cost import Cost, cost
 from convatlas.core.network import Network
-from convatlas.core.spec import SMALL, Row, Spec, diff
-from convatlas.errors import SpecError, nearest
+from convatlas.core.spec import SMALL, Row, Spec, cells, diff
+from convatlas.errors import SpecError
 from convatlas.models.card import Family, Variant
 from convatlas.models.families import (
     alexnet,
@@ -40,7 +40,9 @@ from convatlas.models.families import (
     video_resnet,
     xception,
 )
-from convatlas.models.stats import CatalogStats, read_stats
+from convatlas.models.headless import remove_classifier
+from convatlas.models.index import Entry, NetworkFacts, find_name, is_current, read_entries, unknown_network
+from convatlas.models.own_module import OwnModule, row_of
 
 Stem = Literal["default", "cifar"]
 """First layers: those of the paper, or the stem for images of up to 64 pixels, which keeps their size."""
@@ -81,15 +83,23 @@ FAMILIES: dict[str, Family] = {
 CATALOG: dict[str, Variant] = {name: row for family in FAMILIES.values() for name, row in family.variants.items()}
 """Network name -> spec, card and defaults."""
 
-SPEC_TYPES: dict[str, type[Row]] = {type(row.spec).__name__: type(row.spec) for row in CATALOG.values()}
+SPEC_TYPES: dict[str, type[Row]] = {
+    kind.__name__: kind for kind in (*(type(row.spec) for row in CATALOG.values()), OwnModule)
+}
 """Spec type name -> class, for reading specs back from plain data."""
 
 
 def variant(name: str) -> Variant:
     """Return the catalog's row for `name`; raises SpecError that suggests the nearest name."""
-    if name not in CATALOG:
-        raise SpecError(f"unknown network {name!r}{nearest(name, CATALOG)}; `convatlas list` shows all")
-    return CATALOG[name]
+    return CATALOG[canonical_name(name)]
+
+
+def canonical_name(name: str) -> str:
+    """Return a network's name as the catalog writes it, resnet50 for "ResNet-50"; raises SpecError for no network."""
+    found = name if isinstance(name, str) and name in CATALOG else find_name(name, CATALOG)
+    if found is None:
+        raise unknown_network(name, CATALOG)
+    return found
 
 
 def spec(name: str) -> Spec:
@@ -101,11 +111,14 @@ def resolve(network: str | Spec) -> tuple[str, Variant]:
     """Return the name and the defaults of a network.
 
     For a name: its row of the catalog. For a spec: the row of the same type that differs in the fewest cells, with this
-    spec; unless they are equal, the name ends in "-custom".
+    spec; unless they are equal, the name ends in "-custom". For what is recorded of an own module: its class name.
     """
     if isinstance(network, str):
-        return network, variant(network)
+        name = canonical_name(network)
+        return name, CATALOG[name]
     _check_type(network)
+    if isinstance(network, OwnModule):
+        return network.class_name, row_of(network)
     same_type = [name for name, row in CATALOG.items() if type(row.spec) is type(network)]
     name = min(same_type, key=lambda name: len(diff(CATALOG[name].spec, network)))
     row = CATALOG[name]
@@ -119,9 +132,21 @@ def resolve(network: str | Spec) -> tuple[str, Variant]:
 
 def _check_type(network: Spec) -> None:
     if SPEC_TYPES.get(type(network).__name__) is not type(network):
-        raise SpecError(
-            f"network must be a name of the catalog or a spec of one of its families, got {type(network).__name__}"
-        )
+        found, fix = type(network).__name__, ""
+        if isinstance(network, Spec):
+            fix = "; ca.register(name, spec) adds a spec of one's own"
+        elif isinstance(network, type):
+            found, fix = f"the class {network.__name__}", f"; create one, {network.__name__}(...)"
+        raise SpecError(f"network must be a name of the catalog or a spec of one of its families, got {found}{fix}")
+
+
+def unknown_spec_hint(plain: object) -> str:
+    """Return how the spec in a file's plain data can be read, if its type is not known; else an empty text."""
+    spec = plain.get("spec") if isinstance(plain, Mapping) else None
+    kind = spec.get("type") if isinstance(spec, Mapping) else None
+    if not isinstance(kind, str) or kind in SPEC_TYPES or not kind.isidentifier():
+        return ""
+    return f"; a spec class of one's own is known after ca.register(name, {kind}(...))"
 
 
 def reads_clips(spec: Spec) -> bool:
@@ -129,36 +154,43 @@ def reads_clips(spec: Spec) -> bool:
     return len(spec.input_shape(1)) != 3
 
 
-def list_models(pattern: str = "*", *, family: str | None = None, max_params: float | None = None) -> list[str]:
-    """Return the catalog's names by year.
-
-    pattern: a glob pattern, such as "resnet*". family: a key of `FAMILIES`. max_params: maximum number of parameters.
-    """
-    if family is not None and family not in FAMILIES:
-        raise SpecError(f"unknown family {family!r}{nearest(family, FAMILIES)}; known: {', '.join(FAMILIES)}")
-    names = fnmatch.filter(CATALOG if family is None else FAMILIES[family].variants, pattern)
-    if max_params is not None:
-        names = [name for name in names if stats(name).parameters <= max_params]
-    return sorted(names, key=lambda name: CATALOG[name].card.year)
+def stats(name: str) -> NetworkFacts:
+    """Return the facts of a network."""
+    return find_entry(name).facts
 
 
-def stats(name: str) -> CatalogStats:
-    """Return the stats of a network: from catalog.csv, or counted now if it has no row there yet."""
-    variant(name)
-    return read_stats()[name] if name in read_stats() else count_stats(name)
+def find_entry(name: str) -> Entry:
+    """Return the entry of a network: from the index, or counted now if that lacks it or is not up to date."""
+    name = canonical_name(name)
+    known = read_entries().get(name) if is_current() else None
+    return known or count_entry(name, CATALOG[name])
 
 
-def count_stats(name: str) -> CatalogStats:
-    """Count the stats of a network."""
-    return CatalogStats.of(measure(name))
+def count_entry(name: str, row: Variant, *, resolution: int | None = None) -> Entry:
+    """Count a network: the entry of a row under this name, at its own resolution unless one is given, in pixels."""
+    row = dataclasses.replace(row, spec=row.spec.scaled(resolution=resolution))
+    network = build_fresh(row.spec, classes=row.classes, channels=row.preprocessing.channels, device="meta")
+    return entry_of(name, row, cost(network))
+
+
+def entry_of(name: str, row: Variant, measured: Cost) -> Entry:
+    """Return the entry of a row whose cost is known; its family is empty for a network that is in none."""
+    family = next((key for key, family in FAMILIES.items() if name in family.variants), "")
+    spec_cells = {path: value for path, value, _ in cells(row.spec)}
+    return Entry(NetworkFacts.of(name, row, measured), spec_cells, family=family)
 
 
 def measure(
-    name: str, *, resolution: int | None = None, channels: int | None = None, classes: int | None = None
+    network: str | Spec,
+    *,
+    resolution: int | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+    stem: Stem = "default",
 ) -> Cost:
-    """Return the exact cost of a network of the catalog, for one image of `resolution` pixels (default: its own)."""
-    network = build_fresh(name, classes=classes, channels=channels, resolution=resolution, device="meta")
-    return cost(network)
+    """Return the exact cost of a network, for one image of `resolution` pixels (default: its own)."""
+    built = build_fresh(network, classes=classes, channels=channels, stem=stem, resolution=resolution, device="meta")
+    return cost(built)
 
 
 def build_fresh(
@@ -177,13 +209,19 @@ def build_fresh(
         _, row = resolve(network)
         classes = row.classes if classes is None else classes
         channels = row.preprocessing.channels if channels is None else channels
-    for name, value in (("classes", classes), ("channels", channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-            raise SpecError(f"build: {name} must be an integer in [1, {MAX_COUNT}], got {value!r}")
+    for name, value, least in (("classes", classes, 0), ("channels", channels, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_COUNT:
+            raise SpecError(f"build: {name} must be an integer in [{least}, {MAX_COUNT}], got {value!r}")
     table = adapted(table, stem=stem, resolution=resolution)
     # the context costs time at every call into torch
     with nullcontext() if torch.device(device) == torch.get_default_device() else torch.device(device):
-        return table.build(classes=classes, channels=channels)
+        built = table.build(classes=classes or 1, channels=channels)
+    if classes == 0:
+        with torch.device("meta"):
+            other = table.build(classes=2, channels=channels).state_dict()
+        remove_classifier(built, other)
+    built.spec = table
+    return built
 
 
 def adapted(spec: Spec, *, stem: Stem = "default", resolution: int | None = None) -> Spec:

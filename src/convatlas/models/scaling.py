@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice, permutations, takewhile
+from numbers import Real
 from typing import Literal, TypeVar, get_args
 
 from convatlas.core.cost import cost
 from convatlas.core.spec import Spec, cells, replace_cells
 from convatlas.errors import SpecError
 from convatlas.models.catalog import build_fresh, resolve
+from convatlas.system.quantities import COUNT, as_number
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
 
@@ -63,8 +65,8 @@ def compound_factors(phi: float, *, alpha: float = 1.2, beta: float = 1.1, gamma
     """
     if not all(isinstance(base, int | float) and base >= 1 for base in (alpha, beta, gamma)):
         raise SpecError(f"scale_compound: alpha, beta and gamma must be numbers >= 1, got {alpha}, {beta}, {gamma}")
-    if not -MAX_PHI <= phi <= MAX_PHI:
-        raise SpecError(f"scale_compound: phi must be in [{-MAX_PHI}, {MAX_PHI}], got {phi}")
+    if not (isinstance(phi, Real) and -MAX_PHI <= phi <= MAX_PHI):
+        raise SpecError(f"scale_compound: phi must be in [{-MAX_PHI}, {MAX_PHI}], got {phi!r}")
     return Factors(depth=alpha**phi, width=beta**phi, resolution=gamma**phi)
 
 
@@ -73,7 +75,8 @@ def fast_factors(scale: float, *, alpha: float = 0.8) -> Factors:
 
     Invariant: MACs grow by `scale`, for every alpha. With alpha = 1 only the width grows; 1/3 grows all alike.
     """
-    if not (0 < scale <= 2.0**MAX_LOG2_SCALE and 0 <= alpha <= 1):
+    numbers = isinstance(scale, Real) and isinstance(alpha, Real)
+    if not (numbers and 0 < scale <= 2.0**MAX_LOG2_SCALE and 0 <= alpha <= 1):
         raise SpecError(
             f"scale_fast: scale must be in (0, 2^{MAX_LOG2_SCALE}] and alpha in [0, 1], got {scale} and {alpha}"
         )
@@ -87,6 +90,7 @@ def scale_compound(spec: AnySpec, phi: float, *, alpha: float = 1.2, beta: float
     Tan and Le 2019, equation 3. phi = 0 is the same network. The published B1 to B7 were trimmed by hand and are rows
     of the catalog.
     """
+    _check_spec("scale_compound", spec)
     return _scaled(spec, compound_factors(phi, alpha=alpha, beta=beta, gamma=gamma))
 
 
@@ -95,7 +99,14 @@ def scale_fast(spec: AnySpec, scale: float, *, alpha: float = 0.8) -> AnySpec:
 
     Dollár et al. 2021 (arXiv 2103.06877). scale = 1 is the same network. alpha: see `fast_factors`.
     """
+    _check_spec("scale_fast", spec)
     return _scaled(spec, fast_factors(scale, alpha=alpha))
+
+
+def _check_spec(function: str, spec: object) -> None:
+    if not isinstance(spec, Spec):
+        fix = f"; ca.spec({spec!r}) returns one" if isinstance(spec, str) else ""
+        raise SpecError(f"{function}: spec must be a spec, got {spec!r}{fix}")
 
 
 def _scaled(spec: AnySpec, factors: Factors) -> AnySpec:
@@ -106,20 +117,26 @@ def _scaled(spec: AnySpec, factors: Factors) -> AnySpec:
 def fit_budget(
     spec: AnySpec,
     *,
-    macs: float | None = None,
-    params: float | None = None,
+    macs: float | str | None = None,
+    params: float | str | None = None,
     rule: Rule = "width",
     classes: int | None = None,
     channels: int | None = None,
 ) -> AnySpec:
     """Return the largest network of the rule within a budget: `macs` for one image, `params`, or both.
 
+    Budgets are numbers, or texts such as "150M".
+
     Invariant: the result is within every budget, and takes at least 97 % of the tightest one wherever the steps of the
     network's cells allow it: the scale is searched first, then single cells are moved by one step. Raises SpecError if
     even the smallest network of the rule is over the budget.
     """
-    budgets = {what: limit for what, limit in (("macs", macs), ("parameters", params)) if limit is not None}
-    if not budgets or not all(math.isfinite(limit) and limit > 0 for limit in budgets.values()):
+    _check_spec("fit_budget", spec)
+    given = {"macs": macs, "params": params}
+    limits = {
+        name: as_number(limit, COUNT, f"fit_budget: {name}") for name, limit in given.items() if limit is not None
+    }
+    if not limits or not all(math.isfinite(limit) and limit > 0 for limit in limits.values()):
         raise SpecError(f"fit_budget: macs or params must be given as positive numbers, got {macs} and {params}")
     if rule not in get_args(Rule):
         raise SpecError(f"fit_budget: rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
@@ -130,8 +147,8 @@ def fit_budget(
     def fraction(candidate: Spec) -> float:
         """Return the fraction of the tightest budget that the candidate takes; above 1 it is over the budget."""
         measured = cost(build_fresh(candidate, classes=classes, channels=channels, device="meta"))
-        taken = {"macs": measured.macs, "parameters": measured.parameters}
-        return max(taken[what] / limit for what, limit in budgets.items())
+        taken = {"macs": measured.macs, "params": measured.parameters}
+        return max(taken[what] / limit for what, limit in limits.items())
 
     def fit(start: AnySpec) -> AnySpec:
         return _refine(_search_scale(start, fraction, rule, keep_resolution), fraction, keep_resolution)

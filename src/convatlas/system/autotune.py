@@ -1,7 +1,7 @@
 """Autotuning: time candidates on this machine, and store which one is the fastest.
 
-The steps of a user are `TuningCache(...).load()`, else `time_candidates` while a `CpuContention` observes the machine,
-then `TuningCache.store` unless other processes disturbed the measurement.
+The steps of a user are `TuningCache(...).load()`; if there is no choice that `is_usable`, `time_candidates` while a
+`LoadMeter` observes the machine, then `TuningCache.store`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,11 +21,24 @@ from convatlas._version import __version__
 from convatlas.errors import ConvatlasError
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import write_text
-
-MAX_OTHER_CPU_SHARE = 0.1
-"""Share of the cores that other processes may use during a measurement whose result is stored."""
+from convatlas.system.load import MAX_QUIET_SHARE, measure_load
 
 Candidate = TypeVar("Candidate")
+
+
+@dataclass(frozen=True)
+class StoredChoice:
+    """A choice as plain data, and the share of the cores that other processes used while it was measured."""
+
+    choice: Any
+    other_load: float
+
+    def is_usable(self, *, little_work: bool = False) -> bool:
+        """Return whether another measurement would not be worth its time.
+
+        A choice from a quiet machine is always usable; one from a busy machine while it is busy, or for little work.
+        """
+        return self.other_load <= MAX_QUIET_SHARE or little_work or measure_load() > MAX_QUIET_SHARE
 
 
 class TuningCache:
@@ -38,15 +50,22 @@ class TuningCache:
         text = json.dumps([*depends, _describe_machine(device)], sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def load(self) -> Any:
-        """Return the stored choice as plain data, or None."""
-        return self._entries().get(self.key)
+    def load(self) -> StoredChoice | None:
+        """Return the stored choice, or None."""
+        match self._entries().get(self.key):
+            case {"choice": choice, "other_load": float(share)}:
+                return StoredChoice(choice, share)
+        return None
 
-    def store(self, choice: object) -> None:
-        """Store a choice. A cache that cannot be written is ignored: the next call measures again."""
+    def store(self, choice: object, other_load: float) -> None:
+        """Store a choice and the share of the cores that other processes used while it was measured.
+
+        A cache that cannot be written is ignored: the next call measures again.
+        """
+        entry = {"choice": choice, "other_load": float(other_load)}
         with suppress(ConvatlasError, OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps({**self._entries(), self.key: choice}, indent=1) + "\n")
+            write_text(self.path, json.dumps({**self._entries(), self.key: entry}, indent=1) + "\n")
 
     def _entries(self) -> dict[str, Any]:
         try:
@@ -162,26 +181,3 @@ def time_repeatedly(
         if len(times) >= 4 and min(times) > max_run_s:
             break
     return times
-
-
-class CpuContention:
-    """The share of this machine's cores that other processes have used since the object was created (Linux)."""
-
-    def __init__(self, read: Callable[[], tuple[float, float]] | None = None) -> None:
-        self._read = read or _read_cpu_seconds
-        self._first, self._own = self._read(), time.process_time()
-
-    def share(self) -> float:
-        """Return a share in [0, 1]; 0 if the system does not report it."""
-        (total, busy), own = self._read(), time.process_time()
-        span = total - self._first[0]
-        return max(0.0, busy - self._first[1] - (own - self._own)) / span if span > 0 else 0.0
-
-
-def _read_cpu_seconds() -> tuple[float, float]:
-    """Return (total, busy) seconds of all cores since the system started."""
-    with suppress(OSError, ValueError, IndexError):
-        user, nice, system, idle, wait, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-        busy = user + nice + system + sum(rest)
-        return (busy + idle + wait) / 100, busy / 100
-    return 0.0, 0.0

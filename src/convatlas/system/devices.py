@@ -25,10 +25,10 @@ def resolve_device(name: str) -> torch.device:
             raise MachineError(f"device: must be cuda under torchrun, got {name}; each rank uses its own GPU")
         if name == "cuda":
             name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise MachineError(f"device: {name} is not available on this machine; it must be cpu, cuda, mps or auto")
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise MachineError(f"device: must be cpu, cuda, mps or auto, got {name}")
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise MachineError(f"device: {name} is not available on this machine: {brief(error)}") from error

@@ -37,14 +37,15 @@ def progress_display(
 
     console = console or RichConsole(stderr=True, markup=False, highlight=False)
     if not enabled or console.quiet:
-        yield _ignore
+        yield ignore
     elif console.is_jupyter:
-        yield _notebook_line()
+        with _notebook_line() as advance:
+            yield advance
     elif console.is_terminal:
         with _bars(console) as advance:
             yield advance
     else:
-        yield _ignore if line_interval is None else _plain_lines(console, line_interval)
+        yield ignore if line_interval is None else _plain_lines(console, line_interval)
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def progress_callback(progress: Progress | bool) -> Iterator[Progress]:
         yield progress
 
 
-def _ignore(what: str, done: int, total: int) -> None:
+def ignore(what: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
@@ -85,34 +86,64 @@ def _bars(console: Console) -> Iterator[Progress]:
         yield advance
 
 
-def _notebook_line() -> Progress:
-    """Return a callback that rewrites one line of the cell's output; it needs no widgets."""
+@contextmanager
+def _notebook_line() -> Iterator[Progress]:
+    """Yield a callback that rewrites one line of the cell's output, which is empty at the end; it needs no widgets."""
     from IPython.display import display  # type: ignore[import-not-found, unused-ignore]  # a notebook has it
 
     line = display({"text/plain": ""}, raw=True, display_id=True)
     updated = 0.0
+    remaining = RemainingTime()
 
     def advance(what: str, done: int, total: int) -> None:
         nonlocal updated
+        left = remaining.after(what, done, total)
         if time.monotonic() - updated >= REFRESH_S or done == total:
             updated = time.monotonic()
-            line.update({"text/plain": describe(what, done, total)}, raw=True)
+            line.update({"text/plain": describe(what, done, total, left)}, raw=True)
 
-    return advance
+    try:
+        yield advance
+    finally:
+        line.update({"text/plain": ""}, raw=True)
 
 
 def _plain_lines(console: Console, interval: float) -> Progress:
     last = time.monotonic()
+    remaining = RemainingTime()
 
     def advance(what: str, done: int, total: int) -> None:
         nonlocal last
+        left = remaining.after(what, done, total)
         if time.monotonic() - last >= interval:
             last = time.monotonic()
-            console.print(describe(what, done, total))
+            console.print(describe(what, done, total, left))
 
     return advance
 
 
-def describe(what: str, done: int, total: int) -> str:
-    """Return progress as one line of text."""
-    return f"{what} ({done:,} of {total:,})" if total else f"{what} ({done:,})"
+class RemainingTime:
+    """Estimates the time that is left for each kind of work, from its speed so far."""
+
+    def __init__(self) -> None:
+        self._starts: dict[str, tuple[float, int]] = {}
+
+    def after(self, what: str, done: int, total: int) -> float | None:
+        """Return the seconds that are left; None if they cannot be estimated yet."""
+        now = time.monotonic()
+        start, first = self._starts.setdefault(what.partition(":")[0], (now, done))
+        return (now - start) / (done - first) * (total - done) if first < done < total else None
+
+
+def describe(what: str, done: int, total: int, left: float | None = None) -> str:
+    """Return progress as one line of text; left: the estimated seconds until the end."""
+    if not total:
+        return f"{what} ({done:,})"
+    return f"{what} ({done:,} of {total:,}{'' if left is None else f', {_clock(left)} left'})"
+
+
+def _clock(seconds: float) -> str:
+    """Return a duration as text: 0:07, 12:05, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
+from numbers import Real
+
+from convatlas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,21 @@ def count(text: str) -> int:
 def size(text: str) -> int:
     """Return a size in bytes: 5MB, 32MiB. Raises ValueError unless it is an integer number of bytes."""
     return _integer(SIZE, text)
+
+
+def as_number(value: object, dimension: Dimension, where: str) -> float:
+    """Return a quantity that a program gives as a number in the base unit, or as text such as "5M".
+
+    Raises InputError, which begins with `where`, for anything else.
+    """
+    if isinstance(value, str):
+        try:
+            return dimension.parse(value)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{where}: must be a number, or a text such as {dimension.example!r}, got {value!r}")
+    return float(value)
 
 
 def share(text: str) -> float:

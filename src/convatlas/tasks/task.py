@@ -6,12 +6,10 @@ A new task is one file: a subclass of `Task`, registered with `@register`, and i
 
 from __future__ import annotations
 
-import html
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +17,10 @@ from torch import Tensor
 from convatlas.core.network import Criterion, Network
 from convatlas.core.record import Record, above, between
 from convatlas.errors import DataError, SpecError, listed, nearest
-from convatlas.tasks.table import Column, MetricTable
+from convatlas.tasks.prediction import Prediction
+from convatlas.tasks.result import Baseline, Result
+from convatlas.tasks.table import Column
 from convatlas.tasks.targets import Targets
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -36,111 +33,6 @@ class Calibration(Record):
 
     temperature: Annotated[float, above(0)] = 1.0
     thresholds: tuple[Annotated[float, between(0, 1)], ...] = ()
-
-
-REPR_CLASSES = 3
-"""Maximum number of classes in the `repr` of a prediction."""
-
-
-@dataclass(frozen=True, repr=False)
-class Prediction:
-    """The prediction for one image. error: why there is none: an unreadable image, or outputs that are not finite."""
-
-    source: str
-    error: str = ""
-
-    @property
-    def text(self) -> str:
-        """The prediction as short text; empty for an unreadable image."""
-        return ""
-
-    @property
-    def probability(self) -> float | None:
-        """The probability of `text`; None if the task has none."""
-        return None
-
-    def to_plain(self, top: int | None = None) -> dict[str, Any]:
-        """Return the prediction as plain data, the same for the command line, Python and HTTP.
-
-        top: maximum number of classes in it; all by default.
-        """
-        return {"source": self.source, "error": self.error} if self.error else {"source": self.source}
-
-    def cells(self, top: int) -> tuple[str, ...]:
-        """Return the cells of a table row after the source."""
-        return (self.text,)
-
-    def __repr__(self) -> str:
-        return self.error or "  ".join([f"{self.source}:", *(cell.strip() for cell in self.cells(REPR_CLASSES))])
-
-
-class Result(ABC):
-    """The predictions and targets of one split, and their metrics."""
-
-    headline: ClassVar[str]
-    """The metric of `summary` by which epochs and runs are compared."""
-    headline_name: ClassVar[str] = ""
-    """Display name of the headline; the key by default."""
-    loss: float
-
-    @property
-    @abstractmethod
-    def n(self) -> int:
-        """Number of images."""
-
-    @property
-    @abstractmethod
-    def score(self) -> float:
-        """The headline metric as a number; higher is better."""
-
-    @property
-    def value(self) -> float:
-        """The headline metric as reported, such as an error for which lower is better."""
-        return self.score
-
-    @property
-    def value_text(self) -> str:
-        """`value` as text."""
-        return f"{self.value:.2%}"
-
-    @property
-    def note(self) -> str:
-        """What limits the result, such as "850 of 1,000 classes present"; usually empty."""
-        return ""
-
-    def epoch_metrics(self) -> dict[str, float]:
-        """Return the metrics that are computed after every epoch."""
-        return {self.headline: self.value}
-
-    @abstractmethod
-    def summary(self) -> dict[str, float | int]:
-        """Return the metrics by name, for model files, tables and JSON."""
-
-    @abstractmethod
-    def text(self) -> str:
-        """Return the headline in one line, such as "accuracy 93.46%, 10 of 153 images wrong"."""
-
-    @abstractmethod
-    def table(self) -> MetricTable:
-        """Return the metrics of each class, or of each output."""
-
-    def figures(self) -> dict[str, Figure]:
-        """Return figures by their heading in the report."""
-        return {}
-
-    def worst(self, limit: int) -> list[tuple[int, str, str]]:
-        """Return (number of the image, prediction, target) of the most confident errors, the worst first."""
-        return []
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the metrics and the table as plain data."""
-        return {**self.summary(), "note": self.note, "classes": self.table().to_plain()}
-
-    def __repr__(self) -> str:
-        return f"{self.text()}\n{self.table()}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.text())}</p>{self.table()._repr_html_()}"
 
 
 @dataclass(frozen=True)
@@ -158,6 +50,9 @@ class Task(Record, ABC):
     """The names of the supported losses; the first one is the default."""
     progress_columns: ClassVar[tuple[Column, ...]]
     """Metrics of an epoch that are displayed while training: one of train, one of val."""
+
+    min_classes: ClassVar[int] = 1
+    """Minimum number of classes to train on."""
 
     classes: tuple[str, ...]
     loss: str = "auto"
@@ -194,12 +89,17 @@ class Task(Record, ABC):
         return None
 
     @classmethod
+    def check_row(cls, where: object, columns: Sequence[str], cells: Mapping[str, str]) -> None:
+        """Raise DataError that begins with `where`, the line of a table, if its label columns are invalid."""
+        return
+
+    @classmethod
     def from_table(
         cls, where: object, columns: Sequence[str], splits: Mapping[str, TableRows]
     ) -> tuple[Self, SplitTargets]:
         """Return the task and the targets of each split from the cells in the label columns of a table.
 
-        Raises DataError that names `where` and the line.
+        The rows have passed `check_row`. Raises DataError that begins with `where`.
         """
         raise DataError(f"{where}: {cls.__name__} does not read tables")
 
@@ -219,6 +119,14 @@ class Task(Record, ABC):
         By default all images are in one stratum.
         """
         return torch.zeros(len(targets), dtype=torch.int64)
+
+    def describe(self, targets: Targets, image: int) -> str:
+        """Return the target of an image as short text, such as its class; of mixed images with shares."""
+        return ""
+
+    def class_counts(self, targets: Targets) -> Tensor | None:
+        """Return the number of images of each class (classes,); None if images have no classes."""
+        return None
 
     def check_split(self, targets: Targets, split: str, where: object, *, all_classes: bool = True) -> None:
         """Raise DataError if a split cannot be used.
@@ -295,17 +203,13 @@ class Task(Record, ABC):
     ) -> Prediction:
         """Return the prediction for one image from its decoded row (outputs,)."""
 
-    def chance_score(self, targets: Targets) -> float:
-        """Return the score of a constant prediction, plus two standard deviations, for `Result.score`."""
-        return -math.inf
+    def baseline(self, targets: Targets) -> Baseline | None:
+        """Return the best prediction that does not depend on the image; None if it would be perfect, or is unknown."""
+        return None
 
     def unreadable(self, source: str, error: str) -> Prediction:
         """Return the prediction for an image that has none, because of an error."""
         return Prediction(source, error)
-
-    def prediction_columns(self, top: int) -> tuple[str, ...]:
-        """Return the headings of `Prediction.cells`."""
-        return ("prediction",)
 
     def output_order(self, other: Task, where: object, reference: object) -> Tensor:
         """Return the index of each of this task's outputs among those of another model's task.

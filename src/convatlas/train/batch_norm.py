@@ -1,8 +1,9 @@
-"""How many images batch norms need: their statistics are over images and pixels, and one value has no deviation."""
+"""Statistics of batch norms: how many images they need, and weights that have none."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,66 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from convatlas.core.network import Network
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.dataset import Images
+from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import SpecError
 from convatlas.train.recipe import Recipe
+
+STATISTICS_IMAGES = 256
+"""Number of training images of which the statistics of folded batch norms are computed."""
+
+
+def has_folded_norms(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether weights have batch norms that were folded into the convolutions before them, apart from a shift.
+
+    Their running means are 0 and their variances equal, which are not the statistics of any activations. Batch norms of
+    an untrained network have the same statistics, and no shift.
+    """
+    norms = [key.removesuffix("running_mean") for key in tensors if key.endswith("running_mean")]
+    shifts = [tensors[f"{norm}bias"] for norm in norms if f"{norm}bias" in tensors]
+    return any(shift.any() for shift in shifts) and all(
+        not tensors[f"{norm}running_mean"].any() and tensors[f"{norm}running_var"].unique().numel() == 1
+        for norm in norms
+    )
+
+
+def unfold_norms(network: Network, weights: Mapping[str, Tensor], images: Images, preprocessing: Preprocessing) -> bool:
+    """Give folded batch norms the statistics of training images; return whether there were any.
+
+    weights: those that the network starts from. Scales and shifts change with the statistics, so that in evaluation
+    mode the network computes the same. Without this, training mode would compute another function: it normalizes
+    activations that were not normalized before.
+    """
+    if not has_folded_norms(weights):
+        return False
+    sums: dict[_BatchNorm, list[Tensor]] = {}
+
+    def watch(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].double().transpose(0, 1).flatten(1)
+        terms = [torch.tensor(values.shape[1]), values.sum(1), values.square().sum(1)]
+        sums[norm] = [a + b for a, b in zip(sums[norm], terms, strict=True)] if norm in sums else terms
+
+    norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    handles = [layer.register_forward_pre_hook(watch) for layer in norms]
+    device = next(network.parameters()).device
+    some = images.subset(torch.linspace(0, len(images) - 1, min(len(images), STATISTICS_IMAGES)).long())
+    try:
+        compute_outputs(eager_forward(network, preprocessing, device), some)
+    finally:
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        for norm, (count, total, squares) in sums.items():
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean, scale = total / count, norm.weight / (norm.running_var + norm.eps).sqrt()
+            variance = (squares / count - mean.square()).clamp(min=0)
+            norm.bias.add_(scale * (mean - norm.running_mean))
+            norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+    return True
 
 
 def min_images(network: nn.Module, recipe: Recipe) -> int:

@@ -62,10 +62,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer, 
         wrong = ", ".join(sorted(whole.keys() ^ parts))
         raise RunError(f"{path}: the checkpoint is of another recipe or incomplete; missing or unknown: {wrong}")
     # 1. check everything, 2. load: an error leaves the arguments as they were
-    where = f"{path}: state"
-    if missing := State.hints().keys() - _fields(whole["state"], where).keys():
-        raise RunError(f"{where}: {listed(sorted(missing))} is missing")
-    state = State.from_plain(whole["state"], where=where)
+    state = _parse_state(path, whole["state"])
     _check_tensors(path, "network", whole["network"], network.state_dict())
     _check_optimizer(path, whole["optimizer"], optimizer)
     if ema:
@@ -76,6 +73,25 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: optim.Optimizer, 
         ema.network.load_state_dict(whole["ema"])
         ema.steps = state.ema_steps
     return state
+
+
+def read_state(path: Path) -> State:
+    """Read only the training state of a checkpoint, without its tensors and their sha256.
+
+    Raises RunError if the file is damaged or of a newer version.
+    """
+    with foreign_errors(path, RunError, "the checkpoint is damaged"):
+        whole: Any = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    whole = _fields(whole, f"{path}: checkpoint")
+    check_version(whole.get("version"), VERSION, str(path), RunError)
+    return _parse_state(path, whole.get("state"))
+
+
+def _parse_state(path: Path, plain: Any) -> State:
+    where = f"{path}: state"
+    if missing := State.hints().keys() - _fields(plain, where).keys():
+        raise RunError(f"{where}: {listed(sorted(missing))} is missing")
+    return State.from_plain(plain, where=where)
 
 
 def _check_seal(path: Path) -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
+
+from torch import nn
 
 from convatlas.core.spec import Spec
-from convatlas.data.open import open_data
+from convatlas.data.open import open_for_training
+from convatlas.data.readers.memory import Data
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError
-from convatlas.models.catalog import resolve
+from convatlas.models.catalog import adapted, resolve
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.distributed import init_distributed
-from convatlas.train.fit import choose_recipe, open_run, prepare_run
+from convatlas.train.fit import check_start, choose_recipe, prepare_run
+from convatlas.train.given import copy_module
+from convatlas.train.initial_weights import AUTO, choose_weights
 from convatlas.train.recipe import Recipe
+from convatlas.train.recipe_fields import RecipeFields, check_fields
+from convatlas.train.resume import open_run
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CONFIG, create_default_folder, write_table
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
@@ -70,33 +78,34 @@ class CrossValidation:
         return statistics.stdev(self.scores)
 
     def to_plain(self) -> list[dict[str, Any]]:
-        """Return {"fold", "images", headline} for each fold."""
+        """Return {"fold", "n", headline} for each fold; n: number of its images."""
         return [
-            {"fold": number, "images": run.results["val"].n, self.headline: score}
+            {"fold": number, "n": run.results["val"].n, self.headline: score}
             for number, (run, score) in enumerate(zip(self.runs, self.scores, strict=True), 1)
         ]
 
     def __repr__(self) -> str:
         lines = [f"{'fold':>4}  {'images':>8}  {self.headline}"]
-        lines += [f"{row['fold']:>4}  {row['images']:>8,}  {row[self.headline]:.4f}" for row in self.to_plain()]
+        lines += [f"{row['fold']:>4}  {row['n']:>8,}  {row[self.headline]:.4f}" for row in self.to_plain()]
         return "\n".join([*lines, f"mean {self.mean:.4f}, standard deviation {self.std:.4f}; runs in {self.folder}"])
 
 
 def cross_validate(
-    data: str | Path,
-    model: str | Spec,
+    data: Data,
+    model: str | Spec | nn.Module,
     *,
     folds: int = 5,
-    weights: str | Path | None = None,
+    weights: str | Path | None = AUTO,
     recipe: str | Recipe | None = None,
-    overrides: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
+    download: bool = False,
     data_options: DataOptions | None = None,
     execution: ExecutionOptions | None = None,
     options: RunOptions | None = None,
     on_event: Callable[[FoldEvent], None] | None = None,
     progress: Progress | bool = True,
+    **fields: Unpack[RecipeFields],
 ) -> CrossValidation:
     """Train one run for each fold, in `<out>/fold-1` and so on, and return their scores; other arguments as for `fit`.
 
@@ -107,28 +116,37 @@ def cross_validate(
     progress: a callback, True for a progress bar in terminals and notebooks, or False.
     Raises DataError if the data has a val split, RunError if `out` has runs with other arguments.
     """
+    check_fields(cross_validate, fields)
     data_options, execution = data_options or DataOptions(), execution or ExecutionOptions()
     with progress_callback(progress) as report:
-        source = open_data(data, download=data_options.download, progress=report)
+        source = open_for_training(data, val_share=0, download=download, progress=report)
         _check_folds(source, folds)
+        check_start(data, None if out is None else Path(out) / "fold-0", options or RunOptions())
         distributed = init_distributed(resolve_device(execution.device))
-        name, row = resolve(model)
-        run_recipe = choose_recipe(recipe, row, pretrained=weights is not None, overrides=overrides)
+        given = copy_module(model, source, data_options, weights) if isinstance(model, nn.Module) else None
+        name, row = resolve(given.spec if given else cast(str | Spec, model))
+        spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
+        initial = (
+            given.initial
+            if given
+            else choose_weights(weights, spec, network=name, stem=data_options.stem, download=download, progress=report)
+        )
+        run_recipe = choose_recipe(recipe, row, pretrained=bool(initial.name) and given is None, fields=fields)
         folder = Path(out) if out is not None else None
         if folder is None:
-            new = create_default_folder(source.name, f"{name}-folds") if distributed.is_main else None
+            new = create_default_folder(source.name, f"{name}-folds", source.location) if distributed.is_main else None
             folder = distributed.broadcast(new)
         runs = []
         for number in range(1, folds + 1):
             part = folder / f"fold-{number}"
             if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
-                run = open_run(part, data=data, progress=report)
-                _check_same(run, part, name, weights, run_recipe, seed, (number, folds))
+                run = open_run(part, data=source, module=given.needed if given else None, progress=report)
+                _check_same(run, part, name, initial.name, run_recipe, seed, (number, folds))
             else:
                 run = prepare_run(
-                    data, model, weights=weights, recipe=run_recipe, seed=seed, out=part, execution=execution,
-                    data_options=dataclasses.replace(data_options, fold=(number, folds)), options=options,
-                    progress=report,
+                    source, model, weights=weights, recipe=run_recipe, seed=seed, out=part, download=download,
+                    execution=execution, data_options=dataclasses.replace(data_options, fold=(number, folds)),
+                    options=options, progress=report,
                 )  # fmt: skip
             for event in _fold_events(run, number, folds, report):
                 if on_event:
@@ -146,9 +164,10 @@ def _fold_events(run: Run, number: int, folds: int, progress: Progress) -> Itera
     yield FoldStart(number, folds, run)
     if run.state.finished:
         run.finish()
-    for event in run.steps():
-        yield event
-        progress(f"fold {number} of {folds}: {event.describe()}", run.state.step, run.total_steps)
+    with closing(run.steps()) as events:  # an interrupted run is unlocked at once
+        for event in events:
+            yield event
+            progress(f"fold {number} of {folds}: {event.describe()}", run.state.step, run.total_steps)
     yield FoldEnd(number, folds, run, run.results["val"].score)
 
 
@@ -161,17 +180,16 @@ def _check_folds(source: Source, folds: int) -> None:
 
 
 def _check_same(
-    run: Run, part: Path, model: str, weights: str | Path | None, recipe: Recipe, seed: int,
-    fold: tuple[int, int],
-) -> None:  # fmt: skip
+    run: Run, part: Path, model: str, weights: str, recipe: Recipe, seed: int, fold: tuple[int, int]
+) -> None:
     """Raise RunError that names the arguments in which an existing run differs."""
     config = run.config
     arguments: dict[str, tuple[object, object]] = {
         "model": (model, config.model),
-        "weights": (str(weights or ""), config.weights),
+        "weights": (weights, config.weights),
         "seed": (seed, config.seed),
         "fold": (fold, config.data_options.fold),
-        "recipe": (recipe, config.recipe),
+        "recipe": (recipe.lengthened(run.steps_per_epoch), config.recipe),
     }
     different = [argument for argument, (new, old) in arguments.items() if new != old]
     if different:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,11 +13,12 @@ from convatlas.core.network import Network
 from convatlas.data.dataset import Dataset, Images
 from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import RunError
-from convatlas.tasks.task import Calibration, Result
+from convatlas.tasks.result import Result
+from convatlas.tasks.task import Calibration
 from convatlas.train.distributed import Distributed
 from convatlas.train.settings import RunConfig
 from convatlas.train.step import nonfinite_tensor
-from convatlas.weights.modelfile import Header, write_model_file
+from convatlas.weights.modelfile import Header
 from convatlas.weights.training_record import TrainingRecord
 
 
@@ -78,27 +78,25 @@ def _check_finite(result: Result, network: Network, split: str, step: int) -> No
         raise RunError(f"the loss on {split} is {result.loss} after step {step}{where}; use a lower learning rate")
 
 
-def write_run_model(
-    path: Path,
-    network: Network,
+def run_header(
     config: RunConfig,
     *,
     data: str,
     epoch: int,
     seconds: float,
-    calibration: Calibration,
-    results: Mapping[str, Result],
-) -> None:
-    """Write a model file of a run; it records the name and fingerprint of the data, but no local paths."""
+    calibration: Calibration | None = None,
+    results: Mapping[str, Result] | None = None,
+) -> Header:
+    """Return the header of a run's model file; it has the name and fingerprint of the data, but no local paths."""
     options = config.data_options
     training = TrainingRecord(
         data=data, fingerprint=config.fingerprint, recipe=config.recipe.to_plain(), seed=config.seed,
         val_share=options.val_share, fold=options.fold, max_unreadable=options.max_unreadable, weights=config.weights,
-        execution=config.execution.to_plain(), versions=dict(config.versions), epoch=epoch, seconds=round(seconds, 2),
+        execution=config.execution.to_plain(), versions=dict(config.versions), epoch=epoch, elapsed_s=round(seconds, 2),
+        changes=config.changes,
     )  # fmt: skip
-    header = Header(
+    return Header(
         name=config.model, task=config.task, spec=config.spec, preprocessing=config.preprocessing,
-        calibration=calibration, training=training, license=config.options.license,
-        metrics={split: result.summary() for split, result in results.items()},
+        calibration=calibration or Calibration(), training=training, license=config.options.license,
+        metrics={split: result.summary() for split, result in (results or {}).items()},
     )  # fmt: skip
-    write_model_file(path, network, header)

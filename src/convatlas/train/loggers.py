@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from convatlas.errors import RunError, brief, foreign_errors, printable
 from convatlas.system.download import offline
 from convatlas.system.extras import import_optional
-from convatlas.tasks.task import Result
+from convatlas.tasks.result import Result
 
 LoggerName = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -72,6 +72,12 @@ def _mlflow(run: RunIdentity) -> Logger:
 LOGGERS: dict[str, Callable[[RunIdentity], Logger]] = {
     "tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow,
 }  # fmt: skip
+
+
+def check_loggers(names: Iterable[LoggerName]) -> None:
+    """Raise RunError for a logger whose library is not installed."""
+    for name in names:
+        import_optional(name, name, where="log", error=RunError)
 
 
 def _printable(value: Any) -> Any:

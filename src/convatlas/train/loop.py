@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import torch
@@ -39,12 +39,13 @@ def train(
     ema: EMA | None = None,
     class_weights: Tensor | None = None,
     distributed: Distributed | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train from step `start` to the end of the recipe, or without end; yield after each step.
 
     skipped: number of consecutive non-finite steps before `start`. plan: how steps are executed. ema: is updated after
     every step. class_weights: (classes,), weights of the classes in the loss. distributed: the process
-    group.
+    group. stop_requested: whether this rank was asked to stop; if any was, all get a step with `stop`.
     Everything random in a step (batch, augmentation, dropout) is a function of the seed and the step, so a training
     resumed at step n with the state of step n equals the uninterrupted one.
     A step whose loss or gradient is not finite is rolled back. Raises RunError that names the step and the first
@@ -72,7 +73,11 @@ def train(
             # all-reduce gradients, loss and metric
             distributed.all_reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
             sums = torch.stack([loss, loader.task.train_metric(outputs, batch.targets).sum().to(loss)])
-            distributed.all_reduce([sums])
+            stop = False
+            if distributed.world_size > 1:
+                requests = sums.new_tensor([stop_requested()])
+                distributed.all_reduce([sums, requests])
+                stop = bool(requests)
 
             # clip the gradients; one transfer from the device for all values
             norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
@@ -97,7 +102,10 @@ def train(
                 raise RunError(
                     f"{skipped} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; {fix}"
                 )
-            yield Step(number, epoch, lr, loss_value, outputs, batch, metric_sum if finite else 0.0, skipped=not finite)
+            yield Step(
+                number, epoch, lr, loss_value, outputs, batch, metric_sum if finite else 0.0,
+                skipped=not finite, stop=stop,
+            )  # fmt: skip
 
 
 def _batches(loader: BatchLoader, epoch: int, start: int) -> Iterator[Batch]:

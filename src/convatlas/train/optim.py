@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
@@ -13,32 +13,42 @@ from convatlas.core.network import Network
 from convatlas.train.recipe import Recipe
 
 
-def param_groups_by_depth(network: Network) -> list[tuple[str, list[nn.Parameter]]]:
+class ParameterGroup(NamedTuple):
+    """The parameters of one part of a network."""
+
+    path: str
+    parameters: list[nn.Parameter]
+
+    def __repr__(self) -> str:
+        return (
+            f"({self.path!r}, {len(self.parameters)} tensors of {sum(p.numel() for p in self.parameters):,} parameters)"
+        )
+
+
+def param_groups_by_depth(network: Network) -> list[ParameterGroup]:
     """Return (path, parameters) from the input to the output: the stem, each stage, the head.
 
     Groups without parameters are omitted. Auxiliary parts, which only training uses, are in the group of the head. For
     learning rates that fall with the distance from the output (layer-wise decay).
     """
-    parts = [("stem", network.stem), *((f"stages.{name}", stage) for name, stage in network.stages.named_children())]
-    groups = [(path, list(part.parameters())) for path, part in parts]
-    head = [*network.head.parameters(), *network.auxiliary.parameters()]
-    return [(path, parameters) for path, parameters in [*groups, ("head", head)] if parameters]
+    return [ParameterGroup(path, parameters) for path, parameters in network.groups_by_depth()]
 
 
 def build_optimizer(recipe: Recipe, network: Network) -> optim.Optimizer:
     """Return the recipe's optimizer: for each learning rate a group with weight decay and one without.
 
-    A group's "lr_scale" is its factor on the learning rate of a step. Biases and norms are not decayed.
+    A group's "lr_scale" is its factor on the learning rate of a step. Biases and norms are not decayed. Parameters that
+    do not require gradients are in no group.
     """
     groups: list[dict[str, Any]] = []
     # frozen parts get their own groups: fused optimizers require that all parameters of a group have a state
     by_depth = recipe.layer_decay < 1 or recipe.head_epochs > 0
-    depths = param_groups_by_depth(network) if by_depth else [("all", list(network.parameters()))]
+    depths = param_groups_by_depth(network) if by_depth else [ParameterGroup("all", list(network.parameters()))]
     matrices = {id(p) for name, p in network.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
     for distance, (_, parameters) in enumerate(reversed(depths)):
         lr_scale = recipe.layer_decay**distance
-        decayed = [p for p in parameters if id(p) in matrices]
-        others = [p for p in parameters if id(p) not in matrices]
+        decayed = [p for p in parameters if p.requires_grad and id(p) in matrices]
+        others = [p for p in parameters if p.requires_grad and id(p) not in matrices]
         for members, weight_decay in ((decayed, recipe.weight_decay), (others, 0.0)):
             if members:
                 groups.append({"params": members, "weight_decay": weight_decay, "lr_scale": lr_scale})

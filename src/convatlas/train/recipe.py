@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from convatlas.core.record import Inline, Record, at_least, between, from_up_to
 from convatlas.data.augment import Augment
@@ -21,6 +24,7 @@ class Recipe(Record):
     """All decisions of a training, apart from data, network and seed.
 
     epochs: passes over the training images.
+    min_steps: minimum number of steps of the training; of few images, there are more epochs to reach it.
     batch: images per step.
     micro_batch: images per forward pass, fewer than `batch` to save memory; their gradients are accumulated, so the
         update is that of the whole batch (batch norms see the smaller number). 0: the whole batch.
@@ -45,6 +49,7 @@ class Recipe(Record):
     """
 
     epochs: Annotated[int, at_least(1)] = 20
+    min_steps: Annotated[int, at_least(0)] = 0
     batch: Annotated[int, at_least(1)] = 64
     micro_batch: Annotated[int, at_least(0)] = 0
     optimizer: Optimizer = "sgd"
@@ -77,6 +82,23 @@ class Recipe(Record):
         if self.label_smoothing and self.loss not in ("auto", *SMOOTHED):
             raise SpecError(f"Recipe: label_smoothing must be 0 for {self.loss}; {' and '.join(SMOOTHED)} support it")
 
+    def replaced(self, changes: Mapping[str, Any], *, where: str = "") -> Self:
+        """Return the recipe with new values; given epochs are exact: `min_steps` is then 0 unless it is given, too."""
+        if "epochs" in changes and "min_steps" not in changes:
+            changes = {**changes, "min_steps": 0}
+        return super().replaced(changes, where=where)
+
+    def lengthened(self, steps_per_epoch: int) -> Recipe:
+        """Return the recipe with as many epochs as `min_steps` takes; warmup grows with them.
+
+        If the head is trained alone at first, it is in the added epochs, too: few images hardly improve other layers.
+        """
+        epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
+        head_epochs = self.head_epochs + epochs - self.epochs if self.head_epochs else 0
+        return dataclasses.replace(
+            self, epochs=epochs, head_epochs=head_epochs, warmup=self.warmup * epochs / self.epochs
+        )
+
 
 RECIPES: dict[str, Recipe] = {
     # Small images and networks: shifts of up to 2 px stand in for distortions.
@@ -84,10 +106,11 @@ RECIPES: dict[str, Recipe] = {
     "default": Recipe(augment=Augment(max_shift=2)),
     # Pretrained weights: the head alone for an epoch, then all layers, the stem slowest. Statistics of batch norms
     # are updated: with frozen ones (freeze_bn_stats, for batches below 8) lr=0.01 diverges and 0.002 works.
-    # MobileNetV2 on hymenoptera: 93.6 % over five seeds, 22 s each (docs/benchmarks.md).
+    # MobileNetV2 on hymenoptera: 93.6 % over five seeds, 22 s each (docs/benchmarks.md). At least 40 steps: on 40
+    # images in 4 classes (32 are trained on), 5 epochs are 10 steps (docs/training.md).
     "finetune": Recipe(
-        epochs=5, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8, label_smoothing=0.1,
-        augment=Augment(min_crop_area=0.35, flip=True),
+        epochs=5, min_steps=40, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8,
+        label_smoothing=0.1, augment=Augment(min_crop_area=0.35, flip=True),
     ),
     # Small networks on small images from scratch: shifts, flips, random erasing, EMA.
     # CIFAR ResNet-20 on Fashion-MNIST: 93.6 % in 415 s (docs/benchmarks.md).
@@ -117,6 +140,24 @@ RECIPES: dict[str, Recipe] = {
         epochs=5, batch=128, optimizer="adamw", lr=0.003, weight_decay=0.0, loss="margin", augment=Augment(max_shift=2),
     ),
 }  # fmt: skip
+
+
+PURPOSES = {
+    "default": "small networks on small images, from random weights",
+    "finetune": "pretrained weights; the default if a training starts from them",
+    "scratch-small": "CIFAR networks on images of up to 64 px, from random weights, to a high accuracy",
+    "imagenet": "large data sets of large images, from random weights",
+    "lecun1989": "the training of LeCun et al. 1989; the default of convnet1989",
+    "lecun1998": "the training of LeCun et al. 1998; the default of the LeNets of that paper",
+    "sabour2017": "the training of Sabour et al. 2017; the default of the CapsNets",
+}
+"""What each recipe is for."""
+
+
+def recipe_changes(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields in which a recipe differs from "default"."""
+    default = RECIPES["default"].to_plain()
+    return {name: value for name, value in recipe.to_plain().items() if value != default[name]}
 
 
 def get_recipe(name: str) -> Recipe:

@@ -2,50 +2,69 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from torch import Tensor
-
-from convatlas.core.cost import cost
+from convatlas.core.cost import Cost, Totals, totals_of
 from convatlas.core.network import Network
-from convatlas.data.dataset import Dataset, Images
-from convatlas.draw import charts, style
-from convatlas.errors import brief, printable
+from convatlas.core.table import Table
+from convatlas.data.dataset import Dataset
+from convatlas.draw import charts
+from convatlas.draw.page import (
+    PageFigure,
+    beside,
+    code,
+    commands,
+    document,
+    figure,
+    fold,
+    header,
+    listing,
+    pairs,
+    paragraph,
+    section,
+    table,
+)
+from convatlas.errors import brief, shorten
 from convatlas.system.files import write_text
-from convatlas.tasks.table import MetricTable, pluralize
-from convatlas.tasks.task import Calibration, Result
-from convatlas.train.run_folder import CURVES, REPORT
+from convatlas.tasks.result import Result
+from convatlas.tasks.result_page import (
+    as_sentence,
+    metrics_table,
+    result_sections,
+    result_summary,
+    unreadable_files,
+)
+from convatlas.tasks.table import pluralize
+from convatlas.tasks.task import Calibration
+from convatlas.train.fit_command import fit_command, nearest_recipe
+from convatlas.train.run_folder import CURVES, MODEL, REPORT, UNREADABLE
 from convatlas.train.settings import RunConfig
 
-MAX_ERRORS = 24
-"""Maximum number of incorrectly predicted images that are shown."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-MAX_UNREADABLE = 50
-"""Maximum number of unreadable files that are listed."""
+MAX_FACT = 30
+"""Maximum length of a fact in the summary; of a longer one the middle is left out."""
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 62em; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.1em; margin-top: 2em; }
-.big { font-size: 2.2em; font-weight: 600; color: #1f7a8c; } .quiet { color: #616e7c; }
-table { border-collapse: collapse; } td, th { padding: 0.15em 1.2em 0.15em 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #9aa5b1; font-weight: 600; } td.n, th.n { text-align: right; }
-img { max-width: 100%; } .errors { display: flex; flex-wrap: wrap; gap: 1em; }
-figure { margin: 0; width: 8.5em; font-size: 0.8em; } figure img { width: 8.5em; height: 8.5em; object-fit: contain;
-image-rendering: auto; background: #f5f7f9; } figcaption { overflow-wrap: anywhere; } b.wrong { color: #d1495b; }
-"""
+MAX_CLASSES = 200
+"""Maximum number of classes whose images are counted in a table."""
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """The contents of a report. history: one row of metrics for each epoch. seconds: of training."""
+    """The contents of a report.
 
+    folder: the run directory. history: one row of metrics for each epoch. seconds: of training. curves: the learning
+    curves, if they are drawn already.
+    """
+
+    folder: Path
     config: RunConfig
     dataset: Dataset
     network: Network
@@ -53,6 +72,21 @@ class ReportData:
     calibration: Calibration
     history: Sequence[Mapping[str, float]]
     seconds: float
+    curves: Figure | None = None
+
+    @property
+    def split(self) -> str:
+        """The split that the report is about."""
+        return "test" if "test" in self.results else "val"
+
+    @property
+    def model_file(self) -> Path:
+        return self.folder / MODEL
+
+    @property
+    def best_epoch(self) -> int:
+        """The number of the epoch in the model file; 0 for a run without epochs."""
+        return int(max((row["epoch"] for row in self.history if row.get("best")), default=0))
 
 
 def write_reports(folder: Path, data: ReportData, note: Callable[[str], None]) -> None:
@@ -60,9 +94,14 @@ def write_reports(folder: Path, data: ReportData, note: Callable[[str], None]) -
 
     A failure, whatever it is, must not keep the run from being finished: `note` is called with a line about it.
     """
-    columns = data.config.task.progress_columns
+
+    def write_curves(path: Path) -> None:
+        nonlocal data
+        drawn = charts.curves(data.history, data.config.task.progress_columns, path=path)
+        data = dataclasses.replace(data, curves=drawn)
+
     writers: dict[str, Callable[[Path], object]] = {
-        CURVES: lambda path: charts.curves(data.history, columns, path=path),
+        CURVES: write_curves,
         REPORT: lambda path: write_text(path, report(data)),
     }
     for name, write in writers.items():
@@ -73,122 +112,175 @@ def write_reports(folder: Path, data: ReportData, note: Callable[[str], None]) -
 
 
 def report(data: ReportData) -> str:
-    """Return the report of a finished run as a page of HTML: metrics, curves, errors, calibration, cost, recipe."""
-    config, dataset = data.config, data.dataset
-    split = "test" if "test" in data.results else "val"
-    result, images = data.results[split], dataset.splits[split]
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.splits.items())
-    caveat = " The best epoch was chosen on these images, so the result is optimistically biased."
-    execution = config.execution
-    parts = [
-        f"<h1>{_text(config.model)} on {_text(dataset.name)}</h1>",
-        f"<p class=quiet>{len(config.task.classes)} classes; {counts}; seed {config.seed}; {_text(execution.device)}, "
-        f"{_text(execution.memory_format)}, {_text(execution.precision)}; {data.seconds:,.0f} s of training</p>",
-        f"<p><span class=big>{_text(result.value_text)}</span> on {split}: {_text(result.text())}."
-        f"{caveat if split == 'val' else ''}</p>",
-        _splits(data.results),
-        "<h2>Learning curves</h2>",
-        _figure(charts.curves(data.history, config.task.progress_columns)),
-        *(f"<h2>{_text(heading)}</h2>{_figure(figure)}" for heading, figure in result.figures().items()),
-        *_calibration(data.calibration),
-        "<h2>Metrics by class</h2>", _result_table(result.table()),
-        *_errors(result, images),
-        "<h2>Cost</h2>", _pairs(cost(data.network).totals()),
-        "<h2>Recipe</h2>",
-        _pairs(config.recipe.to_plain() | ({"weights": config.weights} if config.weights else {})),
-        "<h2>Data</h2>", _pairs({"fingerprint": config.fingerprint, **config.preprocessing.to_plain()}),
-        *(f"<p>{_text(remark)}</p>" for remark in dataset.remarks),
-        *_unreadable(dataset),
-        "<h2>Environment</h2>", _pairs(config.versions),
-    ]  # fmt: skip
-    title = _text(f"{config.model} on {dataset.name}")
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    return head + "\n".join(parts) + "</html>\n"
+    """Return the report of a finished run as a page of HTML, the result first."""
+    config, result, images = data.config, data.results[data.split], data.dataset.splits[data.split]
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in data.dataset.splits.items())
+    counted = totals_of(data.network)
+    title = f"{config.model} on {data.dataset.name}"
+    return document(title, [
+        header(title, f"{_classes(len(config.task.classes))}; images: {counts}; seed {config.seed}"),
+        result_summary(
+            result, data.split, baseline=config.task.baseline(images.targets), sentences=_sentences(data),
+            facts=_facts(data, counted),
+        ),
+        _next_commands(data.model_file),
+        beside(
+            section("Learning curves", figure(_curves(data), "learning curves")),
+            section("Metrics", metrics_table(data.results), _calibration(data.calibration)), first=True,
+        ),
+        *result_sections(result, images.pixels, images.names),
+        _data_section(data),
+        beside(_how_it_was_run(data), section("Cost of the network", pairs(_totals(counted)))),
+        _recipe_section(data),
+    ])  # fmt: skip
 
 
-def _text(value: object) -> str:
-    return html.escape(printable(str(value)))
+def _classes(count: int) -> str:
+    return "1 class" if count == 1 else f"{count:,} classes"
 
 
-def _splits(results: Mapping[str, Result]) -> str:
-    """Return the metrics of every split that was evaluated."""
-    summaries = {name: result.summary() for name, result in results.items()}
-    keys = list(next(iter(summaries.values())))
-    rows = [(name, *(_number(numbers[key]) for key in keys)) for name, numbers in summaries.items()]
-    return _table(("split", *keys), rows)
+def _sentences(data: ReportData) -> list[str]:
+    """Return the result in words, and what limits it."""
+    result, config = data.results[data.split], data.config
+    sentences = [as_sentence(result.text())]
+    if data.split == "val":
+        sentences.append(
+            "The best epoch was chosen on these images, so the result is optimistically biased; only a test split "
+            "gives an unbiased one."
+        )
+    last = 1 < config.recipe.epochs == len(data.history) == data.best_epoch
+    if last and data.dataset.val is not None and result.score < 1:
+        sentences.append("The last epoch was the best one: a longer training may be better.")
+    if data.dataset.unreadable:
+        sentences.append(f"{pluralize(len(data.dataset.unreadable), 'unreadable image')} skipped.")
+    return sentences
 
 
-def _number(value: float | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def _facts(data: ReportData, counted: Cost | Totals) -> dict[str, str]:
+    config, epochs = data.config, len(data.history)
+    chosen = f"{data.best_epoch} of {epochs}" if data.dataset.val is not None else f"{epochs}, the last one"
+    return {
+        "epoch": chosen,
+        "training time": _duration(data.seconds),
+        "time per epoch": _duration(data.seconds / max(1, epochs)),
+        "initial weights": shorten(Path(config.weights).name, MAX_FACT) or "random",
+        "input": f"{config.preprocessing.channels} x {config.preprocessing.resolution} px",
+        "parameters": _count(counted.parameters),
+        "MACs for one image": _count(counted.macs),
+        "model file": _file_size(data.model_file),
+    }
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table; all columns but the first hold numbers."""
-    kinds = ["", *[" class=n"] * (len(columns) - 1)]
-    head = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _count(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def _file_size(path: Path) -> str:
+    return f"{path.stat().st_size / 2**20:.2f} MiB" if path.is_file() else ""
+
+
+def _next_commands(model_file: Path) -> str:
+    model = shlex.quote(str(model_file))
+    return commands("Next steps", {
+        "predict new images": f"convatlas predict {model} IMAGES",
+        "export it": f"convatlas export {model} --to onnx",
+        "serve it over HTTP": f"convatlas serve {model}",
+    })  # fmt: skip
+
+
+def _curves(data: ReportData) -> PageFigure:
+    with_val = data.dataset.val is not None
+    reading = (
+        "Loss (logarithmic axis) and metric after each epoch. Train is measured while the network trains, with "
+        "augmentation and in training mode, so it is often above val, which is measured after the epoch."
+        if with_val
+        else "Loss (logarithmic axis) of each epoch, measured while the network trains, with augmentation."
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return PageFigure(data.curves or charts.curves(data.history, data.config.task.progress_columns), reading, {})
 
 
-def _result_table(table: MetricTable) -> str:
-    return _table(table.headings, table.texts())
+def _totals(counted: Cost | Totals) -> dict[str, str]:
+    """Return the cost of the network, without the connections, which only papers of the 1990s count."""
+    return {name: value for name, value in counted.totals().items() if name != "connections"}
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>" for name, value in values.items())
-    return f"<table>{rows}</table>"
-
-
-def _data(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _figure(figure: Any) -> str:
-    return f'<p><img alt="" src="{_data(style.encode(figure), "png")}" style="max-height: 40em"></p>'
-
-
-def _calibration(calibration: Calibration) -> list[str]:
+def _calibration(calibration: Calibration) -> str:
     if calibration == Calibration():
-        return []
-    return [
-        f"<p>Outputs are divided by a temperature of {calibration.temperature:.3f}, fitted on val, before they become "
-        "probabilities. On the dashed line, accuracy equals confidence.</p>"
-    ]
+        return ""
+    return paragraph(
+        f"Outputs are divided by a temperature of {calibration.temperature:.3f}, fitted on val, before they become "
+        "probabilities."
+    )
 
 
-def _errors(result: Result, images: Images) -> list[str]:
-    """Return the most confident errors, as images."""
-    figures = [
-        f'<figure><img alt="" src="{_data(_image(images.pixels[i]), "png")}"><figcaption>'
-        f"<b class=wrong>{_text(prediction)}</b><br>is {_text(target)}<br>"
-        f"<span class=quiet>{_text(images.names[i].rsplit('/', 1)[-1])}</span></figcaption></figure>"
-        for i, prediction, target in result.worst(MAX_ERRORS)
-    ]
-    if not figures:
-        return []
-    return ["<h2>Most confident errors</h2>", f"<div class=errors>{''.join(figures)}</div>"]
+def _data_section(data: ReportData) -> str:
+    """Return the path of the data, the images of each class and split, and what was skipped."""
+    config, dataset = data.config, data.dataset
+    about = pairs({"path": config.data, "fingerprint": config.fingerprint})
+    steps = fold("Preprocessing", pairs(config.preprocessing.to_plain()))
+    unreadable = [(image.path, image.reason) for image in dataset.unreadable]
+    left_out = listing(dataset.remarks) + unreadable_files(unreadable, all_in=UNREADABLE)
+    return section("Data", beside(_class_counts(dataset), f"{about}{left_out}{steps}"))
 
 
-def _image(pixels: Tensor) -> bytes:
-    """Return pixels (channels, h, w) as PNG: grayscale, RGB, or the first three of other channels."""
-    array = (pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]).byte()
-    image = Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy())
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return buffer.getvalue()
+def _class_counts(dataset: Dataset) -> str:
+    counts = {split: dataset.task.class_counts(images.targets) for split, images in dataset.splits.items()}
+    present = {split: numbers.tolist() for split, numbers in counts.items() if numbers is not None}
+    if not present:
+        return ""
+    rows = [(name, *(f"{numbers[i]:,}" for numbers in present.values())) for i, name in enumerate(dataset.classes)]
+    more = paragraph(f"and {len(rows) - MAX_CLASSES:,} more classes") if len(rows) > MAX_CLASSES else ""
+    columns = ("class", *present)
+    return table(Table(columns, tuple(rows[:MAX_CLASSES]), right=frozenset(range(1, len(columns))))) + more
 
 
-def _unreadable(dataset: Dataset) -> list[str]:
-    unreadable = dataset.unreadable
-    if not unreadable:
-        return []
-    rows = [(image.path, image.reason.removeprefix(f"{image.path}: ")) for image in unreadable[:MAX_UNREADABLE]]
-    more = len(unreadable) - MAX_UNREADABLE
-    return [
-        f"<p>Skipped {pluralize(len(unreadable), 'unreadable image')}:</p>",
-        _table(("file", "reason"), rows),
-        f"<p>and {more:,} more, in unreadable.csv</p>" if more > 0 else "",
-    ]
+def _how_it_was_run(data: ReportData) -> str:
+    config = data.config
+    execution = config.execution
+    threads = f", {execution.threads} thread{'s'[: execution.threads != 1]}" if execution.threads else ""
+    command = fit_command(config)
+    facts = {
+        "run directory": data.folder,
+        "device": f"{execution.device}{threads}",
+        "arithmetic": f"{execution.precision}, {execution.memory_format}",
+        "seconds per epoch": _spread(_epoch_seconds(data.history)),
+        "versions": ", ".join(f"{name} {version}" for name, version in config.versions.items()),
+    }
+    return section("How it was run", paragraph("The command that repeats it:") + code(command) if command else "",
+                   pairs(facts))  # fmt: skip
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return the median, and the smallest and the largest value."""
+    if not values:
+        return ""
+    return f"{median(values):.1f} (median), {min(values):.1f} to {max(values):.1f}"
+
+
+def _epoch_seconds(history: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the seconds of each epoch from those since the start."""
+    ends = [row.get("elapsed_s", 0.0) for row in history]
+    return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def _recipe_section(data: ReportData) -> str:
+    """Return the recipe as differences from the nearest one with a name; all fields in a fold."""
+    name, changes = nearest_recipe(data.config.recipe)
+    every = fold("All fields of the recipe", pairs(data.config.recipe.to_plain()))
+    if not changes:
+        return section("Recipe", every, lead=f"The recipe {name}, unchanged.")
+    rows = tuple((field, _value(own), _value(base)) for field, (base, own) in changes.items())
+    return section("Recipe", table(Table(("field", "this run", name), rows)), every, lead=f"As {name}, but for:")
+
+
+def _value(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

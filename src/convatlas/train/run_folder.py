@@ -27,11 +27,11 @@ from typing import Any
 
 from convatlas.errors import RunError, printable
 from convatlas.system.files import PART, write_text
+from convatlas.weights.run_files import CONFIG as CONFIG
+from convatlas.weights.run_files import MODEL as MODEL
 
-MODEL = "model.safetensors"
 LAST = "last.safetensors"
 CHECKPOINT = "checkpoint.pt"
-CONFIG = "run.json"
 METRICS = "metrics.csv"
 CURVES = "curves.png"
 UNREADABLE = "unreadable.csv"
@@ -47,15 +47,50 @@ class OccupiedError(RunError):
     """A run directory that has another run, or that another process uses."""
 
 
+def check_out(out: str | Path | None, location: str) -> None:
+    """Raise RunError if a run directory cannot be created at `out`: it exists, or is inside the data.
+
+    location: of the data. Without `out`, there is always a free default.
+    """
+    if out is None:
+        return
+    folder, data = Path(out), Path(location)
+    if location and data.is_dir() and _is_inside(folder, data):
+        raise RunError(
+            f"{folder}: the run directory must not be inside the data folder {data}; choose another --out, such as "
+            f"{runs_folder(location) / folder.name}"
+        )
+    if os.path.lexists(folder):
+        _check_new(folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise RunError(f"{folder}: the run directory cannot be written: {existing} is read-only")
+
+
+def runs_folder(location: str) -> Path:
+    """Return where runs are stored by default: runs/, or beside a data folder that contains the working directory."""
+    data = Path(location)
+    if location and data.is_dir() and _is_inside(Path(), data):
+        return data.resolve().parent / "runs"
+    return Path("runs")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or inside it."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 @contextmanager
-def start_run(out: str | Path | None, data: str, model: str) -> Iterator[Path]:
+def start_run(out: str | Path | None, data: str, model: str, location: str) -> Iterator[Path]:
     """Create a run directory and lock it: `out`, which must be new, or the next free runs/<data>-<model>[-n].
 
+    location: of the data, which is never written to.
     If the block fails before run.json is written, everything that it wrote is removed.
     Raises RunError if `out` has another run, or another process uses it.
     """
+    check_out(out, location)
     with ExitStack() as stack:
-        for folder in [Path(out)] if out is not None else default_folders(data, model):
+        for folder in [Path(out)] if out is not None else default_folders(data, model, location):
             try:
                 stack.enter_context(_start_in(folder))
                 break
@@ -65,15 +100,15 @@ def start_run(out: str | Path | None, data: str, model: str) -> Iterator[Path]:
         yield folder
 
 
-def default_folders(data: str, model: str) -> Iterator[Path]:
+def default_folders(data: str, model: str, location: str) -> Iterator[Path]:
     """Yield runs/<data>-<model>, runs/<data>-<model>-2, and so on."""
     for number in count(1):
-        yield Path("runs") / printable(f"{data}-{model}" + (f"-{number}" if number > 1 else ""))
+        yield runs_folder(location) / printable(f"{data}-{model}" + (f"-{number}" if number > 1 else ""))
 
 
-def create_default_folder(data: str, model: str) -> Path:
+def create_default_folder(data: str, model: str, location: str) -> Path:
     """Create the first of `default_folders` that does not exist."""
-    return next(folder for folder in default_folders(data, model) if _create(folder))
+    return next(folder for folder in default_folders(data, model, location) if _create(folder))
 
 
 @contextmanager
@@ -181,6 +216,22 @@ def _try_lock(descriptor: int) -> bool:
         except OSError:  # file systems without locks
             return True
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether another process has locked a lock file, such as the one that trains a run."""
+    if sys.platform == "win32" or not path.exists():
+        return False
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # file systems without locks, a file that is removed meanwhile
+        return False
+    return False
 
 
 def file_identity(path: Path) -> tuple[int, ...] | None:

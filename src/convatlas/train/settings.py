@@ -13,7 +13,7 @@ from convatlas.core.record import Record, at_least, between, from_up_to
 from convatlas.core.spec import Spec
 from convatlas.data.splits import MAX_UNREADABLE, VAL_SHARE, Fold
 from convatlas.errors import RunError, SpecError, brief
-from convatlas.models.catalog import SPEC_TYPES, Stem
+from convatlas.models.catalog import SPEC_TYPES, Stem, unknown_spec_hint
 from convatlas.system.files import write_text
 from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import Task
@@ -37,7 +37,6 @@ class DataOptions(Record):
         with 0, all are trained on and the last epoch counts.
     fold: (number, count): this one of `count` folds is the val split instead.
     max_unreadable: maximum share of unreadable images, which are skipped and listed; the run does not start above it.
-    download: allow to download a data set given by name.
     """
 
     error = RunError
@@ -48,7 +47,6 @@ class DataOptions(Record):
     val_share: Annotated[float, from_up_to(0, 1)] = VAL_SHARE
     fold: Fold | None = None
     max_unreadable: Annotated[float, between(0, 1)] = MAX_UNREADABLE
-    download: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class ExecutionOptions(Record):
 
     device: "cpu", "cuda", "mps" or "auto".
     threads: CPU threads; torch's own number by default. The order of sums, and so the last bits, depend on it.
+    adapt_threads: without `threads`, measure the number of threads while other processes use the CPU.
     memory_format, precision, compiled: see `train.cpu.execution`.
     fused_norms: batch norm and activation in one C kernel, on CPUs with a C compiler; the last bits depend on it.
     retain_malloc: let the C library keep freed memory between steps, which is faster and needs a little more memory.
@@ -66,6 +65,7 @@ class ExecutionOptions(Record):
 
     device: str = "auto"
     threads: Annotated[int, at_least(1)] | None = None
+    adapt_threads: bool = True
     memory_format: MemoryFormat | Literal["auto"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
     compiled: bool = False
@@ -94,7 +94,8 @@ class RunOptions(Record):
 class RunConfig(Record):
     """Everything that determines a run, as written to run.json.
 
-    weights: the pretrained weights, as the user named them; empty for random weights.
+    weights: the pretrained weights by name, or a file; empty for random weights. weights_reason: why these.
+    changes: what was changed when the run was resumed, such as "epochs 20 -> 30 at step 1,200".
     """
 
     version = 1
@@ -103,6 +104,7 @@ class RunConfig(Record):
     data: str
     model: str
     weights: str
+    weights_reason: str
     task: Task
     spec: Spec
     preprocessing: Preprocessing
@@ -113,6 +115,7 @@ class RunConfig(Record):
     options: RunOptions
     fingerprint: str
     versions: Mapping[str, str]
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,7 +158,7 @@ def read_config(folder: Path) -> RunConfig:
     except RecursionError as error:
         raise RunError(f"{path}: damaged ({brief(error)})") from error
     except (RunError, SpecError) as error:
-        raise RunError(f"{path}: {error}") from error
+        raise RunError(f"{path}: {error}{unknown_spec_hint(plain)}") from error
 
 
 def _refuse_constant(text: str) -> float:

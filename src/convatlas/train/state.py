@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from convatlas.core.record import Bounds, Record, at_least
+from convatlas.core.record import Bounds, Record, at_least, between
 from convatlas.errors import RunError, listed
 
 FINITE = Bounds()
@@ -17,14 +17,14 @@ class Epoch:
     """The metrics of an epoch.
 
     number: from 1 on. metrics: the task's training metric, and the loss and epoch metrics of val, by name.
-    skipped: number of non-finite steps. seconds: of training so far. best: whether it is the best epoch so far.
+    skipped: number of non-finite steps. elapsed_s: seconds of training so far. best: whether it is the best so far.
     """
 
     number: int
     lr: float
     train_loss: float
     skipped: int
-    seconds: float
+    elapsed_s: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     best: bool = False
 
@@ -36,7 +36,7 @@ class Epoch:
         """Return the epoch as a row of metrics.csv."""
         return {
             "epoch": self.number, "lr": self.lr, "train_loss": self.train_loss, "skipped": self.skipped,
-            **self.metrics, "seconds": self.seconds, "best": int(self.best),
+            **self.metrics, "elapsed_s": self.elapsed_s, "best": int(self.best),
         }  # fmt: skip
 
     @classmethod
@@ -44,12 +44,12 @@ class Epoch:
         """Read what `to_plain` returned."""
         metrics = {name: value for name, value in row.items() if name not in EPOCH_COLUMNS}
         return cls(
-            int(row["epoch"]), row["lr"], row["train_loss"], int(row["skipped"]), row["seconds"], metrics,
+            int(row["epoch"]), row["lr"], row["train_loss"], int(row["skipped"]), row["elapsed_s"], metrics,
             bool(row["best"]),
         )  # fmt: skip
 
 
-EPOCH_COLUMNS = ("epoch", "lr", "train_loss", "skipped", "seconds", "best")
+EPOCH_COLUMNS = ("epoch", "lr", "train_loss", "skipped", "elapsed_s", "best")
 """Columns of metrics.csv besides the metrics of the task."""
 
 
@@ -62,6 +62,8 @@ class State(Record):
     history: one row of metrics.csv for each epoch. best_epoch, best_score, best_loss: of the val split, so far; scores
         are None before the first epoch and without a val split.
     seconds: time spent in training steps. finished: whether both model files are complete.
+    threads: number of CPU threads of the next step, if it is adapted to other processes; 0 for that of run.json.
+    other_load: share of the cores that other processes used when the threads were measured.
     notes: what went wrong without an effect on the training: loggers, figures, the report.
     """
 
@@ -80,6 +82,8 @@ class State(Record):
     best_loss: Annotated[float, FINITE] | None = None
     seconds: Annotated[float, at_least(0)] = 0.0
     finished: bool = False
+    threads: Annotated[int, at_least(0)] = 0
+    other_load: Annotated[float, between(0, 1)] = 0.0
     notes: tuple[str, ...] = ()
 
     def check(self, where: object, steps_per_epoch: int, epochs: int) -> None:
@@ -103,6 +107,11 @@ class State(Record):
                 f"{where}: step must fit {done} of {epochs} epochs in history, of {steps_per_epoch} steps each, got "
                 f"{self.step}"
             )
+
+    @property
+    def epochs_begun(self) -> int:
+        """Number of epochs of which at least one step is done."""
+        return len(self.history) + bool(self.images or self.skipped)
 
     @property
     def best(self) -> tuple[float, float] | None:

@@ -28,6 +28,7 @@ class Step:
     number: over the whole training. loss: the mean over the batch; metric_sum: the sum over its images of the task's
     training metric; both over all processes. outputs and batch: this process's share.
     skipped: loss or gradient were not finite; weights and statistics are those before the step.
+    stop: a rank was asked to stop after this step. remark: what changed after it, in one line, or empty.
     """
 
     number: int
@@ -38,6 +39,8 @@ class Step:
     batch: Batch
     metric_sum: float = 0.0
     skipped: bool = False
+    stop: bool = False
+    remark: str = ""
 
     def describe(self) -> str:
         """Return the step in a few words, for a progress bar."""

@@ -14,8 +14,8 @@ from convatlas.data.dataset import Dataset
 from convatlas.data.loader import BatchLoader
 from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import DataError, RunError
-from convatlas.tasks.task import Result
-from convatlas.train.batch_norm import check_batch, min_images
+from convatlas.tasks.result import Result
+from convatlas.train.batch_norm import check_batch, min_images, unfold_norms
 from convatlas.train.cpu.tune import choose_plan
 from convatlas.train.fit import build_network
 from convatlas.train.loop import train
@@ -54,6 +54,8 @@ class NetworkTrial:
         self.result: Result | None = None
         network = build_network(spec, self.task, preprocessing.channels, recipe, seed, checkpoint)
         check_batch(network, recipe, len(dataset.train))
+        if checkpoint:
+            unfold_norms(network, checkpoint.tensors, dataset.train, preprocessing)
         plan = choose_plan(
             network, spec, classes=self.task.outputs, batch=recipe.micro_batch or recipe.batch, device=device,
             memory_format=execution.memory_format, precision=execution.precision, fused_norms=execution.fused_norms,

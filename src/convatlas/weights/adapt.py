@@ -34,7 +34,7 @@ def load_into(
     """Copy the tensors of a checkpoint into a network that was built from `spec` with `num_classes` classes.
 
     Tensors whose shape depends on the number of classes keep their initial values if that number differs, and so does
-    CapsNet's decoder if the number of channels differs.
+    CapsNet's decoder if the number of channels differs. Without classes, those of the classifier are not used.
     input_channels: how the first kernels are made if the number of channels differs.
     fresh_head: keep the initial values of the head even if the number of classes is the same.
     The notes of the checkpoint are logged.
@@ -48,6 +48,8 @@ def load_into(
     sizes = sizes_of(spec)
     for key, tensor in checkpoint.tensors.items():
         by_class = key in sizes.by_class
+        if num_classes == 0 and key not in state:
+            continue
         if state[key].shape == tensor.shape:
             if not (fresh_head and same_classes and by_class):
                 state[key] = tensor

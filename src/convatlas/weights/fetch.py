@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from convatlas.errors import DataError, WeightsError
@@ -21,14 +22,37 @@ from convatlas.weights.read import Checkpoint, read_checkpoint
 NO_DIGEST = "no published digest: the file cannot be checked"
 
 
-def pull(weights: Weights, *, progress: Progress | None = None) -> Path:
+def is_published_file(weights: Weights, file: Path) -> bool:
+    """Return whether a file has the published SHA-256; true if none is published."""
+    stat = file.stat()
+    return _digest(file, stat.st_size, stat.st_mtime_ns).startswith(weights.sha256_prefix)
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, size: int, time: int) -> str:
+    return sha256(file)
+
+
+def wrong_digest(weights: Weights, file: Path) -> str:
+    """Return the problem with a cached file that is not the published one, and how to use it nevertheless."""
+    return (
+        f"{file}: is not the published file of {weights.name} (another SHA-256); `convatlas weights import "
+        f"{weights.network} {file} --tag TAG` gives it another name"
+    )
+
+
+def pull(weights: Weights, *, replace: bool = False, progress: Progress | None = None) -> Path:
     """Return the file of published weights; downloads and checks it unless it is cached.
 
-    Raises WeightsError if the download fails, is switched off, or gives another file than the published one.
+    replace: download it again if the cached file is not the published one.
+    Raises WeightsError if the download fails, is switched off, or gives another file than the published one; and
+    without `replace` if the cached file is another one.
     """
     cached = weights.cached_file
-    if cached is not None and sha256(cached).startswith(weights.sha256_prefix):
+    if cached is not None and is_published_file(weights, cached):
         return cached
+    if cached is not None and not replace:
+        raise WeightsError(f"{wrong_digest(weights, cached)}, `convatlas weights pull {weights.name}` replaces it")
     try:
         path = fetch([weights.url], weights.cache_path, weights.sha256_prefix, progress=progress)
     except DataError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 
 from convatlas.errors import WeightsError, foreign_errors, listed, shorten
+from convatlas.weights.run_files import is_run, model_file_of
 from convatlas.weights.torch_file import read_torch_file
 
 _SNAPSHOT_FILES = (
@@ -64,7 +65,12 @@ def read_checkpoint_file(path: Path) -> CheckpointFile:
 
 
 def weights_in(folder: Path) -> Path:
-    """Return the file of weights in a folder, such as the snapshot of a hub; raises WeightsError if there is none."""
+    """Return the file of weights in a folder: a run directory, or the snapshot of a hub.
+
+    Raises WeightsError or ModelFileError if there is none.
+    """
+    if is_run(folder):
+        return model_file_of(folder)
     for name in _SNAPSHOT_FILES:
         if (folder / name).is_file():
             return folder / name

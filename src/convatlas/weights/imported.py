@@ -11,7 +11,8 @@ from typing import Any
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import ModelFileError, WeightsError, listed, nearest
-from convatlas.models.catalog import CATALOG, build_fresh, reads_clips, variant
+from convatlas.models.catalog import CATALOG, build_fresh, canonical_name, reads_clips, variant
+from convatlas.models.index import find_name
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import sha256
 from convatlas.tasks.known import Classification
@@ -20,6 +21,7 @@ from convatlas.weights.class_list import IMAGENET, IMAGENET_CLASSES, read_class_
 from convatlas.weights.fetch import new_file
 from convatlas.weights.files import split_key, weights_in
 from convatlas.weights.modelfile import Header, read_header, write_model_file
+from convatlas.weights.pretrained import percent_of
 from convatlas.weights.read import Checkpoint, read_checkpoint
 from convatlas.weights.training_record import TrainingRecord
 
@@ -43,26 +45,30 @@ class ImportedWeights:
         return self.name.partition("@")[0]
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the record as plain data, with the fields of published weights that apply."""
+        """Return the record as plain data, with the keys of published weights."""
         header = self.header
+        metrics = header.training.reported_metrics
         return {
             "name": self.name, "network": self.network, "library": None, "tag": self.name.partition("@")[2],
-            "license": header.license, "reported_metrics": dict(header.training.reported_metrics),
-            "source": header.training.source, "source_sha256": header.training.source_sha256,
-            "preprocessing": header.preprocessing.to_plain(), "num_classes": len(header.classes),
-            "cached_file": str(self.path),
+            "source": header.training.source or None, "sha256": header.training.source_sha256 or None, "upstream": None,
+            "cells": {}, "license": header.license or None, "recipe_url": header.training.recipe_url or None,
+            "size_mib": self.path.stat().st_size / 2**20, "input_px": header.preprocessing.resolution,
+            "top1_percent": percent_of(metrics, 1), "top5_percent": percent_of(metrics, 5),
+            "reported_metrics": dict(metrics), "preprocessing": header.preprocessing.to_plain(),
+            "num_classes": len(header.classes), "cached_file": str(self.path),
         }  # fmt: skip
 
 
 def is_imported_name(name: str) -> bool:
     """Return whether a text has the form of the name of imported weights: network@tag, without a library."""
     network, at, tag = name.partition("@")
-    return bool(at) and network in CATALOG and ":" not in tag
+    return bool(at) and find_name(network, CATALOG) is not None and ":" not in tag
 
 
 def find_imported(name: str) -> ImportedWeights:
     """Return imported weights by name, "network@tag"; raises WeightsError if there are none."""
     network, _, tag = name.partition("@")
+    network = canonical_name(network)
     path = _path(network, tag) if _TAG.fullmatch(tag) else None
     if path is None or not path.is_file():
         known = [each.name for each in list_imported(network)]
@@ -71,12 +77,13 @@ def find_imported(name: str) -> ImportedWeights:
             f"{name}: no such imported weights{there}; convatlas weights import {network} FILE --tag TAG imports a "
             f"file, and published weights are {network}@LIBRARY:TAG"
         )
-    return ImportedWeights(name, path, read_header(path))
+    return ImportedWeights(f"{network}@{tag}", path, read_header(path))
 
 
 def list_imported(network: str | None = None) -> list[ImportedWeights]:
     """Return the imported weights of a network, or of all; files that are damaged are logged and left out."""
     imported = []
+    network = None if network is None else canonical_name(network)
     for path in sorted(_folder().glob("*@*.safetensors")):
         name = path.name.removesuffix(".safetensors")
         if is_imported_name(name) and network in (None, name.partition("@")[0]):
@@ -108,6 +115,7 @@ def import_weights(
     license, reported_metrics: what the publisher states, such as "Apache-2.0" and {"top1": 70.9}.
     Returns the entry of the cache. Raises WeightsError, in one line, for a file that does not fit.
     """
+    network = canonical_name(network)
     row = variant(network)
     if reads_clips(row.spec):
         raise WeightsError(f"{network}: reads clips; only weights of networks for images can be imported")

@@ -10,18 +10,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from convatlas._version import __version__
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record
 from convatlas.core.spec import Spec
 from convatlas.errors import ConvatlasError, ModelFileError, SpecError, brief, listed
-from convatlas.models.catalog import SPEC_TYPES, build_fresh
+from convatlas.models.catalog import SPEC_TYPES, build_fresh, unknown_spec_hint
+from convatlas.models.own_module import OwnModule, load_module
 from convatlas.system.files import atomic
 from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import Calibration, Task
@@ -79,38 +82,58 @@ def header_text(header: Header) -> str:
 def write_model_file(path: Path, network: Network, header: Header) -> None:
     """Write the weights of `network` and `header` into one file, atomically."""
     text = header_text(header)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.file_state().items()}
     metadata = {"convatlas": text, "sha256": digest(text, tensors)}
     with atomic(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
 
 
-def read_model_file(path: str | Path) -> tuple[Network, Header]:
+def read_model_file(path: str | Path, module: nn.Module | None = None) -> tuple[Network, Header]:
     """Read a model file; returns the network in evaluation mode and the header.
 
+    module: for the file of an own module, one of the same class; it is copied.
     Raises ModelFileError, in one line, for a file that is missing, damaged, truncated, foreign or of a newer version.
     """
     path = Path(path)
     header, tensors = read_tensors(path)
-    check_tensors(path, header, tensors)
-    with torch.random.fork_rng(devices=[]):
-        network = _build(header, "cpu")
-    network.load_state_dict(tensors)
+    network: Network
+    if module is not None:
+        if not isinstance(header.spec, OwnModule):
+            raise ModelFileError(f"{path}: is of {header.name}, which is built from its spec; leave out module=")
+        if (header.spec.channels, header.spec.outputs) != (header.preprocessing.channels, header.task.outputs):
+            raise ModelFileError(
+                f"{path}: header: the spec must have the channels and outputs of preprocessing and task"
+            )
+        try:
+            network = load_module(module, header.spec, tensors)
+        except SpecError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        _check_state(path, header, tensors, network.file_state())
+    else:
+        check_tensors(path, header, tensors)
+        with torch.random.fork_rng(devices=[]):
+            network = _build(header, "cpu")
+    network.load_file_state(tensors)
     return network.eval(), header
 
 
 def check_tensors(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Raise ModelFileError unless tensors are those of the header's network, and finite."""
     try:
-        network = _build(header, "meta").state_dict()
+        state = _build(header, "meta").file_state()
     except SpecError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.items()}
+    _check_state(path, header, tensors, state)
+
+
+def _check_state(path: Path, header: Header, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ModelFileError unless tensors have the names, shapes and types of a network's state, and are finite."""
+    expected = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
     actual = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if actual != expected:
         wrong = sorted(name for name in {**expected, **actual} if expected.get(name) != actual.get(name))
         raise ModelFileError(f"{path}: the weights do not fit the network {header.name}: {listed(wrong, 5)}")
-    check_numbers(path, tensors, network, ModelFileError)
+    check_numbers(path, tensors, state, ModelFileError)
 
 
 def is_model_file(path: str | Path) -> bool:
@@ -164,7 +187,16 @@ def parse_header(path: Path, text: str) -> Header:
     except RecursionError as error:
         raise ModelFileError(f"{path}: the header is damaged (tables in tables, too deep)") from error
     except ConvatlasError as error:
-        raise ModelFileError(f"{path}: {error}") from error
+        raise ModelFileError(f"{path}: {error}{unknown_spec_hint(plain) or _version_hint(plain)}") from error
+
+
+def _version_hint(plain: Any) -> str:
+    """Return that another version of convatlas wrote a header, or an empty text."""
+    for key in ("training", "versions", "convatlas"):
+        plain = plain.get(key) if isinstance(plain, Mapping) else None
+    if not isinstance(plain, str) or plain == __version__:
+        return ""
+    return f"; written by another version of convatlas ({plain}, this one is {__version__})"
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -16,14 +16,15 @@ import torch
 
 from convatlas.core.preprocessing import Interpolation, Preprocessing
 from convatlas.core.spec import Spec
+from convatlas.core.table import Table
 from convatlas.errors import WeightsError, nearest
 from convatlas.models.card import LIBRARIES, Library
-from convatlas.models.catalog import FAMILIES, variant
+from convatlas.models.catalog import FAMILIES, canonical_name, variant
 from convatlas.system.cache import cache_folder
 from convatlas.system.extras import is_installed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Weights:
     """One set of published weights.
 
@@ -33,7 +34,7 @@ class Weights:
     sha256_prefix: the published part of the file's SHA-256, often its first 8 digits; empty if none is published.
     license: empty if none is stated.
     reported_metrics: as measured by the publisher, such as {"ImageNet-1K acc@1": 80.858}.
-    recipe_url: where the publisher describes the training.
+    recipe_url: where the publisher describes the training. size_mib: of the file; None if unknown.
     """
 
     network: str
@@ -48,6 +49,7 @@ class Weights:
     reported_metrics: Mapping[str, float] = field(default_factory=dict)
     recipe_url: str = ""
     upstream: str = ""
+    size_mib: float | None = None
     cells: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,15 +78,61 @@ class Weights:
         torchvision_path = Path(torch.hub.get_dir()) / "checkpoints" / self.filename
         return next((path for path in (self.cache_path, torchvision_path) if path.is_file()), None)
 
+    def metrics_text(self) -> str:
+        """Return the reported metrics as text."""
+        return ", ".join(f"{metric} {value:g}" for metric, value in self.reported_metrics.items())
+
+    def __repr__(self) -> str:
+        facts = (f"{self.preprocessing.resolution} px", f"{len(self.classes):,} classes", self.metrics_text())
+        return f"<Weights {self.name}: {', '.join(filter(None, facts))}>"
+
     def to_plain(self) -> dict[str, Any]:
-        """Return the record as plain data."""
+        """Return the record as plain data; None for what is unknown. sha256: often only its first 8 digits."""
         return {
-            "name": self.name, "network": self.network, "library": self.library, "tag": self.tag, "url": self.url,
-            "upstream": self.upstream, "cells": dict(self.cells), "sha256_prefix": self.sha256_prefix,
-            "license": self.license, "recipe_url": self.recipe_url,
+            "name": self.name, "network": self.network, "library": self.library, "tag": self.tag,
+            "source": self.url or None, "sha256": self.sha256_prefix or None, "upstream": self.upstream or None,
+            "cells": dict(self.cells), "license": self.license or None, "recipe_url": self.recipe_url or None,
+            "size_mib": self.size_mib, "input_px": self.preprocessing.resolution,
+            "top1_percent": percent_of(self.reported_metrics, 1), "top5_percent": percent_of(self.reported_metrics, 5),
             "reported_metrics": dict(self.reported_metrics), "preprocessing": self.preprocessing.to_plain(),
             "num_classes": len(self.classes), "cached_file": str(self.cached_file) if self.cached_file else None,
         }  # fmt: skip
+
+
+def percent_of(reported_metrics: Mapping[str, float], k: int) -> float | None:
+    """Return the top-k accuracy in percent among reported metrics; None if it is not reported."""
+    names = (f"top{k}", f"top-{k}", f"acc@{k}")
+    return next((value for name, value in reported_metrics.items() if name.lower().endswith(names)), None)
+
+
+class WeightsList(list[Weights]):
+    """Published weights; prints as a table."""
+
+    def table(self) -> Table:
+        """Return the table of names, resolutions, reported metrics and licenses."""
+        rows = (
+            (
+                w.name,
+                str(w.preprocessing.resolution),
+                w.metrics_text(),
+                w.license or "not stated",
+                "yes" if w.cached_file else "",
+            )
+            for w in self
+        )
+        return Table(("weights", "px", "reported metrics", "license", "cached"), tuple(rows), right=frozenset({1}))
+
+    def __repr__(self) -> str:
+        return repr(self.table()) if self else "[]"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+
+def has_cached_files(library: str) -> bool:
+    """Return whether files of a library's weights may be in convatlas' or torchvision's cache."""
+    folders = (cache_folder() / "weights" / library, Path(torch.hub.get_dir()) / "checkpoints")
+    return any(next(folder.glob("*.*"), None) for folder in folders)
 
 
 def list_weights(network: str, library: str | None = None) -> list[Weights]:
@@ -93,12 +141,15 @@ def list_weights(network: str, library: str | None = None) -> list[Weights]:
     library: only those of "torchvision" or "timm". Libraries that are not installed have none.
     Raises SpecError for an unknown network, WeightsError for a library that does not have the network.
     """
+    network = canonical_name(network)
     sources = variant(network).sources
     libraries = list(dict.fromkeys(each for each, _ in sources))
     if library is not None and library not in libraries:
         publishers = f"published by {', '.join(libraries)}" if libraries else "no library publishes weights for it"
         raise WeightsError(f"{network}: {library} does not have this network; {publishers}")
-    return [weights for each, name in sources if library in (None, each) for weights in _RECORDS[each](network, name)]
+    return WeightsList(
+        weights for each, name in sources if library in (None, each) for weights in _RECORDS[each](network, name)
+    )
 
 
 def find_weights(name: str) -> Weights:
@@ -153,7 +204,7 @@ def _read_torchvision(network: str, upstream_name: str) -> list[Weights]:
         weights.append(Weights(
             network, "torchvision", record.name, url, _sha256_prefix(url), url.rsplit("/", 1)[-1], preprocessing,
             number_duplicates(meta["categories"]), meta.get("license", ""), metrics, meta.get("recipe", ""),
-            upstream_name,
+            upstream_name, meta.get("_file_size"),
         ))  # fmt: skip
     return weights
 

@@ -18,10 +18,11 @@ class TrainingRecord(Record):
     data, fingerprint: name and fingerprint of the data, without its path.
     recipe, execution, versions: of the run. seed: of initial weights, order, augmentation and splits.
     val_share, fold: how val was split off. max_unreadable: maximum share of unreadable images.
-    weights: the initial weights. epoch: of these weights, from 1 on. seconds: of training.
+    weights: the initial weights. epoch: of these weights, from 1 on. elapsed_s: seconds of training.
     source: URL of published weights, or the name of an imported file. source_sha256: digest of that file.
     library: whose tensor names that file has. recipe_url: where the publisher describes the training.
     reported_metrics: as measured by the publisher.
+    changes: what was changed when the run was resumed, such as "epochs 20 -> 30 at step 1,200".
     """
 
     error = ModelFileError
@@ -37,12 +38,13 @@ class TrainingRecord(Record):
     execution: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     epoch: Annotated[int, at_least(0)] = 0
-    seconds: Annotated[float, at_least(0)] = 0.0
+    elapsed_s: Annotated[float, at_least(0)] = 0.0
     source: str = ""
     source_sha256: str = ""
     library: str = ""
     recipe_url: str = ""
     reported_metrics: Mapping[str, Annotated[float, Bounds()]] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

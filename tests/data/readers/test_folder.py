@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from convatlas.data.open import open_data
 from convatlas.data.readers.image_files import list_images
 from convatlas.data.source import Source
 from convatlas.errors import DataError
+from convatlas.inference.inputs import expand_inputs
 
 RGB = Preprocessing(resize=8, crop=8).for_channels(3)
 SEEDS = iter(range(10**6))
@@ -101,6 +103,42 @@ def test_images_that_no_library_here_reads_are_counted(
     source = open_data(photos)
     assert counts(source) == {"cat": 2, "dog": 2}
     assert re.match(rf"1 file is not used: 1 {suffix.lower()} \(\w+ is not installed\) \(cat/a", source.remarks[0])
+    assert source.remarks[0].endswith(f"; to read {suffix.lower()}: pip install 'convatlas[data]'")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_heic_is_used_with_its_library_and_counted_without(
+    photos: Path, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    names = [f"{label}/IMG_{i}.HEIC" for label in ("cat", "dog") for i in range(3)]
+    for name in names:
+        pixels = np.random.default_rng(next(SEEDS)).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(photos / name)
+    table = photos / "list.csv"
+    table.write_text("\n".join(["file,label", *(f"{name},{name[:3]}" for name in names)]))
+    if not installed:
+        monkeypatch.setattr("convatlas.data.readers.image_files.is_installed", lambda name: name != "pillow_heif")
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    dataset = open_data(photos).load(RGB, val_share=0.5)
+    assert len(dataset.whole) == (10 if installed else 4)
+    line = r"[67] files are not used: 6 \.heic \(pillow_heif is not installed\).*; to read \.heic: pip install '"
+    lines = [*dataset.remarks, expand_inputs([str(photos)]).ignored.text()]
+    kinds = {each.kind: each.text for each in check(open_data(photos)).findings}
+    if installed:
+        assert not any("heic" in text for text in (*lines, *kinds.values()))
+        assert len(open_data(table).splits["train"]) == 6
+    else:
+        assert all(re.match(line, text) for text in lines)
+        assert kinds["unsupported_images"] == "6 images are not used: a library is not installed: 6 .heic"
+        with pytest.raises(DataError, match=r"6 \.heic images cannot be read: pillow_heif .*pip install '"):
+            open_data(table)
+
+
+def test_avif_is_counted_where_pillow_does_not_read_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "cat" / "a.avif").write_bytes(b"")
+    monkeypatch.setattr("PIL.features.check", lambda _: False)
+    assert open_data(photos).remarks[0].endswith("; to read .avif: pip install 'convatlas[data]'")
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "gif", "bmp", "webp", "tiff", "ppm", "avif", "jpeg2000"])
@@ -149,7 +187,8 @@ def test_dangling_links_to_images_are_unreadable_and_others_are_counted(photos: 
     assert [image.unreadable for image in checked.unreadable] == ["dangling link to /gone/x.jpg"]
     links = [str(photos / name) for name in ("bird", "cat/more", "cat/self")]
     assert checked.to_plain()["ignored"] == {"dangling links": links}
-    assert checked.findings()[0].startswith("3 files are not used: 3 dangling links (photos/bird, ")
+    assert source.remarks[0].startswith("3 files are not used: 3 dangling links (photos/bird, ")
+    assert [(each.kind, each.count) for each in checked.findings if "links" in each.kind] == [("dangling_links", 3)]
     with pytest.raises(DataError, match=r"dangling link to /gone/x\.jpg; 1 of 5 images are unreadable"):
         source.load(RGB)
 

@@ -108,7 +108,7 @@ def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a,b\n1,2\n", "there is no column file, path, image, filename, got a, b"),
+    [("a,b\n1,2\n", "there is no column file, path, image, filename; columns found: a, b; expected"),
      ("file,label\nnone.jpg,cat\n", "does not exist"),
      ("file,label\n", "has no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
      ("file,label,split\n00.jpg,ant,holdout\n", "split must be train, val or test, got 'holdout'"),
@@ -299,8 +299,11 @@ def test_cifar_is_read_from_its_folder_as_torchvision_reads_it(tmp_path: Path, m
 
 def test_a_named_set_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match=r"cifar10 is missing or incomplete in .*--download"):
+    with pytest.raises(
+        DataError, match=r"cifar10 is missing or incomplete in .*`convatlas data check cifar10 --download`"
+    ) as error:
         open_data("cifar10")
+    assert "download=True" not in str(error.value)
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     with pytest.raises(DataError, match="internet access is disabled"):
         open_data("cifar10", download=True)

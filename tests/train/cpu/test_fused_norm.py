@@ -246,7 +246,12 @@ def test_a_resumed_run_is_bit_identical_and_reports_another_compiler(
     options: dict[str, Any] = {
         "recipe": recipe,
         "data_options": DataOptions(resolution=16),
-        "execution": ExecutionOptions(threads=1, device="cpu", memory_format="channels_last"),
+        "execution": ExecutionOptions(
+            threads=1,
+            device="cpu",
+            memory_format="channels_last",
+            precision="float32",  # nothing that is timed
+        ),
         "options": RunOptions(checkpoint_steps=3),
     }
 

@@ -13,6 +13,7 @@ from convatlas.core.spec import Spec
 from convatlas.errors import RunError
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.system import autotune
+from convatlas.system.load import LoadMeter
 from convatlas.train.cpu import tune
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.cpu.tune import PlanChoice, candidate_plans
@@ -52,7 +53,9 @@ def test_impossible_values_are_refused(name: str, options: dict[str, str], messa
 def test_plans_are_timed_once_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     monkeypatch.setattr(tune, "MIN_MACS_TO_TUNE", 0)
-    monkeypatch.setattr(tune, "MAX_OTHER_CPU_SHARE", 2.0)
+    load = [0.0]
+    monkeypatch.setattr(LoadMeter, "share", lambda _: load[0])
+    monkeypatch.setattr(autotune, "measure_load", lambda: load[0])
     calls = []
 
     def time_plans(network: Network, plans: list[ExecutionPlan], *_: object) -> dict[ExecutionPlan, float]:
@@ -70,7 +73,11 @@ def test_plans_are_timed_once_and_stored(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / tune.CACHE_FILE).write_text("not JSON")
     assert choose(tiny("resnet18")).plan == first.plan
     assert len(calls) == 3
-    monkeypatch.setattr(tune, "MAX_OTHER_CPU_SHARE", -1.0)  # as if other processes used the cores
+    load[0] = 0.9  # as if other processes used the cores
+    for _ in range(2):
+        choose(tiny("resnet50"))
+    assert len(calls) == 4
+    load[0] = 0.0
     for _ in range(2):
         choose(tiny("resnet50"))
     assert len(calls) == 5

@@ -46,11 +46,11 @@ def array_source(
     for split, part in pixels.items():
         if targets[split].shape[:1] != (len(part),):
             raise DataError(
-                f"{where}: {split}: must hold one target for each of {len(part)} images, got {targets[split].dtype} "
+                f"{where}: {split}: must hold one target for each of {len(part):,} images, got {targets[split].dtype} "
                 f"{targets[split].shape}"
             )
     labels, classes = read_labels(targets, classes, where)
-    task, rows = _task_of(where, labels, classes)
+    task, rows = task_of(where, labels, classes)
     samples = {
         split: Samples([f"{split}/{i}" for i in range(len(part))], rows[split], part) for split, part in pixels.items()
     }
@@ -61,9 +61,10 @@ def array_source(
     )  # fmt: skip
 
 
-def _task_of(
+def task_of(
     where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None
 ) -> tuple[Task, dict[str, Targets]]:
+    """Return the task that labels of all splits determine, and the targets of each; see `array_source`."""
     for kind in reversed(TASKS.values()):
         result = kind.from_arrays(where, arrays, classes)
         if result is not None:

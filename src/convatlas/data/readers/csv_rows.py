@@ -8,18 +8,19 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from convatlas.core.problems import Problems
 from convatlas.errors import DataError, brief, foreign_errors, listed
 
 HEAD_CHARACTERS = 2**20
 """Maximum length of the header line in which the separator is looked for."""
 
 
-def csv_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(table: Path, problems: Problems | None = None) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, {column: text}) of each row; the separator is a comma, tab or semicolon.
 
     Blanks before a cell, rows without cells and columns without a name are dropped. Raises DataError for a file that
-    is not UTF-8 (or UTF-16 with a byte order mark), for two columns of one name, and for a row with more cells than the
-    header.
+    is not UTF-8 (or UTF-16 with a byte order mark), and for two columns of one name.
+    problems: collects rows with more cells than the header, which are dropped then; without it they raise.
     """
     columns: list[str] | None = None
     for line, cells in _cells(table):
@@ -29,10 +30,15 @@ def csv_rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
             continue
         extra = [cell for cell in cells[len(columns) :] if cell.strip()]
         if extra:
-            raise DataError(
+            error = DataError(
                 f"{table}: line {line}: has {len(cells)} cells, the header has {len(columns)} columns; put a cell that "
-                f"contains the separator into quotes, got {listed(extra)}"
+                f"contains the separator into quotes, got {listed(extra)}",
+                kind="invalid_rows",
             )
+            if problems is None:
+                raise error
+            problems.add(error)
+            continue
         row = dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
         row.pop("", None)
         yield line, row

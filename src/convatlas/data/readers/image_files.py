@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from PIL import features
+
 from convatlas.data.decode.files import EXTENSIONS, HEAD_BYTES, SIGNATURE
-from convatlas.data.ignored import Ignored, IgnoredFiles
+from convatlas.data.ignored import DANGLING, Ignored, IgnoredFiles, not_installed
 from convatlas.errors import DataError, printable
 from convatlas.system.extras import is_installed
 
@@ -35,8 +37,50 @@ files of cameras, which begin like TIFF files of a thumbnail."""
 LIBRARIES = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "imagecodecs"}
 """Suffixes of images that only an optional library reads; without it they are not used, so that the others are."""
 
+AVIF = (".avif", ".avifs")
+"""Suffixes of AVIF, which Pillow reads from version 11.3 on."""
+
 COMMON = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 """Suffixes of most images, which need no further look."""
+
+
+def missing_library(suffix: str) -> str:
+    """Return the library that reads images of this suffix (lower case) and is not installed; "" if there is none."""
+    if suffix in AVIF:
+        return "" if features.check("avif") else "the AVIF decoder of Pillow 11.3"
+    library = LIBRARIES.get(suffix, "")
+    return library if library and not is_installed(library) else ""
+
+
+RUN_FILES = ("run.json", ".lock")
+"""Files that only run directories have: the configuration, and the lock of a run that starts or trains."""
+
+MAX_RUN_DEPTH = 3
+"""Depth of run directories in a folder of runs: runs/DATA-MODEL-folds/fold-1."""
+
+
+def holds_runs(folder: str, depth: int = MAX_RUN_DEPTH) -> bool:
+    """Return whether a folder is a run directory or contains nothing but run directories; its images are plots."""
+    if any(os.path.isfile(os.path.join(folder, name)) for name in RUN_FILES):
+        return True
+    runs = False
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:  # the first image of a class folder ends the search
+                if is_folder(entry):
+                    if not depth or not holds_runs(entry.path, depth - 1):
+                        return False
+                    runs = True
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    return False
+    except OSError:
+        return False
+    return runs
+
+
+def is_image_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder that may contain images of the data: neither skipped nor a folder of runs."""
+    return is_folder(entry) and not is_skipped(entry.name) and not holds_runs(entry.path)
 
 
 def is_skipped(name: str) -> bool:
@@ -67,7 +111,7 @@ def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Ignored]:
         elif is_folder(entry):
             if (identity := _identity(entry.path)) in visited:
                 ignored.add("links to folders that are read already", entry.path)
-            else:
+            elif not holds_runs(entry.path):
                 visited.add(identity)
                 stack.append(iter(scan(entry.path)))
         elif reason := reason_to_ignore(entry):
@@ -119,13 +163,12 @@ def reason_to_ignore(entry: os.DirEntry[str]) -> str:
     """Return why a file that is not hidden is no image; "" if it is one."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in EXTENSIONS:
-        library = LIBRARIES.get(suffix)
-        if library and not is_installed(library):
-            return f"{suffix} ({library} is not installed)"
+        if library := missing_library(suffix):
+            return not_installed(suffix, library)
         dangles = entry.is_symlink() and not os.path.exists(entry.path)
         return "" if dangles or is_file(entry) else "special files"
     if not is_file(entry):
-        return "dangling links" if entry.is_symlink() else "special files"
+        return DANGLING if entry.is_symlink() else "special files"
     if suffix not in NEVER_IMAGES and not entry.name.endswith("~") and _begins_like_an_image(entry.path):
         return ""
     if not suffix:

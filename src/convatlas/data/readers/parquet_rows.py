@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from convatlas.core.problems import Problems
 from convatlas.data.decode.files import SIGNATURE
 from convatlas.data.readers.csv_rows import check_columns
 from convatlas.errors import DataError, MachineError, brief, foreign_errors
@@ -35,12 +36,13 @@ BATCH_ROWS = 64
 DAMAGED = "not a Parquet table"
 
 
-def parquet_rows(table: Path, file_columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def parquet_rows(table: Path, file_columns: Sequence[str], problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (row from 1, {column: text}) of each row; the items of a list are separated by |.
 
     An image inside the table becomes a file in the cache, whose path is the cell of the first of `file_columns`; other
     columns with these names are dropped then.
-    Raises DataError for a file that is not Parquet, and for a row without an image.
+    problems: collects rows without an image and with invalid class numbers, which are dropped.
+    Raises DataError for a file that is not Parquet.
     """
     parquet = import_optional("pyarrow.parquet", "convatlas[data]", where=table, error=DataError)
     with foreign_errors(table, DataError, DAMAGED):
@@ -49,15 +51,27 @@ def parquet_rows(table: Path, file_columns: Sequence[str]) -> Iterator[tuple[int
         layout = _layout_of(table, file, file_columns)
         images = _extract(table, file, layout) if layout.image else {}
         selected = [*layout.columns, *([f"{layout.image}.path"] if layout.has_paths else [])]
+        invalid = problems.of("invalid_rows")
         for row, values in enumerate(_values(table, file, selected), 1):
-            cells = {_heading(name): _text(values[name], table, row, layout, name) for name in layout.columns}
-            if layout.image:
-                inner = values.get(layout.image) or {}
-                path = images.get(row) or inner.get("path")
-                if not path:
-                    raise DataError(f"{table}: line {row}: there is no image in the column {layout.image}")
-                cells[file_columns[0]] = path
-            yield row, cells
+            cells: dict[str, str] | None = None
+            with invalid:
+                cells = _cells(table, row, values, layout, images, file_columns[0])
+            if cells is not None:
+                yield row, cells
+
+
+def _cells(
+    table: Path, row: int, values: Mapping[str, Any], layout: _Layout, images: Mapping[int, str], file_column: str
+) -> dict[str, str]:
+    """Return the cells of a row; raises DataError without an image, or for a value that cannot be text."""
+    cells = {_heading(name): _text(values[name], table, row, layout, name) for name in layout.columns}
+    if layout.image:
+        inner = values.get(layout.image) or {}
+        path = images.get(row) or inner.get("path")
+        if not path:
+            raise DataError(f"{table}: line {row}: there is no image in the column {layout.image}")
+        cells[file_column] = path
+    return cells
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convatlas.core.problems import Problems
 from convatlas.data.class_names import class_name, spelling_notes
+from convatlas.data.ignored import INSTALL
 from convatlas.data.readers.csv_rows import check_columns, csv_rows
 from convatlas.data.readers.files import file_source
+from convatlas.data.readers.image_files import missing_library
 from convatlas.data.readers.parquet_rows import parquet_rows
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
@@ -22,7 +25,8 @@ from convatlas.data.splits import split_name
 from convatlas.errors import DataError, listed
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import TASKS
-from convatlas.tasks.task import TableRow, Task
+from convatlas.tasks.table import pluralize
+from convatlas.tasks.task import SplitTargets, TableRow, Task
 
 COLUMNS = {
     "file": ("file", "path", "image", "filename"),
@@ -47,14 +51,14 @@ MISSING = frozenset(("nan", "NaN", "NAN", "<NA>"))
 """What pandas and others write for a missing value, as text."""
 
 
-def read_image_table(table: Path, *, progress: Progress | None = None) -> Source:
-    """Read a table of images. The task reads the columns of the targets.
+def read_image_table(table: Path, problems: Problems, *, progress: Progress | None = None) -> Source:
+    """Read a table of images. The task reads the columns of the targets; `problems` collects invalid rows.
 
     `file` is relative to the table's own folder. `label` holds the class of an image; for multi-label classification,
     `labels` lists them, separated by |, or each class has a column of 0 and 1. Images of one `group`, such as those of
     one patient, are never split between train and val.
     """
-    return _read(table, {table: ""}, progress)
+    return _read(table, {table: ""}, problems, progress)
 
 
 def parquet_shards(folder: Path) -> dict[Path, str]:
@@ -64,12 +68,12 @@ def parquet_shards(folder: Path) -> dict[Path, str]:
     return {file: split for file, split in splits.items() if split}
 
 
-def read_parquet_folder(folder: Path, *, progress: Progress | None = None) -> Source:
+def read_parquet_folder(folder: Path, problems: Problems, *, progress: Progress | None = None) -> Source:
     """Read the Parquet files of `parquet_shards` as one table."""
-    return _read(folder, parquet_shards(folder), progress)
+    return _read(folder, parquet_shards(folder), problems, progress)
 
 
-def _read(location: Path, tables: Mapping[Path, str], progress: Progress | None) -> Source:
+def _read(location: Path, tables: Mapping[Path, str], problems: Problems, progress: Progress | None) -> Source:
     """Read tables of the same columns: {table: the split of its images, "" if a column specifies it}."""
     columns: _Columns | None = None
     rows: dict[str, list[TableRow]] = {}
@@ -77,36 +81,67 @@ def _read(location: Path, tables: Mapping[Path, str], progress: Progress | None)
     places: dict[str, str] = {}
     class_names: dict[str, str] = {}
     here = os.getcwd()
+    invalid = problems.of("invalid_rows")
     for table, split_of_table in tables.items():
         name, folder = str(table), str(table.parent)
         own: _Columns | None = None
-        for line, cells in _rows(table):
+        for line, cells in _rows(table, problems):
             place = f"{name}: line {line}"
             own = own or _find_columns(table, list(cells))
             columns = columns or own
             if own is not columns and own != columns:
                 raise DataError(f"{table}: must have the columns of {next(iter(tables))}, got {listed(cells)}")
-            path = _find_file(place, folder, cells.get(columns.file, ""))
-            key = path if os.path.isabs(path) else os.path.join(here, path)
-            if (before := places.setdefault(key, place)) is not place:
-                before = before.removeprefix(f"{table}: ")
-                raise DataError(
-                    f"{place}: {cells[columns.file]} is in {before} already; an image has one row, and several labels "
-                    "in a column `labels`"
-                )
-            split = split_of_table or _split_of(place, cells.get(columns.split, ""))
-            _name_classes(place, cells, columns, class_names)
-            rows.setdefault(split, []).append(TableRow(line, cells))
-            paths.setdefault(split, []).append(path)
+            with invalid:
+                path = _find_file(place, folder, cells.get(columns.file, ""))
+                key = path if os.path.isabs(path) else os.path.join(here, path)
+                if (before := places.setdefault(key, place)) is not place:
+                    before = before.removeprefix(f"{table}: ")
+                    raise DataError(
+                        f"{place}: {cells[columns.file]} is in {before} already; an image has one row, and several "
+                        "labels in a column `labels`"
+                    )
+                split = split_of_table or _split_of(place, cells.get(columns.split, ""))
+                _name_classes(place, cells, columns, class_names)
+                columns.task.check_row(place, columns.labels, cells)
+                rows.setdefault(split, []).append(TableRow(line, cells))
+                paths.setdefault(split, []).append(path)
     if columns is None or "train" not in rows:
-        raise DataError(f"{location}: " + ("no row is of the split train" if rows else "has no rows"))
-    task, targets = columns.task.from_table(location, columns.labels, rows)
+        usable = "usable row" if problems.errors else "row"
+        text = "has no rows" if columns is None else f"no {usable} is of the split train; give rows of it, or no split"
+        raise DataError(f"{location}: {text}")
+    _check_libraries(location, [path for part in paths.values() for path in part], problems)
+    task, targets = _targets(location, columns, rows, problems)
     groups = {split: [row.cells.get(columns.group, "") for row in part] for split, part in rows.items()}
     numbers = _number_groups(groups, paths) if any(map(any, groups.values())) else {}
     splits = {split: Samples(paths[split], targets[split], groups=numbers.get(split)) for split in rows}
     notes = spelling_notes(class_names)
     name = location.stem if location.is_file() else location.resolve().name
     return file_source(name, str(location.resolve()), task, splits, notes=notes, progress=progress)
+
+
+def _check_libraries(location: Path, paths: Sequence[str], problems: Problems) -> None:
+    """Add the images that only a missing library reads to problems: one error for each suffix."""
+    endings = {path[-5:] for path in paths}  # few, however many paths there are
+    for suffix in {f".{ending.rpartition('.')[2].lower()}" for ending in endings}:
+        if library := missing_library(suffix):
+            count = sum(path.lower().endswith(suffix) for path in paths)
+            images = pluralize(count, f"{suffix} image")
+            text = f"{location}: {images} cannot be read: {library} is not installed; {INSTALL}"
+            problems.add(DataError(text, kind="unsupported_files"))
+
+
+def _targets(
+    location: Path, columns: _Columns, rows: Mapping[str, Sequence[TableRow]], problems: Problems
+) -> tuple[Task, SplitTargets]:
+    """Return the task and the targets of each split; classes that train lacks are a problem, and count as classes."""
+    try:
+        return columns.task.from_table(location, columns.labels, rows)
+    except DataError as error:
+        together = [row for part in rows.values() for row in part]
+        task, targets = columns.task.from_table(location, columns.labels, {"train": together})
+        problems.add(error, "unknown_classes")
+    numbers = torch.arange(len(together)).split([len(part) for part in rows.values()])
+    return task, {split: targets["train"].take(part) for split, part in zip(rows, numbers, strict=True)}
 
 
 def _find_file(place: str, folder: str, file: str) -> str:
@@ -119,7 +154,8 @@ def _find_file(place: str, folder: str, file: str) -> str:
         forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
         other = next(filter(os.path.isfile, forms), None)
         if other is None:
-            raise DataError(f"{place}: {path} does not exist")
+            subject = f"{place.rpartition(': ')[2]}: {file.strip()}"
+            raise DataError(f"{place}: {path} does not exist", kind="missing_files", subject=subject)
         path = other
     normal = os.path.normpath(path)
     # x/../a.png is a.png, unless x is a link
@@ -165,7 +201,10 @@ def _find_columns(table: Path, names: Sequence[str]) -> _Columns:
 
     file = first_of(COLUMNS["file"])
     if not file:
-        raise DataError(f"{table}: there is no column {', '.join(COLUMNS['file'])}, got {listed(filter(None, names))}")
+        raise DataError(
+            f"{table}: there is no column {', '.join(COLUMNS['file'])}; columns found: {listed(filter(None, names))}; "
+            "expected one of these for the image files, and label"
+        )
     # a column with another name than these two may hold targets
     reserved = {file, first_of(("split",)), first_of(("group",))}
     for task in reversed(TASKS.values()):
@@ -177,7 +216,10 @@ def _find_columns(table: Path, names: Sequence[str]) -> _Columns:
             if len(labels) == 1:
                 check_columns(table, [name.lower() for name in names if name.lower() == labels[0].lower()])
             return _Columns(file, "" if split in labels else split, "" if group in labels else group, labels, task)
-    raise DataError(f"{table}: no labels; expected a column label, labels, or one of 0 and 1 for each class")
+    raise DataError(
+        f"{table}: no labels; columns found: {listed(filter(None, names))}; expected a column label, labels, or one of "
+        "0 and 1 for each class"
+    )
 
 
 def _split_of(place: str, text: str) -> str:
@@ -189,8 +231,8 @@ def _split_of(place: str, text: str) -> str:
     raise DataError(f"{place}: split must be train, val or test, got {text!r}")
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(table: Path, problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, {column: text}) of each row."""
     if table.suffix.lower() == ".parquet":
-        return parquet_rows(table, COLUMNS["file"])
-    return csv_rows(table)
+        return parquet_rows(table, COLUMNS["file"], problems)
+    return csv_rows(table, problems)

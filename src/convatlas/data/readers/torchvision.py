@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from convatlas.core.problems import NO_DATA
 from convatlas.data.class_names import class_name
 from convatlas.data.readers.arrays import array_source
 from convatlas.data.readers.files import file_source
@@ -75,7 +76,7 @@ def read_torchvision(
     """Read a data set of torchvision from `root`, or from the cache; `download` allows to download it there."""
     data_set, folder = SETS[name], root or cache_folder() / name
     if download and offline():
-        raise DataError(f"{name}: {OFFLINE}")
+        raise DataError(f"{name}: {OFFLINE}", kind=NO_DATA)
     try:
         from torchvision import datasets
 
@@ -84,8 +85,11 @@ def read_torchvision(
         kind = getattr(datasets, data_set.kind)
         parts = {split: kind(folder, download=download, **options) for split, options in data_set.splits.items()}
     except Exception as error:  # torchvision unpickles, unpacks and parses files of many kinds
-        fix = "" if download else "; download it with `fit --download`, or give the folder that contains it"
-        raise DataError(f"{name} is missing or incomplete in {folder}: {brief(error)}{fix}") from error
+        # torchvision advises `download=True`, which is not an argument here
+        reason = "" if "download=True" in str(error) else f": {brief(error)}"
+        command = f"convatlas data check {name} --download"
+        fix = "" if download else f"; download it with `{command}`, or give the folder that contains it"
+        raise DataError(f"{name} is missing or incomplete in {folder}{reason}{fix}", kind=NO_DATA) from error
     location = name if root is None else str(folder.resolve())
     if data_set.files:
         return _file_set(name, location, parts, progress)

@@ -1,14 +1,15 @@
-"""The ASGI application: POST /predict, GET / (the model), /health, /metrics and /openapi.json."""
+"""The ASGI application: POST /predict, GET / (the model), /health, /metrics, /docs and /openapi.json."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import prometheus_client as prometheus
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
 from convatlas.errors import ConvatlasError, DataError, printable, shorten
@@ -18,7 +19,11 @@ from convatlas.inference.serve.batcher import Batcher, QueueFullError
 from convatlas.inference.serve.form import FormReader
 from convatlas.inference.serve.limits import Limits
 from convatlas.inference.serve.middleware import RequestLimiter
+from convatlas.inference.serve.pages import accepts_page, api_page, predict_page
 from convatlas.inference.serve.token import read_token
+
+TOP = 3
+"""Default number of classes in `probabilities`, as in the command `predict`."""
 
 
 def build_application(model: Model, limits: Limits, *, token: str | None = None) -> Any:
@@ -50,34 +55,48 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         description=f"Image {header.task.name}.",
     )  # fmt: skip
 
-    @app.get("/health")
+    @app.get("/health", response_description="The server is running; needs no token.")
     def health() -> dict[str, str]:
         """Return that the server is running."""
         return {"status": "ok"}
 
-    @app.get("/")
-    def describe_model() -> dict[str, Any]:
-        """Return name, task, classes, engine, license and preprocessing of the model."""
-        return {
+    @app.get("/", response_model=None, response_description="The model.")
+    def describe_model(request: Request) -> Response:
+        """Return name, task, classes, engine, license and preprocessing of the model; for browsers, a page."""
+        if accepts_page(request.headers.get("accept", "")):
+            return predict_page()
+        description = {
             "name": header.name, "task": header.task.name, "classes": list(header.classes), "engine": str(model.engine),
-            "license": header.license, "preprocessing": header.preprocessing.to_plain(),
+            "license": header.license or None, "input_px": header.preprocessing.resolution,
+            "preprocessing": header.preprocessing.to_plain(),
         }  # fmt: skip
+        return JSONResponse(description, headers={"Vary": "Accept"})
 
-    @app.get("/metrics")
+    @app.get("/docs", include_in_schema=False)
+    def describe_api(request: Request) -> Response:
+        """Return a page that describes the API."""
+        return api_page(app.openapi(), str(request.base_url))
+
+    @app.get("/metrics", response_description="Metrics in the text format of Prometheus.")
     def report_metrics() -> Response:
         """Return the metrics in the format of Prometheus."""
         return Response(prometheus.generate_latest(registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
-    @app.post("/predict", openapi_extra=_REQUEST, responses=_RESPONSES)
-    async def predict(request: Request, top: int = 5, threshold: float | None = None) -> JSONResponse:
-        """Predict the image in the body, or the images of a form.
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": shorten(printable(f"{first['loc'][-1]}: {first['msg']}"), 200)}, 422)
 
-        top: number of classes in `probabilities`. threshold: minimum probability of a predicted class.
-        """
-        if top < 1:
-            raise HTTPException(422, f"top must be an integer >= 1, got {top}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise HTTPException(422, f"threshold must be in [0, 1], got {threshold}")
+    @app.post("/predict", openapi_extra=_REQUEST, responses=_RESPONSES, response_model=None)
+    async def predict(
+        request: Request,
+        top: Annotated[int, Query(ge=1, description="Maximum number of classes in `probabilities`.")] = TOP,
+        threshold: Annotated[
+            float | None,
+            Query(ge=0, le=1, description="Minimum probability of a predicted class; by default the model's own."),
+        ] = None,
+    ) -> JSONResponse:
+        """Predict the image in the body, or the images of a form; one prediction for each, in order."""
         start = time.perf_counter()
         sent = await _read_images(request, limits)
         try:
@@ -88,17 +107,20 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         predictions = [
             header.task.unreadable(name, str(row))
             if isinstance(row, ConvatlasError)
-            else to_prediction(name, row, header, threshold)
+            else to_prediction(name, row, header, threshold=threshold, top=top)
             for (name, _), row in zip(sent, rows, strict=True)
         ]
         num_readable = sum(not prediction.error for prediction in predictions)
         images.inc(num_readable)
         latency.observe(time.perf_counter() - start)
-        plain = [prediction.to_plain(top) for prediction in predictions]
+        plain = [prediction.to_plain() for prediction in predictions]
         # what is no error of reading is one of the network, such as NaN
         failed = any(each.error and not isinstance(row, DataError) for each, row in zip(predictions, rows, strict=True))
         return JSONResponse({"predictions": plain}, 200 if num_readable else 500 if failed else 422)
 
+    schema = header.task.unreadable("", "").json_schema()
+    # the description is made once, and then the same dict
+    app.openapi().setdefault("components", {}).setdefault("schemas", {})["Prediction"] = schema
     limiter = RequestLimiter(app, limits, requests, token)
     reserved = prometheus.Gauge(
         "convatlas_reserved_bytes", "Bytes reserved for requests and responses.", registry=registry
@@ -159,14 +181,26 @@ _REQUEST: dict[str, Any] = {
         },
     }
 }
+_PREDICTIONS = {
+    "type": "object", "required": ["predictions"],
+    "properties": {"predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}},
+}  # fmt: skip
+_DETAIL = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
+
+
+def _response(description: str, *schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "One prediction for each image, in order; an unreadable image has an error."},
-    400: {"description": "The form or the request is damaged, or has too many images."},
-    401: {"description": "The token is missing or wrong."},
-    408: {"description": "The request took or paused for too long."},
-    413: {"description": "The request has too many bytes."},
-    415: {"description": "The content type or encoding is not supported."},
-    422: {"description": "The request contains no readable image, or a bad parameter."},
-    500: {"description": "The network failed."},
-    503: {"description": "The queue or the memory for requests is full."},
+    200: _response("One prediction for each image, in order; an unreadable image has an error.", _PREDICTIONS),
+    400: _response("The form or the request is damaged, or has too many images.", _DETAIL),
+    401: _response("The token is missing or wrong.", _DETAIL),
+    408: _response("The request took or paused for too long.", _DETAIL),
+    413: _response("The request has too many bytes.", _DETAIL),
+    415: _response("The content type or encoding is not supported.", _DETAIL),
+    422: _response("The request contains no readable image, or a bad parameter.", _PREDICTIONS, _DETAIL),
+    500: _response("The network failed.", _PREDICTIONS),
+    503: _response("The queue or the memory for requests is full.", _DETAIL),
 }

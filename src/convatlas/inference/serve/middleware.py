@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
 from convatlas.inference.serve.limits import Limits
-from convatlas.inference.serve.token import has_token
+from convatlas.inference.serve.token import has_token, is_public
 
 SMALL_BYTES = 2**20
 """Requests up to this size may use all of `Limits.body_bytes`, larger ones three quarters, so that photos have room."""
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 class RequestLimiter:
     """Refuses requests with too many bytes (413), that are too slow (408), or that have no room in memory (503).
 
-    requests: a Prometheus counter with the label `status`. token: required by all pages but /health (401), if there is
-    one. reserved_bytes: memory reserved for the bodies and responses of all requests.
+    requests: a Prometheus counter with the label `status`. token: required (401), if there is one, except by what
+    `is_public` names. reserved_bytes: memory reserved for the bodies and responses of all requests.
     """
 
     def __init__(self, app: Any, limits: Limits, requests: Any, token: str | None = None) -> None:
@@ -73,7 +73,9 @@ class _Exchange:
         """Return the response to a request that is refused by its headers; room for its body is reserved otherwise."""
         token, encoding = self._limiter.token, self._headers.get(b"content-encoding", b"identity").strip().lower()
         try:
-            if token and self._path != "/health" and not has_token(self._headers.get(b"authorization", b""), token):
+            accept = self._headers.get(b"accept", b"").decode("latin-1")
+            is_allowed = token is None or has_token(self._headers.get(b"authorization", b""), token)
+            if not (is_allowed or is_public(self._path, accept)):
                 message = "a token is required: Authorization: Bearer TOKEN"
                 raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
             if b"transfer-encoding" in self._headers and b"content-length" in self._headers:

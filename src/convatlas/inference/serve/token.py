@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 
 from convatlas.errors import InputError
+from convatlas.inference.serve.pages import accepts_page
 
 
 def read_token(token: str | None, where: str = "token") -> str | None:
@@ -26,3 +27,11 @@ def has_token(authorization: bytes, token: str) -> bool:
     """Return whether a header is `Bearer` with the token; upper and lower case of the scheme are the same."""
     scheme, _, given = authorization.partition(b" ")
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
+
+
+def is_public(path: str, accept: str) -> bool:
+    """Return whether a request needs no token: /health, and the pages for browsers, which contain nothing of a model.
+
+    accept: the header of that name.
+    """
+    return path in ("/health", "/docs") or (path == "/" and accepts_page(accept))

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convatlas.draw import charts
+from convatlas.draw.names import numbered
+from convatlas.draw.page import PageFigure
 from convatlas.errors import DataError, listed
 from convatlas.tasks.classification import metrics
-from convatlas.tasks.classification.base import ClassPrediction, LabelResult, LabelTask, by_probability
-from convatlas.tasks.classification.labels import check_same_classes, class_indices
+from convatlas.tasks.classification.base import (
+    LABEL_SEPARATOR,
+    NO_CLASS,
+    ClassPrediction,
+    LabelResult,
+    LabelTask,
+    by_probability,
+)
+from convatlas.tasks.classification.labels import check_known_classes, class_indices
 from convatlas.tasks.classification.losses import MULTILABEL
 from convatlas.tasks.classification.single_label import LABEL_COLUMNS
+from convatlas.tasks.result import Baseline
 from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 from convatlas.tasks.targets import Targets
 from convatlas.tasks.task import Calibration, SplitTargets, TableRow, TableRows, Task, register
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 LABELS_COLUMNS = ("labels", "tags", "classes")
 """Names of a column of a table that contains all labels of an image."""
-
-SEPARATOR = re.compile(r"[|]")
-"""Separates the labels in a cell of such a column."""
 
 YES_NO = {
     "1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False, "": False,
@@ -87,7 +90,8 @@ class MultilabelResult(LabelResult):
     def summary(self) -> dict[str, float | int]:
         """Return the metrics.
 
-        mAP: mean average precision, with the bounds of its 95 % interval; macro_f1: the mean over the classes;
+        mAP: mean average precision, with the bounds of its 95 % interval; macro_f1: the mean over the classes that have
+        images;
         micro_f1: over all labels; num_errors and accuracy count images, of which every class must be correct.
         """
         low, high = metrics.map_interval(self.probabilities, self.labels)
@@ -95,10 +99,20 @@ class MultilabelResult(LabelResult):
         return {
             "n": self.n, "num_errors": self.num_errors, "accuracy": self.accuracy, "mAP": self.score,
             "mAP_low": low, "mAP_high": high,
-            "macro_f1": float(torch.nanmean(2 * tp / (2 * tp + fn + fp))),
+            "macro_f1": float(torch.nanmean((2 * tp / (2 * tp + fn + fp)).where(self._is_present, torch.nan))),
             "micro_f1": float(2 * tp.sum() / (2 * tp.sum() + fn.sum() + fp.sum()).clamp(min=1)),
             "loss": self.loss, "ece": metrics.expected_calibration_error(*self._probabilities_and_labels),
         }  # fmt: skip
+
+    @property
+    def _is_present(self) -> Tensor:
+        """(classes,): whether a class has images."""
+        return self.labels.bool().any(0)
+
+    @property
+    def note(self) -> str:
+        present = int(self._is_present.sum())
+        return "" if present == len(self.classes) else f"{present:,} of {len(self.classes):,} classes present"
 
     @property
     def _probabilities_and_labels(self) -> tuple[Tensor, Tensor]:
@@ -106,28 +120,38 @@ class MultilabelResult(LabelResult):
 
     def text(self) -> str:
         wrong = f"{self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
-        return f"mean average precision {self.score:.2%}, {wrong}"
+        return f"mean average precision {self.score:.2%}, {wrong}{self.note and f'; {self.note}'}"
 
     def table(self) -> MetricTable:
         columns = (
             Column("class", "class"), Column("n", "images", ","), Column("true_positives", "true positives", ","),
             Column("false_positives", "false positives", ","),
-            Column("average_precision", "average precision", ".2%"), Column("f1", "F1", ".2%"),
-            Column("threshold", "threshold", ".2%"),
+            Column("average_precision", "average precision", ".2%"), Column("precision", "precision", ".2%"),
+            Column("recall", "recall", ".2%"), Column("f1", "F1", ".2%"), Column("threshold", "threshold", ".2%"),
         )  # fmt: skip
         tp, fn, fp = self.counts
         f1 = 2 * tp / (2 * tp + fn + fp).clamp(min=1)
-        values = (tp + fn, tp, fp, self.average_precisions, f1, self.thresholds)
+        values = (tp + fn, tp, fp, self.average_precisions, tp / (tp + fp), tp / (tp + fn), f1, self.thresholds)
         return MetricTable(columns, rows_of([self.classes, *(value.tolist() for value in values)]))
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, PageFigure]:
         bins = metrics.reliability_bins(*self._probabilities_and_labels)
         return {
-            "Precision and recall": charts.precision_recall(
-                self.probabilities, self.labels, self.average_precisions, self.classes
+            "Precision and recall": PageFigure(
+                charts.precision_recall(self.probabilities, self.labels, self.average_precisions, self.classes),
+                "A point for each threshold: recall is the share of a class's images that are predicted, precision the "
+                "share of its predictions that are correct. The closer to the upper right corner, the better.",
+                numbered(self.classes),
             ),
-            "Calibration": charts.reliability(bins),
-        }
+            "Calibration": PageFigure(
+                charts.reliability(bins),
+                "Probabilities of all classes in groups, with their number below: on the dashed line, the share of "
+                "images with the class equals its probability; below it, the network is overconfident.", {},
+            ),
+        }  # fmt: skip
+
+    def indices_of(self, labels: Tensor) -> list[list[int]]:
+        return [row.nonzero().flatten().tolist() for row in labels]
 
     def describe(self, image: int) -> tuple[str, str]:
         """Return (the false positives, and the false negatives after "no"; the labels)."""
@@ -135,7 +159,7 @@ class MultilabelResult(LabelResult):
         predicted = self.predicted[image].tolist()
         errors = [self.classes[i] if predicted[i] else f"no {self.classes[i]}" for i in different]
         labels = [self.classes[i] for i in self.labels[image].nonzero().flatten().tolist()]
-        return ", ".join(errors), ", ".join(labels) or "no class"
+        return ", ".join(errors), ", ".join(labels) or NO_CLASS
 
 
 @register
@@ -165,30 +189,30 @@ class MultilabelClassification(LabelTask):
         return tuple(column for column in columns if column not in reserved) or None
 
     @classmethod
+    def check_row(cls, where: object, columns: Sequence[str], cells: Mapping[str, str]) -> None:
+        if _lists_labels(columns):
+            return
+        wrong = next((name for name in columns if cells[name].lower() not in YES_NO), None)
+        if wrong is not None:
+            raise DataError(
+                f"{where}: {wrong} must be 0 or 1, got {cells[wrong]!r}; without a column "
+                f"{' or '.join(LABEL_COLUMNS)}, every column but file, split and group is a class"
+            )
+
+    @classmethod
     def from_table(
         cls, where: object, columns: Sequence[str], splits: Mapping[str, TableRows]
     ) -> tuple[Self, SplitTargets]:
-        in_one_cell = len(columns) == 1 and columns[0].lower() in LABELS_COLUMNS
-        labels = {
-            split: [
-                _labels_in_cell(row, columns[0]) if in_one_cell else _labels_in_columns(where, row, columns)
-                for row in rows
-            ]
-            for split, rows in splits.items()
-        }
+        labels_of = _labels_in_cell if _lists_labels(columns) else _labels_in_columns
+        labels = {split: [labels_of(row, columns) for row in rows] for split, rows in splits.items()}
         present = {name for names in labels["train"] for name in names}
-        classes = tuple(sorted(present)) if in_one_cell else tuple(columns)
-        unused = [name for name in classes if name not in present]
-        if unused:
-            raise DataError(f"{where}: no training image has the label {listed(unused)}")
+        classes = tuple(sorted(present)) if _lists_labels(columns) else tuple(columns)
         if not classes:
-            raise DataError(f"{where}: expected at least one class, found none")
+            raise DataError(f"{where}: no image has a label in the column {columns[0]}")
         numbers = {name: i for i, name in enumerate(classes)}
         targets = {}
         for split, rows in labels.items():
-            # a rare class may be missing in val or test; its metrics are then left out
-            in_split = {name for names in rows for name in names}
-            check_same_classes(classes, in_split | present, split=split, where=where)
+            check_known_classes(classes, {name for names in rows for name in names}, split=split, where=where)
             matrix = torch.zeros(len(rows), len(classes))
             for i, names in enumerate(rows):
                 matrix[i, [numbers[name] for name in names]] = 1
@@ -206,12 +230,9 @@ class MultilabelClassification(LabelTask):
         for split, array in arrays.items():
             if array.shape[1] != len(classes) or not np.isin(array, (0, 1)).all():
                 raise DataError(
-                    f"{where}: {split}: labels must be 0 or 1 for each of {len(classes)} classes, "
+                    f"{where}: {split}: labels must be 0 or 1 for each of {len(classes):,} classes, "
                     f"got {array.dtype} {array.shape}"
                 )
-        unused = [name for name, count in zip(classes, arrays["train"].sum(0).tolist(), strict=True) if not count]
-        if unused:
-            raise DataError(f"{where}: train: no image has the label {listed(unused)}")
         targets = {s: Targets(label=torch.from_numpy(array.astype(np.float32))) for s, array in arrays.items()}
         return cls(classes), targets
 
@@ -219,15 +240,17 @@ class MultilabelClassification(LabelTask):
         label = targets.tensor("label")
         if not label.any():
             raise DataError(f"{where}: no image of the {split} split has a label; nothing can be measured")
-        if all_classes and split == "train":  # a rare class may be missing in the others
-            present = {self.classes[i] for i in label.any(0).nonzero().flatten().tolist()}
-            check_same_classes(self.classes, present, split=split, where=where)
+        unused = [name for name, count in zip(self.classes, label.sum(0).tolist(), strict=True) if not count]
+        if unused and all_classes and split == "train":  # a rare class may be missing in the others
+            raise DataError(f"{where}: no training image has the label {listed(unused)}", kind="unused_labels")
 
     def align(self, targets: Targets, source: Task, where: object) -> Targets:
         if not isinstance(source, MultilabelClassification):
             return super().align(targets, source, where)
-        columns = class_indices(self.classes, source.classes, where).argsort()
-        return Targets(label=targets.tensor("label")[:, columns])
+        columns = class_indices(self.classes, source.classes, where, complete=False)
+        label = torch.zeros(len(targets), self.outputs)
+        label[:, columns] = targets.tensor("label")
+        return Targets(label=label)
 
     # --- training
 
@@ -266,24 +289,27 @@ class MultilabelClassification(LabelTask):
         labels = [name for name, p in probabilities.items() if p >= (limits[name] if threshold is None else threshold)]
         return ClassPrediction(source, probabilities=probabilities, labels=tuple(labels))
 
-    def chance_score(self, targets: Targets) -> float:
+    def baseline(self, targets: Targets) -> Baseline | None:
         """The average precision of a random order is the share of images with the label."""
         label = targets.tensor("label")
-        return metrics.upper_bound(float(label[:, label.sum(0) > 0].mean()), len(label))
+        present = label[:, label.sum(0) > 0]
+        if not present.numel() or bool(present.all()):
+            return None
+        share = float(present.mean())
+        return Baseline("ranking the images at random", share, metrics.upper_bound(share, len(label)))
 
 
-def _labels_in_cell(row: TableRow, column: str) -> list[str]:
+def _lists_labels(columns: Sequence[str]) -> bool:
+    """Return whether the labels of an image are in one cell."""
+    return len(columns) == 1 and columns[0].lower() in LABELS_COLUMNS
+
+
+def _labels_in_cell(row: TableRow, columns: Sequence[str]) -> list[str]:
     """Return the labels in a cell that lists them."""
-    names = (name.strip() for name in SEPARATOR.split(row.cells[column]))
+    names = (name.strip() for name in row.cells[columns[0]].split(LABEL_SEPARATOR))
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _labels_in_columns(where: object, row: TableRow, columns: Sequence[str]) -> list[str]:
+def _labels_in_columns(row: TableRow, columns: Sequence[str]) -> list[str]:
     """Return the labels whose columns contain 1."""
-    wrong = next((name for name in columns if row.cells[name].lower() not in YES_NO), None)
-    if wrong is not None:
-        raise DataError(
-            f"{where}: line {row.line}: {wrong} must be 0 or 1, got {row.cells[wrong]!r}; without a column "
-            f"{' or '.join(LABEL_COLUMNS)}, every column but file, split and group is a class"
-        )
     return [name for name in columns if YES_NO[row.cells[name].lower()]]

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convatlas.core.table import Table
 from convatlas.draw import charts
+from convatlas.draw.confusion import MAX_CLASSES_IN_FULL, MAX_CLASSES_WITH_NAMES
+from convatlas.draw.names import numbered
+from convatlas.draw.page import PageFigure
 from convatlas.errors import DataError
 from convatlas.tasks.classification import metrics
 from convatlas.tasks.classification.base import ClassPrediction, LabelResult, LabelTask, by_probability
-from convatlas.tasks.classification.labels import check_same_classes, class_indices
+from convatlas.tasks.classification.labels import check_known_classes, check_same_classes, class_indices
 from convatlas.tasks.classification.losses import SINGLE_LABEL, one_hot
+from convatlas.tasks.result import Baseline
 from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 from convatlas.tasks.targets import Targets
 from convatlas.tasks.task import Calibration, SplitTargets, TableRows, Task, register
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+MAX_CONFUSED_PAIRS = 25
+"""Maximum number of rows of the table of confused pairs of classes."""
 
 LABEL_COLUMNS = ("label", "class", "category")
 """Names of the label column of a table."""
@@ -61,18 +66,21 @@ class ClassificationResult(LabelResult):
     def summary(self) -> dict[str, float | int]:
         """Return the metrics.
 
-        accuracy with the bounds of its 95 % interval; top5; macro_f1 and balanced_accuracy: means over the classes that
-        have images; ece: the expected calibration error.
+        accuracy with the bounds of its 95 % interval; top5, of more than five classes; macro_f1 and balanced_accuracy:
+        means over the classes that have images; ece: the expected calibration error.
         """
         confusion = self.confusion
         low, high = metrics.accuracy_interval(self.n - self.num_errors, self.n)
         return {
             "n": self.n, "num_errors": self.num_errors, "accuracy": self.accuracy, "accuracy_low": low,
-            "accuracy_high": high, "top5": metrics.top_k_accuracy(self.probabilities, self.labels, 5),
+            "accuracy_high": high, **self._top5(),
             "macro_f1": float(torch.nanmean(metrics.f1(confusion).where(self._is_present, torch.nan))),
             "balanced_accuracy": float(torch.nanmean(metrics.recall(confusion))), "loss": self.loss,
             "ece": metrics.expected_calibration_error(self.confidence, ~self.wrong),
         }  # fmt: skip
+
+    def _top5(self) -> dict[str, float]:
+        return {"top5": metrics.top_k_accuracy(self.probabilities, self.labels, 5)} if len(self.classes) > 5 else {}
 
     @property
     def _is_present(self) -> Tensor:
@@ -92,17 +100,55 @@ class ClassificationResult(LabelResult):
         counts = self.confusion
         columns = (
             Column("class", "class"), Column("n", "images", ","), Column("correct", "correct", ","),
-            Column("accuracy", "accuracy", ".2%"), Column("f1", "F1", ".2%"),
+            Column("precision", "precision", ".2%"), Column("recall", "recall", ".2%"), Column("f1", "F1", ".2%"),
         )  # fmt: skip
-        values = (counts.sum(1), counts.diag(), metrics.recall(counts), metrics.f1(counts))
+        values = (
+            counts.sum(1), counts.diag(), metrics.precision(counts), metrics.recall(counts), metrics.f1(counts)
+        )  # fmt: skip
         rows = rows_of([self.classes, *(value.tolist() for value in values)])
         return MetricTable(columns, tuple(row for row in rows if row[1]))
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, PageFigure]:
+        with_names = len(self.classes) <= MAX_CLASSES_WITH_NAMES
+        numbers = "" if with_names else " The classes are numbered from 1, in their order in the tables."
+        names = numbered(self.classes) if with_names else {}
+        pairs = None
+        if self.num_errors and len(self.classes) > MAX_CLASSES_IN_FULL:
+            pairs = ("Most confused classes", self._confused_pairs())
+        bins = metrics.reliability_bins(self.confidence, ~self.wrong)
         return {
-            "Confusion matrix": charts.confusion(self.confusion, self.classes),
-            "Calibration": charts.reliability(metrics.reliability_bins(self.confidence, ~self.wrong)),
-        }
+            "Confusion matrix": PageFigure(
+                charts.confusion(self.confusion, self.classes),
+                "A row has the images of one true class and sums to 100 %; a column has the predictions of one class. "
+                f"Correct predictions are on the diagonal; a darker cell is a larger share of its row.{numbers}",
+                names, pairs,
+            ),
+            "Calibration": PageFigure(
+                charts.reliability(bins, start=1 / len(self.classes)),
+                "Predictions in groups of similar confidence, with their number below: on the dashed line, accuracy "
+                "equals confidence; below it, the network is overconfident.", {},
+            ),
+        }  # fmt: skip
+
+    def _confused_pairs(self) -> Table:
+        """Return the pairs of a true and a predicted class with the most errors."""
+        counts, classes = self.confusion, self.classes
+        errors = counts.clone().fill_diagonal_(0).flatten()
+        order = errors.argsort(descending=True, stable=True)[:MAX_CONFUSED_PAIRS].tolist()
+        rows = [
+            (classes[i // len(classes)], classes[i % len(classes)], int(errors[i]),
+             float(errors[i] / counts[i // len(classes)].sum()))
+            for i in order if errors[i]
+        ]  # fmt: skip
+        columns = (
+            Column("true", "true class"), Column("predicted", "predicted class"), Column("n", "images", ","),
+            Column("share", "of the true class", ".1%"),
+        )  # fmt: skip
+        texts = MetricTable(columns, tuple(rows))
+        return Table(texts.headings, tuple(texts.texts()), right=frozenset((2, 3)))
+
+    def indices_of(self, labels: Tensor) -> list[list[int]]:
+        return [[index] for index in labels.tolist()]
 
     def describe(self, image: int) -> tuple[str, str]:
         prediction = f"{self.classes[int(self.predicted[image])]} {float(self.confidence[image]):.1%}"
@@ -117,6 +163,7 @@ class Classification(LabelTask):
     name = "classification"
     loss_functions = SINGLE_LABEL
     losses = tuple(SINGLE_LABEL)
+    min_classes = 2
     progress_columns = (
         Column("train_accuracy", "train error", ".2%", complement=True),
         Column("val_accuracy", "val error", ".2%", complement=True),
@@ -133,20 +180,19 @@ class Classification(LabelTask):
         return None
 
     @classmethod
+    def check_row(cls, where: object, columns: Sequence[str], cells: Mapping[str, str]) -> None:
+        if not cells.get(columns[0]):
+            raise DataError(f"{where}: no label in the column {columns[0]}")
+
+    @classmethod
     def from_table(
         cls, where: object, columns: Sequence[str], splits: Mapping[str, TableRows]
     ) -> tuple[Self, SplitTargets]:
         (column,) = columns
-        for rows in splits.values():
-            for row in rows:
-                if not row.cells.get(column):
-                    raise DataError(f"{where}: line {row.line}: no label in the column {column}")
         classes = tuple(sorted({row.cells[column] for row in splits["train"]}))
-        if len(classes) < 2:
-            raise DataError(f"{where}: expected at least two classes, found {len(classes)}")
         numbers = {name: i for i, name in enumerate(classes)}
         for split, rows in splits.items():
-            check_same_classes(classes, {row.cells[column] for row in rows}, split=split, where=where)
+            check_known_classes(classes, {row.cells[column] for row in rows}, split=split, where=where)
         labels = {
             split: Targets(label=torch.tensor([numbers[row.cells[column]] for row in rows]))
             for split, rows in splits.items()
@@ -167,8 +213,6 @@ class Classification(LabelTask):
             )
         if classes is None:
             classes = tuple(map(str, range(int(train.max()) + 1 if train.size else 0)))
-        if len(classes) < 2:
-            raise DataError(f"{where}: expected at least two classes, found {len(classes)}")
         targets = {}
         for split, array in arrays.items():
             if array.min() < 0 or array.max() >= len(classes):
@@ -223,7 +267,13 @@ class Classification(LabelTask):
         likely = [name for name, probability in probabilities.items() if probability >= (threshold or 0.0)]
         return ClassPrediction(source, probabilities=probabilities, labels=tuple(likely[:1]))
 
-    def chance_score(self, targets: Targets) -> float:
-        """The share of the largest class."""
-        label = targets.tensor("label")
-        return metrics.upper_bound(float(torch.bincount(label).max()) / len(label), len(label))
+    def baseline(self, targets: Targets) -> Baseline | None:
+        """The largest class."""
+        counts = torch.bincount(targets.tensor("label"), minlength=self.outputs)
+        largest, total = int(counts.max()), int(counts.sum())
+        if largest == total:
+            return None
+        unique = int((counts == largest).sum()) == 1
+        name = f"{self.classes[int(counts.argmax())]}, the largest class" if unique else "one class"
+        share = largest / total
+        return Baseline(f"always predicting {name}", share, metrics.upper_bound(share, total))

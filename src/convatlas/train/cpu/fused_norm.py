@@ -181,9 +181,10 @@ def _is_faster(library: ctypes.CDLL) -> bool:
 
 def _norms(network: nn.Module) -> Iterator[tuple[nn.BatchNorm2d, nn.Module | None]]:
     """Yield (batch norm, the activation right behind it in the same chain or None) where the kernels apply."""
+    whole = getattr(network, "chains_run_whole", True)
     for parent in network.modules():
         layers = list(parent._modules.values())
-        behind = [*layers[1:], None] if isinstance(parent, nn.Sequential) else [None] * len(layers)
+        behind = [*layers[1:], None] if whole and isinstance(parent, nn.Sequential) else [None] * len(layers)
         for norm, after in zip(layers, behind, strict=True):
             if type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None:
                 yield norm, after if type(after) in ACTIVATIONS else None

@@ -10,19 +10,13 @@ from typing import TypeVar, get_args
 import torch
 from torch.nn import functional as F
 
-from convatlas.core.cost import cost
+from convatlas.core.cost import totals_of
 from convatlas.core.network import Network
 from convatlas.core.spec import Spec
 from convatlas.errors import RunError
-from convatlas.system.autotune import (
-    MAX_OTHER_CPU_SHARE,
-    CpuContention,
-    TimingRules,
-    TuningCache,
-    min_times,
-    time_candidates,
-)
+from convatlas.system.autotune import TimingRules, TuningCache, min_times, time_candidates
 from convatlas.system.devices import is_out_of_memory, supports_bfloat16
+from convatlas.system.load import LoadMeter
 from convatlas.train.cpu import fused_norm
 from convatlas.train.cpu.execution import ExecutionPlan, MemoryFormat, Precision, supports_mkldnn
 from convatlas.train.cpu.memory import trim_heap
@@ -65,7 +59,7 @@ def candidate_plans(
 
     Raises RunError for a value that is unknown, or not possible with this network or device.
     """
-    takes_images = len(network.input_shape) == 3
+    takes_images = len(network.input_shape) == 3 and network.takes_channels_last
     formats: list[MemoryFormat] = ["channels_last", "contiguous"] if takes_images else ["contiguous"]
     if supports_mkldnn(network, device) and not compiled and precision != "bfloat16":
         formats.insert(0, "mkldnn")
@@ -103,13 +97,14 @@ def choose_plan(
     """Return the fastest plan for steps of `batch` images on this machine: timed once, then read from the cache.
 
     network: built from `spec`; a copy of it is timed.
-    From the cache, a repeated training uses the same plan and is equal to the last bit. Timings are not stored if other
-    processes used the cores meanwhile. Raises RunError for values that are not possible; see `candidate_plans`.
+    From the cache, a repeated training uses the same plan and is equal to the last bit; a timing that other processes
+    disturbed is used until the machine is quiet. Raises RunError for values that are not possible; see
+    `candidate_plans`.
     """
     plans = candidate_plans(
         network, device, memory_format=memory_format, precision=precision, compiled=compiled, fused_norms=fused_norms
     )
-    macs = cost(network).macs
+    macs = totals_of(network).macs
     if len(plans) == 1:
         return PlanChoice(plans[0], "the only possible plan", {})
     if 3 * macs * batch < MIN_MACS_TO_TUNE:
@@ -121,26 +116,39 @@ def choose_plan(
     )  # fmt: skip
     cached = cache.load()
     for plan in plans:
-        if cached == plan.to_plain():
+        if cached and cached.choice == plan.to_plain() and cached.is_usable():
             return PlanChoice(plan, "the fastest plan in an earlier timing on this machine", {})
-    # fewer images than a step has, which takes less time and memory than training
-    timed_batch = max(2, min(batch // 2, round(TIMED_MACS / macs)))
-    contention = CpuContention()
+    meter = LoadMeter()
+    timed_batch = num_timed_images(network, batch)
     seconds = _time_plans(copy.deepcopy(network).to(device), plans, timed_batch, classes, device)
     trim_heap()
     best = min(plans, key=seconds.__getitem__)
     chosen = best if seconds[best] <= MAX_RELATIVE_TIME * seconds[plans[0]] else plans[0]
-    if contention.share() <= MAX_OTHER_CPU_SHARE:
-        cache.store(chosen.to_plain())
+    cache.store(chosen.to_plain(), meter.share())
     if chosen == best and seconds[best] < float("inf"):
         return PlanChoice(chosen, "the fastest plan", seconds)
     return PlanChoice(chosen, f"the default; no other plan saves {1 - MAX_RELATIVE_TIME:.0%} of its time", seconds)
+
+
+def num_timed_images(network: Network, batch: int) -> int:
+    """Return the number of images of a timed step: fewer than in training, which takes less time and memory."""
+    return max(2, min(batch // 2, round(TIMED_MACS / totals_of(network).macs)))
 
 
 def _time_plans(
     network: Network, plans: list[ExecutionPlan], batch: int, classes: int, device: torch.device
 ) -> dict[ExecutionPlan, float]:
     """Return the shortest seconds of a forward and backward pass under each plan; infinite if out of memory."""
+    step = timed_step(network, batch, classes, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return min_times(time_candidates(plans, step, rules=TIMING, is_failure=is_out_of_memory))
+
+
+def timed_step(network: Network, batch: int, classes: int, device: torch.device) -> Callable[[ExecutionPlan], None]:
+    """Return a function that runs a forward and a backward pass of `batch` random images under a plan.
+
+    It changes the network's gradients and buffers, and torch's random state.
+    """
     network.train()
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(batch, *network.input_shape, generator=generator).to(device)
@@ -157,5 +165,4 @@ def _time_plans(
         loss.backward()
         loss.item()  # waits for the device
 
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return min_times(time_candidates(plans, step, rules=TIMING, is_failure=is_out_of_memory))
+    return step

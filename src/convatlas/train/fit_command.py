@@ -1,0 +1,65 @@
+"""The recipe of a run as differences from a recipe with a name, and the command that repeats the run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from convatlas.models.catalog import CATALOG
+from convatlas.train.recipe import RECIPES, Recipe
+from convatlas.train.settings import DataOptions, RunConfig
+
+OWN_OPTIONS = ("epochs", "batch", "lr")
+"""Fields of a recipe that have an option of their own; others are set by --set."""
+
+
+def nearest_recipe(recipe: Recipe) -> tuple[str, dict[str, tuple[Any, Any]]]:
+    """Return the recipe with a name that differs in the fewest fields, and {field: (its value, the run's value)}."""
+    plain = recipe.to_plain()
+    differences = {name: _differences(known.to_plain(), plain) for name, known in RECIPES.items()}
+    name = min(differences, key=lambda name: len(differences[name]))
+    return name, differences[name]
+
+
+def _differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    fields = dict.fromkeys((*base, *own))
+    return {field: (base.get(field), own.get(field)) for field in fields if base.get(field) != own.get(field)}
+
+
+def fit_command(config: RunConfig) -> str:
+    """Return the command that trains the network of a run again; empty if the network is not in the catalog.
+
+    Its learning rate is the one that was used, also where the learning-rate finder chose it.
+    """
+    if config.model not in CATALOG or not config.data:
+        return ""
+    name, changes = nearest_recipe(config.recipe)
+    words = ["convatlas", "fit", config.data, "--model", config.model, "--weights", config.weights or "none"]
+    words += ["--recipe", name]
+    for field, (_, value) in changes.items():
+        words += [f"--{field}", f"{value}"] if field in OWN_OPTIONS else ["--set", f"{field}={_field(value)}"]
+    words += ["--seed", str(config.seed), *_data_words(config.data_options)]
+    if config.execution.threads and not config.execution.adapt_threads:
+        words += ["--threads", str(config.execution.threads)]
+    return shlex.join(words)
+
+
+def _field(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _data_words(options: DataOptions) -> list[str]:
+    default, words = DataOptions(), []
+    if options.resolution is not None:
+        words += ["--resolution", str(options.resolution)]
+    if options.stem == "cifar":
+        words += ["--small-images"]
+    if options.channels is not None:
+        words += ["--channels", str(options.channels)]
+    if options.val_share != default.val_share:
+        words += ["--val-share", f"{options.val_share:g}"]
+    if options.max_unreadable != default.max_unreadable:
+        words += ["--max-unreadable", f"{options.max_unreadable:g}"]
+    return words

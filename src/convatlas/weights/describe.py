@@ -1,0 +1,84 @@
+"""A model's header in words: classes, input, metrics, training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.errors import listed
+from convatlas.tasks.task import Calibration, Task
+from convatlas.weights.modelfile import Header
+from convatlas.weights.training_record import TrainingRecord
+
+MAX_CLASSES = 8
+"""Maximum number of classes that are listed by name."""
+
+COLORS = {1: "grayscale", 3: "RGB"}
+
+
+def describe_task(task: Task) -> str:
+    """Return the task and its first classes."""
+    count = len(task.classes)
+    return f"{task.name}, {count:,} class{'es'[: 2 * (count != 1)]}: {listed(task.classes, MAX_CLASSES)}"
+
+
+def describe_preprocessing(steps: Preprocessing) -> str:
+    """Return how an image becomes the input, in the order of the steps."""
+    color = COLORS.get(steps.channels, f"{steps.channels} channels")
+    filter_name = f"{steps.interpolation}{', antialiased' * steps.antialias}"
+    parts = [f"{color}; short side resized to {steps.resize} px ({filter_name})"]
+    parts.append(f"center crop of {steps.crop} x {steps.crop} px")
+    if steps.pad:
+        parts.append(f"border of {steps.pad} px of value {steps.fill}")
+    if steps.window is not None:
+        low, high = steps.window
+        parts.append(f"values from {low:.4g} to {high:.4g} of the largest one become 0 to 1")
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (steps.mean, steps.std))
+    parts.append(f"(value / 255 - mean {mean}) / std {std}")
+    if steps.rotation:
+        parts.append(f"rotated by {steps.rotation} degrees")
+    return ", ".join(parts)
+
+
+def describe_calibration(calibration: Calibration) -> str:
+    """Return what was fitted on val; empty if nothing was."""
+    if calibration == Calibration():
+        return ""
+    thresholds = calibration.thresholds
+    text = f"temperature {calibration.temperature:.3f}"
+    return text + (f"; thresholds of {min(thresholds):.2f} to {max(thresholds):.2f}" if thresholds else "")
+
+
+def headline(task: Task) -> str:
+    """Return the name of the metric by which epochs and runs are compared."""
+    return task.progress_columns[-1].key.partition("_")[2]
+
+
+def describe_score(task: Task, metrics: Mapping[str, float | int]) -> str:
+    """Return the headline metric of a split with its 95 % interval and the number of images; empty if there is none."""
+    name = headline(task)
+    if name not in metrics:
+        return ""
+    form = task.progress_columns[-1].form
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    interval = "" if low is None or high is None else f" (95 % interval {low:{form}} to {high:{form}})"
+    images = f" on {metrics['n']:,} images" if "n" in metrics else ""
+    return f"{name} {metrics[name]:{form}}{interval}{images}"
+
+
+def describe_header(header: Header) -> dict[str, str]:
+    """Return what a model is, in a few lines: name -> text."""
+    return {
+        "network": f"{header.name}, {header.spec.resolution} px",
+        "task": describe_task(header.task),
+        **{split: describe_score(header.task, metrics) for split, metrics in header.metrics.items()},
+        "data": header.training.data,
+        "license": header.license,
+    }
+
+
+def describe_split(training: TrainingRecord) -> str:
+    """Return how the val split was made, if the data had none; empty if nothing was split off."""
+    if training.fold is not None:
+        return f"fold {training.fold[0]} of {training.fold[1]} is val"
+    return f"{training.val_share:.0%} of the training images are val if the data has no val split"
