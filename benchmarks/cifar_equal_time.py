@@ -71,7 +71,7 @@ def baseline_epochs(folder: Path, seconds: float, seed: int, *, float32: bool) -
 
 def start_run(folder: Path, epochs: int, seed: int, out: Path) -> Run:
     return prepare_run(
-        folder, NETWORK, recipe=RECIPE, overrides={"epochs": epochs}, seed=seed, out=out,
+        folder, NETWORK, recipe=RECIPE, epochs=epochs, seed=seed, out=out,
         data_options=DataOptions(val_share=0),
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ def convatlas_epochs(folder: Path, seconds: float, seed: int) -> Iterator[Report
         start = time.perf_counter()
         run = start_run(folder, 1, seed, Path(out) / "first")
         epoch = next(event for event in run.steps() if isinstance(event, Epoch))
-        epochs = num_epochs(seconds, time.perf_counter() - start, epoch.seconds)
+        epochs = num_epochs(seconds, time.perf_counter() - start, epoch.elapsed_s)
         yield None
         run = start_run(folder, epochs, seed, Path(out) / "run")
         for event in run.steps():

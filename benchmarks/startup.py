@@ -44,7 +44,7 @@ def convatlas(folder: Path) -> None:
     from convatlas.train.fit import prepare_run
 
     with tempfile.TemporaryDirectory() as out:
-        run = prepare_run(folder, "lenet5_modern", overrides={"batch": BATCH}, out=Path(out) / "run")
+        run = prepare_run(folder, "lenet5_modern", batch=BATCH, out=Path(out) / "run")
         next(iter(run.steps()))
         print("step", flush=True)
 

@@ -49,7 +49,7 @@ def convatlas_epochs(folder: Path, resolution: int, batch: int) -> Iterator[int]
         data.mkdir()
         (data / "train").symlink_to(folder.resolve() / "train")
         run = prepare_run(
-            data, "mobilenet_v2", recipe="finetune", overrides=overrides, out=Path(out) / "run",
+            data, "mobilenet_v2", weights="none", recipe="finetune", **overrides, out=Path(out) / "run",
             data_options=DataOptions(resolution=resolution, val_share=VAL_SHARE),
         )  # fmt: skip
         done = 0

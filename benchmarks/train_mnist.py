@@ -85,7 +85,7 @@ def preloaded_steps(root: Path, batch: int, *, float32: bool) -> Iterator[int]:
 def convatlas_steps(folder: Path, out: Path, batch: int) -> Iterator[int]:
     overrides = {"batch": batch, "epochs": 1000, "max_shift": 0, "lr": LR}
     run = prepare_run(
-        folder, "lenet5_modern", recipe="default", overrides=overrides, out=out, data_options=DataOptions(val_share=0)
+        folder, "lenet5_modern", recipe="default", **overrides, out=out, data_options=DataOptions(val_share=0)
     )
     for event in run.steps():
         if not isinstance(event, Epoch):

@@ -55,4 +55,4 @@ def test_the_command_shortens_spinning(convatlas: Command, monkeypatch: pytest.M
     for variable in load.WAIT_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     convatlas("--version")
-    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    assert os.environ["GOMP_SPINCOUNT"] == str(load.SPIN_COUNT)

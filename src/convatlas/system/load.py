@@ -11,8 +11,8 @@ from pathlib import Path
 MAX_QUIET_SHARE = 0.1
 """Share of the cores that other processes may use while a machine counts as quiet."""
 
-SPIN_COUNT = 1000
-"""Iterations (some 20 microseconds) that an idle OpenMP thread of the command spins before it sleeps."""
+SPIN_COUNT = 10_000
+"""Iterations that an idle OpenMP thread of the command spins before it sleeps; measured in docs/benchmarks.md."""
 
 SPIN_SETTINGS = {"GOMP_SPINCOUNT": str(SPIN_COUNT), "KMP_BLOCKTIME": "1"}
 """Environment variables of GNU's OpenMP, and of LLVM's and Intel's (milliseconds), read when torch is imported."""
