@@ -186,8 +186,7 @@ class Run(Session):
             metrics |= {f"val_{name}": value for name, value in result.epoch_metrics().items()}
         with self._signals.deferred():
             state.start_epoch()
-            # without a val split the latest epoch wins; with equal scores the lower loss: small splits have many ties
-            best = result is None or state.best is None or (result.score, -result.loss) > state.best
+            best = result is None or state.is_best(result)  # without a val split the latest epoch wins
             if best:
                 state.best_epoch = number
                 if result is not None:

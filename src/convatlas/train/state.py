@@ -8,8 +8,12 @@ from typing import Annotated
 
 from convatlas.core.record import Bounds, Record, at_least, between
 from convatlas.errors import RunError, listed
+from convatlas.tasks.result import Result
 
 FINITE = Bounds()
+
+MIN_RANKED_IMAGES = 100
+"""Number of val images from which epochs are compared by their score rather than by their loss."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,17 @@ class State(Record):
         """Number of epochs of which at least one step is done."""
         return len(self.history) + bool(self.images or self.skipped)
 
-    @property
-    def best(self) -> tuple[float, float] | None:
-        """(score, -loss) of the best epoch: of two epochs the larger one is better."""
-        return None if self.best_score is None or self.best_loss is None else (self.best_score, -self.best_loss)
+    def is_best(self, result: Result) -> bool:
+        """Return whether a result on val is better than that of the best epoch so far.
+
+        The score decides, then the loss. On fewer images than `MIN_RANKED_IMAGES`, one of which is worth more than a
+        percentage point, the loss decides.
+        """
+        if self.best_score is None or self.best_loss is None:
+            return True
+        if result.n < MIN_RANKED_IMAGES:
+            return result.loss < self.best_loss
+        return (result.score, -result.loss) > (self.best_score, -self.best_loss)
 
     def start_epoch(self) -> None:
         """Set the sums over the epoch to zero."""
