@@ -15,24 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from convatlas.errors import DataError
-from convatlas.inference.model import Ensemble, Model, load
+from convatlas.inference.model import Ensemble, Model
 from convatlas.inference.predict import EncodedImage, PredictOptions
-from convatlas.train.run import Run
-
-
-@pytest.fixture(scope="module")
-def model(colored: Run) -> Model:
-    return load(colored.model_file)
-
-
-@pytest.fixture(scope="module")
-def file(images: Path) -> Path:
-    return images / "val" / "bee" / "01.png"
-
-
-@pytest.fixture(scope="module")
-def values(file: Path) -> Any:
-    return np.array(Image.open(file))
 
 
 @pytest.fixture(scope="module")

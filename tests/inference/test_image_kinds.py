@@ -22,25 +22,10 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.resampling import resize
 from convatlas.engines.deploy import DeployModule
 from convatlas.errors import DataError, ModelFileError, printable
-from convatlas.inference.model import Ensemble, Model, load
+from convatlas.inference.model import Ensemble, Model
 from convatlas.inference.predict import EncodedImage
 from convatlas.tasks.classification.base import ClassPrediction
 from convatlas.train.run import Run
-
-
-@pytest.fixture(scope="module")
-def model(colored: Run) -> Model:
-    return load(colored.model_file)
-
-
-@pytest.fixture(scope="module")
-def file(images: Path) -> Path:
-    return images / "val" / "bee" / "01.png"
-
-
-@pytest.fixture(scope="module")
-def values(file: Path) -> Any:
-    return np.array(Image.open(file))
 
 
 def probabilities(model: Model | Ensemble, images: Any, **how: Any) -> list[dict[str, float]]:

@@ -23,6 +23,7 @@ from convatlas.system.progress import Progress
 from convatlas.train import distributed, run_folder
 from convatlas.train.distributed import Distributed
 from convatlas.train.resume import open_run
+from scripts import TERMINATED
 
 CHILD = """
 import os, signal, sys
@@ -148,26 +149,6 @@ def test_after_a_rank_is_killed_the_training_can_be_resumed(runs: dict[int, Path
     assert again.stdout.count("model file:") == 1
     left, right = (load_file(each / run_folder.MODEL) for each in (folder, runs[2]))
     assert all(torch.equal(left[name], right[name]) for name in right)
-
-
-TERMINATED = """
-import os, signal, sys
-from convatlas.cli import app
-from convatlas.train.loop import optim
-
-step, count = optim.SGD.step, 0
-
-def stop(*arguments):
-    global count
-    step(*arguments)
-    count += 1
-    if count == 5 and os.environ["RANK"] == "0":
-        os.kill(os.getppid(), signal.SIGTERM)  # torchrun, which passes it on to all ranks
-
-optim.SGD.step = stop
-sys.argv = ["convatlas", *sys.argv[1:]]
-app.main()
-"""
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from convatlas.train.run import Run
 from convatlas.train.settings import ExecutionOptions, RunOptions
 from convatlas.train.state import Epoch
 from convatlas.train.stop_signals import StopSignals, Terminated
+from scripts import TERMINATED
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -120,30 +121,13 @@ def test_a_stopped_training_can_be_resumed_in_the_same_process(rows_of_two: Path
         check_same(ca.resume(tmp_path / "run", progress=False).folder, whole)
 
 
-SCRIPT = """
-import os, signal, sys
-from convatlas.cli import app
-from convatlas.train.loop import optim
-step, count = optim.SGD.step, 0
-def stop(*arguments):
-    global count
-    step(*arguments)
-    count += 1
-    if count == 5:
-        os.kill(os.getpid(), signal.SIGTERM)
-optim.SGD.step = stop
-sys.argv = ["convatlas", *sys.argv[1:]]
-app.main()
-"""
-
-
 def test_sigterm_ends_the_command_with_143_and_the_command_that_continues(
     rows_of_two: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     options = "--model lenet1 --weights none --recipe default --epochs 3 --batch 10 --threads 1 --device cpu"
     command = ["fit", str(rows_of_two), *options.split(), "--checkpoint-every", "1h", "--out", str(out)]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *command], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", TERMINATED, *command], capture_output=True, text=True)
     assert done.returncode == 143, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "interrupted" in line]
     assert line.startswith(f"convatlas: interrupted; `convatlas resume {out}` continues at step 5 (epoch ")

@@ -167,7 +167,7 @@ class DataReport:
         return [*shown, *([f"and {more:,} more"] if more else []), self.summary()]
 
     def _title(self) -> str:
-        return f"{self.name}: {pluralize(len(self.images), 'image')}, {_number_of(len(self.classes))}"
+        return f"{self.name}: {pluralize(len(self.images), 'image')}, {pluralize(len(self.classes), 'class')}"
 
     def __repr__(self) -> str:
         table = [repr(self._short_table())] if self.counts else []
@@ -177,10 +177,6 @@ class DataReport:
         table = self._short_table()._repr_html_() if self.counts else ""
         items = "".join(f"<li>{html.escape(line)}</li>" for line in self._short_lines())
         return f"<p>{html.escape(printable(self._title()))}</p>{table}<ul>{items}</ul>"
-
-
-def _number_of(classes: int) -> str:
-    return "1 class" if classes == 1 else f"{classes:,} classes"
 
 
 def find_leaks(groups: Sequence[Group]) -> list[Group]:

@@ -102,7 +102,7 @@ class Evaluation(NamedTuple):
     def report(self) -> str:
         """Return the page that `write_report` writes."""
         title = f"{self.header.name} on {self.data}"
-        classes = pluralize(len(self.header.classes), "class").replace("classs", "classes")
+        classes = pluralize(len(self.header.classes), "class")
         sentences = [self.result.text()]
         if self.split == "all":
             sentences.append("all images: optimistically biased if the network was trained on some of them")

@@ -222,7 +222,7 @@ EXPORTED = (".onnx", ".xml", ".pt2")
 def _load_exported(path: Path) -> Model:
     """Open an exported file: its own runtime is the engine."""
     if path.suffix.lower() == ".pt2":
-        raise ModelFileError(f"{path}: reading it could run code that is hidden in it; use the model file it came from")
+        raise refusal_of_pt2(path)
     engine: OnnxRuntimeEngine | OpenVinoEngine
     if path.suffix.lower() == ".onnx":
         header, graph = onnx_file.read_graph(path)
@@ -235,6 +235,11 @@ def _load_exported(path: Path) -> Model:
         engine = OpenVinoEngine(ir_model, batch=EXPORTED_BATCH)
     check_decoding(path, header, engine.decoded)
     return Model(None, header, engine)
+
+
+def refusal_of_pt2(path: Path) -> ModelFileError:
+    """Return the error that refuses a .pt2 file."""
+    return ModelFileError(f"{path}: reading it could run code that is hidden in it; use the model file it came from")
 
 
 def from_weights(weights: Weights, *, file: Path | None = None) -> Model:

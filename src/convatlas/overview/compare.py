@@ -19,6 +19,7 @@ from convatlas.overview.describe import ModelDescription, describe
 from convatlas.system.files import write_text
 from convatlas.system.load import MAX_QUIET_SHARE, describe_load
 from convatlas.system.progress import Progress, progress_callback
+from convatlas.tasks.table import pluralize
 from convatlas.weights.describe import headline
 from convatlas.weights.run_files import MODEL, is_run
 
@@ -217,7 +218,7 @@ def _latency_note(rows: Sequence[BenchmarkRow]) -> str:
     if not rows:
         return ""
     threads, load = torch.get_num_threads(), max(row.other_load for row in rows)
-    note = f"ms: median for one image, engine torch, {threads} thread{'s'[: threads != 1]}"
+    note = f"ms: median for one image, engine torch, {pluralize(threads, 'thread')}"
     return note if load <= MAX_QUIET_SHARE else f"{note}; {describe_load(load)}: times on a quiet machine are shorter"
 
 

@@ -11,19 +11,21 @@ from typing import Any
 from convatlas.core.cost import totals_of
 from convatlas.core.table import Table, Text
 from convatlas.engines import onnx_file, openvino_files
-from convatlas.errors import ConvatlasError, ModelFileError, printable
-from convatlas.inference.model import EXPORTED, header_of
+from convatlas.errors import ConvatlasError, printable
+from convatlas.inference.model import EXPORTED, header_of, refusal_of_pt2
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.index import find_name
 from convatlas.models.own_module import OwnModule
 from convatlas.overview.run_status import FILES, RunStatus, read_status
-from convatlas.tasks.result_page import METRIC_NAMES
+from convatlas.tasks.result_page import metric_name
+from convatlas.tasks.table import pluralize
 from convatlas.train.finish import run_header
 from convatlas.train.fit_command import nearest_recipe
 from convatlas.train.recipe import Recipe
 from convatlas.train.run_folder import MODEL
 from convatlas.weights.describe import (
     describe_calibration,
+    describe_interval,
     describe_preprocessing,
     describe_split,
     describe_task,
@@ -127,7 +129,7 @@ class ModelDescription:
             return {}
         execution = training.execution
         count = execution.get("threads")
-        threads = f"{count} thread{'s'[: count != 1]}" if count else ""
+        threads = pluralize(count, "thread") if count else ""
         return {
             "data": f"{training.data} (fingerprint {training.fingerprint[:12]}); {describe_split(training)}",
             "started from": training.weights or "random weights",
@@ -161,22 +163,18 @@ def metrics_table(header: Header) -> Table:
     bounds = {f"{key}{side}" for key in keys for side in ("_low", "_high")}
     first = headline(header.task)
     names = sorted((key for key in keys if key not in bounds), key=lambda key: key != first)
-    rows = tuple(
-        (METRIC_NAMES.get(key, key.replace("_", " ")), *(_metric(key, each) for each in header.metrics.values()))
-        for key in names
-    )
+    rows = tuple((metric_name(key), *(_metric(key, each) for each in header.metrics.values())) for key in names)
     return Table(("", *header.metrics), rows)
 
 
 def _metric(key: str, numbers: Mapping[str, float | int]) -> str:
-    value, low, high = numbers.get(key), numbers.get(f"{key}_low"), numbers.get(f"{key}_high")
+    value = numbers.get(key)
     if value is None:
         return ""
     if isinstance(value, int):
         return f"{value:,}"
     form = ".2%" if key in SHARES else ".4f"
-    interval = "" if low is None or high is None else f" (95 % interval {low:{form}} to {high:{form}})"
-    return f"{value:{form}}{interval}"
+    return f"{value:{form}}{describe_interval(key, numbers, form)}"
 
 
 def _file_size(count: int) -> str:
@@ -225,7 +223,7 @@ def _of_model_file(name: str, kind: str, file: Path, run: RunStatus | None = Non
 def _of_exported(name: str, path: Path) -> ModelDescription:
     suffix = path.suffix.lower()
     if suffix == ".pt2":
-        raise ModelFileError(f"{path}: reading it could run code that is hidden in it; use the model file it came from")
+        raise refusal_of_pt2(path)
     if suffix == ".onnx":
         return _described(name, "exported file (ONNX)", onnx_file.read_graph(path)[0], path, [path])
     files = [path, path.with_suffix(".bin")]

@@ -7,20 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from convatlas.train.resume import read_progress
-from convatlas.train.run_folder import CHECKPOINT, CONFIG, LOCK, METRICS, MODEL, REPORT, is_locked
+from convatlas.train.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    CURVES,
+    LAST,
+    LOCK,
+    LR_FINDER,
+    METRICS,
+    MODEL,
+    REPORT,
+    UNREADABLE,
+    is_locked,
+)
 from convatlas.train.settings import RunConfig, read_config
 from convatlas.train.state import State
 
 FILES = {
     MODEL: "weights of the best epoch",
-    "last.safetensors": "weights of the last epoch",
+    LAST: "weights of the last epoch",
     CHECKPOINT: "state of the training",
     CONFIG: "configuration",
     METRICS: "metrics of each epoch",
     REPORT: "report",
-    "curves.png": "learning curves",
-    "lr_finder.png": "curve of the learning-rate finder",
-    "unreadable.csv": "images that were skipped",
+    CURVES: "learning curves",
+    LR_FINDER: "curve of the learning-rate finder",
+    UNREADABLE: "images that were skipped",
 }
 """Files of a run directory and what they contain."""
 

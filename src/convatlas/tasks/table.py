@@ -66,8 +66,9 @@ def _none_for_nan(value: Any) -> Any:
 
 
 def pluralize(number: int, what: str) -> str:
-    """Return "1 image", "2 images"."""
-    return f"{number:,} {what if number == 1 else what + 's'}"
+    """Return "1 image", "2 images", "3 classes"."""
+    ending = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{ending}"
 
 
 def rows_of(values: Sequence[Sequence[Any]]) -> tuple[tuple[Any, ...], ...]:

@@ -118,7 +118,7 @@ def report(data: ReportData) -> str:
     counted = totals_of(data.network)
     title = f"{config.model} on {data.dataset.name}"
     return document(title, [
-        header(title, f"{_classes(len(config.task.classes))}; images: {counts}; seed {config.seed}"),
+        header(title, f"{pluralize(len(config.task.classes), 'class')}; images: {counts}; seed {config.seed}"),
         result_summary(
             result, data.split, baseline=config.task.baseline(images.targets), sentences=_sentences(data),
             facts=_facts(data, counted),
@@ -133,10 +133,6 @@ def report(data: ReportData) -> str:
         beside(_how_it_was_run(data), section("Cost of the network", pairs(_totals(counted)))),
         _recipe_section(data),
     ])  # fmt: skip
-
-
-def _classes(count: int) -> str:
-    return "1 class" if count == 1 else f"{count:,} classes"
 
 
 def _sentences(data: ReportData) -> list[str]:
@@ -246,7 +242,7 @@ def _class_counts(dataset: Dataset) -> str:
 def _how_it_was_run(data: ReportData) -> str:
     config = data.config
     execution = config.execution
-    threads = f", {execution.threads} thread{'s'[: execution.threads != 1]}" if execution.threads else ""
+    threads = f", {pluralize(execution.threads, 'thread')}" if execution.threads else ""
     command = fit_command(config)
     facts = {
         "run directory": data.folder,

@@ -15,6 +15,7 @@ from convatlas.errors import RunError
 from convatlas.system.load import describe_load
 from convatlas.system.progress import Progress
 from convatlas.tasks.result import Result
+from convatlas.tasks.table import pluralize
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.cpu.threads import LoadWatch, fastest_threads, thread_counts
 from convatlas.train.finish import run_header
@@ -24,7 +25,7 @@ from convatlas.train.lr_finder import LRFinderResult, find_lr
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.report import ReportData, write_reports
 from convatlas.train.run_folder import LAST, METRICS, MODEL, write_table
-from convatlas.train.session import Session, describe_threads
+from convatlas.train.session import Session
 from convatlas.train.state import Epoch
 from convatlas.train.step import Step
 from convatlas.train.swap_forward import restore_forwards
@@ -133,7 +134,7 @@ class Run(Session):
             self.state.threads = threads
             torch.set_num_threads(threads)
             self.save()
-        return f"{describe_load(load)}: continuing with {describe_threads(threads)}"
+        return f"{describe_load(load)}: continuing with {pluralize(threads, 'thread')}"
 
     def _count(self, step: Step) -> None:
         """Add a step to the sums over the epoch."""

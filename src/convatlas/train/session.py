@@ -21,6 +21,7 @@ from convatlas.errors import RunError
 from convatlas.system.devices import resolve_device
 from convatlas.system.load import MAX_QUIET_SHARE, describe_load
 from convatlas.tasks.result import Result
+from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Calibration, Task
 from convatlas.train.batch_norm import min_images
 from convatlas.train.checkpoint import load_checkpoint, save_checkpoint
@@ -92,7 +93,7 @@ class Session:
         """Return device and execution plan, and the threads if they were measured beside other processes."""
         text = f"{self.device.type}, {self.plan}"
         if self.state.other_load > MAX_QUIET_SHARE and self.config.execution.adapt_threads:
-            text += f", {describe_threads(self.threads or 0)} ({describe_load(self.state.other_load)})"
+            text += f", {pluralize(self.threads or 0, 'thread')} ({describe_load(self.state.other_load)})"
         return text
 
     @property
@@ -219,11 +220,6 @@ class Session:
         if (header.spec, header.classes) != (self.config.spec, self.config.task.classes):
             raise RunError(f"{self.model_file}: must be the model file of this run, got one of {header.name}")
         return tensors
-
-
-def describe_threads(threads: int) -> str:
-    """Return a number of threads in words."""
-    return f"{threads} thread{'s'[: threads != 1]}"
 
 
 def current_versions(device: torch.device, plan: ExecutionPlan, network: Network) -> dict[str, str]:

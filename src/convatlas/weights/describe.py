@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import listed
+from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Calibration, Task
 from convatlas.weights.modelfile import Header
 from convatlas.weights.training_record import TrainingRecord
@@ -18,8 +19,7 @@ COLORS = {1: "grayscale", 3: "RGB"}
 
 def describe_task(task: Task) -> str:
     """Return the task and its first classes."""
-    count = len(task.classes)
-    return f"{task.name}, {count:,} class{'es'[: 2 * (count != 1)]}: {listed(task.classes, MAX_CLASSES)}"
+    return f"{task.name}, {pluralize(len(task.classes), 'class')}: {listed(task.classes, MAX_CLASSES)}"
 
 
 def describe_preprocessing(steps: Preprocessing) -> str:
@@ -54,14 +54,19 @@ def headline(task: Task) -> str:
     return task.progress_columns[-1].key.partition("_")[2]
 
 
+def describe_interval(name: str, metrics: Mapping[str, float | int], form: str) -> str:
+    """Return the 95 % interval of a metric in brackets, after a space; empty if it has none."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f" (95 % interval {low:{form}} to {high:{form}})"
+
+
 def describe_score(task: Task, metrics: Mapping[str, float | int]) -> str:
     """Return the headline metric of a split with its 95 % interval and the number of images; empty if there is none."""
     name = headline(task)
     if name not in metrics:
         return ""
     form = task.progress_columns[-1].form
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    interval = "" if low is None or high is None else f" (95 % interval {low:{form}} to {high:{form}})"
+    interval = describe_interval(name, metrics, form)
     images = f" on {metrics['n']:,} images" if "n" in metrics else ""
     return f"{name} {metrics[name]:{form}}{interval}{images}"
 
