@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,18 @@ sys.argv = ["convatlas", *sys.argv[1:]]
 app.main()
 """
 """The command, in a process or under torchrun, that gets SIGTERM after its fifth step."""
+
+
+def launch(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script or module with torchrun on `count` ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-addr", "127.0.0.1",
+        "--master-port", str(port), *arguments,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def load_script(path: Path) -> ModuleType:

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 from convatlas.errors import ConvatlasError
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Model, load
-from convatlas.inference.predict import EncodedImage
 from convatlas.train.run import Run
 from http_client import FORM, ask, form, running
 

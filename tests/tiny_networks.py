@@ -1,4 +1,4 @@
-"""Small versions of every network of the catalog: all layers, few channels, few repeats, small images."""
+"""Small versions of every classifier of the catalog: all layers, few channels, few repeats, small images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from convatlas.core.network import Network
 from convatlas.core.spec import Spec, cells
 from convatlas.models.catalog import CATALOG, build_fresh, stats
 
+CLASSIFIERS = [name for name, row in CATALOG.items() if row.spec.predicts == "classes"]
+
 
 @cache
 def tiny(name: str) -> Spec:
@@ -22,7 +24,7 @@ def tiny(name: str) -> Spec:
     return spec.scaled(width=0.25, depth=0.34, resolution=min(spec.resolution, max(spec.minimum, 48)))
 
 
-def one_of_each_kind(names: Iterable[str] = CATALOG) -> list[str]:
+def one_of_each_kind(names: Iterable[str] = CLASSIFIERS) -> list[str]:
     """Return the smallest of the networks that differ only in numbers, such as depths and widths: they share code."""
     kinds: dict[object, str] = {}
     for name in by_size(names):
@@ -34,7 +36,7 @@ def one_of_each_kind(names: Iterable[str] = CATALOG) -> list[str]:
 
 def one_of_each_spec() -> list[str]:
     """Return the smallest network of each type of spec."""
-    return list({type(CATALOG[name].spec): name for name in reversed(by_size(CATALOG))}.values())
+    return list({type(CATALOG[name].spec): name for name in reversed(by_size(CLASSIFIERS))}.values())
 
 
 def by_size(names: Iterable[str]) -> list[str]:
@@ -42,7 +44,7 @@ def by_size(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: stats(name).macs)
 
 
-def of_each_kind(names: Iterable[str] = CATALOG) -> pytest.MarkDecorator:
+def of_each_kind(names: Iterable[str] = CLASSIFIERS) -> pytest.MarkDecorator:
     """Parametrize a test by `name`: one network of each kind, the others of the catalog with `-m slow`."""
     names = list(names)
     kinds = one_of_each_kind(names)

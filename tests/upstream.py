@@ -21,9 +21,10 @@ from convatlas.weights.match import rules_of
 from convatlas.weights.read import choose_state_dict
 from convatlas.weights.sizes import Sizes
 from convatlas.weights.state_dicts import find_state_dicts
+from tiny_networks import CLASSIFIERS
 
-PAIRS = [(name, library) for name, row in CATALOG.items() for library in row.upstream]
-"""(our name, library) of every network with an upstream implementation."""
+PAIRS = [(name, library) for name in CLASSIFIERS for library in CATALOG[name].upstream]
+"""(our name, library) of every classifier with an upstream implementation."""
 
 RELATIVES = [(name, relative) for name, row in CATALOG.items() for relative in row.relatives]
 """(our name, name in timm) of every network with the same tensors and other cells."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from convatlas.core.summary import summary
     from convatlas.data.augment import Augment
     from convatlas.data.check import check_data
+    from convatlas.data.convert import convert_data
     from convatlas.draw.diagram import diagram
     from convatlas.draw.timeline import timeline
     from convatlas.errors import ConvatlasError
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from convatlas.inference.model import Ensemble, evaluate, load, predict
     from convatlas.models.catalog import spec, variant
     from convatlas.models.describe import list_models
+    from convatlas.models.families.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
     from convatlas.models.register import register, unregister
     from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
     from convatlas.overview.look import compare, show
+    from convatlas.tasks.detection.coco import evaluate_coco
+    from convatlas.tasks.detection.objects import Objects
+    from convatlas.tasks.detection.skeleton import Skeleton, read_skeleton
     from convatlas.train.candidates import Budget
     from convatlas.train.cross_validation import cross_validate
     from convatlas.train.fit import fit
@@ -59,6 +64,7 @@ _ROOMS = {
     "core.summary": ("summary",),
     "data.augment": ("Augment",),
     "data.check": ("check_data",),
+    "data.convert": ("convert_data",),
     "draw.diagram": ("diagram",),
     "draw.timeline": ("timeline",),
     "errors": ("ConvatlasError",),
@@ -66,9 +72,13 @@ _ROOMS = {
     "inference.model": ("Ensemble", "evaluate", "load", "predict"),
     "models.catalog": ("spec", "variant"),
     "models.describe": ("list_models",),
+    "models.families.rcnn": ("FasterRCNN", "KeypointRCNN", "MaskRCNN"),
     "models.register": ("register", "unregister"),
     "models.scaling": ("fit_budget", "scale_compound", "scale_fast"),
     "overview.look": ("compare", "show"),
+    "tasks.detection.coco": ("evaluate_coco",),
+    "tasks.detection.objects": ("Objects",),
+    "tasks.detection.skeleton": ("Skeleton", "read_skeleton"),
     "train.candidates": ("Budget",),
     "train.cross_validation": ("cross_validate",),
     "train.fit": ("fit",),
@@ -89,11 +99,12 @@ _LISTS = ("list_networks", "networks", "models", "list_architectures", "availabl
 
 __all__ = [
     "Augment", "Budget", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
-    "Network", "Preprocessing", "Product", "Recipe", "RunOptions", "Sum", "build", "check_data", "compare",
-    "cost", "cross_validate", "diagram", "diff", "evaluate", "export", "feature_info", "finish", "fit",
-    "fit_budget", "import_weights", "list_models", "list_weights", "load", "param_groups_by_depth", "predict",
-    "preview", "register", "resume", "scale_compound", "scale_fast", "select_model", "show", "spec", "summary",
-    "taps", "taps_at_strides", "timeline", "unregister", "variant",
+    "FasterRCNN", "KeypointRCNN", "MaskRCNN", "Network", "Objects", "Preprocessing", "Product", "Recipe", "RunOptions",
+    "Skeleton", "Sum", "build", "check_data", "compare", "convert_data", "cost", "cross_validate", "diagram", "diff",
+    "evaluate", "evaluate_coco", "export", "feature_info", "finish", "fit", "fit_budget", "import_weights",
+    "list_models", "list_weights", "load", "param_groups_by_depth", "predict", "preview", "read_skeleton", "register",
+    "resume", "scale_compound", "scale_fast", "select_model", "show", "spec", "summary", "taps", "taps_at_strides",
+    "timeline", "unregister", "variant",
 ]  # fmt: skip
 
 

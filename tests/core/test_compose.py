@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convatlas.core.auxiliary import Auxiliary
 from convatlas.core.compose import Chain, Concat, Join, Product, Sum, _may_overwrite_output
-from convatlas.core.network import Auxiliary, Network, taps
+from convatlas.core.network import Network, taps
 from convatlas.errors import SpecError
 from convatlas.layers.channels import DropPath
 

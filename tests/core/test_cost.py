@@ -193,7 +193,7 @@ class Mystery(nn.Module):
         (Chain(flat=nn.Flatten(), pool=nn.AdaptiveAvgPool2d(1)), "pool"),
         (Chain(a=Chain(odd=Mystery(parameters=3))), r"a\.odd"),
         (Chain(a=Chain(odd=Mystery())), r"a\.odd"),
-        (Chain(up=nn.ConvTranspose2d(3, 8, 2)), "up"),
+        (Chain(up=nn.ConvTranspose3d(3, 8, 2)), "up"),
         (nn.ModuleList(), "network"),
     ],
 )  # fmt: skip

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convatlas.core.auxiliary import Features
 from convatlas.core.compose import Chain, Concat, Pair, Product, Sum
-from convatlas.core.network import Features, Network, feature_map, tap_paths, taps
+from convatlas.core.network import Network, feature_map, tap_paths, taps
 from convatlas.errors import SpecError
 from convatlas.layers.channels import DropPath, Scale
 from tiny_networks import build_tiny, every_network, one_of_each_spec

@@ -28,8 +28,9 @@ from convatlas.data.dataset import Dataset
 from convatlas.data.decode.files import UnavailableError
 from convatlas.data.decode.pixels import load_image
 from convatlas.data.open import open_data
+from convatlas.data.pixel_cache import PixelWriter
 from convatlas.data.stream import Streamed, prefetch
-from convatlas.errors import DataError
+from convatlas.errors import DataError, MachineError
 from convatlas.train.recipe import Recipe
 from convatlas.train.state import Epoch
 
@@ -229,6 +230,13 @@ def test_unfinished_files_of_killed_processes_are_deleted(images: Path, cache: P
     load(images)
     assert not left.exists()
     assert own.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_error_of_the_disk_while_pixels_are_written_is_one_line() -> None:
+    writer = PixelWriter((10**6,), torch.uint8, Path("/dev/full"))
+    with pytest.raises(MachineError, match=r"/dev/full: cannot be written \(.*No space left"):
+        writer.write(torch.zeros(10**6, dtype=torch.uint8))
 
 
 # --- no room on the disk nor in memory

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from convatlas.data import threads
-from convatlas.data.threads import map_in_threads
+from convatlas.data.threads import map_ahead, map_in_threads
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 500])
@@ -43,3 +43,25 @@ def test_an_error_stops_the_remaining_work(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="ten"):
         list(map_in_threads(fail_at_ten, range(5000)))
     assert len(done) <= 10 + 2 * threads.MAX_ITEMS_PER_TASK
+
+
+def test_batches_are_computed_before_they_are_used() -> None:
+    started = [threading.Event() for _ in range(8)]
+
+    def start(number: int) -> int:
+        started[number].set()
+        return -number
+
+    results = map_ahead(start, [[0, 1, 2], [], [3], [4, 5], [6, 7]])
+    assert next(results) == [0, -1, -2]
+    assert started[3].wait(10)  # two batches ahead
+    assert not started[6].is_set()
+    assert list(results) == [[], [-3], [-4, -5], [-6, -7]]
+
+
+def test_an_error_ends_the_batches() -> None:
+    results = map_ahead(lambda number: 1 // number, [[1], [0], *([2] for _ in range(500))])
+    assert next(results) == [1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert not list(results)

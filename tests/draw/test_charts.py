@@ -157,6 +157,19 @@ def test_curves_draw_the_metric_of_val_alone_if_train_has_another() -> None:
     assert figure.axes[1].get_title(loc="left") == "mAP, %"
 
 
+def test_curves_draw_the_terms_of_a_loss() -> None:
+    terms = {"train_box_loss": 0.3, "train_mask_loss": 0.7}
+    history = [row | terms | {"val_mask_ap": 0.1 * row["epoch"]} for row in HISTORY]
+    columns = (
+        Column("train_box_loss", "box"), Column("train_mask_loss", "mask"), Column("val_mask_ap", "val mask AP", ".2%")
+    )  # fmt: skip
+    figure = charts.curves(history, columns)
+    assert list(lines(figure, 0)) == ["train", "val", "box", "mask"]
+    assert lines(figure, 0)["mask"] == [0.7] * len(HISTORY)
+    assert list(lines(figure, 1)) == ["val"]
+    assert figure.axes[1].get_title(loc="left") == "mask AP, %"
+
+
 def test_curves_of_a_run_without_val() -> None:
     history = [{"epoch": row["epoch"], "train_loss": row["train_loss"]} for row in HISTORY]
     assert list(lines(charts.curves(history, COLUMNS), 0)) == ["train"]

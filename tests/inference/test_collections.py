@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from convatlas.errors import DataError
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Ensemble, Model
-from convatlas.inference.predict import EncodedImage, PredictOptions
+from convatlas.inference.options import PredictOptions
 
 
 @pytest.fixture(scope="module")

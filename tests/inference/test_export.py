@@ -82,7 +82,7 @@ def test_the_script_of_the_documentation_works_without_this_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It knows only the file: preprocessing, roundings and classes are read from the metadata."""
-    (script,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "onnx" in block]
+    script, _ = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "onnx" in block]
     assert "import convatlas" not in script
     rule = describe_header(load(exported["onnx"]).header)["input"]
     assert all(text in rule for text in ("EXIF", "rounded down", "halves rounded to the even number", "antialiased"))

@@ -22,8 +22,8 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.resampling import resize
 from convatlas.engines.deploy import DeployModule
 from convatlas.errors import DataError, ModelFileError, printable
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Ensemble, Model
-from convatlas.inference.predict import EncodedImage
 from convatlas.tasks.classification.base import ClassPrediction
 from convatlas.train.run import Run
 

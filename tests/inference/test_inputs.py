@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from convatlas.errors import DataError
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.inputs import expand_inputs
-from convatlas.inference.predict import EncodedImage
 
 
 @pytest.fixture

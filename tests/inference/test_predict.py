@@ -20,8 +20,9 @@ from torch import Tensor
 from commands import Command, Outcome, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import DataError, EngineError, SpecError
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Ensemble, Model, load
-from convatlas.inference.predict import EncodedImage, PredictOptions
+from convatlas.inference.options import PredictOptions
 from convatlas.tasks.classification.base import UNKNOWN, ClassPrediction
 from convatlas.tasks.known import Classification, MultilabelClassification
 from convatlas.tasks.task import Task
@@ -171,7 +172,7 @@ def test_an_image_below_the_threshold_is_unknown(model: Model, files: list[Path]
     [
         ({"threshold": 1.5}, r"threshold must be a number in \[0, 1\] or null, got 1\.5"),
         ({"threshold": -0.1}, r"threshold must be a number in \[0, 1\] or null, got -0\.1"),
-        ({"batch": 0}, "batch must be an integer >= 1, got 0"),
+        ({"batch": 0}, "batch must be an integer >= 1 or null, got 0"),
         ({"tta": "five"}, "tta must be one of none, flip, ten-crop, got 'five'"),
     ],
 )

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from commands import Command, check_refused
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Model, load
-from convatlas.inference.predict import EncodedImage
 from convatlas.inference.serve.limits import Limits
 from convatlas.train.run import Run
 from http_client import FORM, ask, form, running

@@ -20,8 +20,8 @@ from commands import Command, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.headers import Header as ImageHeader
 from convatlas.errors import DataError, InputError
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Model, load
-from convatlas.inference.predict import EncodedImage
 from convatlas.inference.serve.limits import Limits
 from convatlas.train.run import Run
 from http_client import BOUNDARY, FORM, ask, connect, drip, form, form_of, head, read_all, running
@@ -257,14 +257,18 @@ def test_images_that_are_decoded_at_the_same_time_share_a_budget() -> None:
 
     def decode_large() -> None:
         entered.set()
-        with budget.reserve(10):
-            order.append("large")
+        budget.take(10)
+        order.append("large")
+        budget.give_back(10)
 
-    with budget.reserve(4), budget.reserve(6):
-        thread = threading.Thread(target=decode_large)
-        thread.start()
-        entered.wait()
-        order.append("small")
+    budget.take(4)
+    budget.take(6)
+    thread = threading.Thread(target=decode_large)
+    thread.start()
+    entered.wait()
+    order.append("small")
+    budget.give_back(6)
+    budget.give_back(4)
     thread.join()
     assert order == ["small", "large"]
 
@@ -385,7 +389,7 @@ class OddEngine:
 def test_a_failure_of_one_image_is_the_error_of_that_image(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from convatlas.inference.predict import load_views
+    from convatlas.inference.images import load_views
 
     def fail(image: Any, name: str, *others: Any) -> Any:
         if name == "memory":

@@ -89,7 +89,7 @@ def check_schema(value: Any, schema: Mapping[str, Any], api: Mapping[str, Any]) 
     if "$ref" in schema:
         schema = api["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
-    types = {"string": str, "null": type(None), "number": (int, float), "array": list, "object": dict}
+    types = {"string": str, "null": type(None), "number": (int, float), "integer": int, "array": list, "object": dict}
     assert any(isinstance(value, types[kind]) for kind in kinds), (value, kinds)
     if isinstance(value, list):
         for item in value:

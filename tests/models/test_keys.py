@@ -13,7 +13,7 @@ import pytest
 
 from convatlas.models import families
 from convatlas.models.catalog import CATALOG, FAMILIES, build_fresh
-from convatlas.models.keys import KeyMapping, Rules, rename, spec_types
+from convatlas.models.keys import KeyMapping, rename, spec_types
 
 EXAMPLE = re.compile(r'"([^"]+)" -> "([^"]+)"')
 
@@ -23,11 +23,13 @@ def mappings() -> Iterator[tuple[str, KeyMapping, type]]:
     for module in pkgutil.iter_modules(families.__path__):
         home = importlib.import_module(f"{families.__name__}.{module.name}")
         for name, function in inspect.getmembers(home, inspect.isfunction):
-            hints = typing.get_type_hints(function)
-            if function.__module__ == home.__name__ and hints.get("return") == Rules:
-                spec_type = hints["spec"]
-                if isinstance(spec_type, type):
-                    yield f"{module.name}.{name}", function, spec_type
+            if function.__module__ != home.__name__ or function.__annotations__.get("return") != "Rules":
+                continue
+            spec_type = typing.get_type_hints(function)["spec"]
+            if isinstance(spec_type, type):
+                yield f"{module.name}.{name}", function, spec_type
+    for library, function in FAMILIES["rcnn"].key_mappings.items():  # made of those of the other families
+        yield f"rcnn.{library}", function, *spec_types(function)
 
 
 MAPPINGS = {name: (function, spec_type) for name, function, spec_type in mappings()}

@@ -19,14 +19,14 @@ from convatlas.models.card import Variant
 from convatlas.models.catalog import CATALOG, stats
 from convatlas.models.keys import remap_keys
 from convatlas.weights.match import family_of
-from tiny_networks import one_of_each_kind
+from tiny_networks import CLASSIFIERS, one_of_each_kind
 from upstream import PAIRS, RELATIVES, images, moved, scramble, theirs, timms
 
 OTHER_ORDER = ("vgg", "resnetv2", "mobilenet_v3")
 """Families whose head, or a hidden layer of it, is a convolution in timm."""
 
 # training takes longer: each network once, from torchvision if it has it; of one code, the smallest unless slow
-UPSTREAM = {name: next(iter(row.upstream)) for name, row in CATALOG.items() if row.upstream}
+UPSTREAM = {name: next(iter(row.upstream)) for name, row in CATALOG.items() if name in CLASSIFIERS and row.upstream}
 TRAINED = one_of_each_kind(UPSTREAM)
 
 LARGE_IN_DOUBLE = {(name, "timm") for name in CATALOG if name.startswith("vgg") and not name.startswith("vgg11")}

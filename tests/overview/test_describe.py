@@ -159,7 +159,7 @@ def test_a_run_directory_is_taken_where_a_model_file_is(
         ca.evaluate(7, images)  # type: ignore[arg-type]
     assert convatlas("export", folder, "--to", "onnx", "--check", images).code == 0
     assert (folder / "model.onnx").is_file()
-    (row,) = _measure(str(folder), "torch", (1,), 0.01, None)
+    (row,) = _measure(str(folder), "torch", (1,), 0.01, None, None)
     assert (row.label, row.network, row.parameters) == (f"{folder} (lenet5_modern)", "lenet5_modern", 61_411)
     run = ca.fit(
         images, "lenet5_modern", weights=folder, epochs=1, head_epochs=0, batch=36, out=tmp_path / "second",

@@ -69,3 +69,17 @@ def test_unfinished_entries_of_processes_that_ended_are_deleted(tmp_path: Path) 
         file.write_bytes(b"")
     folder.make_room(1)
     assert names(folder) == {own.name, other_machine.name}
+
+
+def test_the_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each entry: the time for room in a cache of many entries would grow with their square."""
+    folder = LruFolder(tmp_path / "cache", ".raw", limit=10**6)
+    for i in range(50):
+        write(folder, f"entry{i}", 100, used=i)
+    listings = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda *path: listings.append(path) or scan(*path))
+    names_of = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda *path: listings.append(path) or names_of(*path))
+    folder.make_room(1)
+    assert len(listings) < 10

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convatlas.core.compose import Chain
+from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Images
 from convatlas.engines.evaluation import compute_outputs, eager_forward
@@ -132,7 +134,9 @@ def test_evaluation_runs_in_evaluation_mode_and_does_not_depend_on_the_batch() -
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (11, 1, 4, 4), dtype=torch.uint8, generator=generator)
     images = Images(pixels, Targets(label=torch.arange(11) % 3), [str(i) for i in range(11)])
-    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)).train()
+    network = Network(
+        stem=nn.Flatten(), stages=Chain(nn.Dropout(0.5)), head=nn.Linear(16, 3), input_shape=(1, 4, 4)
+    ).train()
     task, preprocessing = Classification(("a", "b", "c")), Preprocessing(resize=4, crop=4)
     first, second = (
         task.evaluate(compute_outputs(eager_forward(network, preprocessing), images, batch=batch), images.targets)

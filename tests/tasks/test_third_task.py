@@ -21,10 +21,11 @@ import convatlas as ca
 from commands import Command
 from convatlas.errors import DataError
 from convatlas.tasks.prediction import Prediction
+from convatlas.tasks.registry import TASKS, register
 from convatlas.tasks.result import Result
 from convatlas.tasks.table import Column, MetricTable
 from convatlas.tasks.targets import Targets
-from convatlas.tasks.task import TASKS, Calibration, Criterion, SplitTargets, TableRows, Task, register
+from convatlas.tasks.task import Calibration, Criterion, SplitTargets, TableRows, Task
 from convatlas.train.fit import prepare_run
 from convatlas.train.resume import open_run
 from convatlas.train.run import Run
@@ -89,6 +90,7 @@ class Regression(Task):
     """One number for each image. Targets: value (n, 1) float32."""
 
     name = "regression"
+    short_name = "regress"
     losses = ("squared", "absolute")
     progress_columns = (Column("train_mae", "train MAE", ".4f"), Column("val_mae", "val MAE", ".4f"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,3 +34,22 @@ def test_few_images_are_ranked_by_loss(images: int, correct: int, loss: float, i
     assert state.is_best(result(images, correct, loss))
     state.best_score, state.best_loss = 0.6, 1.0
     assert state.is_best(result(images, correct, loss)) == is_best
+
+
+@pytest.mark.parametrize(("correct", "is_best"), [(5, False), (6, False), (7, True)])
+def test_without_a_loss_the_score_decides(correct: int, is_best: bool) -> None:
+    state = State()
+    without: Any = result(10, correct, 0.0)
+    object.__setattr__(without, "loss", None)
+    assert state.is_best(without)
+    state.best_score = 0.6
+    assert state.is_best(without) == is_best
+
+
+def test_while_the_score_is_zero_later_epochs_are_better() -> None:
+    state = State(best_score=0.0)
+    without: Any = result(10, 0, 0.0)
+    object.__setattr__(without, "loss", None)
+    assert state.is_best(without)
+    state.best_score = 0.1
+    assert not state.is_best(without)

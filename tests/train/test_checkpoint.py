@@ -128,6 +128,7 @@ CHECKPOINTS: list[tuple[str, Any, str]] = [
     ("state.step", 5, "state: step must fit 1 of 3 epochs in history, of 2 steps each, got 5"),
     ("state.step", 10**30, "state: step must fit"),
     ("state.loss_sum", NAN, "state: loss_sum must be a number, got nan"),
+    ("state.metric_sums", [1.0, 2.0], "state: metric_sums must have 1 numbers, got 2"),
     ("state.images", None, "state: images must be an integer"),
     ("state.history", [1], r"state: history\[0\] must be a table of fields"),
     ("state.history", "x", "state: history must be a list"),
@@ -137,7 +138,7 @@ CHECKPOINTS: list[tuple[str, Any, str]] = [
     ("state.history.0.elapsed_s", ..., r"history\[0\] must have all columns, elapsed_s are missing"),
     ("state.best_epoch", 2, "best_epoch must be one of 1 epochs in history, got 2"),
     ("state.best_score", "x", "best_score must be a number or null, got 'x'"),
-    ("state.best_loss", None, "best_score and best_loss must both be"),
+    ("state.best_score", None, "best_loss must be null without best_score"),
     ("state.finished", 1, "state: finished must be true or false"),
     ("state.unknown", 1, "state: unknown is not a field of State"),
 ]  # fmt: skip

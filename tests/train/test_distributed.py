@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import signal
-import socket
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +21,7 @@ from convatlas.system.progress import Progress
 from convatlas.train import distributed, run_folder
 from convatlas.train.distributed import Distributed
 from convatlas.train.resume import open_run
-from scripts import TERMINATED
+from scripts import TERMINATED, launch
 
 CHILD = """
 import os, signal, sys
@@ -81,18 +79,6 @@ compare("densenet121", 8, Recipe())
 compare("cifar_resnet20", 2, Recipe())  # one of the three ranks has no image
 compare("lenet5_modern", 7, Recipe(micro_batch=2))
 """
-
-
-def launch(count: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a script or module with torchrun on `count` ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-addr", "127.0.0.1",
-        "--master-port", str(port), *arguments,
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def train(count: int, folder: Path, script: Path, kill: int = -1) -> subprocess.CompletedProcess[str]:

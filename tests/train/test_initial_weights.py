@@ -134,19 +134,19 @@ def test_another_resolution_keeps_the_weights(records: dict[str, Weights]) -> No
 
 
 def test_names_of_published_weights(records: dict[str, Weights], tmp_path: Path) -> None:
-    for text in ("DEFAULT", "imagenet", "torchvision:DEFAULT", "torchvision:A", f"{NAME}@torchvision:A"):
-        assert published_weights(text, NAME) == records["A"]
-    assert published_weights(tmp_path / "file.pth", NAME) is None
+    for text in ("DEFAULT", "imagenet", "torchvision", "torchvision:DEFAULT", "torchvision:A", f"{NAME}@torchvision:A"):
+        assert published_weights(text, ca.spec(NAME), NAME) == records["A"]
+    assert published_weights(tmp_path / "file.pth", ca.spec(NAME), NAME) is None
     with pytest.raises(WeightsError, match="are weights of resnet18, not of squeezenet1_1"):
-        published_weights("resnet18@torchvision:A", NAME)
+        published_weights("resnet18@torchvision:A", ca.spec(NAME), NAME)
     with pytest.raises(WeightsError, match="no installed library publishes weights of lenet5"):
-        published_weights("DEFAULT", "lenet5")
+        published_weights("DEFAULT", ca.spec("lenet5"), "lenet5")
 
 
 @pytest.mark.parametrize(
     ("weights", "hint"),
     [
-        ("B", "write torchvision:B"), ("torchvision", "write torchvision:A"), ("default", "are DEFAULT"),
+        ("B", "write torchvision:B"), ("default", "are DEFAULT"),
         ("pretrained", "are DEFAULT"), ("torchvison:A", "did you mean torchvision?"), ("w.pth", "no such file"),
     ],
 )  # fmt: skip

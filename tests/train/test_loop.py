@@ -195,7 +195,7 @@ def test_a_nonfinite_step_is_rolled_back() -> None:
     before = copy.deepcopy(network.state_dict())
     skipped = next(steps)
     assert skipped.skipped
-    assert skipped.metric_sum == 0
+    assert skipped.metric_sums == ()
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
     good = next(steps)
     assert not good.skipped
@@ -208,7 +208,7 @@ def test_a_step_has_loss_and_metric_of_its_batch() -> None:
     (step,) = steps_of(network, PLAIN, batch)
     label = batch.targets.tensor("label")
     assert step.loss == pytest.approx(nn.functional.cross_entropy(step.outputs, label).item(), rel=1e-5)
-    assert step.metric_sum == int((step.outputs.argmax(1) == label).sum())
+    assert step.metric_sums == (int((step.outputs.argmax(1) == label).sum()),)
     assert (step.number, step.epoch, step.lr) == (0, 0, lr_at(PLAIN, 0, 1))
 
 

@@ -27,7 +27,7 @@ app = typer.Typer(
     epilog="Start with: convatlas list; convatlas draw resnet50; convatlas fit digits --model lenet5_modern",
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Check data sets.", cls=HelpGroup, no_args_is_help=True)
+data_app = typer.Typer(help="Check and convert data sets.", cls=HelpGroup, no_args_is_help=True)
 weights_app = typer.Typer(help="List, download, import and verify weights.", cls=HelpGroup, no_args_is_help=True)
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -44,7 +44,7 @@ def _add(commands: Iterable[Callable[..., None]], group: typer.Typer, panel: str
 
 for title, commands in COMMANDS.items():
     _add(commands, app, title)
-_add((data.check,), data_app)
+_add((data.check, data.convert), data_app)
 _add((weights.list_, weights.pull, weights.import_, weights.verify), weights_app)
 app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 app.add_typer(weights_app, name="weights", rich_help_panel=USE)

@@ -1,4 +1,4 @@
-"""The commands on data sets: check."""
+"""The commands on data sets: check and convert."""
 
 from __future__ import annotations
 
@@ -51,3 +51,26 @@ def check(
             console.console.print(printable(str(sheet)))
     if report.has_errors:
         raise typer.Exit(1)
+
+
+def convert(
+    data: DataSet,
+    to: Annotated[str, option("Format of the annotations: coco.", metavar="FORMAT", panel=OUTPUT)],
+    out: Annotated[
+        Path,
+        option("Write to this folder, or to this .json file.", metavar="FILE", panel=OUTPUT),
+    ],
+    copy_images: Annotated[
+        bool, option("Copy the images to where the annotations are.", "--copy-images", panel=OUTPUT)
+    ] = False,
+) -> None:
+    """Write the boxes, masks and keypoints of a data set as COCO JSON, one file for each split."""
+    from convatlas.data.convert import convert_data
+    from convatlas.tasks.table import pluralize
+
+    with console.progress_bar() as progress:
+        files = convert_data(data, out, to=to, copy_images=copy_images, progress=progress)
+    for each in files:
+        text = f"{each.path}: {pluralize(each.images, 'image')}, {pluralize(each.objects, 'object')}"
+        text += f"; {pluralize(each.skipped, 'unreadable image')} skipped" if each.skipped else ""
+        console.console.print(printable(text))

@@ -52,7 +52,7 @@ def demo(
     folder.mkdir(exist_ok=True)
     files = []
     border = run.config.preprocessing.pad  # preprocessing pads again
-    pixels = test.pixels[torch.tensor(chosen)][..., border:-border, border:-border]
+    pixels = torch.stack([test.pixels[index] for index in chosen])[..., border:-border, border:-border]
     for index, image in zip(chosen, pixels, strict=True):
         name = test.names[index].replace("/", "-")
         files.append(folder / f"{run.task.classes[labels[index]]}-{name}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,9 @@ MAX_LAYERS = 10
 
 def export(
     model: ModelFile,
-    to: Annotated[str, option("Format: onnx, openvino or torch-export.", metavar="NAME", panel=OUTPUT)],
+    to: Annotated[
+        str, option("Format: onnx, openvino or torch-export; of detectors onnx.", metavar="NAME", panel=OUTPUT)
+    ],
     out: Annotated[
         Path | None,
         option("File to write; the default is next to the model.", "--out", "-o", metavar="FILE", panel=OUTPUT),
@@ -47,7 +50,8 @@ def export(
     ] = None,
     int8: Annotated[
         str | None,
-        option("Quantize to 8-bit integers, calibrated and measured on this labeled data.", metavar="DATA", panel=DATA),
+        option("Quantize to 8-bit integers, calibrated and measured on this labeled data; only of classifiers.",
+               metavar="DATA", panel=DATA),
     ] = None,
     max_accuracy_drop: Annotated[
         float,
@@ -84,11 +88,7 @@ def export(
     display = console.display()
     display.print_remarks(result.remarks)
     display.print_skipped(result.unreadable)
-    parity = result.parity
-    show(
-        f"same prediction for {parity.num_same} of {parity.num_images} images; maximum difference of a probability "
-        f"{parity.max_difference:.1e}"
-    )
+    show(result.parity.text())
     if result.accuracy:
         show(f"{result.accuracy.metric} {result.accuracy.text()}")
         show(result.accuracy.limit_text(max_accuracy_drop))
@@ -110,8 +110,14 @@ def bench(
     ] = "",
     batches: Annotated[
         str,
-        option("Batch sizes, separated by commas.", metavar="SIZES", panel=EXECUTION),
-    ] = "1,16",
+        option("Batch sizes, separated by commas.",
+               metavar="SIZES", panel=EXECUTION, default="1,16, or 1,4 for detectors"),
+    ] = "",
+    image_size: Annotated[
+        str | None,
+        option("Width and height of the images in pixels, for example 1280x720; only of detectors, whose default is "
+               "their resolution and a width of 4/3 of it.", metavar="WxH", panel=EXECUTION),
+    ] = None,
     duration: Annotated[
         float,
         option("Duration of the measurement for each row, for example 500ms.",
@@ -133,14 +139,15 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure latency, throughput, memory and load time on this machine, by engine and batch size."""
     from convatlas.draw.style import check_figure_path
-    from convatlas.inference.benchmark import benchmark, parse_batches, plot_latency, write_csv
+    from convatlas.inference.benchmark import benchmark, parse_batches, parse_size, plot_latency, write_csv
 
     if plot is not None:  # before the measurement
         check_figure_path(plot)
     with console.progress_bar() as progress:
         rows = benchmark(
-            models, engines=[name for name in engines.split(",") if name], batches=parse_batches(batches),
-            seconds=duration, data=data, progress=progress,
+            models, engines=[name for name in engines.split(",") if name],
+            batches=parse_batches(batches) if batches else (), seconds=duration,
+            size=None if image_size is None else parse_size(image_size), data=data, progress=progress,
         )  # fmt: skip
     if out is not None:
         write_csv(rows, out)
@@ -162,6 +169,10 @@ def bench(
         )
         for row in rows
     ]  # fmt: skip
+    if any(row.objects is not None for row in rows):
+        columns += ("image px", "objects")
+        more = [(row.image_px or "", "" if row.objects is None else f"{row.objects:.1f}") for row in rows]
+        cells = [(*cell, *each) for cell, each in zip(cells, more, strict=True)]
     if metrics := dict.fromkeys(row.metric for row in rows if row.metric):
         columns += ("/".join(metrics),)
         scores = ["" if row.score is None else f"{row.score:.2%}" for row in rows]
@@ -186,7 +197,7 @@ def serve(
     ] = None,
     engine: Engine = "auto",
     device: Device = "auto",
-    batch: Batch = 16,
+    batch: Batch = None,
     wait: Annotated[
         float,
         option("Maximum time to wait for further images to fill a batch.",
@@ -230,6 +241,7 @@ def serve(
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         import_optional(library, "convatlas[serve]")
+    from convatlas.inference.options import BATCH, default_batch
     from convatlas.inference.serve.limits import Limits
     from convatlas.inference.serve.server import bind, run_server
     from convatlas.inference.serve.token import read_token
@@ -239,9 +251,11 @@ def serve(
     else:
         token = read_token(token, "--token")
     limits = Limits(
-        batch=batch, wait_s=wait, request_bytes=max_bytes, request_images=max_images, image_pixels=max_pixels,
+        batch=batch or BATCH, wait_s=wait, request_bytes=max_bytes, request_images=max_images, image_pixels=max_pixels,
         queue=queue, body_bytes=max_memory, connections=max_connections, request_s=timeout,
     )  # fmt: skip
     socket = bind(host, port)
-    opened = load_on_engine(model, engine, device, batch=batch)
+    opened = load_on_engine(model, engine, device, batch=limits.batch)
+    if batch is None:
+        limits = dataclasses.replace(limits, batch=default_batch(opened.header.preprocessing))
     run_server(opened, limits, socket, token=token, log=lambda text: console.errors.print(text))

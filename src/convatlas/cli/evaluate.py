@@ -37,17 +37,21 @@ def evaluate(
     device: Device = "auto",
     csv: Annotated[
         Path | None,
-        option("Write every image with its true class and its prediction to this CSV file.",
+        option("Write every image with its target and its prediction to this CSV file; for detectors, "
+               "the numbers of objects of each class.",
                "--csv", metavar="FILE", panel=OUTPUT),
     ] = None,
     report: Annotated[
         Path | None,
-        option("Write a page of HTML with figures, metrics by class and the most confident errors.",
+        option("Write a page of HTML with figures, metrics by class and the worst images.",
                "--report", metavar="FILE", panel=OUTPUT),
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Measure a model on a data set, class by class: precision, recall, F1. The data may lack classes of the model."""
+    """Measure a model on a data set, class by class: precision, recall and F1, or the AP of objects.
+
+    The data may lack classes of the model.
+    """
     from convatlas.inference.model import load
 
     opened = load(model, device=device) if engine is None else load_on_engine(model, engine, device, batch=64)

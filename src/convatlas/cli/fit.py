@@ -33,6 +33,7 @@ from convatlas.system import quantities
 from convatlas.system.quantities import Interval
 
 if TYPE_CHECKING:
+    from convatlas.core.spec import Spec
     from convatlas.train.candidates import ModelSelection
     from convatlas.train.cross_validation import CrossValidation
     from convatlas.train.run import Run
@@ -58,6 +59,17 @@ def fit(
         option("A network of `convatlas list`, or auto for the best network within a budget.",
                metavar="NAME", panel=MODEL, autocompletion=complete_network),
     ],
+    task: Annotated[
+        str | None,
+        option("Task: classify, multi-label, detect (boxes), segment (masks) or keypoints. The default is that of the "
+               "network.", metavar="NAME", panel=MODEL),
+    ] = None,
+    body: Annotated[
+        str | None,
+        option("Replace the body (backbone) of the detector of --model by this network of `convatlas list`. --model "
+               "fasterrcnn, maskrcnn or keypointrcnn with --body is of torchvision's size: 800 px, for GPUs.",
+               metavar="NAME", panel=MODEL, autocompletion=complete_network),
+    ] = None,
     weights: Annotated[
         str,
         option("Initial weights: auto (published ones, if the network has some), none (random), DEFAULT, LIBRARY:TAG, "
@@ -90,9 +102,10 @@ def fit(
     ] = 300.0,
     recipe: Annotated[
         str | None,
-        option("A recipe (default, finetune, scratch-small, imagenet, lecun1989, lecun1998, sabour2017; see `convatlas "
-               "recipes`) or a .yaml file. The default is finetune with pretrained weights, otherwise the recipe of "
-               "the network.", metavar="RECIPE", panel=RECIPE),
+        option("A recipe (default, finetune, finetune-detection, scratch-detection, scratch-small, imagenet, "
+               "lecun1989, lecun1998, sabour2017; see `convatlas recipes`) or a .yaml file. The default is finetune or "
+               "finetune-detection with pretrained weights, otherwise the recipe of the network.",
+               metavar="RECIPE", panel=RECIPE),
     ] = None,
     epochs: Annotated[
         int | None, option("Number of passes over the training images.", metavar="N", panel=RECIPE, read=integer())
@@ -182,6 +195,7 @@ def fit(
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 
     options: dict[str, Any] = {
+        "task": task,
         "recipe": recipe,
         **_given(epochs=epochs, batch=batch, lr=None if lr in (None, "find") else number(lr)),
         **_fields(change or []),
@@ -196,10 +210,11 @@ def fit(
             "compiled": compiled, "fused_norms": fused_norms,
         }),
     }  # fmt: skip
+    network = _network(model, body)
     if preview is not None:
         if model == "auto":
             raise InputError("--preview: needs the name of a network, got --model auto")
-        with_weights(lambda given: draw_preview(data, model, path=preview, **given), options | {"weights": weights})
+        with_weights(lambda given: draw_preview(data, network, path=preview, **given), options | {"weights": weights})
         console.console.print(printable(f"preview: {preview}"))
         return
     budget: dict[str, float | None] = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
@@ -213,7 +228,7 @@ def fit(
                 data, Budget(**limits), weights=weights, search_time=search_time, progress=progress, **options
             )
         training.print_selection(selection)
-        model, weights = selection.best.name, selection.best.weights or "none"
+        network, weights = selection.best.name, selection.best.weights or "none"
         options["data_options"] = selection.data_options(options["data_options"])
     elif limits:
         raise InputError(f"--max-{next(iter(limits)).removesuffix('_s')}: only with --model auto, got {model}")
@@ -225,7 +240,7 @@ def fit(
         def validate(options: Mapping[str, Any]) -> CrossValidation:
             with console.progress_bar(console.console) as progress:
                 printer = training.FoldPrinter(progress)
-                return cross_validate(data, model, folds=folds, on_event=printer.add, progress=progress, **options)
+                return cross_validate(data, network, folds=folds, on_event=printer.add, progress=progress, **options)
 
         outcome = with_weights(validate, options)
         if selection:
@@ -235,7 +250,7 @@ def fit(
 
     def prepare(options: Mapping[str, Any]) -> Run:
         with console.progress_bar() as progress:
-            return prepare_run(data, model, find_lr=lr == "find", progress=progress, **options)
+            return prepare_run(data, network, find_lr=lr == "find", progress=progress, **options)
 
     run = with_weights(prepare, options)
     if selection and run.distributed.is_main:
@@ -245,6 +260,21 @@ def fit(
     console.display().print_header(run)
     training.train(run)
     console.display().print_results(run)
+
+
+def _network(model: str, body: str | None) -> str | Spec:
+    """Return the network of --model and --body."""
+    from convatlas.models.catalog import variant
+    from convatlas.models.families.rcnn import KINDS, FasterRCNN, on_body
+
+    if body is None:
+        if model in KINDS:
+            raise InputError(f"--model: {model} needs a body, such as --body resnet18")
+        return model
+    detector = model if model in KINDS else variant(model).spec
+    if not isinstance(detector, (str, FasterRCNN)):
+        raise InputError(f"--body: needs a detector, such as --model fasterrcnn_resnet18_fpn, got --model {model}")
+    return on_body(detector, variant(body))
 
 
 def _given(**fields: float | None) -> dict[str, float]:

@@ -97,7 +97,8 @@ DataSet = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A data set by name, an image folder, a CSV or Parquet table, or arrays (see docs/data.md).",
+        help="A data set by name, an image folder, a CSV or Parquet table, arrays (see docs/data.md), or images with "
+        "boxes, masks or keypoints: COCO, Pascal VOC, YOLO, VIA, ... (see docs/detection-data.md).",
     ),
 ]
 PretrainedWeights = Annotated[
@@ -106,7 +107,7 @@ PretrainedWeights = Annotated[
 
 Resolution = Annotated[
     int | None,
-    option("Side of the input image in pixels, instead of the default of the network.",
+    option("Side of the input image in pixels, of detectors its short side, instead of the default of the network.",
            metavar="PX", panel=MODEL, read=integer(1)),
 ]  # fmt: skip
 Channels = Annotated[
@@ -142,7 +143,11 @@ Engine = Annotated[
     option("Inference engine: torch, compile, onnxruntime, openvino, or auto for the fastest one that is installed.",
            metavar="NAME", panel=EXECUTION),
 ]  # fmt: skip
-Batch = Annotated[int, option("Number of images in a batch.", metavar="N", panel=EXECUTION, read=integer(1))]
+Batch = Annotated[
+    int | None,
+    option("Number of images in a batch.", metavar="N", panel=EXECUTION, read=integer(1),
+           default="16, or 1 for detectors"),
+]  # fmt: skip
 Figure = Annotated[
     Path | None,
     option("File of the figure; its suffix is .svg, .png or .pdf.", "--out", "-o", metavar="FILE", panel=OUTPUT),

@@ -53,12 +53,13 @@ def print_folds(crossed: CrossValidation) -> None:
     results = [run.results["val"] for run in crossed.runs]
     metric = results[0].headline_name or crossed.headline
     columns = ("fold", "images", metric)
+    form = crossed.runs[0].task.progress_columns[-1].form
     rows = [
-        (number, f"{result.n:,}", f"{score:.2%}")
+        (number, f"{result.n:,}", f"{score:{form}}")
         for number, (result, score) in enumerate(zip(results, crossed.scores, strict=True), 1)
     ]
     table(columns, rows, right=columns)
-    mean = Text.assemble((f"{crossed.mean:.2%}", "bold"), f" ± {crossed.std:.2%}")
+    mean = Text.assemble((f"{crossed.mean:{form}}", "bold"), f" ± {crossed.std:{form}}")
     console.print(Text.assemble(f"{metric} over {len(rows)} folds: ", mean, " (standard deviation)"))
     console.print(printable(f"runs: {crossed.folder}"))
     for run in crossed.runs:

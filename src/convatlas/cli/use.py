@@ -1,4 +1,4 @@
-"""The command `predict`: classify images."""
+"""The command `predict`: classify images, or find objects in them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from convatlas.cli.options import (
     probability,
 )
 from convatlas.errors import InputError, printable
+from convatlas.system import quantities
 
 if TYPE_CHECKING:
     from convatlas.inference.model import Model
     from convatlas.tasks.prediction import Prediction
     from convatlas.tasks.task import Task
 
-MAX_SHEET = 60
-"""Maximum number of images on a contact sheet."""
+TOP = 3
+"""Default number of classes for each image."""
 
 
 def predict(
@@ -46,25 +47,51 @@ def predict(
         ),
     ],
     top: Annotated[
-        int, option("Number of classes for each image, also in --json.", metavar="N", panel=OUTPUT, read=integer(1))
-    ] = 3,
+        int | None,
+        option("Number of classes for each image, also in --json; only of classifiers.",
+               metavar="N", panel=OUTPUT, read=integer(1), default=str(TOP)),
+    ] = None,
     threshold: Annotated[
         float | None,
-        option("Minimum probability of a predicted class; an image without one is reported as unknown.",
+        option("Minimum score of an object, of detectors; minimum probability of the predicted class, of classifiers: "
+               "below it an image is unknown. The default is the model's own.",
                metavar="P", panel=MODEL, read=probability),
     ] = None,
+    classes: Annotated[
+        str | None,
+        option("Classes of which objects are kept, separated by commas; only of detectors.",
+               metavar="NAMES", panel=MODEL),
+    ] = None,
+    nms: Annotated[
+        float | None,
+        option("Maximum intersection over union (IoU) of two objects of one class; above it only the one with the "
+               "higher score is kept. Only of detectors, which use 0.5 themselves.",
+               metavar="IOU", panel=MODEL, read=probability),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        option("Also predict tiles of this size of larger images, for small objects; only of detectors.",
+               metavar="PX", panel=MODEL, read=integer(32)),
+    ] = None,
+    overlap: Annotated[
+        float,
+        option("Overlap of neighboring tiles, as a share of their size; it should be larger than the objects; only "
+               "with --tile.",
+               metavar="SHARE", panel=MODEL, read=quantities.share),
+    ] = 0.2,
     tta: Annotated[
         str,
         option("Test-time augmentation: none; flip for the image and its mirror image; ten-crop for the corners, the "
-               "center and their mirror images.", metavar="NAME", panel=MODEL),
+               "center and their mirror images; only of classifiers.", metavar="NAME", panel=MODEL),
     ] = "none",
     ensemble: Annotated[
         list[str] | None,
-        option("Average the probabilities with those of this model; repeatable.", metavar="MODEL", panel=MODEL),
+        option("Average the probabilities with those of this model; repeatable; only of classifiers.",
+               metavar="MODEL", panel=MODEL),
     ] = None,
     engine: Engine = "auto",
     device: Device = "auto",
-    batch: Batch = 16,
+    batch: Batch = None,
     fetch: Annotated[
         bool, option("Allow the download of images from http:// and https:// URLs.", "--fetch", panel=DATA)
     ] = False,
@@ -74,45 +101,71 @@ def predict(
                metavar="FILE", panel=OUTPUT),
     ] = None,
     as_json: Annotated[bool, option("Print one JSON object per line.", "--json", panel=OUTPUT)] = False,
-    as_csv: Annotated[bool, option("Print comma-separated values.", "--csv", panel=OUTPUT)] = False,
+    as_csv: Annotated[
+        bool, option("Print comma-separated values: a row for each image, or object.", "--csv", panel=OUTPUT)
+    ] = False,
+    save: Annotated[
+        Path | None,
+        option("Write the images, with the objects drawn on them, to this folder; only of detectors.",
+               metavar="FOLDER", panel=OUTPUT),
+    ] = None,
+    coco: Annotated[
+        Path | None,
+        option("Write the objects to this result file of COCO (JSON); only of detectors.",
+               metavar="FILE", panel=OUTPUT),
+    ] = None,
+    yolo: Annotated[
+        Path | None,
+        option("Write the objects of each image to a text file of YOLO in this folder; only of detectors.",
+               metavar="FOLDER", panel=OUTPUT),
+    ] = None,
 ) -> None:  # fmt: skip
-    """Classify images. Unreadable images are reported, all others are classified; the exit code is then 2."""
+    """Classify images, or find objects in them. Unreadable images are reported; the exit code is then 2."""
     from convatlas.inference.inputs import expand_inputs
     from convatlas.inference.model import Ensemble
-    from convatlas.inference.predict import PredictOptions
+    from convatlas.inference.options import BATCH, PredictOptions, refusal
+    from convatlas.inference.prediction_files import PredictionFiles
 
     if as_json and as_csv:
         raise InputError("--json and --csv exclude each other; give one of them")
-    if sheet is not None:
-        from convatlas.draw.style import check_figure_path
-
-        check_figure_path(sheet)
+    names = [] if classes is None else [name.strip() for name in classes.split(",")]
     options = PredictOptions.from_plain(
-        {"batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch, "top": top}, where="predict"
-    )
+        {
+            "batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch, "top": top, "classes": names,
+            "nms": nms, "tile": tile, "overlap": overlap,
+        },
+        where="predict",
+    )  # fmt: skip
     inputs = expand_inputs(images, fetch=fetch)
     if inputs.ignored:
         console.errors.print(inputs.ignored.text())
-    size = min(batch, inputs.count or batch)
+    size = min(batch or BATCH, inputs.count or batch or BATCH)
     models = [
         load_on_engine(name, engine, device, batch=size, count=inputs.count or 0) for name in [model, *(ensemble or [])]
     ]
     predictor = Ensemble(tuple(models)) if ensemble else models[0]
     task = models[0].header.task
-    top = min(top, len(task.classes))
+    options.check(task, members=len(models))
+    for option_name, path in (("save", save), ("coco", coco), ("yolo", yolo)):
+        if path is not None and option_name not in task.options:
+            raise refusal(task, option_name)
+    top = min(top or TOP, len(task.classes))
+    if "top" in task.options:
+        options = dataclasses.replace(options, top=top)
     write = _write_json if as_json else _csv_writer(task, top) if as_csv else None
+    files = PredictionFiles(task.classes, sheet, save, coco, yolo)
+    files.prepare()
+    originals = list(inputs.images) if inputs.count is not None else []
     rows: list[tuple[str, ...]] = []
     headings: tuple[str, ...] = ()
     unreadable: list[Prediction] = []
-    sheet_images: list[tuple[str, str, float]] = []
     start, done = time.perf_counter(), 0
     with console.progress_bar() as progress:
         for prediction in predictor.stream(inputs.images, options):
-            done += 1
             if prediction.error:
                 unreadable.append(prediction)
-            elif len(sheet_images) < MAX_SHEET:
-                sheet_images.append((prediction.source, prediction.text, prediction.probability or 0.0))
+            files.add(originals[done] if originals else prediction.source, prediction)
+            done += 1
             if write is not None:
                 write(prediction)
             elif not prediction.error:
@@ -122,18 +175,8 @@ def predict(
     duration = time.perf_counter() - start
     if rows:
         console.table(("image", *headings), rows)
-    if sheet is not None and sheet_images:
-        from convatlas.data.decode.display import display_image
-        from convatlas.draw.contact_sheet import Captioned, captioned_images
-
-        captioned_images(
-            [
-                Captioned(display_image(file), text, f"{probability:.1%}  {Path(file).name}")
-                for file, text, probability in sheet_images
-            ],
-            path=sheet,
-        )
-        console.errors.print(str(sheet))
+    for line in files.finish():
+        console.errors.print(printable(line))
     if done > 1 and duration > 2:
         rate = f"{done:,} images in {duration:.1f} s, {done / duration:,.1f} images/s"
         console.errors.print(f"{rate}; engine {models[0].engine}")
@@ -148,13 +191,13 @@ def _write_json(prediction: Prediction) -> None:
 
 
 def _csv_writer(task: Task, top: int) -> Callable[[Prediction], None]:
-    """Return a function that writes a row for each prediction; the header is written now."""
-    columns = list(task.unreadable("", "").to_row(top))
+    """Return a function that writes the rows of each prediction; the header is written now."""
+    columns = list(task.unreadable("", "").to_rows(top)[0])
     writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
 
     def write(prediction: Prediction) -> None:
-        writer.writerow(prediction.to_row(top))
+        writer.writerows(prediction.to_rows(top))
         sys.stdout.flush()
 
     return write

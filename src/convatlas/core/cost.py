@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from convatlas.core import cost_rules as cost_rules  # registers the rules of torch's layers
+from convatlas.core.auxiliary import Auxiliary
 from convatlas.core.compose import Chain, Concat, Join, Product, Sum
-from convatlas.core.network import Auxiliary, Network, named_layers
+from convatlas.core.network import Network, named_layers
 from convatlas.core.signal import LayerCost, PairSignal, Signal, Tally, count_parameters, rule, walk
 from convatlas.core.table import Table, by_x
 from convatlas.errors import CostError

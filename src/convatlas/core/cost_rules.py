@@ -97,6 +97,23 @@ def _convolution(layer: Convolution, x: Signal, tally: Tally) -> Signal:
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
 
 
+def _transposed(layer: nn.ConvTranspose2d, x: Signal, tally: Tally) -> Signal:
+    """The rule of a transposed convolution; every input element adds to a window of the output."""
+    _expect_axes(layer, x, tally)
+    _expect_channels(layer, x, tally, layer.in_channels)
+    padding = _per_axis(layer.padding, 2)  # type: ignore[arg-type]  # never a text
+    spatial = tuple(
+        (size - 1) * step - 2 * pad + dilation * (kernel - 1) + more + 1
+        for size, step, pad, dilation, kernel, more in zip(
+            x.spatial, layer.stride, padding, layer.dilation, layer.kernel_size, layer.output_padding, strict=True
+        )
+    )
+    y = x.like((layer.out_channels, *spatial))
+    macs = x.size * layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+    biases = y.size if layer.bias is not None else 0
+    return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
+
+
 def _linear(layer: nn.Linear, x: Signal, tally: Tally) -> Signal:
     if len(x.shape) != 1:
         raise tally.error(layer, f"expects features, got a map of shape {x.shape}; flatten it first")
@@ -170,6 +187,7 @@ def _flatten(layer: nn.Flatten, x: Signal, tally: Tally) -> Signal:
 
 _RULES: dict[Callable[..., Signal], tuple[type[nn.Module], ...]] = {
     _convolution: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    _transposed: (nn.ConvTranspose2d,),
     _linear: (nn.Linear,),
     _batch_norm: (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     _group_norm: (nn.GroupNorm,),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convatlas.core.cost import cost
-from convatlas.core.network import Network
+from convatlas.core.network import Network, tap_paths
 from convatlas.errors import SpecError
 
 
@@ -30,19 +30,25 @@ def feature_info(network: Network) -> list[FeatureInfo]:
     return [FeatureInfo(p, signals[p].channels, signals[p].spatial, signals[p].stride[-1]) for p in paths]
 
 
+def taps_by_stride(network: Network) -> dict[int, str]:
+    """Return stride in pixels -> the tap of the last stage with that stride, or else of the last layer with it."""
+    signals = cost(network).signals
+    layers = {
+        signals[path].stride[-1]: path
+        for path in tap_paths(network)
+        if not path.startswith("head") and signals[path].spatial and not signals[path].is_global
+    }
+    stages = {info.stride: info.path for info in feature_info(network)}
+    return layers | stages
+
+
 def taps_at_strides(network: Network, strides: Sequence[int]) -> list[str]:
     """Return a tap for each stride in pixels: the last stage with that stride, or else the last layer with it.
 
     For `taps(network, taps_at_strides(network, [8, 16, 32]), images)`. Raises SpecError that lists the strides of this
     network.
     """
-    stages = {info.stride: info.path for info in feature_info(network)}
-    layers = {
-        signal.stride[-1]: path
-        for path, signal in cost(network).signals.items()
-        if signal.spatial and not signal.is_global and not path.startswith("head")
-    }
-    known = layers | stages
+    known = taps_by_stride(network)
     for stride in strides:
         if stride not in known:
             raise SpecError(f"no layer of this network has a stride of {stride} px; its strides are {sorted(known)}")

@@ -14,29 +14,13 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from convatlas.core.auxiliary import Auxiliary, Criterion, Features
 from convatlas.core.compose import Chain, Join, Layer, Pair, is_observed
 from convatlas.core.record import Record
 from convatlas.core.table import Table, by_x, fit_screen
 from convatlas.errors import SpecError, nearest
-
-Features = Tensor | Pair
-"""An inner output of a network: a map (n, channels, *space), or a `Pair` of maps between the cells of NASNet."""
-
-Criterion = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, labels) -> scalar; labels are class indices (n,) or class probabilities (n, classes)."""
-
-
-class Auxiliary(Chain):
-    """Layers that only training uses: they read the output at the tap `at` and add a term to the loss."""
-
-    def __init__(self, at: str, *layers: nn.Module, **named: nn.Module) -> None:
-        super().__init__(*layers, **named)
-        self.at = at
-
-    def term(self, features: Tensor, inputs: Tensor, labels: Tensor, criterion: Criterion) -> Tensor:
-        """Return the term, a scalar: `features` are the output at the tap, `criterion` the loss of the network."""
-        raise NotImplementedError
 
 
 class Network(nn.Module):
@@ -50,6 +34,16 @@ class Network(nn.Module):
 
     chains_run_whole: ClassVar[bool] = True
     """The layers of every `nn.Sequential` run in sequence, and nothing else reads their outputs: they may be fused."""
+
+    runs_in_sequence: ClassVar[bool] = True
+    """`forward` is head(stages(stem(x))); False for a detector, whose inputs are lists of images."""
+
+    levels: tuple[str, ...] = ()
+    """Paths of layers on the main path whose outputs are also read by others than the layer behind them."""
+
+    compact: bool = False
+    """Whether outputs in evaluation mode are in a form that needs less memory, where there is one: that of a mask is in
+    its box, not in the image. Only tasks read it."""
 
     takes_channels_last: bool = True
     """Training and inference may use the memory format channels_last for images."""
@@ -101,11 +95,15 @@ class Network(nn.Module):
 
         `forward_from(path, taps(network, [path], x)[path])` equals `network(x)`. `features` are never overwritten.
         Between the cells of NASNet they are a `Pair`; `features._replace(now=...)` changes the map. Raises SpecError if
-        there is no such path.
+        there is no such path, and for a detector, whose head reads several layers.
         """
+        if not self.runs_in_sequence:
+            raise SpecError(
+                f"forward_from: {type(self).__name__} does not run in sequence; the head reads several layers"
+            )
         paths = list(tap_paths(self))
         _check_paths(self, [path], paths)
-        x: Any = _copy(features) if _is_overwritten(self, path) else features
+        x: Any = _copy(features) if is_overwritten(self, path) else features
         for following in paths[paths.index(path) + 1 :]:
             layer = self.get_submodule(following)
             if not is_chain(layer):
@@ -125,6 +123,22 @@ class Network(nn.Module):
 
         y = run_chain(self, x, visit) if at else self(x)
         return y, sum(terms, criterion(y, labels))
+
+    def example_loss(self, images: int, classes: int, device: torch.device) -> Callable[[Callable[..., Any]], Tensor]:
+        """Return a function that runs a forward pass on random images and returns a loss, to time training steps.
+
+        The images are the same in every call, and of equal sizes.
+        """
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(images, *self.input_shape, generator=generator).to(device)
+        labels = torch.randint(classes, (images,), generator=generator).to(device)
+
+        def loss(forward: Callable[..., Any]) -> Tensor:
+            if self.auxiliary:
+                return self.loss(inputs, labels, F.cross_entropy)[1]
+            return F.cross_entropy(forward(inputs).float(), labels)
+
+        return loss
 
     def groups_by_depth(self) -> list[tuple[str, list[nn.Parameter]]]:
         """Return (path, parameters) of the parts with parameters, from the input to the output.
@@ -248,12 +262,13 @@ def taps(tree: nn.Module, paths: Sequence[str], x: Tensor) -> dict[str, Features
     Stops after the last of them. An output is a tensor, but a `Pair` between the cells of NASNet; `feature_map` returns
     the map of either. Gradients flow. Raises SpecError for a layer that is not on the main path, such as one in a Sum.
     """
-    _check_paths(tree, paths, list(tap_paths(tree)))
+    in_sequence = getattr(tree, "runs_in_sequence", True)  # the head of a detector reads more than the last layer
+    _check_paths(tree, paths, [path for path in tap_paths(tree) if in_sequence or path != "head"])
     outputs: dict[str, Features] = {}
 
     def visit(path: str, y: Features) -> bool:
         if path in paths:
-            outputs[path] = _copy(y) if _is_overwritten(tree, path) else y
+            outputs[path] = _copy(y) if is_overwritten(tree, path) else y
         return len(outputs) == len(set(paths))
 
     run_chain(tree, x, visit)
@@ -275,7 +290,7 @@ def _copy(features: Features) -> Features:
     return Pair(*(each.clone() for each in features)) if isinstance(features, Pair) else features.clone()
 
 
-def _is_overwritten(tree: nn.Module, path: str) -> bool:
+def is_overwritten(tree: nn.Module, path: str) -> bool:
     """Return whether a layer after `path` overwrites its output, directly or through layers that return their input."""
     paths = list(tap_paths(tree))
     for following in paths[paths.index(path) + 1 :]:

@@ -90,6 +90,11 @@ def _(layer: nn.Conv2d) -> Box:
 
 
 @outline.register
+def _(layer: nn.ConvTranspose2d) -> Box:
+    return Box((f"{_sizes(layer.kernel_size)} transposed, {layer.out_channels}, ×{layer.stride[0]}",), "conv")
+
+
+@outline.register
 def _(layer: nn.Linear) -> Box:
     return Box((f"linear, {layer.out_features}",), "dense")
 

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convatlas.core.ragged import Inputs
 from convatlas.core.record import Bounds, Record, above, at_least, between
 from convatlas.core.resampling import resize, resize_part
 from convatlas.errors import DataError, SpecError
@@ -40,6 +41,8 @@ class Preprocessing(Record):
     border of `pad` pixels of value `fill` is put around it, values are divided by 255, `mean` is subtracted and the
     result divided by `std`, channel by channel. `len(mean)` is the number of channels: image files are converted to
     grayscale (1, luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
+    max_size: of detectors: images stay whole. Nothing is cropped; the network itself resizes the short side to `resize`
+        pixels, or the long side to `max_size` pixels if that is smaller, and standardizes: mean is 0 and std 1 here.
     rotation: degrees by which the normalized input is rotated, for weights that are stored rotated.
     window: for images with more than 8 bits, the values that become 0 and 255, as fractions of the largest value of
         their type; floats are used as they are. None: images have 8 bits, or are rounded to them.
@@ -55,6 +58,7 @@ class Preprocessing(Record):
     std: tuple[Annotated[float, above(0)], ...] = (0.5,)
     window: tuple[Finite, Finite] | None = None
     rotation: Literal[0, 180] = 0
+    max_size: Annotated[int, at_least(1)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,11 +70,30 @@ class Preprocessing(Record):
             )
         if self.window is not None and self.window[0] >= self.window[1]:
             raise SpecError(f"Preprocessing: window must be (low, high) with low < high, got {self.window}")
+        if self.max_size is not None and (self.resize != self.crop or self.pad or self.rotation):
+            raise SpecError("Preprocessing: with max_size, crop must be resize, and pad and rotation 0")
+        if self.max_size is not None and (set(self.mean) != {0} or set(self.std) != {1}):
+            raise SpecError(
+                "Preprocessing: with max_size, mean must be 0 and std 1, because the network standardizes, got "
+                f"{self.mean} and {self.std}; mean and std are cells of its spec"
+            )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether images stay whole: inputs are lists of tensors (channels, h, w) of any size, from 0 to 1."""
+        return self.max_size is not None
 
     @property
     def resolution(self) -> int:
         """Height and width of the network's input, in pixels."""
         return self.crop + 2 * self.pad
+
+    @property
+    def input_text(self) -> str:
+        """The network's input in a few words, such as "3 x 224 px", or "short side 320 px, at most 640 px"."""
+        if self.is_whole:
+            return f"short side {self.resize} px, at most {self.max_size} px"
+        return f"{self.channels} x {self.resolution} px"
 
     @property
     def channels(self) -> int:
@@ -97,27 +120,39 @@ class Preprocessing(Record):
             return self
         pad = round(self.pad * resolution / self.resolution)
         crop = resolution - 2 * pad
-        return dataclasses.replace(self, pad=pad, crop=crop, resize=max(crop, round(self.resize * crop / self.crop)))
+        resize = max(crop, round(self.resize * crop / self.crop))
+        max_size = None if self.max_size is None else max(resize, round(self.max_size * resolution / self.resolution))
+        return dataclasses.replace(self, pad=pad, crop=crop, resize=resize, max_size=max_size)
 
     def resize_and_crop(self, pixels: Tensor) -> Tensor:
-        """Resize, crop and pad images of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out."""
+        """Resize, crop and pad images of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out.
+
+        Whole images are returned as they are.
+        """
         (view,) = self._crops(pixels, (CENTER,))
         return view
 
-    def tta_views(self, pixels: Tensor, tta: TTA) -> Tensor:
+    def tta_views(self, pixels: Tensor, tta: TTA) -> Inputs:
         """Return the views of one image (channels, h, w) for test-time augmentation: (views, channels, size, size).
 
         "none": as `resize_and_crop` does. "flip": with its mirror image. "ten-crop": the four corners and the center,
         each with its mirror image, as in the tests of AlexNet (Krizhevsky et al. 2012, section 4.1).
+        A whole image has one view: a list with the image itself.
         """
         if tta not in get_args(TTA):
             raise SpecError(f"tta must be one of {', '.join(get_args(TTA))}, got {tta!r}")
+        if self.is_whole:
+            if tta != "none":
+                raise SpecError(f"tta must be none for networks that read whole images, got {tta!r}")
+            return [self.resize_and_crop(pixels)]
         views = torch.stack(self._crops(pixels, FIVE_PLACES if tta == "ten-crop" else (CENTER,)))
         return views if tta == "none" else torch.cat([views, views.flip(-1)])
 
     def _crops(self, pixels: Tensor, places: Sequence[tuple[float, float]]) -> list[Tensor]:
         """Return crops of resized images, with a border around each."""
         height, width = size = self._resized_size(pixels)
+        if self.is_whole:
+            return [pixels.contiguous()]
         corners = [(round((height - self.crop) * down), round((width - self.crop) * right)) for down, right in places]
         if size != tuple(pixels.shape[-2:]) and max(size) > self._thin * self.resize:
             crops = [self._crop_of_thin(pixels, size, *corner) for corner in corners]
@@ -153,6 +188,11 @@ class Preprocessing(Record):
         short = min(height, width)
         if short == 0:
             raise DataError(f"the image is empty ({width} x {height} pixels)")
+        if self.max_size is not None and short * self.max_size <= max(height, width):
+            raise DataError(
+                f"the image is too narrow ({width} x {height} pixels): its long side is resized to {self.max_size} px, "
+                "and no pixel of its short side is left"
+            )
         # as torchvision's Resize: the long side is cut down to a whole pixel
         return int(self.resize * height / short), int(self.resize * width / short)
 
@@ -167,8 +207,17 @@ class Preprocessing(Record):
             return pixels
         return resize(pixels, side, "bilinear", antialias=True)
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn images (n, channels, h, w) of values from 0 to 255 into inputs: float32, standardized and rotated."""
+    @overload
+    def normalize(self, pixels: Tensor) -> Tensor: ...
+    @overload
+    def normalize(self, pixels: list[Tensor]) -> list[Tensor]: ...
+    def normalize(self, pixels: Inputs) -> Inputs:
+        """Turn images (n, channels, h, w) of values from 0 to 255 into inputs: float32, standardized and rotated.
+
+        Whole images, a list, become float32 from 0 to 1: their network standardizes them.
+        """
+        if not isinstance(pixels, Tensor):
+            return [image.to(torch.float32, copy=True).div_(255) for image in pixels]
         mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
         scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
         return self.rotate(pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale))

@@ -303,7 +303,10 @@ def _from_plain(
         inner = mappings[0] if mappings else Any
         return {key: _from_plain(item, inner, f"{where}.{key}", known, error) for key, item in value.items()}
     if type(value) is int and float in options and int not in options:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise error(f"{where} must be a finite number, got an integer of {value.bit_length()} bits") from None
     if isinstance(value, list) and any(get_origin(option) is tuple for option in options):
         items = enumerate(value)
         typed = next(option for option in options if get_origin(option) is tuple)

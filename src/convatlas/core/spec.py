@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from convatlas.core.network import Network
 from convatlas.core.record import Kind, Record, fields_of, item_hint, kind_of_cell
@@ -37,6 +37,9 @@ class Row(Record):
 class Spec(Row):
     """A network as a table. Subclasses are frozen dataclasses with a `resolution` cell and a `build` method."""
 
+    predicts: ClassVar[str] = "classes"
+    """What the network computes for an image; a task with the same word can train it."""
+
     resolution: Resolution
 
     @property
@@ -63,6 +66,15 @@ class Spec(Row):
     def build(self, *, classes: int, channels: int) -> Network:
         """Return the network: (batch, channels, resolution, resolution) -> (batch, classes)."""
         raise NotImplementedError
+
+    @property
+    def training_note(self) -> str:
+        """What a training should state about the network in one line; usually empty."""
+        return ""
+
+    def for_training(self, *, pretrained: bool, images: int) -> Self:
+        """Return the network for a training from pretrained or random weights, with so many images at once."""
+        return self
 
     def small(self, *, resolution: int = SMALL) -> Self:
         """Return this network with the stem for images up to 64 pixels: one 3x3 convolution that keeps their size."""

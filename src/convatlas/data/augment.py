@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convatlas.core.record import Record, at_least, between
+from convatlas.core.record import Record, at_least, between, from_up_to
 from convatlas.data.augment_ops import (
     MAX_MAGNITUDE,
     Policy,
@@ -20,6 +20,7 @@ from convatlas.data.augment_ops import (
     apply_operations,
 )
 from convatlas.data.rng import BatchRandom, Purpose
+from convatlas.errors import SpecError
 
 CROP_RATIOS = (3 / 4, 4 / 3)
 """Minimum and maximum width / height of a random crop (Szegedy et al. 2014)."""
@@ -43,10 +44,16 @@ class Augment(Record):
     flip: flip half of the images horizontally.
     max_shift: maximum shift in pixels along each axis; uncovered pixels get the preprocessing's `fill`.
     policy, magnitude: random operations on color and geometry; the magnitude, at most 30, is that of "rand".
-    jitter: maximum relative change of brightness, contrast and saturation.
+    jitter: maximum relative change of brightness, contrast and saturation; whole images also get a change of hue, of at
+        most a tenth of it as a share of the color circle.
     random_erasing: probability that a random rectangle is replaced by the mean of the images.
     mixup, cutmix: parameter alpha of the distribution Beta(alpha, alpha) of the weights with which an image is mixed
         with another one, as a weighted sum or by pasting a rectangle; with both, each is applied to half of the images.
+    multi_scale: the short side to which a network resizes a whole image is drawn between (1 - multi_scale) times its
+        resolution and its resolution.
+    scale_jitter: largest factor f of large-scale jitter of whole images (Ghiasi et al. 2021); 0: none. The factor is
+        drawn between 1/f and f, uniformly in its logarithm. Above 1, a random part of the image, 1/factor of each side,
+        is resized in its place; below 1, the short side is that much smaller.
     """
 
     min_crop_area: Annotated[float, between(0, 1)] = 0.0
@@ -58,6 +65,13 @@ class Augment(Record):
     random_erasing: Annotated[float, between(0, 1)] = 0.0
     mixup: Annotated[float, between(0, 10)] = 0.0
     cutmix: Annotated[float, between(0, 10)] = 0.0
+    multi_scale: Annotated[float, from_up_to(0, 1)] = 0.0
+    scale_jitter: Annotated[float, between(0, 10)] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.scale_jitter < 1:
+            raise SpecError(f"Augment: scale_jitter must be 0 or in [1, 10], got {self.scale_jitter:g}")
 
     @property
     def mixes(self) -> bool:

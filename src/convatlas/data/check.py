@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from convatlas.core.problems import NO_DATA, Problems
+from convatlas.data.annotation_faults import KINDS as FAULTS
 from convatlas.data.data_report import DataReport, find_label_conflicts, find_leaks
 from convatlas.data.decode.array_values import Window
 from convatlas.data.duplicates import Group, find_duplicates, find_near_duplicates
@@ -26,15 +26,22 @@ from convatlas.data.findings import (
     findings_of_ignored,
 )
 from convatlas.data.inspect_images import CheckedImage, inspect_files, inspect_pixels
+from convatlas.data.manifest import NO_FILE
+from convatlas.data.object_counts import count_objects
 from convatlas.data.open import open_data
 from convatlas.data.readers.memory import Data
 from convatlas.data.source import Source
 from convatlas.data.splits import MAX_UNREADABLE, SPLIT_FOLDERS, VAL_SHARE
-from convatlas.errors import DataError, listed, printable
+from convatlas.errors import DataError, listed, printable, shorten
 from convatlas.system.progress import Progress, progress_callback
+from convatlas.tasks.detection.base import objects_of
+from convatlas.tasks.targets import Targets
 
 GROUP_IMAGES = 4
 """Maximum number of images of a group of duplicates that are named."""
+
+MAX_NAMES = 80
+"""Maximum number of characters of the classes of such an image."""
 
 
 def check_data(data: Data, *, download: bool = False, progress: Progress | bool = True) -> DataReport:
@@ -77,28 +84,45 @@ def check(source: Source, problems: Problems | None = None, *, progress: Progres
     if source.splits["train"].pixels is None:  # training images are in a random order
         images.sort(key=lambda image: (splits.index(image.split), image.name))
     readable = [image for image in images if not image.unreadable]
-    numbers = Counter((image.split, label) for image in readable for label in image.labels)
-    counts = {split: [numbers[split, label] for label in range(len(source.classes))] for split in splits}
+    counts, objects = {}, {}
+    for split in splits:
+        targets = _readable_targets(source, images, split)
+        counts[split] = _class_counts(source, targets)
+        if "objects" in targets:
+            objects[split] = count_objects(objects_of(targets))
     duplicates = find_duplicates(readable)
     copies = {id(image) for group in duplicates for image in group[1:]}  # the first of each group stands for all
     near_duplicates = find_near_duplicates([image for image in readable if id(image) not in copies])
     report = DataReport(
         source.name, (), source.classes, tuple(images), counts, tuple(duplicates), tuple(near_duplicates),
-        source.ignored, source.splits["train"].pixels is not None,
+        source.ignored, source.splits["train"].pixels is not None, objects,
     )  # fmt: skip
-    kinds = ("missing_classes", "unused_labels", "unknown_classes")  # see `_findings_of_splits`
+    kinds = ("missing_classes", "unused_labels", "unknown_classes", *FAULTS)  # see `_findings_of_splits`, `faults`
     errors = [*(error for error in problems.errors if error.kind not in kinds), *refusals]
     findings = [
         *findings_of_errors(errors),
         *_findings_of_splits(source, report, problems.subjects),
         *_findings_of_classes(source, report),
-        *_findings_of_images(report),
+        *(fault.finding() for fault in source.faults),
+        *_findings_of_images(source, report),
         *_findings_of_groups(report),
         *_split_groups(source),
         *findings_of_ignored(source.ignored),
         *(Finding("remark", "note", note, 1, (), "none needed if that is right") for note in source.notes),
     ]
     return replace(report, findings=tuple(sorted(findings, key=lambda each: SEVERITIES.index(each.severity))))
+
+
+def _readable_targets(source: Source, images: Sequence[CheckedImage], split: str) -> Targets:
+    """Return the targets of the readable images of a split. images: in the order of the samples."""
+    readable = [not image.unreadable for image in images if image.split == split]
+    return source.splits[split].targets.take(torch.tensor(readable, dtype=torch.bool).nonzero().flatten())
+
+
+def _class_counts(source: Source, targets: Targets) -> list[int]:
+    """Return the number of images or, in detection, of objects of each class."""
+    counts = source.task.class_counts(targets)
+    return [] if counts is None else counts.tolist()
 
 
 def _window_of_fit(source: Source) -> tuple[Window | None, list[DataError]]:
@@ -132,13 +156,14 @@ def _findings_of_splits(source: Source, report: DataReport, empty: set[str]) -> 
             names = tuple(report.classes[i] for i in unknown)
             text = f"the {split} split has classes that are not in train: {listed(names)}"
             fix = "add images of them to train, or rename or delete them"
-            yield Finding("unknown_classes", "error", text, len(names), names, fix)
+            severity: Severity = "error" if source.task.needs_every_class else "warning"
+            yield Finding("unknown_classes", severity, text, len(names), names, fix)
         expected = known if split == "train" else listed_in["train"]
         lacking = [report.classes[i] for i in sorted(expected) if not counts[i]]
         lacking = [name for name in lacking if f"{split}/{name}" not in empty]
         refusal = _refusal_of_split(source, report, split)
         if lacking:
-            severity: Severity = "error" if refusal else "warning"
+            severity = "error" if refusal else "warning"
             text = f"the {split} split lacks {listed(lacking)}"
             fix = "add images of them" + (", or delete the split" if split != "train" else "")
             yield Finding("missing_classes", severity, text, len(lacking), tuple(lacking), fix)
@@ -150,10 +175,8 @@ def _findings_of_splits(source: Source, report: DataReport, empty: set[str]) -> 
 
 def _refusal_of_split(source: Source, report: DataReport, split: str) -> DataError | None:
     """Return why a training does not start with the readable images of a split; None if it does."""
-    readable = [not image.unreadable for image in report.images if image.split == split]
-    numbers = torch.tensor(readable, dtype=torch.bool).nonzero().flatten()
     try:
-        source.task.check_split(source.splits[split].targets.take(numbers), split, source.location)
+        source.task.check_split(_readable_targets(source, report.images, split), split, source.location)
     except DataError as error:
         return error
     return None
@@ -164,20 +187,26 @@ def _findings_of_classes(source: Source, report: DataReport) -> Iterator[Finding
     train = report.counts["train"]
     pairs = list(zip(report.classes, train, strict=True))
     small = [name for name, count in pairs if count == 1]
-    if "val" not in source.splits and source.splits["train"].groups is None:
+    every = source.task.needs_every_class
+    if every and "val" not in source.splits and source.splits["train"].groups is None:
         yield from finding("small_classes", small, detail=f": {listed(small)}")
     rare = [f"{name} ({count:,})" for name, count in pairs if 0 < count < RARE_SHARE * max(train)]
-    yield from finding("imbalanced_classes", rare, detail=f": {listed(rare)}")
-    if len(report.classes) > 1:
-        yield from finding("unlabeled_images", [image.name for image in report.images if not image.labels])
+    yield from finding("imbalanced_classes" if every else "rare_objects", rare, detail=f": {listed(rare)}")
+    unlabeled = [image.name for image in report.images if not image.labels]
+    if report.objects:
+        yield from finding("images_without_objects", unlabeled)
+    elif len(report.classes) > 1:
+        yield from finding("unlabeled_images", unlabeled)
 
 
-def _findings_of_images(report: DataReport) -> Iterator[Finding]:
+def _findings_of_images(source: Source, report: DataReport) -> Iterator[Finding]:
     total, unreadable = len(report.images), report.unreadable
+    if any(fault.kind == "missing_images" for fault in source.faults):  # that finding names their annotations
+        unreadable = [image for image in unreadable if image.unreadable != NO_FILE]
     too_many = len(unreadable) > MAX_UNREADABLE * total
     detail = f", more than {MAX_UNREADABLE:.0%} of {total:,}" if too_many else ""
     yield from finding("unreadable_images", [f"{each.name}: {each.unreadable}" for each in unreadable], detail=detail)
-    if report.sizes[1][0] and min(report.sizes[1]) >= 2 * TINY_SIDE:
+    if not report.objects and report.sizes[1][0] and min(report.sizes[1]) >= 2 * TINY_SIDE:
         odd = [each for each in report.readable if min(each.size) < TINY_SIDE or _aspect(each) > MAX_ASPECT]
         yield from finding("odd_sizes", [f"{each.name}: {each.size[0]} x {each.size[1]}" for each in odd])
     if len(report.modes) > 1:
@@ -196,7 +225,9 @@ def _findings_of_groups(report: DataReport) -> Iterator[Finding]:
 
     def texts(groups: Sequence[Group]) -> list[str]:
         return [
-            " = ".join(f"{p.name} ({p.split}, {report.class_names(p)})" for p in group[:GROUP_IMAGES])
+            " = ".join(
+                f"{p.name} ({p.split}, {shorten(report.class_names(p), MAX_NAMES)})" for p in group[:GROUP_IMAGES]
+            )
             for group in groups
         ]
 

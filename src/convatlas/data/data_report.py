@@ -12,6 +12,7 @@ from convatlas.data.duplicates import Group
 from convatlas.data.findings import SEVERITIES, Finding
 from convatlas.data.ignored import Ignored
 from convatlas.data.inspect_images import CheckedImage
+from convatlas.data.object_counts import ObjectCounts
 from convatlas.errors import listed, printable, shorten
 from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 
@@ -26,9 +27,10 @@ REPR_CLASSES, REPR_FINDINGS, REPR_WIDTH = 10, 8, 130
 class DataReport:
     """The findings on a data set, the most severe first.
 
-    counts: split -> number of readable images of each class. duplicates: groups of images with equal contents.
-    near_duplicates: groups of images with nearly equal hashes. ignored: files that are not used. in_memory: whether
-    the images are arrays, not files. Without images, the data set could not be opened.
+    counts: split -> number of readable images or, in detection, of their objects, of each class. duplicates: groups of
+    images with equal contents. near_duplicates: groups of images with nearly equal hashes. ignored: files that are not
+    used. in_memory: whether the images are arrays, not files. objects: of each split, in detection. Without images, the
+    data set could not be opened.
     """
 
     name: str
@@ -40,6 +42,7 @@ class DataReport:
     near_duplicates: tuple[Group, ...] = ()
     ignored: Ignored = field(default_factory=Ignored)
     in_memory: bool = False
+    objects: Mapping[str, ObjectCounts] = field(default_factory=dict)
 
     def of(self, severity: str) -> list[Finding]:
         """Return the findings of a severity: "error", "warning" or "note"."""
@@ -102,7 +105,10 @@ class DataReport:
             return []
         smallest, median, largest = (f"{width} x {height}" for width, height in self.sizes)
         formats = listed(f"{mode} ({n:,})" for mode, n in self.modes.items())
-        return [f"sizes: {smallest} to {largest}, median {median}", f"pixel formats: {formats}"]
+        return [
+            f"sizes: {smallest} to {largest}, median {median}", f"pixel formats: {formats}",
+            *(f"{split}: {counts.text()}" for split, counts in self.objects.items()),
+        ]  # fmt: skip
 
     def lines(self, max_examples: int) -> list[str]:
         """Return the findings as lines: each with its severity, at most so many examples, and the fix."""
@@ -142,6 +148,7 @@ class DataReport:
             "counts": {split: list(counts) for split, counts in self.counts.items()},
             "sizes_px": [list(size) for size in self.sizes] if self.readable else [],
             "modes": self.modes,
+            **({"objects": {split: each.to_plain() for split, each in self.objects.items()}} if self.objects else {}),
             **{f"num_{severity}s": len(self.of(severity)) for severity in SEVERITIES},
             "findings": [finding.to_plain() for finding in self.findings],
             "ignored": {reason: list(files) for reason, files in self.ignored.reasons.items()},

@@ -17,8 +17,8 @@ from convatlas.tasks.task import Task
 class Images:
     """One prepared split: pixels, targets and a name for each image.
 
-    pixels: (n, channels, h, w) from 0 to 255: uint8, or float32 for images with more than 8 bits. In memory, mapped
-        from the cache, or decoded on access.
+    pixels: (n, channels, h, w) from 0 to 255: uint8, or float32 for images with more than 8 bits; or whole images,
+        each (channels, h, w) of its own size. In memory, mapped from the cache, or decoded on access.
     digest: sha256 over the image files before they were prepared.
     aspects: (n,) width / height of each image, if `pixels` are whole images resized to squares from which random crops
         are taken; None if they are as the network evaluates them.

@@ -63,6 +63,9 @@ _KINDS = {
     "invalid_rows": _Kind(
         "error", "row of the table cannot be used", "rows of the table cannot be used", "correct or remove the rows"
     ),
+    "invalid_annotations": _Kind(
+        "error", "annotation cannot be used", "annotations cannot be used", "correct or remove them"
+    ),
     "unreadable_images": _Kind(
         "error", "image is unreadable", "images are unreadable",
         f"replace or delete them; a training skips at most {MAX_UNREADABLE:.0%} of the images (--max-unreadable)",
@@ -107,6 +110,14 @@ _KINDS = {
         "restore their targets, or delete the links",
     ),
     # --- notes
+    "rare_objects": _Kind(
+        "note", f"class has less than {RARE_SHARE:.0%} of the objects of the largest one",
+        f"classes have less than {RARE_SHARE:.0%} of the objects of the largest one",
+        "add images of them, if they matter",
+    ),
+    "images_without_objects": _Kind(
+        "note", "image has no objects", "images have no objects", "none needed if they show none of the classes"
+    ),
     "ignored_files": _Kind("note", "", "", "none needed; move images that are meant to be used into a class folder"),
     "near_duplicates": _Kind(
         "note", "image is nearly equal to another one", "images are nearly equal to another one",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.augment import Augment, augment_pixels, erase, mix, mixing_partners
+from convatlas.data.augment_objects import Augmented, augment_objects
 from convatlas.data.dataset import Images
 from convatlas.data.rng import BatchRandom, epoch_order
-from convatlas.data.stream import Pixels, prefetch
+from convatlas.data.stream import Pixels, Streamed, prefetch
+from convatlas.data.threads import map_ahead
+from convatlas.data.whole_images import WholeImages
 from convatlas.tasks.targets import Batch
 from convatlas.tasks.task import Task
 
@@ -56,6 +60,32 @@ class BatchLoader:
         return next(self._batches([samples.to(self.device)], epoch))
 
     def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        if isinstance(self.pixels, WholeImages):
+            return self._whole_batches(self.pixels, batches, epoch)
+        return self._frames(self.pixels, batches, epoch)
+
+    def _whole_batches(self, images: WholeImages, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+        """Yield batches of whole images, which are decoded and augmented in the background."""
+
+        def load(sample: int) -> Augmented:
+            random = BatchRandom(torch.tensor([sample]), self.seed, epoch)
+            return augment_objects(
+                images.image(sample), objects[sample], random, self.augment, self.preprocessing, self.task.flip_order
+            )
+
+        objects: list[Any] = list(self.targets["objects"])
+        shares = [self.shard(batch) for batch in batches]
+        for batch, own, items in zip(
+            batches, shares, map_ahead(load, [share.tolist() for share in shares]), strict=True
+        ):
+            targets = self.targets.take(own).with_columns(
+                objects=[item.objects for item in items],
+                short_side=[item.short_side for item in items],
+                seed=[item.seed for item in items],
+            )
+            yield Batch([item.image.to(self.device) for item in items], targets, own, len(batch))
+
+    def _frames(self, images: Tensor | Streamed, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         count = len(self.targets)
         mixes = self.augment.mixes and count > 1
 
@@ -65,7 +95,7 @@ class BatchLoader:
                 others = [mixing_partners(BatchRandom(own, self.seed, epoch), count)] if mixes else []
                 yield torch.cat([own, *others])
 
-        for batch, (numbers, pixels) in zip(batches, prefetch(self.pixels, indices()), strict=True):
+        for batch, (numbers, pixels) in zip(batches, prefetch(images, indices()), strict=True):
             inputs = self._augment(BatchRandom(numbers, self.seed, epoch), pixels.to(self.device))
             if not mixes:
                 yield Batch(inputs, self.targets.take(numbers), numbers, len(batch))

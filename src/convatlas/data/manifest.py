@@ -1,4 +1,4 @@
-"""Cached properties of image files: content digest, channels and bit depth, known without opening the files.
+"""Cached properties of image files: content digest, channels, bit depth and size, known without opening the files.
 
 A row belongs to an absolute path and is valid as long as the file's size, modification time and status-change time are
 unchanged. A file changed within 2 s before it was read gets no row, because a second change within the resolution
@@ -28,10 +28,16 @@ from convatlas.system.cache import LruFolder, cache_folder
 from convatlas.system.files import atomic
 from convatlas.system.progress import Progress
 
-VERSION = 2
+VERSION = 3
 
 RACY_NS = 2 * 10**9
 """A file that changed less than this many nanoseconds before it was read is read again next time."""
+
+NO_FILE = "no such file"
+"""Why an image that does not exist cannot be opened."""
+
+MAX_SIDE = 2**31 - 1
+"""Maximum side in pixels; no image whose header states a larger one is readable."""
 
 CONTENTS_LIMIT = 2**30
 """Maximum bytes of files that stay in memory from probing to decoding; what does not fit is read twice, at first."""
@@ -46,11 +52,15 @@ class FileInfo:
 
     digests: (n, 32) uint8, the sha256 of their contents. channels: (n,), 0 if the header is unreadable.
     high_bit_depth: (n,) bool. unopened: {index: why a file cannot be opened}; its digest is zero.
+    sizes: (n, 2) height and width with the orientation applied, 0 if the header is unreadable. orientations: (n,), 1 to
+    8, see EXIF.
     """
 
     digests: NDArray[np.uint8]
     channels: NDArray[np.int32]
     high_bit_depth: NDArray[np.bool_]
+    sizes: NDArray[np.int32]
+    orientations: NDArray[np.uint8]
     unopened: dict[int, str]
 
 
@@ -96,12 +106,13 @@ class Manifest:
         opened = np.ones(len(names), dtype=bool)
         opened[list(unopened)] = False
         rows = self._rows.take(numbers[opened])
+        count = len(names)
         info = FileInfo(
-            np.zeros((len(names), 32), np.uint8), np.zeros(len(names), np.int32), np.zeros(len(names), bool), unopened
-        )
-        info.digests[opened], info.channels[opened], info.high_bit_depth[opened] = (
-            rows.digests, rows.channels, rows.high_bit_depth
+            np.zeros((count, 32), np.uint8), np.zeros(count, np.int32), np.zeros(count, bool),
+            np.zeros((count, 2), np.int32), np.ones(count, np.uint8), unopened,
         )  # fmt: skip
+        for column in ("digests", "channels", "high_bit_depth", "sizes", "orientations"):
+            getattr(info, column)[opened] = getattr(rows, column)
         return info
 
     def contents(self, name: str, *, remove: bool = False) -> bytes | None:
@@ -134,10 +145,11 @@ class Manifest:
         try:
             header = read_header(name, data=data)
         except UnavailableError:  # a library is missing, which may be installed later
-            return _Probe(digest, 0, False, False)
+            return _Probe(digest, is_final=False)
         except DataError:
-            return _Probe(digest, 0, False, True)
-        return _Probe(digest, header.channels, header.high_bit_depth, True)
+            return _Probe(digest)
+        width, height = (min(side, MAX_SIDE) for side in header.upright_size)
+        return _Probe(digest, header.channels, header.high_bit_depth, (height, width), header.orientation)
 
     def _add(
         self, names: Sequence[str], stamps: NDArray[np.int64], started: int, probed: Sequence[tuple[int, _Probe]]
@@ -153,6 +165,8 @@ class Manifest:
                 np.frombuffer(b"".join(probe.digest for probe in probes), np.uint8).reshape(-1, 32),
                 np.array([probe.channels for probe in probes], np.int32),
                 np.array([probe.high_bit_depth for probe in probes], np.bool_),
+                np.array([probe.size for probe in probes], np.int32).reshape(-1, 2),
+                np.array([probe.orientation for probe in probes], np.uint8),
                 np.array([probe.is_final for probe in probes], np.bool_) & (unchanged_for > RACY_NS),
             )
         )
@@ -194,9 +208,11 @@ class _Probe:
     """What was read from one file. is_final: whether that holds as long as the file does not change."""
 
     digest: bytes
-    channels: int
-    high_bit_depth: bool
-    is_final: bool
+    channels: int = 0
+    high_bit_depth: bool = False
+    size: tuple[int, int] = (0, 0)
+    orientation: int = 1
+    is_final: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,12 +223,17 @@ class _Rows:
     digests: NDArray[np.uint8]
     channels: NDArray[np.int32]
     high_bit_depth: NDArray[np.bool_]
+    sizes: NDArray[np.int32]
+    orientations: NDArray[np.uint8]
     is_final: NDArray[np.bool_]
 
     @staticmethod
     def empty() -> _Rows:
         flags = np.zeros(0, np.bool_)
-        return _Rows(np.zeros((0, 3), np.int64), np.zeros((0, 32), np.uint8), np.zeros(0, np.int32), flags, flags)
+        return _Rows(
+            np.zeros((0, 3), np.int64), np.zeros((0, 32), np.uint8), np.zeros(0, np.int32), flags,
+            np.zeros((0, 2), np.int32), np.zeros(0, np.uint8), flags,
+        )  # fmt: skip
 
     @property
     def columns(self) -> tuple[NDArray[Any], ...]:
@@ -249,8 +270,11 @@ def _stamps(names: Sequence[str]) -> tuple[NDArray[np.int64], dict[int, str]]:
             stamps.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         except FileNotFoundError:
             stamps.append((0, 0, 0))
-            missing[i] = f"dangling link to {os.readlink(name)}" if os.path.islink(name) else "no such file"
+            missing[i] = f"dangling link to {os.readlink(name)}" if os.path.islink(name) else NO_FILE
         except OSError as error:
             stamps.append((0, 0, 0))
             missing[i] = f"cannot be opened: {error.strerror}"
+        except ValueError:  # a zero byte in the name, or a lone surrogate
+            stamps.append((0, 0, 0))
+            missing[i] = "not the name of a file"
     return np.array(stamps, dtype=np.int64).reshape(-1, 3), missing

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from convatlas.core.problems import NO_DATA, Problems
+from convatlas.data.readers.annotated import read_annotated, reader_of
 from convatlas.data.readers.arrays import read_npz
 from convatlas.data.readers.digits import read_digits
 from convatlas.data.readers.folder import read_image_folder
@@ -143,11 +144,14 @@ def _read(data: Data, download: bool, progress: Progress | None, problems: Probl
     if not os.path.exists(path):
         raise DataError(_missing(path, name), kind=NO_DATA)
     if not path.is_dir():
+        if read := reader_of(path):
+            return read_annotated(path, read, problems, progress=progress)
         if path.suffix.lower() in TABLES:
             return read_image_table(path, problems, progress=progress)
         if path.suffix.lower() == ".npz":
             return read_npz(path)
-        text = f"{path}: must be a folder, a table ({', '.join(TABLES)}) or a NumPy file (.npz)"
+        others = "a NumPy file (.npz) or annotations (.json, .yaml, .xml)"
+        text = f"{path}: must be a folder, a table ({', '.join(TABLES)}), {others}"
         raise DataError(text, kind=NO_DATA)
     present = [inside for inside in FOLDERS if (path / inside).is_dir()]
     if len(present) > 1:
@@ -158,6 +162,8 @@ def _read(data: Data, download: bool, progress: Progress | None, problems: Probl
         return read_idx_folder(path)
     if parquet_shards(path):
         return read_parquet_folder(path, problems, progress=progress)
+    if read := reader_of(path):
+        return read_annotated(path, read, problems, progress=progress)
     return read_image_folder(path, problems, progress=progress)
 
 
@@ -165,7 +171,7 @@ def _missing(path: Path, name: str) -> str:
     """Return the message for a path where nothing is."""
     if os.path.islink(path):
         return f"{path}: a link to {os.readlink(path)}, which does not exist"
-    if path.suffix.lower() in (*TABLES, ".npz"):
+    if path.suffix.lower() in (*TABLES, ".npz", ".json", ".yaml", ".yml", ".xml"):
         return f"{path}: no such file"
     if not name or os.sep in name:
         return f"{path}: no such folder"

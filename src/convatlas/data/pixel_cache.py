@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from convatlas.errors import MachineError
+from convatlas.errors import MachineError, foreign_errors
 from convatlas.system.cache import LruFolder, cache_folder
 from convatlas.system.files import write_text
 
@@ -59,14 +59,15 @@ class PixelCache:
     def _part(self) -> Path:
         return self.folder.partial_file(self.name)
 
-    def open(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Notes | None]:
-        """Return the pixels, mapped into memory, and the notes; None for what is missing or incomplete.
+    def open(self, shape: tuple[int, ...], count: int) -> tuple[Tensor | None, Notes | None]:
+        """Return the pixels, mapped into memory, and the notes of `count` images; None for what is missing.
 
+        shape: of the pixels of all images; whole images are stored one after another, (values,).
         Notes without pixels belong to images that are streamed, as long as there is no room for their pixels.
         """
         raw, notes_file = self._files
         try:
-            notes = _read_notes(notes_file, shape[0])
+            notes = _read_notes(notes_file, count)
             if notes is None:
                 return None, None
             if not raw.exists():
@@ -74,7 +75,7 @@ class PixelCache:
             if raw.stat().st_size != self.num_bytes(shape):
                 return None, None
             self.folder.mark_used(raw)
-            return self._map(raw, shape, shared=False), notes
+            return _map(raw, shape, self.dtype), notes
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # damaged: it is built again
             return None, None
 
@@ -82,17 +83,17 @@ class PixelCache:
         size = self.num_bytes(shape)
         return size <= MEMORY_LIMIT or self.folder.fits(size)
 
-    def allocate(self, shape: tuple[int, ...]) -> Tensor | None:
-        """Return an empty tensor for the pixels: in a file, or in memory if the disk has no room; else None."""
+    def allocate(self, shape: tuple[int, ...]) -> PixelWriter | None:
+        """Return room for the pixels: in a file, or in memory if the disk has no room; else None."""
         size = self.num_bytes(shape)
         try:
             self.folder.make_room(size)
             with self._part.open("wb") as file:
                 _reserve(file.fileno(), size)
-            return self._map(self._part, shape, shared=True)
+            return PixelWriter(shape, self.dtype, self._part)
         except (OSError, RuntimeError):
             self.discard()
-            return torch.empty(shape, dtype=self.dtype) if size <= MEMORY_LIMIT else None
+            return PixelWriter(shape, self.dtype) if size <= MEMORY_LIMIT else None
 
     def discard(self) -> None:
         """Delete an unfinished entry."""
@@ -108,8 +109,41 @@ class PixelCache:
             if pixels is None or raw.exists():
                 write_text(notes_file, json.dumps(notes))
 
-    def _map(self, path: Path, shape: tuple[int, ...], *, shared: bool) -> Tensor:
-        return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=self.dtype).view(shape)
+
+class PixelWriter:
+    """Writes the pixels of an entry, one image after another, into a file or memory.
+
+    The file is not mapped: the first access to each page of a mapped file takes longer than writing it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, path: Path | None = None) -> None:
+        self.shape, self.dtype, self.path = shape, dtype, path
+        self._file = path.open("r+b") if path else None
+        self._memory = None if path else torch.empty(math.prod(shape), dtype=dtype)
+        self._written = 0
+
+    def write(self, image: Tensor) -> None:
+        """Write the next image."""
+        if self._memory is not None:
+            self._memory[self._written : self._written + image.numel()] = image.flatten()
+        elif self._file is not None:
+            with foreign_errors(self.path, MachineError, "cannot be written"):
+                self._file.write(image.contiguous().numpy().data)
+        self._written += image.numel()
+
+    def finish(self) -> Tensor:
+        """Return all pixels; those of a file are mapped into memory."""
+        if self._memory is not None:
+            return self._memory.view(self.shape)
+        assert self._file is not None
+        assert self.path is not None
+        with foreign_errors(self.path, MachineError, "cannot be written"):
+            self._file.close()
+            return _map(self.path, self.shape, self.dtype)
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype).view(shape)
 
 
 def _read_notes(file: Path, count: int) -> Notes | None:

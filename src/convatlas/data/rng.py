@@ -82,6 +82,12 @@ class Purpose(IntEnum):
     OPERATION = 80
     STRENGTH = 90
     SIGN = 100
+    SHORT_SIDE = 110
+    SCALE = 111
+    SCALE_LEFT = 112
+    SCALE_TOP = 113
+    HUE = 114
+    PROPOSALS = 115
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class BatchRandom:
     def uniform(self, purpose: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return a number in [low, high) for each image; always the same for the same purpose."""
         return uniform(derive_key(self.seed, self.epoch, purpose), self.samples) * (high - low) + low
+
+    def keys(self, purpose: int) -> list[int]:
+        """Return a key of 64 bits for each image, for a generator of more random numbers."""
+        return [derive_key(self.seed, self.epoch, purpose, sample) for sample in self.samples.tolist()]
 
     def bernoulli(self, purpose: int, probability: float) -> Tensor:
         """Return True with this probability for each image."""

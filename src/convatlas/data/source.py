@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.annotation_faults import AnnotationFault
 from convatlas.data.dataset import Dataset
 from convatlas.data.ignored import Ignored
 from convatlas.data.manifest import Manifest
+from convatlas.data.object_tasks import FIELDS, missing_field, only_fields, task_named, task_of_objects
 from convatlas.data.prepare import prepare_split
 from convatlas.data.samples import Samples
 from convatlas.data.splits import MAX_UNREADABLE, Fold, with_val
@@ -25,7 +27,7 @@ class Source:
     location: the argument of `open_data` that opens it again, from any working directory. splits: train, optionally
     val and test. channels: those of most images. high_bit_depth: whether most training images have more than 8 bits.
     manifest: cached properties of the image files. ignored: the files of a folder that are not used. notes: lines about
-    how its contents were understood.
+    how its contents were understood. faults: those of annotated objects, and how they were treated.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Source:
     manifest: Manifest = field(default_factory=lambda: Manifest(""), compare=False, repr=False)
     ignored: Ignored = field(default_factory=Ignored, repr=False)
     notes: tuple[str, ...] = ()
+    faults: tuple[AnnotationFault, ...] = field(default=(), repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -50,13 +53,41 @@ class Source:
     def with_val(self, *, seed: int = 0, val_share: float = 0.0, fold: Fold | None = None) -> dict[str, Samples]:
         """Return the splits, with a val split if the data has none; see `load`."""
         self.check_val_split(val_share=val_share, fold=fold)
-        return with_val(self.splits, self.task.strata, seed=seed, share=val_share, where=self.name, fold=fold)
+        every = self.task.needs_every_class
+        return with_val(
+            self.splits, self.task.strata, seed=seed, share=val_share, where=self.name, fold=fold, every_class=every
+        )
+
+    def for_task(self, name: str) -> Source:
+        """Return the source for a task, such as "detect": objects without the masks or keypoints it does not need.
+
+        Raises DataError if the data lacks what the task needs, or is of another kind.
+        """
+        kind = task_named(name)
+        have, need = self.task.predicts, kind.predicts
+        if have not in FIELDS or need not in FIELDS:
+            if name == self.task.short_name:
+                return self
+            raise DataError(
+                f"{self.location}: the data is for the task {self.task.short_name} ({self.task.name}), not for {name}; "
+                f"{'annotate boxes, in COCO, Pascal VOC or YOLO files' if need in FIELDS else 'use it for that task'}"
+            )
+        if lacking := missing_field(need, [samples.targets for samples in self.splits.values()]):
+            raise DataError(
+                f"{self.location}: the task {name} needs {lacking}, which no object of the data has; annotate them, or "
+                f"use the task {self.task.short_name}"
+            )
+        splits = {split: replace(part, targets=only_fields(part.targets, need)) for split, part in self.splits.items()}
+        task = self.task if need == have else task_of_objects(need, self.classes)
+        return replace(self, task=task, splits=splits)
 
     def check_val_split(self, *, val_share: float, fold: Fold | None = None) -> None:
         """Raise DataError that names the classes with too few images for a val split or for all folds; see `load`."""
         train = self.splits["train"]
         counts = self.task.class_counts(train.targets)
         if "val" in self.splits or counts is None or (fold is None and val_share == 0) or train.groups is not None:
+            return
+        if not self.task.needs_every_class:
             return
         needed = 2 if fold is None or self.task.strata(train.targets).ndim == 2 else fold[1]
         pairs = zip(self.classes, counts.tolist(), strict=True)

@@ -30,16 +30,19 @@ VAL_LIMIT = 5_000
 """Maximum number of images that are split off."""
 
 
-def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
+def split_off(
+    labels: Tensor, share: float, *, seed: int, where: object, every_class: bool = True
+) -> tuple[Tensor, Tensor]:
     """Return the indices (rest, part): a stratified random `share` of the images, sorted, drawn with `seed`.
 
-    labels: (n,), or (n, classes) of 0 and 1 for multi-label images. Raises DataError if a class has fewer than 2 images
-        or there are too few to have every class on both sides.
+    labels: (n,), or (n, classes) of 0 and 1 for multi-label images. every_class: raise DataError if a class has fewer
+        than 2 images or there are too few to have every class on both sides; otherwise the only image of a class
+        belongs to the rest. Only for (n, classes).
     """
     from sklearn.model_selection import train_test_split
 
     if labels.ndim == 2:
-        return _split_multilabel(labels, share, seed=seed, where=where)
+        return _split_multilabel(labels, share, seed=seed, where=where, every_class=every_class)
     counts = torch.bincount(labels)
     present = counts[counts > 0]
     size = max(round(len(labels) * share), len(present))
@@ -56,7 +59,9 @@ def split_off(labels: Tensor, share: float, *, seed: int, where: object) -> tupl
     return (~in_part).nonzero().flatten(), in_part.nonzero().flatten()
 
 
-def _split_multilabel(labels: Tensor, share: float, *, seed: int, where: object) -> tuple[Tensor, Tensor]:
+def _split_multilabel(
+    labels: Tensor, share: float, *, seed: int, where: object, every_class: bool
+) -> tuple[Tensor, Tensor]:
     """Split multi-label images class by class, the rarest first, as `split_off` does (Sechidis et al. 2011)."""
     count = len(labels)
     present = _with_no_class(labels)
@@ -66,14 +71,18 @@ def _split_multilabel(labels: Tensor, share: float, *, seed: int, where: object)
     for label in present.sum(0).argsort(stable=True).tolist():
         members = order[present[order, label]]
         free = members[undecided[members]]
-        missing = max(1, round(len(members) * share)) - int(in_part[members].sum()) if len(members) else 0
-        in_part[free[: max(0, missing)]] = True
+        wanted = max(1, round(len(members) * share))
+        if not every_class:
+            wanted = min(wanted, len(members) - 1)
+        in_part[free[: max(0, wanted - int(in_part[members].sum()))]] = True
         undecided[free] = False
-        if label < labels.shape[1] and (in_part[members].all() or not in_part[members].any()):
+        if every_class and label < labels.shape[1] and (in_part[members].all() or not in_part[members].any()):
             raise DataError(
                 f"{where}: every class needs at least 2 images with different labels to split off val; add images or a "
                 "val split"
             )
+    if not every_class and count > 1 and not in_part.any():
+        in_part[order[0]] = True
     return (~in_part).nonzero().flatten(), in_part.nonzero().flatten()
 
 
@@ -168,10 +177,12 @@ def with_val(
     share: float,
     where: object,
     fold: Fold | None = None,
+    every_class: bool = True,
 ) -> dict[str, Samples]:
     """Return the splits with a val split: their own, or a `share` of the training images, at most 5,000, or a fold.
 
     strata: returns the strata of the images, (n,) or (n, k); see `Task.strata`. A share of 0: no val split.
+    every_class: whether both splits must have every class.
     """
     if "val" in splits:
         return dict(splits)
@@ -188,5 +199,5 @@ def with_val(
     if train.groups is not None:
         rest, part = split_groups(labels, train.groups, size, seed=seed, where=where)
     else:
-        rest, part = split_off(labels, size, seed=seed, where=where)
+        rest, part = split_off(labels, size, seed=seed, where=where, every_class=every_class)
     return {**splits, "train": train.subset(rest), "val": train.subset(part)}

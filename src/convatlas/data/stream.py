@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import tee
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.ragged import Inputs
 from convatlas.data.decode.pixels import frame_shape, load_image
-from convatlas.data.threads import map_in_threads
+from convatlas.data.threads import map_ahead, map_in_threads
+from convatlas.data.whole_images import WholeImages, concatenate_whole
 
 
 class Streamed:
@@ -42,8 +46,8 @@ class Streamed:
         return Streamed(names, self.preprocessing, for_random_crop=self.for_random_crop)
 
 
-Pixels = Tensor | Streamed
-"""Images of one size, (n, channels, h, w), by index."""
+Pixels = Tensor | Streamed | WholeImages
+"""Images by index: of one size, (n, channels, h, w), or whole."""
 
 
 def take(pixels: Pixels, indices: Tensor) -> Pixels:
@@ -53,14 +57,28 @@ def take(pixels: Pixels, indices: Tensor) -> Pixels:
 
 def concatenate_pixels(parts: Sequence[Pixels], names: Sequence[str]) -> Pixels:
     """Return the pixels of several splits as one; all are streamed if one is. names: of the images of all parts."""
+    whole = [part for part in parts if isinstance(part, WholeImages)]
+    if whole:
+        return concatenate_whole(whole)
     streamed = next((part for part in parts if isinstance(part, Streamed)), None)
     if streamed is not None:
         return streamed.with_names(names)
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
-def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (indices, pixels) of each batch; of streamed images the next batch is decoded in the background."""
+@overload
+def prefetch(pixels: Tensor | Streamed, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]: ...
+@overload
+def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Inputs]]: ...
+def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Inputs]]:
+    """Yield (indices, pixels) of each batch; of streamed images the next batch is decoded in the background.
+
+    The pixels of whole images are lists.
+    """
+    if isinstance(pixels, WholeImages):
+        first, second = tee(batches)
+        yield from zip(first, map_ahead(pixels.image, (indices.tolist() for indices in second)), strict=True)
+        return
     if isinstance(pixels, Tensor):
         for indices in batches:
             yield indices, pixels.index_select(0, indices)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from convatlas.system.cores import count_cores
@@ -24,5 +25,23 @@ def map_in_threads(function: Callable[[In], Out], items: Sequence[In]) -> Iterat
     try:
         for results in pool.map(lambda task: [function(item) for item in task], tasks):
             yield from results
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def map_ahead(function: Callable[[In], Out], batches: Iterable[Sequence[In]], *, ahead: int = 2) -> Iterator[list[Out]]:
+    """Yield the results of each batch of items, computed on all cores while the caller uses the batches before.
+
+    ahead: number of batches that are computed or ready beyond the one that the caller has. An error cancels the rest.
+    """
+    pool = ThreadPoolExecutor(count_cores())
+    pending: deque[list[Future[Out]]] = deque()
+    try:
+        for batch in batches:
+            pending.append([pool.submit(function, item) for item in batch])
+            if len(pending) > ahead:
+                yield [future.result() for future in pending.popleft()]
+        while pending:
+            yield [future.result() for future in pending.popleft()]
     finally:
         pool.shutdown(cancel_futures=True)

@@ -53,6 +53,9 @@ History = Sequence[Mapping[str, float]]
 NUM_HIGHLIGHTED = 10
 """Number of classes, those with the lowest average precision, whose precision-recall curve has a color and a name."""
 
+TERM_COLORS = ("#5b8c5a", "#8a6fb0", "#c9788f", "#4f7cac", "#a68a64", "#7d8f99")
+"""Lines of the terms of a loss."""
+
 MAX_POINTS = 200
 """Maximum number of points of a precision-recall curve."""
 
@@ -62,21 +65,32 @@ def curves(history: History, columns: Sequence[MetricColumn], *, path: str | Pat
     """Draw the learning curves of a run: loss (log scale) and metric against epochs, for train and val.
 
     A vertical line marks the best epoch, a dotted curve the learning rate.
-    columns: the metric of train and that of val. That of train is drawn only if it is the same metric.
+    columns: the metrics of train and that of val. Those of train that are terms of the loss are drawn beside it;
+    another one is drawn only if it is the metric of val.
     """
     figure = new_figure(7.4, 2.9)
-    plot_loss(figure.add_subplot(1, 2, 1), history)
+    plot_loss(figure.add_subplot(1, 2, 1), history, columns)
     plot_metric(figure.add_subplot(1, 2, 2), history, columns)
     lay_out(figure)
     return save_figure(figure, path)
 
 
-def plot_loss(axes: Any, history: History) -> None:
-    """Draw the loss of train and val on a logarithmic axis, and the learning rate as a share of its maximum."""
+def plot_loss(axes: Any, history: History, columns: Sequence[MetricColumn] = ()) -> None:
+    """Draw the loss of train and val on a logarithmic axis, and the learning rate as a share of its maximum.
+
+    columns: those of terms of the loss are drawn, too.
+    """
     for split in ("train", "val"):
         _plot_split(axes, history, split, f"{split}_loss")
+    terms = [column for column in columns if _is_term(column)]
+    for column, color in zip(terms, TERM_COLORS, strict=False):
+        values = {row["epoch"]: row[column.key] for row in history if math.isfinite(row.get(column.key, math.nan))}
+        axes.plot(list(values), list(values.values()), color=color, linewidth=1, label=column.heading,
+                  marker="." if len(values) == 1 else "")  # fmt: skip
     set_log_axis(axes.yaxis, [y for line in axes.lines for y in line.get_ydata()])
     _style_epochs(axes, history, "loss")
+    if terms:  # too many names for a line above the curves
+        axes.legend(frameon=False, fontsize=6, labelcolor=INK, ncols=2, loc="best", handlelength=1.2)
     rates = [(row["epoch"], row["lr"]) for row in history if math.isfinite(row.get("lr", math.nan))]
     largest = max((rate for _, rate in rates), default=0.0)
     if largest > 0 and len(rates) > 1:
@@ -87,7 +101,7 @@ def plot_loss(axes: Any, history: History) -> None:
 
 def plot_metric(axes: Any, history: History, columns: Sequence[MetricColumn]) -> None:
     """Draw the metric of val, and that of train if it is the same."""
-    present = [column for column in columns if any(column.key in row for row in history)]
+    present = [column for column in columns if not _is_term(column) and any(column.key in row for row in history)]
     title = ""
     for column in present:
         split, _, metric = column.key.partition("_")
@@ -99,6 +113,11 @@ def plot_metric(axes: Any, history: History, columns: Sequence[MetricColumn]) ->
     largest = max((y for line in axes.lines for y in line.get_ydata()), default=0.0)
     axes.set_ylim(0, 1.08 * largest if largest > 0 else 1)
     _style_epochs(axes, history, title)
+
+
+def _is_term(column: MetricColumn) -> bool:
+    """Return whether a column is a term of the training loss."""
+    return column.key.startswith("train_") and column.key.endswith("_loss")
 
 
 def _plot_split(

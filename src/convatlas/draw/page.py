@@ -37,12 +37,16 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image file with a caption of lines; the first one is bold. pixelated: whether enlarged pixels are squares."""
+    """An image file with a caption of lines; the first one is bold.
+
+    pixelated: whether enlarged pixels are squares. wide: whether it needs the place of three.
+    """
 
     content: bytes
     kind: str
     caption: tuple[str, ...]
     pixelated: bool = False
+    wide: bool = False
 
 
 def text(value: object) -> str:
@@ -178,8 +182,9 @@ def _thumbnail(image: Thumbnail) -> str:
     first, *others = image.caption
     caption = f"<b>{text(first)}</b>" + "".join(f"<span>{text(line)}</span>" for line in others)
     pixelated = " class=pixelated" if image.pixelated else ""
+    wide = " class=wide" if image.wide else ""
     drawn = f'<img{pixelated} alt="{text(", ".join(image.caption))}" src="{_address(image.content, image.kind)}">'
-    return f"<figure><details><summary>{drawn}</summary></details><figcaption>{caption}</figcaption></figure>"
+    return f"<figure{wide}><details><summary>{drawn}</summary></details><figcaption>{caption}</figcaption></figure>"
 
 
 def _address(content: bytes, kind: str) -> str:

@@ -52,6 +52,7 @@ figure {{ margin: 0; }} figcaption {{ font-size: 13px; line-height: 1.4; overflo
 .thumbnails img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 8px;
   background: var(--card); }}
 .thumbnails .pixelated {{ image-rendering: pixelated; }}
+.thumbnails .wide {{ grid-column: span 3; }} .thumbnails .wide img {{ aspect-ratio: auto; }}
 .thumbnails b {{ color: var(--wrong); }} .thumbnails figcaption {{ margin-top: 4px; font-size: 12.5px; }}
 .thumbnails figcaption > * {{ display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5;
   overflow: hidden; text-align: left; unicode-bidi: plaintext; }}
@@ -69,7 +70,7 @@ details {{ margin-top: 10px; }} summary {{ cursor: pointer; color: var(--right);
   td {{ min-width: 4em; }}
   .first .plot {{ overflow-x: auto; }} .first .plot img {{ max-width: none; width: 560px; }}
   .first figcaption {{ position: sticky; left: 0; }}
-  .thumbnails {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }}
+  .thumbnails {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }} .thumbnails .wide {{ grid-column: span 2; }}
 }}
 @page {{ size: A4; margin: 11mm; }}
 @media print {{

@@ -148,6 +148,11 @@ def _needs_no_glyph(character: str) -> bool:
     return unicodedata.category(character) in ("Cf", "Mn")
 
 
+def font_has(path: str, text: str) -> bool:
+    """Return whether a font file has all characters of a text."""
+    return all(ord(character) in _characters(path) for character in text)
+
+
 @cache
 def _characters(path: str) -> frozenset[int]:
     """Return the code points of a font file."""

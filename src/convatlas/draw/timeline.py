@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 COLORS: dict[Category, str] = {
     "spatial exploitation": "#1f7a8c", "depth": "#2f5d9b", "multi-path": "#6a4c93", "width": "#9b5094",
     "feature-map exploitation": "#c8553d", "attention": "#d1495b", "channel boosting": "#e09f3e",
-    "efficiency": "#4f8a3d", "search": "#8a7a1f", "routing": "#5b6770", "time": "#20709e", "own": "#6b6b6b",
+    "efficiency": "#4f8a3d", "search": "#8a7a1f", "routing": "#5b6770", "time": "#20709e",
+    "detection": "#a83f6f", "own": "#6b6b6b",
 }  # fmt: skip
 
 

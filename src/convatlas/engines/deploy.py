@@ -3,16 +3,50 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.ragged import Inputs
+from convatlas.errors import listed
 from convatlas.weights.modelfile import Header, header_text
 
 PIXELS, PROBABILITIES, OUTPUTS = "pixels", "probabilities", "outputs"
 """Names of the input and the outputs of an exported network."""
+
+SCORE_THRESHOLD = "score_threshold"
+"""Name of the optional input of an exported detector: objects have a higher score."""
+
+RESULTS = {"boxes": (), "masks": ("masks",), "keypoints": ("keypoints",)}
+"""What a detector predicts (`Spec.predicts`) -> the outputs of its export behind boxes, labels and scores."""
+
+
+class ResultForm(NamedTuple):
+    """The type and the sizes of an output of an exported detector, and what it is. Sizes with a name vary."""
+
+    dtype: torch.dtype
+    shape: tuple[str | int, ...]
+    text: str
+
+
+RESULT_FORMS = {
+    "boxes": ResultForm(torch.float32, ("objects", 4), "x1, y1, x2, y2 in pixels of the image"),
+    "labels": ResultForm(torch.int64, ("objects",), "indices of the classes from 0"),
+    "scores": ResultForm(torch.float32, ("objects",), "the highest first"),
+    "masks": ResultForm(torch.uint8, ("objects", "height", "width"), "1 inside of the object"),
+    "keypoints": ResultForm(
+        torch.float32, ("objects", "points", 3), "x, y in pixels of the image, and a score that is no probability"
+    ),
+}
+"""The outputs of exported detectors by name; the number of objects may be 0."""
+
+
+def result_names(header: Header) -> tuple[str, ...]:
+    """Return the names of the outputs of an exported detector."""
+    return ("boxes", "labels", "scores", *RESULTS[header.spec.predicts])
 
 
 class DeployModule(nn.Module):
@@ -46,9 +80,24 @@ def example_pixels(header: Header, count: int = 2) -> Tensor:
     return (torch.arange(count * steps.channels * steps.resolution**2) % 251).view(shape).to(steps.dtype)
 
 
+def example_inputs(header: Header, count: int = 2, size: tuple[int, int] | None = None) -> Inputs:
+    """Return `count` synthetic images as an engine takes them; whole images are a list.
+
+    size: (height, width) of whole images; by default they are a third wider than the resolution of the network.
+    """
+    steps = header.preprocessing
+    if not steps.is_whole:
+        return example_pixels(header, count)
+    height, width = size or (steps.resolution, round(4 / 3 * steps.resolution))
+    values = torch.arange(steps.channels * height * width) % 251
+    return [(values + image).view(steps.channels, height, width).to(steps.dtype) for image in range(count)]
+
+
 def describe_input(steps: Preprocessing) -> str:
     """Return how an image becomes the input of an exported network, with every rounding, for other programs."""
-    size, colors = steps.resolution, {1: "gray", 3: "RGB"}.get(steps.channels, f"{steps.channels} channels")
+    if steps.is_whole:
+        return _describe_whole_input(steps)
+    size, colors = steps.resolution, _colors(steps)
     smoothing = "antialiased" if steps.antialias and steps.interpolation != "nearest" else "not antialiased"
     border = f"; put a border of {steps.pad} px of value {steps.fill} around it" if steps.pad else ""
     return (
@@ -60,6 +109,27 @@ def describe_input(steps: Preprocessing) -> str:
     )
 
 
+def _describe_whole_input(steps: Preprocessing) -> str:
+    return (
+        f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} ({steps.channels}, height, width), one image of any "
+        f"size, values in [0, 255], {_colors(steps)}; apply the EXIF orientation; the network resizes and standardizes "
+        f"the image itself; {SCORE_THRESHOLD}: optional, float32 (), objects have a higher score"
+    )
+
+
+def describe_results(header: Header) -> str:
+    """Return what the outputs of an exported detector are, for other programs."""
+    forms = {name: RESULT_FORMS[name] for name in result_names(header)}
+    return "; ".join(
+        f"{name}: {str(form.dtype).removeprefix('torch.')} ({listed(form.shape)}), {form.text}"
+        for name, form in forms.items()
+    )
+
+
+def _colors(steps: Preprocessing) -> str:
+    return {1: "gray", 3: "RGB"}.get(steps.channels, f"{steps.channels} channels")
+
+
 def describe_header(header: Header) -> dict[str, str]:
     """Return the metadata of an exported network: the header, and separate entries for other programs."""
     steps = header.preprocessing
@@ -68,6 +138,7 @@ def describe_header(header: Header) -> dict[str, str]:
         "classes": json.dumps(header.classes, ensure_ascii=False),
         "preprocessing": json.dumps(steps.to_plain()),
         "input": describe_input(steps),
+        **({"results": describe_results(header)} if steps.is_whole else {}),
         "temperature": repr(header.calibration.temperature),
         "license": header.license,
         "origin": header.training.source or header.name,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
-
-from torch import Tensor
+from typing import Any, Protocol
 
 from convatlas.errors import ConvatlasError, EngineError, foreign_errors, printable, shorten
 
@@ -18,9 +16,10 @@ class Engine(Protocol):
         """One of `select.ENGINES`."""
         ...
 
-    def outputs(self, pixels: Tensor) -> Tensor:
+    def outputs(self, pixels: Any) -> Any:
         """Return outputs, float32 (n, outputs), for pixels (n, channels, size, size) of `Preprocessing.dtype`.
 
+        Detectors take a list of whole images (channels, h, w), and return a list with what they found in each.
         Raises EngineError if the engine fails, for instance out of memory.
         """
         ...

@@ -7,9 +7,9 @@ from threading import Lock
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from convatlas.core.network import Network
+from convatlas.core.ragged import Inputs
 from convatlas.engines import onnx_graph
 from convatlas.engines.engine import Engine
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
@@ -90,7 +90,7 @@ class NetworkEngine:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock(), _started=None)
 
-    def outputs(self, pixels: Tensor) -> Tensor:
+    def outputs(self, pixels: Inputs) -> Any:
         return self.running().outputs(pixels)
 
     def running(self) -> Engine:

@@ -61,12 +61,19 @@ OPERATORS = frozenset((
 ))  # fmt: skip
 """The operators of exported graphs. None of them loops, branches or reads files, so that running a graph is safe."""
 
+DETECTOR_OPERATORS = OPERATORS | {
+    "Abs", "And", "ArgMax", "Ceil", "ConvTranspose", "Floor", "GatherElements", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Log", "Mod", "NonMaxSuppression", "NonZero", "Not", "Or", "ReduceMin", "RoiAlign", "Round",
+    "ScatterND", "Sign", "Tile", "TopK",
+}  # fmt: skip
+"""The operators of exported detectors."""
+
 
 def read_graph(path: Path) -> tuple[Header, ModelProto]:
     """Read a graph that convatlas exported, without running it.
 
-    Raises ModelFileError for a file that is missing, damaged, not exported by convatlas, has other operators, needs too
-    much memory, or does not fit its header.
+    Raises ModelFileError for a file that is missing, damaged, not exported by convatlas, has other operators, does not
+    fit its header, or, of a classifier, needs too much memory.
     """
     onnx = import_optional("onnx", "convatlas[onnx]", where=path)
     if not path.is_file():
@@ -83,17 +90,18 @@ def read_graph(path: Path) -> tuple[Header, ModelProto]:
         raise ModelFileError(f"{path}: an ONNX file, but not written by `convatlas export` (no header)")
     if metadata.get("sha256") != _checksum(model):
         raise ModelFileError(f"{path}: the file is damaged (its sha256 does not match); export it again")
-    _check_operators(path, model)
     header = parse_header(path, metadata["convatlas"])
+    _check_operators(path, model, DETECTOR_OPERATORS if header.preprocessing.is_whole else OPERATORS)
     _check_signature(path, model, header)
-    _check_sizes(path, model)
+    if not header.preprocessing.is_whole:  # the sizes inside of a detector depend on the image
+        _check_sizes(path, model)
     return header, model
 
 
-def _check_operators(path: Path, model: ModelProto) -> None:
-    """Raise ModelFileError unless a graph has only `OPERATORS`, and all weights are in the file."""
+def _check_operators(path: Path, model: ModelProto, known: frozenset[str]) -> None:
+    """Raise ModelFileError unless a graph has only known operators, and all weights are in the file."""
     foreign = {str(node.op_type) for node in model.graph.node if node.domain not in ("", "ai.onnx")}
-    foreign |= {str(node.op_type) for node in model.graph.node} - OPERATORS
+    foreign |= {str(node.op_type) for node in model.graph.node} - known
     graphs = any(attribute.HasField("g") or attribute.graphs for attribute in _attributes(model))
     if foreign or graphs or model.functions or model.training_info:
         raise ModelFileError(
@@ -127,7 +135,9 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
 def _check_signature(path: Path, model: ModelProto, header: Header) -> None:
     """Raise ModelFileError unless the input and the outputs of a graph are those that its header describes."""
     onnx = import_optional("onnx", "convatlas[onnx]", where=path)
-    types = {onnx.TensorProto.UINT8: torch.uint8, onnx.TensorProto.FLOAT: torch.float32}
+    types = {
+        onnx.TensorProto.UINT8: torch.uint8, onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.INT64: torch.int64,
+    }  # fmt: skip
 
     def describe(value: Any) -> Value:
         tensor = value.type.tensor_type

@@ -12,7 +12,17 @@ import torch
 
 from convatlas._version import __version__
 from convatlas.core.network import Network
-from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES, DeployModule, describe_header, example_pixels
+from convatlas.engines.deploy import (
+    OUTPUTS,
+    PIXELS,
+    PROBABILITIES,
+    RESULT_FORMS,
+    SCORE_THRESHOLD,
+    DeployModule,
+    describe_header,
+    example_pixels,
+    result_names,
+)
 from convatlas.engines.folding import fold_norms
 from convatlas.engines.onnx_file import MAX_GRAPH_BYTES, add_checksum, read_graph
 from convatlas.errors import ConvatlasError, EngineError, ModelFileError, brief
@@ -38,7 +48,7 @@ MAX_CACHE_BYTES = 4 * 2**30
 def export_graph(network: Network, header: Header) -> ModelProto:
     """Return the ONNX graph of a network for any batch size, with `describe_header` and a checksum as metadata.
 
-    Raises EngineError for a network that cannot be exported.
+    That of a detector is for one image of any size. Raises EngineError for a network that cannot be exported.
     """
     onnx = import_optional("onnx", "convatlas[onnx]")
     import_optional("onnxscript", "convatlas[onnx]")
@@ -47,14 +57,11 @@ def export_graph(network: Network, header: Header) -> ModelProto:
         raise EngineError(
             f"{header.name}: device must be cpu for an ONNX export, got {device}; load it with device='cpu'"
         )
-    module = DeployModule(fold_norms(network).float(), header).eval()
+    folded = fold_norms(network).float()
     try:
         with torch.no_grad(), _quiet_exporter():
-            program: Any = torch.onnx.export(
-                module, (example_pixels(header),), dynamo=True, dynamic_shapes=({0: "batch"},), opset_version=OPSET,
-                input_names=[PIXELS], output_names=[PROBABILITIES, OUTPUTS], verbose=False,
-            )  # fmt: skip
-            model: ModelProto = program.model_proto
+            export = _export_detector if header.preprocessing.is_whole else _export_classifier
+            model = export(folded, header)
     except Exception as error:  # the exporter has dozens of error types
         raise EngineError(f"{header.name}: cannot be exported to ONNX ({brief(error)})") from error
     model.ir_version = IR_VERSION
@@ -68,6 +75,45 @@ def export_graph(network: Network, header: Header) -> ModelProto:
         )
     onnx.helper.set_model_props(model, describe_header(header))
     add_checksum(model)
+    return model
+
+
+def _export_classifier(network: Network, header: Header) -> ModelProto:
+    program: Any = torch.onnx.export(
+        DeployModule(network, header).eval(), (example_pixels(header),), dynamo=True, dynamic_shapes=({0: "batch"},),
+        opset_version=OPSET, input_names=[PIXELS], output_names=[PROBABILITIES, OUTPUTS], verbose=False,
+    )  # fmt: skip
+    model: ModelProto = program.model_proto
+    return model
+
+
+def _export_detector(network: Network, header: Header) -> ModelProto:
+    """Return the graph of a detector; its score threshold is an input with a default value."""
+    onnx = import_optional("onnx", "convatlas[onnx]")
+    # imports torchvision, which classifiers do not need
+    from convatlas.engines.detector_graph import TRANSLATIONS, DetectorModule, export_program
+
+    module = DetectorModule(network, header.preprocessing)
+    program: Any = torch.onnx.export(
+        export_program(module, header.preprocessing.dtype), dynamo=True, opset_version=OPSET,
+        input_names=[PIXELS, SCORE_THRESHOLD], output_names=result_names(header), verbose=False,
+        custom_translation_table=TRANSLATIONS,
+    )  # fmt: skip
+    model: ModelProto = program.model_proto
+    graph = model.graph
+    threshold = torch.tensor(module.roi_heads.score_thresh).numpy()
+    graph.initializer.append(onnx.numpy_helper.from_array(threshold, SCORE_THRESHOLD))
+    del graph.value_info[:]  # their sizes have names that say nothing
+    _, *sides = graph.input[0].type.tensor_type.shape.dim
+    names: list[tuple[Any, str | int]] = [*zip(sides, ("height", "width"), strict=True)]
+    for value in graph.output:
+        names += zip(value.type.tensor_type.shape.dim, RESULT_FORMS[value.name].shape, strict=True)
+    for size, name in names:
+        size.Clear()
+        if isinstance(name, str):
+            size.dim_param = name
+        else:
+            size.dim_value = name
     return model
 
 

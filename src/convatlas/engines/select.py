@@ -10,7 +10,7 @@ from math import isinf
 import torch
 
 from convatlas.core.network import Network
-from convatlas.engines.deploy import example_pixels
+from convatlas.engines.deploy import example_inputs
 from convatlas.engines.engine import Engine
 from convatlas.engines.network_engine import ENGINES, MODULES, EngineConfig, NetworkEngine, check_engine
 from convatlas.errors import EngineError
@@ -87,6 +87,9 @@ def choose_engine(
     """
     if name != "auto":
         check_engine(name)
+    if header.preprocessing.is_whole:
+        config = whole_image_config(name)
+        return EngineChoice(NetworkEngine(config, network, header, batch=batch), config)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     configs = engine_configs(
         name if device.type == "cpu" or name != "auto" else "torch", one_thread=macs * batch < MAX_MACS_OF_ONE_THREAD
@@ -125,9 +128,19 @@ def choose_engine(
     return EngineChoice(engines[best], best, seconds, failures)
 
 
+def whole_image_config(name: str) -> EngineConfig:
+    """Return the configuration for networks that read images of any size; raises EngineError for other engines."""
+    known = ("torch", "onnxruntime")
+    if name not in ("auto", *known):
+        raise EngineError(
+            f"engine {name}: cannot run a detector, whose images differ in size; use {' or '.join(known)}"
+        )
+    return EngineConfig(known[0] if name == "auto" else name)
+
+
 def time_engines(engines: Mapping[EngineConfig, Engine], header: Header, batch: int) -> dict[EngineConfig, float]:
     """Return the shortest time in seconds of a batch by configuration; infinity for those that fail."""
-    pixels = example_pixels(header, batch)
+    pixels = example_inputs(header, batch)
     times = time_candidates(
         engines, lambda config: engines[config].outputs(pixels), rules=TIMING,
         is_failure=lambda error: isinstance(error, EngineError),

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES, example_pixels
+from convatlas.engines.deploy import (
+    OUTPUTS,
+    PIXELS,
+    PROBABILITIES,
+    RESULT_FORMS,
+    SCORE_THRESHOLD,
+    example_inputs,
+    example_pixels,
+    result_names,
+)
 from convatlas.errors import EngineError, ModelFileError, listed, shorten
 from convatlas.weights.modelfile import Header
 
@@ -19,6 +28,18 @@ MAX_ELEMENTS = 2**28
 
 MAX_DIFFERENCE = 1e-4
 """Maximum difference between probabilities and decoded outputs."""
+
+
+class ExportedEngine(Protocol):
+    """An engine that runs an exported file."""
+
+    def outputs(self, pixels: Any) -> Any:
+        """Return outputs; see `Engine.outputs`."""
+        ...
+
+    def decoded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and outputs of a classifier."""
+        ...
 
 
 class Value(NamedTuple):
@@ -35,18 +56,37 @@ class Value(NamedTuple):
 
 def check_signature(path: Path, header: Header, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
     """Raise ModelFileError unless the inputs and outputs of a network are those that its header describes."""
-    steps, classes = header.preprocessing, header.task.outputs
-    expected = [
-        Value(PIXELS, steps.dtype, (None, steps.channels, steps.resolution, steps.resolution)),
-        Value(PROBABILITIES, torch.float32, (None, classes)),
-        Value(OUTPUTS, torch.float32, (None, classes)),
-    ]
+    known = _detector_values(header) if header.preprocessing.is_whole else _classifier_values(header)
+    expected = [value for values in known for value in values]
     got = [*inputs, *outputs]
-    if got != expected or len(inputs) != 1:
+    if got != expected or len(inputs) != len(known[0]):
         raise ModelFileError(
             f"{path}: the inputs and outputs must be {listed(expected)}, as in the header, got {listed(got)}; "
             "export it again"
         )
+
+
+def _classifier_values(header: Header) -> tuple[list[Value], list[Value]]:
+    """Return the inputs and the outputs of an exported classifier."""
+    steps, classes = header.preprocessing, header.task.outputs
+    return [Value(PIXELS, steps.dtype, (None, steps.channels, steps.resolution, steps.resolution))], [
+        Value(PROBABILITIES, torch.float32, (None, classes)),
+        Value(OUTPUTS, torch.float32, (None, classes)),
+    ]
+
+
+def _detector_values(header: Header) -> tuple[list[Value], list[Value]]:
+    """Return the inputs and the outputs of an exported detector."""
+    steps = header.preprocessing
+    outputs = []
+    for name in result_names(header):
+        form = RESULT_FORMS[name]
+        outputs.append(Value(name, form.dtype, tuple(None if isinstance(n, str) else n for n in form.shape)))
+    inputs = [
+        Value(PIXELS, steps.dtype, (steps.channels, None, None)),
+        Value(SCORE_THRESHOLD, torch.float32, ()),
+    ]
+    return inputs, outputs
 
 
 def check_size(path: Path, name: str, shape: Sequence[int]) -> None:
@@ -58,16 +98,21 @@ def check_size(path: Path, name: str, shape: Sequence[int]) -> None:
         )
 
 
-def check_decoding(path: Path, header: Header, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+def check_decoding(path: Path, header: Header, engine: ExportedEngine) -> None:
     """Run an exported network on one image, and raise ModelFileError unless its results are as the header describes.
 
-    run: from pixels to probabilities and outputs. The probabilities must be the outputs, decoded by the task with the
-    calibration of the header.
+    Probabilities must be the outputs, decoded by the task with the calibration of the header. Objects must be inside of
+    the image, and of one of the classes.
     """
+    check = _check_objects if header.preprocessing.is_whole else _check_probabilities
     try:
-        probabilities, outputs = run(example_pixels(header, 1))
+        check(path, header, engine)
     except EngineError as error:
         raise ModelFileError(f"{path}: cannot be run: {error}") from error
+
+
+def _check_probabilities(path: Path, header: Header, engine: ExportedEngine) -> None:
+    probabilities, outputs = engine.decoded(example_pixels(header, 1))
     shape = (1, header.task.outputs)
     if tuple(outputs.shape) != shape or tuple(probabilities.shape) != shape:
         raise ModelFileError(f"{path}: the outputs must be of shape {shape}, got {tuple(outputs.shape)}")
@@ -78,4 +123,22 @@ def check_decoding(path: Path, header: Header, run: Callable[[Tensor], tuple[Ten
         raise ModelFileError(
             f"{path}: the probabilities must be those of the task and calibration in the header, got a difference of "
             f"{difference:.1g}; export it again"
+        )
+
+
+def _check_objects(path: Path, header: Header, engine: ExportedEngine) -> None:
+    (image,) = example_inputs(header, 1)
+    (found,) = engine.outputs([image])
+    height, width = image.shape[-2:]
+    count, boxes, scores = len(found["boxes"]), found["boxes"], found["scores"]
+    for name, values in found.items():
+        size = (count, 1, height, width) if name == "masks" else (count, *values.shape[1:])
+        if tuple(values.shape) != size:
+            raise ModelFileError(f"{path}: {name} must be of shape {size}, got {tuple(values.shape)}")
+    limits = torch.tensor([width, height] * 2) + 1
+    inside = bool(((boxes >= -1) & (boxes <= limits)).all()) and bool(((scores >= 0) & (scores <= 1)).all())
+    if not inside or not bool(((found["labels"] >= 1) & (found["labels"] <= header.task.outputs)).all()):
+        raise ModelFileError(
+            f"{path}: objects must be inside of the image, with scores from 0 to 1 and labels of the "
+            f"{header.task.outputs:,} classes; the weights are damaged"
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.network import Network, flatten_chains
+from convatlas.core.ragged import Inputs, to_device
 from convatlas.engines.folding import fold_norms
 from convatlas.errors import EngineError, brief
 from convatlas.system.devices import is_out_of_memory
@@ -35,9 +36,12 @@ class TorchEngine:
         steps = header.preprocessing
         self.mean = torch.tensor(steps.mean, device=self.device).mul_(255).view(-1, 1, 1)
         self.scale = torch.tensor(steps.std, device=self.device).mul_(255).reciprocal_().view(-1, 1, 1)
-        self.rotate = steps.rotate
+        self.preprocessing = steps
         twin = fold_norms(network, memory_format=self.format)
-        self.network: Any = nn.Sequential(*flatten_chains((twin.stem, twin.stages, twin.head)))
+        twin.compact = True
+        self.network: Any = twin
+        if twin.runs_in_sequence:
+            self.network = nn.Sequential(*flatten_chains((twin.stem, twin.stages, twin.head)))
         self._lock = Lock()
         if compiled:
             self.network = torch.compile(self.network, options={"freezing": True})
@@ -49,9 +53,11 @@ class TorchEngine:
         return f"<{type(self).__name__}: {self}>"
 
     @torch.inference_mode()
-    def outputs(self, pixels: Tensor) -> Tensor:
+    def outputs(self, pixels: Inputs) -> Any:
         try:
             with torch_threads(self.threads):
+                if not isinstance(pixels, Tensor):
+                    return self._outputs_of_whole(pixels)
                 if not self.batch:
                     return self._outputs(pixels)
                 with self._lock, torch.no_grad():  # compiled for one batch size, by one thread at a time
@@ -60,15 +66,27 @@ class TorchEngine:
             if not is_out_of_memory(error):
                 raise
             raise EngineError(
-                f"engine {self.name}: out of memory for a batch of {len(pixels)} images of {pixels.shape[-1]} px "
+                f"engine {self.name}: out of memory for a batch of {describe_images(pixels)} "
                 f"({brief(error)}); use a smaller batch"
             ) from error
 
     def _outputs(self, pixels: Tensor) -> Tensor:
         # bit-identical to Preprocessing.normalize, with constants that are computed once
         inputs = pixels.to(self.device, torch.float32, copy=True).sub_(self.mean).mul_(self.scale)
-        inputs = self.rotate(inputs).to(self.dtype).contiguous(memory_format=self.format)
+        inputs = self.preprocessing.rotate(inputs).to(self.dtype).contiguous(memory_format=self.format)
         return cast(Tensor, self.network(inputs).float().cpu())
+
+    def _outputs_of_whole(self, pixels: list[Tensor]) -> Any:
+        inputs = self.preprocessing.normalize(to_device(pixels, self.device))
+        return to_device(self.network([image.to(self.dtype) for image in inputs]), "cpu")
+
+
+def describe_images(pixels: Inputs) -> str:
+    """Return the number of images and their size in pixels, in words."""
+    largest = max(pixels, key=Tensor.numel)
+    height, width = largest.shape[-2:]
+    size = f"{width} px" if isinstance(pixels, Tensor) else f"up to {width} x {height} px"
+    return f"{pluralize(len(pixels), 'image')} of {size}"
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class AccuracyCheck:
 
     def outputs(self, forward: Forward) -> Tensor:
         """Return the outputs (n, outputs) of a network. Raises ModelFileError if they are not finite."""
-        outputs = compute_outputs(forward, self.images, batch=16)
+        outputs: Tensor = compute_outputs(forward, self.images, batch=16)
         check_finite(outputs, "int8")
         return outputs
 

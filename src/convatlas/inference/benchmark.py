@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convatlas.core.cost import totals_of
-from convatlas.engines.deploy import example_pixels
+from convatlas.core.ragged import Inputs, Outputs
+from convatlas.engines.deploy import example_inputs
+from convatlas.engines.engine import Engine
 from convatlas.engines.network_engine import check_engine
 from convatlas.engines.select import installed_engines
 from convatlas.errors import EngineError, InputError
@@ -31,7 +34,7 @@ from convatlas.system.autotune import time_repeatedly
 from convatlas.system.files import write_text
 from convatlas.system.load import LoadMeter
 from convatlas.system.progress import Progress
-from convatlas.tasks.known import Classification
+from convatlas.tasks.known import task_for
 from convatlas.weights.modelfile import Header
 from convatlas.weights.run_files import MODEL
 
@@ -45,6 +48,7 @@ class BenchmarkRow:
     images_per_second: at the median. memory_mib: peak memory for loading and running, in MiB. load_s: seconds until the
     first prediction. accuracy: a share; metric, score: the headline metric, with the bounds of its 95 % interval.
     evaluation: the result in words. other_load: share of the cores that other processes used meanwhile.
+    image_px: width x height of the images, of detectors; objects: their number in an image, on which the time depends.
     """
 
     name: str
@@ -65,6 +69,8 @@ class BenchmarkRow:
     score_high: float | None = None
     evaluation: str | None = None
     other_load: float = 0.0
+    image_px: str | None = None
+    objects: float | None = None
 
     @property
     def label(self) -> str:
@@ -90,15 +96,18 @@ def benchmark(
     models: Sequence[str],
     *,
     engines: Sequence[str] = (),
-    batches: Sequence[int] = (1, 16),
+    batches: Sequence[int] = (),
     seconds: float = 3.0,
+    size: tuple[int, int] | None = None,
     data: str | None = None,
     progress: Progress | None = None,
 ) -> list[BenchmarkRow]:
     """Measure model files, exported files, pretrained weights, or networks by name (with random weights).
 
-    engines: all installed ones but "compile" by default; exported files run on their own.
-    seconds: duration of the measurement of each row. data: labeled data for the accuracy of trained models.
+    engines: all installed ones but "compile" by default; exported files run on their own, and detectors on torch.
+    batches: by default 1 and 16, or 1 and 4 for detectors. seconds: duration of the measurement of each row.
+    size: (width, height) of the images of detectors; by default they are a third wider than the network's resolution.
+    data: labeled data for the accuracy of trained models.
     Raises EngineError for an engine that is not installed, and the errors of `load`.
     """
     for name in engines:
@@ -112,7 +121,8 @@ def benchmark(
         # in a new process, whose peak memory is that of this model
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             try:
-                rows += process.submit(_measure, model, engine, tuple(batches), seconds, data).result()
+                how = (tuple(batches), seconds, size, data)
+                rows += process.submit(_measure, model, engine, *how, optional=not engines).result()
             except BrokenProcessPool:
                 raise EngineError(
                     f"{model}: the process died on engine {engine or 'of the file'}; is it out of memory?"
@@ -130,25 +140,36 @@ def build_untrained(name: str) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = build_fresh(row.spec, classes=row.classes, channels=row.preprocessing.channels).eval()
-    task = Classification(tuple(map(str, range(row.classes))))
+    task = task_for(row.spec, tuple(map(str, range(row.classes))))
     return Model(network, Header(name, task, row.spec, row.preprocessing))
 
 
 def _measure(
-    name: str, engine: str | None, batches: tuple[int, ...], seconds: float, data: str | None
-) -> list[BenchmarkRow]:
-    """Measure one model on one engine, in this process; `engine` is None for exported files."""
+    name: str, engine: str | None, batches: tuple[int, ...], seconds: float, size: tuple[int, int] | None,
+    data: str | None, *, optional: bool = False,
+) -> list[BenchmarkRow]:  # fmt: skip
+    """Measure one model on one engine, in this process; `engine` is None for exported files.
+
+    optional: return no row for an engine that cannot run images of different sizes.
+    """
     memory_before = peak_memory_mib()
     start = time.perf_counter()
     trained = find_name(name, CATALOG) is None
     model = load(name) if trained else build_untrained(name)
+    preprocessing = model.header.preprocessing
+    if size is not None and not preprocessing.is_whole:
+        raise InputError(f"bench: the image size must not be given for {name}, which reads images of one size")
+    if optional and preprocessing.is_whole and engine not in (None, "torch"):
+        return []
     rows: list[BenchmarkRow] = []
-    for batch in batches:
+    for batch in batches or (1, 4 if preprocessing.is_whole else 16):
         running = model if engine is None else model.using(engine, batch=batch)
-        running.engine.outputs(example_pixels(model.header, 1 if engine is None else batch))
+        pixels = example_inputs(model.header, batch, size and size[::-1])
+        first = pixels[:1] if engine is None else pixels
+        outputs = running.engine.outputs(first)
         load_s = time.perf_counter() - start
         meter = LoadMeter()
-        times = time_batches(running, batch, seconds)
+        times = time_batches(running.engine, pixels, seconds)
         other_load = meter.share()
         p50 = statistics.median(times)
         p95 = sorted(times)[int(0.95 * len(times))]
@@ -157,6 +178,8 @@ def _measure(
             p50_ms=1000 * p50, p95_ms=1000 * p95, min_ms=1000 * min(times),
             images_per_second=batch / p50, memory_mib=memory_since(memory_before), load_s=load_s,
             parameters=None, other_load=round(other_load, 3),
+            image_px=f"{pixels[0].shape[-1]} x {pixels[0].shape[-2]}" if preprocessing.is_whole else None,
+            objects=count_objects(model.header.task.collect(outputs, first)),
         ))  # fmt: skip
         start = time.perf_counter()
     # last, because networks and images take memory, too
@@ -182,11 +205,15 @@ def count_parameters(model: Model) -> int | None:
     return totals_of(network).parameters
 
 
-def time_batches(model: Model, batch: int, seconds: float) -> list[float]:
+def count_objects(outputs: Outputs) -> float | None:
+    """Return the mean number of objects in an image; None for classifiers."""
+    return None if isinstance(outputs, Tensor) else statistics.fmean(map(len, outputs))
+
+
+def time_batches(engine: Engine, pixels: Inputs, seconds: float) -> list[float]:
     """Return the seconds of repeated batches after one that warms up, at least three."""
-    pixels = example_pixels(model.header, batch)
-    model.engine.outputs(pixels)
-    return time_repeatedly(lambda: model.engine.outputs(pixels), seconds=seconds)
+    engine.outputs(pixels)
+    return time_repeatedly(lambda: engine.outputs(pixels), seconds=seconds)
 
 
 def memory_since(before: float | None) -> float | None:
@@ -215,6 +242,14 @@ def parse_batches(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"bench: batches must be integers >= 1 separated by commas, got {text!r}")
     return [int(part) for part in parts]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (width, height) from a text such as "640x480". Raises InputError for other texts."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and 0 < int(part) < 10**5 for part in parts):
+        raise InputError(f"bench: the image size must be WIDTHxHEIGHT in pixels, such as 640x480, got {text!r}")
+    return int(parts[0]), int(parts[1])
 
 
 def write_csv(rows: Sequence[BenchmarkRow], path: Path) -> None:

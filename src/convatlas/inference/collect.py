@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from convatlas.data.ignored import Ignored
 from convatlas.errors import DataError
+from convatlas.inference.images import EncodedImage, ImageLike
 from convatlas.inference.inputs import as_file, expand_name
-from convatlas.inference.predict import EncodedImage, ImageLike
 
 Collection = ImageLike | Iterable[Any] | Dataset[Any] | DataLoader[Any]
 """One image, or many: a folder, a glob pattern, an array or tensor of four axes, any iterable of all these (a list, a

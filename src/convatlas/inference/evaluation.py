@@ -106,10 +106,10 @@ class Evaluation(NamedTuple):
         sentences = [self.result.text()]
         if self.split == "all":
             sentences.append("all images: optimistically biased if the network was trained on some of them")
-        training = self.header.training
+        training, steps = self.header.training, self.header.preprocessing
         facts = {
             "split": self.split, "trained on": training.data or "unknown",
-            "input": f"{self.header.preprocessing.channels} x {self.header.preprocessing.resolution} px",
+            "input": f"{steps.channels} x {steps.resolution} px{' on the short side' * steps.is_whole}",
             "license": self.header.license or "not stated",
         }  # fmt: skip
         return document(title, [
@@ -125,7 +125,7 @@ class Evaluation(NamedTuple):
             section(
                 "Data", listing(self.remarks),
                 unreadable_files([(image.path, image.reason) for image in self.unreadable]),
-                fold("Preprocessing", paragraph(describe_preprocessing(self.header.preprocessing))),
+                fold("Preprocessing", paragraph(describe_preprocessing(steps))),
                 fold("Training of the model", pairs({**training.to_plain(), "recipe": ""})),
             ),
         ])  # fmt: skip

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from convatlas.data.dataset import Dataset, Images, UnreadableImage
-from convatlas.data.decode.pixels import read_image
-from convatlas.data.open import open_for_evaluation
-from convatlas.data.readers.image_files import images_in
-from convatlas.data.readers.memory import Data, is_in_memory
+from convatlas.data.dataset import Dataset, UnreadableImage
+from convatlas.data.readers.memory import Data
 from convatlas.engines import openvino_files
 from convatlas.engines.deploy import DeployModule, describe_header, example_pixels
 from convatlas.engines.folding import fold_norms
 from convatlas.engines.onnx_graph import export_graph
 from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
-from convatlas.errors import ConvatlasError, DataError, EngineError, brief, nearest
+from convatlas.errors import EngineError, brief, nearest
 from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
+from convatlas.inference.check_images import load_check_images, take_evenly
+from convatlas.inference.detector_parity import DetectorParity, compare_detectors
 from convatlas.inference.model import Model
 from convatlas.inference.quantize import LayerNoise, quantize_graph
 from convatlas.inference.size_and_speed import SizeAndSpeed, measure_size_and_speed
@@ -39,13 +37,8 @@ SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export":
 MAX_DIFFERENCE = 1e-4
 """Maximum difference of a probability between the model and its float32 export."""
 
-MAX_PARITY_IMAGES = 64
-"""Maximum number of images on which an export is compared with the model."""
-
 MAX_CALIBRATION_IMAGES = 256
 """Maximum number of images from which the ranges of int8 activations are taken."""
-
-_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".npz")
 
 ExportedForward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pixels to decoded outputs (probabilities) and outputs."""
@@ -63,6 +56,13 @@ class Parity:
     num_same: int
     max_difference: float
 
+    def text(self) -> str:
+        """Return the comparison in one line."""
+        return (
+            f"same prediction for {self.num_same} of {self.num_images} images; maximum difference of a probability "
+            f"{self.max_difference:.1e}"
+        )
+
     def to_plain(self) -> dict[str, Any]:
         return {"n": self.num_images, "num_same": self.num_same, "max_difference": self.max_difference}
 
@@ -77,7 +77,7 @@ class ExportResult:
 
     path: Path
     format: str
-    parity: Parity
+    parity: Parity | DetectorParity
     accuracy: AccuracyChange | None = None
     layers: tuple[LayerNoise, ...] = ()
     unreadable: tuple[UnreadableImage, ...] = ()
@@ -126,6 +126,7 @@ def export(
 
     The exported network takes uint8 images of the model's resolution and gives calibrated probabilities; its metadata
     contain the header of the model file. It is written only if it predicts the same as the model on real images.
+    A detector takes one image of any size, and gives its objects; it can be exported to "onnx" in float32 only.
     check: these images: files, a folder, or a data set (default: the training data, if it has a name).
     int8: labeled data. The network is quantized to int8, calibrated on the train split; accuracy is measured on the
         val or test split.
@@ -137,9 +138,13 @@ def export(
     """
     path = Path(out)
     _check_arguments(to, path, int8)
+    if model.header.preprocessing.is_whole:
+        _check_detector(model, to, int8)
     if max_unreadable is None:
         max_unreadable = model.header.training.max_unreadable
-    pixels = _load_check_images(model, check if check is not None else int8, max_unreadable, progress)
+    pixels = load_check_images(model, check if check is not None else int8, max_unreadable, progress)
+    if not isinstance(pixels, Tensor):
+        return _export_detector(model, path, pixels)
     if to == "torch-export":
         program = _export_program(model)
         parity = compare(model, _program_forward(program), pixels, to)
@@ -172,6 +177,21 @@ def export(
     else:
         openvino_files.write_model(graph, path)
     return ExportResult(path, to, parity, accuracy, layers, unreadable, remarks, gain)
+
+
+def _check_detector(model: Model, to: str, int8: Data | None) -> None:
+    if to != "onnx" or int8 is not None:
+        form = f"{to}, int8" if int8 is not None else to
+        raise EngineError(f"{model.header.name}: a detector can be exported to onnx in float32 only, got {form}")
+
+
+def _export_detector(model: Model, path: Path, images: list[Tensor]) -> ExportResult:
+    import_optional("onnxruntime", "convatlas[onnx]")
+    data = bytes(export_graph(model.module, model.header).SerializeToString())
+    parity = compare_detectors(model, OnnxRuntimeEngine(data), images)
+    with atomic(path) as file:
+        file.write(data)
+    return ExportResult(path, "onnx", parity)
 
 
 def _check_arguments(to: str, path: Path, int8: Data | None) -> None:
@@ -236,47 +256,6 @@ def _program_forward(data: bytes) -> ExportedForward:
         return probabilities, outputs
 
     return forward
-
-
-def _load_check_images(model: Model, check: Data | None, max_unreadable: float, progress: Progress | None) -> Tensor:
-    """Return the pixels (n, channels, size, size) on which an export is compared with the model."""
-    header, steps = model.header, model.header.preprocessing
-    advice = "pass images with --check (in Python: check=)"
-    if check is None:
-        check = header.training.data
-        if not check:
-            raise DataError(f"{header.name}: needs images to compare the predictions on; {advice}")
-    path = Path("" if is_in_memory(check) else check)
-    files = [path] if path.is_file() and path.suffix.lower() not in _TABLE_SUFFIXES else []
-    if not files and path.is_dir() and not is_in_memory(check):
-        files = images_in(path)
-    if not files:
-        try:
-            source = open_for_evaluation(check)
-            data = source.load(steps, max_unreadable=max_unreadable, all_classes=False, progress=progress)
-        except DataError as error:
-            raise DataError(f"{error}; {advice}") from error
-        return take_evenly(data.whole, MAX_PARITY_IMAGES)
-    step = max(1, len(files) // MAX_PARITY_IMAGES)
-    read = list(islice(_read_readable(model, files[::step]), MAX_PARITY_IMAGES))
-    if not read:
-        raise DataError(f"{check}: all images are unreadable; {advice}")
-    return torch.stack(read)
-
-
-def _read_readable(model: Model, files: list[Path]) -> Iterator[Tensor]:
-    steps = model.header.preprocessing
-    for file in files:
-        try:
-            yield steps.resize_and_crop(read_image(file, steps.channels, steps.window))
-        except ConvatlasError:
-            continue
-
-
-def take_evenly(images: Images, count: int) -> Tensor:
-    """Return the pixels of at most `count` images, evenly distributed over a split."""
-    numbers = torch.arange(len(images))
-    return images.pixels[numbers[:: max(1, len(numbers) // count)][:count]]
 
 
 def _accuracy_check(model: Model, dataset: Dataset, split: str) -> AccuracyCheck:

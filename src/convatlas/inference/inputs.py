@@ -17,7 +17,7 @@ from convatlas.data.decode.files import HEAD_BYTES, SIGNATURE
 from convatlas.data.ignored import Ignored
 from convatlas.data.readers.image_files import list_images
 from convatlas.errors import DataError, foreign_errors
-from convatlas.inference.predict import NOT_FETCHED, URL_SCHEMES, EncodedImage
+from convatlas.inference.images import NOT_FETCHED, URL_SCHEMES, EncodedImage
 
 AMBIGUOUS = re.compile(rb"BM|GIF8|RIFF|P[1-7Ff]\s|II|MM|qoif")
 """Beginnings of image files that are beginnings of names, too."""

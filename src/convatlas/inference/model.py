@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from convatlas.models.catalog import CATALOG, reads_clips
 from convatlas.models.index import find_name
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
-from convatlas.tasks.known import Classification
+from convatlas.tasks.known import task_for
 from convatlas.tasks.prediction import Predictions
 from convatlas.weights.build import build
 from convatlas.weights.describe import describe_header
@@ -128,7 +128,7 @@ class Model(Predictor):
         """
         dataset, split = self.load_split(data, split=split, max_unreadable=max_unreadable, progress=progress)
         images = dataset.whole if split == "all" else dataset.splits[split]
-        outputs = compute_outputs(self.engine.outputs, images, progress=progress)
+        outputs = compute_outputs(self.engine.outputs, images, collect=self.header.task.collect, progress=progress)
         check_finite(outputs, self.header.name)
         result = self.header.task.evaluate(outputs, images.targets, self.header.calibration)
         baseline = self.header.task.baseline(images.targets)
@@ -150,6 +150,8 @@ class Model(Predictor):
             if error.kind != "few_classes":
                 raise
             raise DataError(f"{error}; to classify images without labels, use `convatlas predict`") from error
+        if source.task.predicts != task.predicts:
+            source = source.for_task(task.short_name)
         aligned = {
             name: replace(samples, targets=task.align(samples.targets, source.task, source.location))
             for name, samples in source.splits.items()
@@ -233,7 +235,7 @@ def _load_exported(path: Path) -> Model:
     else:
         header, ir_model = openvino_files.read_model(path)
         engine = OpenVinoEngine(ir_model, batch=EXPORTED_BATCH)
-    check_decoding(path, header, engine.decoded)
+    check_decoding(path, header, engine)
     return Model(None, header, engine)
 
 
@@ -260,7 +262,7 @@ def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
 def header_of(weights: Weights) -> Header:
     """Return the header of published weights."""
     return Header(
-        name=weights.name, spec=weights.spec, task=Classification(weights.classes),
+        name=weights.name, spec=weights.spec, task=task_for(weights.spec, weights.classes),
         preprocessing=weights.preprocessing, license=weights.license,
         training=TrainingRecord(
             source=weights.url, recipe_url=weights.recipe_url, reported_metrics=dict(weights.reported_metrics)
@@ -270,12 +272,16 @@ def header_of(weights: Weights) -> Header:
 
 def predict(
     model: str | os.PathLike[str] | Predictor, images: Collection, *, top: int | None = None,
-    threshold: float | None = None, tta: TTA = "none", batch: int = 16, fetch: bool = False,
+    threshold: float | None = None, tta: TTA = "none", batch: int | None = None, fetch: bool = False,
+    classes: Sequence[str] = (), nms: float | None = None, tile: int | None = None, overlap: float = 0.2,
     module: nn.Module | None = None,
 ) -> Predictions:  # fmt: skip
     """Predict images with a model, or with what `load` takes; see `Model.predict`. module: see `load`."""
     predictor = model if isinstance(model, Predictor) else load(model, module=module)
-    return predictor.predict(images, top=top, threshold=threshold, tta=tta, batch=batch, fetch=fetch)
+    return predictor.predict(
+        images, top=top, threshold=threshold, tta=tta, batch=batch, fetch=fetch, classes=classes, nms=nms, tile=tile,
+        overlap=overlap,
+    )  # fmt: skip
 
 
 def evaluate(

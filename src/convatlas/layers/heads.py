@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from convatlas.core.auxiliary import Auxiliary, Criterion
 from convatlas.core.compose import Chain
-from convatlas.core.network import Auxiliary, Criterion
 
 
 def pooled_layers(inputs: int, classes: int, *, dropout: float = 0.0, axes: int = 2) -> dict[str, nn.Module]:

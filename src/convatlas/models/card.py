@@ -14,12 +14,12 @@ from convatlas.models.keys import KeyMapping, Rules, spec_types
 
 Category = Literal[
     "spatial exploitation", "depth", "multi-path", "width", "feature-map exploitation", "attention",
-    "channel boosting", "efficiency", "search", "routing", "time", "own",
+    "channel boosting", "efficiency", "search", "routing", "time", "detection", "own",
 ]  # fmt: skip
-"""The idea a network is known for: the categories of Khan et al. 2020 (arXiv 1901.06032), and five more.
+"""The idea a network is known for: the categories of Khan et al. 2020 (arXiv 1901.06032), and six more.
 
-They are efficiency, (architecture) search, routing (capsules), time (the third axis of video networks), and own for
-networks that nobody published.
+They are efficiency, (architecture) search, routing (capsules), time (the third axis of video networks), detection, and
+own for networks that nobody published.
 """
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -40,6 +40,7 @@ class ReportedMetrics:
     """Accuracy that others reported; never measured here.
 
     top1, top5: accuracy in percent on the validation or test images of `dataset`; None if not reported.
+    box_ap, mask_ap, keypoint_ap: of detectors, COCO's average precision at IoU 0.50 to 0.95, in percent.
     source: who reported it, such as "paper" or "torchvision IMAGENET1K_V1".
     protocol: how the network was tested, such as "10 crops"; empty if one central crop of the default resolution.
     """
@@ -49,14 +50,25 @@ class ReportedMetrics:
     dataset: str = IMAGENET
     source: str = "paper"
     protocol: str = ""
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    keypoint_ap: float | None = None
 
     def __post_init__(self) -> None:
-        if self.top1 is None and self.top5 is None:
-            raise SpecError("ReportedMetrics: top1 or top5 must be given")
-        for name in ("top1", "top5"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 100:
+        if not self.percentages:
+            raise SpecError("ReportedMetrics: top1, top5 or an AP must be given")
+        for name, value in self.percentages.items():
+            if not 0 <= value <= 100:
                 raise SpecError(f"ReportedMetrics: {name} must be a percentage in [0, 100], got {value}")
+
+    @property
+    def percentages(self) -> dict[str, float]:
+        """Display name -> percentage of the metrics that are known."""
+        values = {
+            "top-1": self.top1, "top-5": self.top5, "box AP": self.box_ap, "mask AP": self.mask_ap,
+            "keypoint AP": self.keypoint_ap,
+        }  # fmt: skip
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def conditions(self) -> str:
@@ -130,7 +142,8 @@ class Variant:
     transforms_input: bool = False
 
     def __repr__(self) -> str:
-        return f"<Variant {self.card.title} ({self.card.year}), {self.classes:,} classes: {self.spec!r}>"
+        number = "1 class" if self.classes == 1 else f"{self.classes:,} classes"
+        return f"<Variant {self.card.title} ({self.card.year}), {number}: {self.spec!r}>"
 
     @property
     def sources(self) -> list[tuple[Library, str]]:

@@ -14,6 +14,7 @@ from convatlas.core.network import Network
 from convatlas.core.spec import SMALL, Row, Spec, cells, diff
 from convatlas.errors import SpecError
 from convatlas.models.card import Family, Variant
+from convatlas.models.detection import variants
 from convatlas.models.families import (
     alexnet,
     boosted,
@@ -32,6 +33,7 @@ from convatlas.models.families import (
     nasnet,
     nin,
     preact_resnet,
+    rcnn,
     regnet,
     resnet,
     shufflenet,
@@ -79,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "video": video_resnet.FAMILY,
 }
 """Family name -> its variants and key rules."""
+FAMILIES["rcnn"] = variants.family(FAMILIES)
 
 CATALOG: dict[str, Variant] = {name: row for family in FAMILIES.values() for name, row in family.variants.items()}
 """Network name -> spec, card and defaults."""
@@ -124,6 +127,10 @@ def resolve(network: str | Spec) -> tuple[str, Variant]:
     row = CATALOG[name]
     if row.spec == network:
         return name, row
+    if isinstance(network, rcnn.FasterRCNN):
+        body_name, body = resolve(network.body)
+        kind = next(kind for kind, each in rcnn.KINDS.items() if each is type(network))
+        return f"{kind}-{body_name}", variants.custom_row(network, body.card.title)
     if isinstance(network, boosted.Boosted):  # its images and classes are those of the backbone
         backbone_name, backbone = resolve(network.backbone)
         return f"boosted-{backbone_name}", boosted.row(backbone, network)
@@ -212,6 +219,8 @@ def build_fresh(
     for name, value, least in (("classes", classes, 0), ("channels", channels, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_COUNT:
             raise SpecError(f"build: {name} must be an integer in [{least}, {MAX_COUNT}], got {value!r}")
+    if classes == 0 and table.predicts != "classes":
+        raise SpecError("build: classes must be >= 1 for a detector, got 0")
     table = adapted(table, stem=stem, resolution=resolution)
     # the context costs time at every call into torch
     with nullcontext() if torch.device(device) == torch.get_default_device() else torch.device(device):

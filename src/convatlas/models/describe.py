@@ -126,8 +126,7 @@ def describe(card: Card, measured: Cost) -> str:
     head = f"{card.title} ({card.year})"
     facts = {"category": ", ".join(card.categories), "paper": card.paper, "innovation": card.innovation}
     if card.reported is not None:
-        metrics = {"top-1": card.reported.top1, "top-5": card.reported.top5}
-        numbers = ", ".join(f"{metric} {value:g} %" for metric, value in metrics.items() if value is not None)
+        numbers = ", ".join(f"{metric} {value:g} %" for metric, value in card.reported.percentages.items())
         facts["reported"] = f"{numbers} ({card.reported.conditions})"
     if card.note:
         facts["note"] = card.note
@@ -161,16 +160,30 @@ class Comparison:
     def facts_table(self) -> Table:
         """Return the table of history and exact numbers."""
         numbers = ("year", "input px", "layers", "parameters", "MACs", "activations", "RF px")
-        columns = ("name", *numbers, "reported top-1", "top-5", "category")
+        reported = self._reported()
+        columns = ("name", *numbers, *reported, "category")
         rows = [
             (
                 row.name, str(row.year), str(row.input_px), str(row.layers), f"{row.parameters:,}", f"{row.macs:,}",
-                f"{row.activations:,}", f"{row.receptive_field_px:,}", _percent(row.top1_percent),
-                _percent(row.top5_percent), row.category,
+                f"{row.activations:,}", f"{row.receptive_field_px:,}",
+                *(_percent(values[i]) for values in reported.values()), row.category,
             )
-            for row in self.rows
+            for i, row in enumerate(self.rows)
         ]  # fmt: skip
         return Table(columns, tuple(rows), right=frozenset(range(1, len(columns) - 1)))
+
+    def _reported(self) -> dict[str, list[float | None]]:
+        """Return heading -> values of the reported metrics: accuracy, unless all are detectors; AP where one has it."""
+        accuracy = {
+            "reported top-1": [row.top1_percent for row in self.rows], "top-5": [row.top5_percent for row in self.rows],
+        }  # fmt: skip
+        precision = {
+            "reported box AP": [row.box_ap_percent for row in self.rows],
+            "mask AP": [row.mask_ap_percent for row in self.rows],
+            "keypoint AP": [row.keypoint_ap_percent for row in self.rows],
+        }
+        known = {name: values for name, values in precision.items() if any(values)}
+        return known if all("detection" in row.category for row in self.rows) else accuracy | known
 
     def cells_table(self) -> Table:
         """Return the table of the cells in which the specs differ; without rows if there are none."""

@@ -36,7 +36,8 @@ class NetworkFacts:
 
     input_px: side of the image. layers: number of layers with weights on the longest path from the image to the scores,
     without gates. receptive_field_px: along the longest axis. top1_percent, top5_percent: reported accuracy, None if
-    there is none. reported_on: data set, source and protocol.
+    there is none; box_ap_percent, mask_ap_percent, keypoint_ap_percent: that of detectors. reported_on: data set,
+    source and protocol.
     """
 
     name: str
@@ -53,6 +54,9 @@ class NetworkFacts:
     top5_percent: float | None
     reported_on: str
     innovation: str
+    box_ap_percent: float | None = None
+    mask_ap_percent: float | None = None
+    keypoint_ap_percent: float | None = None
 
     @classmethod
     def of(cls, name: str, row: Variant, measured: Cost) -> NetworkFacts:
@@ -63,6 +67,7 @@ class NetworkFacts:
             measured.parameters, measured.macs, measured.activations, max(measured.receptive_field),
             reported.top1 if reported else None, reported.top5 if reported else None,
             reported.conditions if reported else "", card.innovation,
+            *((reported.box_ap, reported.mask_ap, reported.keypoint_ap) if reported else ()),
         )  # fmt: skip
 
     def to_plain(self) -> dict[str, Any]:
@@ -127,8 +132,8 @@ def is_current() -> bool:
 
 
 def _digest_of_families() -> str:
-    """Return the SHA-256 of the source code of all families; "" where there is none."""
-    sources = sorted((FOLDER / "families").glob("*.py"))
+    """Return the SHA-256 of the source code of all families, and of detectors; "" where there is none."""
+    sources = [file for room in ("families", "detection") for file in sorted((FOLDER / room).glob("*.py"))]
     digest = hashlib.sha256()
     for file in sources:
         digest.update(file.read_text(encoding="utf-8").encode())  # as text: line ends differ between systems

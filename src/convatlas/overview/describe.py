@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from convatlas.weights.run_files import is_run, model_file_of
 WIDTH, LABEL = 100, 14
 """Columns of a page, and of the names on its left."""
 
-SHARES = {"accuracy", "top5", "macro_f1", "micro_f1", "balanced_accuracy", "mAP"}
+SHARES = re.compile(r"accuracy|top5|macro_f1|micro_f1|balanced_accuracy|mAP|(box|mask|keypoint)_(ap|ar|pck).*")
 """Metrics that are printed in percent."""
 
 
@@ -132,6 +133,7 @@ class ModelDescription:
         threads = pluralize(count, "thread") if count else ""
         return {
             "data": f"{training.data} (fingerprint {training.fingerprint[:12]}); {describe_split(training)}",
+            "annotations": "; ".join(fault.text() for fault in training.annotation_faults),
             "started from": training.weights or "random weights",
             "recipe": describe_recipe(training.recipe),
             "changes": "; ".join(training.changes),
@@ -173,7 +175,7 @@ def _metric(key: str, numbers: Mapping[str, float | int]) -> str:
         return ""
     if isinstance(value, int):
         return f"{value:,}"
-    form = ".2%" if key in SHARES else ".4f"
+    form = ".2%" if SHARES.fullmatch(key) else ".4f"
     return f"{value:{form}}{describe_interval(key, numbers, form)}"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
+from bisect import bisect_left
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +53,21 @@ class LruFolder:
         if size > self.limit:
             raise OSError(f"{self.path}: {size:,} bytes do not fit into a cache of {self.limit:,} bytes")
         delete_abandoned(self.path)
+        names = sorted(os.listdir(self.path))  # once: a cache of many small entries is searched for each of them
         entries = []
-        for entry in self.path.glob(f"*{self.suffix}"):
+        for entry in (self.path / name for name in names if name.endswith(self.suffix)):
+            paths = [self.path / name for name in _beginning(names, f"{entry.stem}.")]
             with suppress(FileNotFoundError):  # another process deletes, too
-                entries.append((entry.stat().st_mtime, self._size(entry), entry))
+                entries.append((entry.stat().st_mtime, _size(entry, paths), entry, paths))
         entries.sort(reverse=True)
-        total = sum(bytes_ for _, bytes_, _ in entries)
-        unused = [entry for entry in entries if not any(self.path.glob(f".{entry[2].stem}.*{PART}"))]
+        total = sum(bytes_ for _, bytes_, _, _ in entries)
+        unused = [
+            each for each in entries
+            if not any(name.endswith(PART) for name in _beginning(names, f".{each[2].stem}."))
+        ]  # fmt: skip
         while unused and (total + size > self.limit or self._free_bytes() < size + self.free):
-            _, bytes_, oldest = unused.pop()
-            for path in (oldest, *self.path.glob(f"{oldest.stem}.*")):
+            _, bytes_, _, oldest = unused.pop()
+            for path in oldest:
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
@@ -69,14 +77,6 @@ class LruFolder:
             raise OSError(f"{self.path}: {size:,} bytes do not fit beside {total:,} bytes in use")
         if self._free_bytes() < size + self.free:
             raise OSError(f"{self.path}: the disk is full")
-
-    def _size(self, entry: Path) -> int:
-        """Return the bytes of an entry, with those of the files in its folders."""
-        paths = [
-            entry,
-            *(file for path in self.path.glob(f"{entry.stem}.*") if path.is_dir() for file in path.iterdir()),
-        ]
-        return sum(path.stat().st_size for path in paths)
 
     def fits(self, size: int) -> bool:
         """Return whether an entry of `size` bytes fits without deleting others from the disk."""
@@ -88,6 +88,17 @@ class LruFolder:
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self.path).free
+
+
+def _size(entry: Path, paths: Sequence[Path]) -> int:
+    """Return the bytes of an entry, with those of the files in its folders. paths: those of the same stem."""
+    files = [entry, *(file for path in paths if path.is_dir() for file in path.iterdir())]
+    return sum(file.stat().st_size for file in files)
+
+
+def _beginning(names: Sequence[str], prefix: str) -> Sequence[str]:
+    """Return the names that begin with a prefix. names: in their order."""
+    return names[bisect_left(names, prefix) : bisect_left(names, prefix + chr(sys.maxunicode))]
 
 
 def partial_file(folder: Path, name: str) -> Path:

@@ -1,7 +1,19 @@
 """The tasks of convatlas; importing this module registers them."""
 
+from convatlas.core.spec import Spec
 from convatlas.tasks.classification.multilabel import MultilabelClassification
 from convatlas.tasks.classification.single_label import Classification
-from convatlas.tasks.task import TASKS, check_loss, known_losses
+from convatlas.tasks.detection.detectors import InstanceSegmentation, KeypointDetection, ObjectDetection
+from convatlas.tasks.registry import TASKS, check_loss, known_losses
+from convatlas.tasks.task import Task
 
-__all__ = ["TASKS", "Classification", "MultilabelClassification", "check_loss", "known_losses"]
+__all__ = [
+    "TASKS", "Classification", "InstanceSegmentation", "KeypointDetection", "MultilabelClassification",
+    "ObjectDetection", "check_loss", "known_losses", "task_for",
+]  # fmt: skip
+
+
+def task_for(spec: Spec, classes: tuple[str, ...]) -> Task:
+    """Return the task of a network that was trained elsewhere, from its class names."""
+    tasks: tuple[type[Task], ...] = (Classification, ObjectDetection, InstanceSegmentation, KeypointDetection)
+    return next(task for task in tasks if task.predicts == spec.predicts).for_spec(spec, classes)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, SupportsIndex, overload
 
+from torch import Tensor
+
 from convatlas.core.table import Table
 from convatlas.errors import printable, shorten
 
@@ -58,6 +60,14 @@ class Prediction:
         top: number of classes that have columns.
         """
         return self.to_plain()
+
+    def to_rows(self, top: int) -> list[dict[str, Any]]:
+        """Return the prediction as rows of CSV: one, or one for each object, and one for an image without any."""
+        return [self.to_row(top)]
+
+    def annotated(self, pixels: Tensor) -> Tensor:
+        """Return an image (channels, h, w), at any scale, with what the prediction draws on it, such as boxes."""
+        return pixels
 
     def cells(self, top: int) -> tuple[str, ...]:
         """Return the cells of a printed table after the source."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor
+
 from convatlas.tasks.prediction import Prediction
 from convatlas.tasks.table import MetricTable, pluralize
 
@@ -35,7 +37,11 @@ class Result(ABC):
     """The metric of `summary` by which epochs and runs are compared."""
     headline_name: ClassVar[str] = ""
     """Display name of the headline; the key by default."""
-    loss: float
+    worst_heading: ClassVar[str] = "Most confident errors"
+    worst_lead: ClassVar[str] = "Incorrect predictions, the most confident first, with true class and file."
+    """Heading of the worst images on a page, and what they are."""
+    loss: float | None
+    """The mean loss over the images; None if the task does not compute it in evaluation: then the score alone ranks."""
 
     @property
     @abstractmethod
@@ -88,12 +94,20 @@ class Result(ABC):
     def table(self) -> MetricTable:
         """Return the metrics of each class, or of each output."""
 
+    def more_tables(self) -> dict[str, MetricTable]:
+        """Return further tables by their heading on a page, such as one of keypoints."""
+        return {}
+
     def figures(self) -> dict[str, PageFigure]:
         """Return figures by their heading on a page."""
         return {}
 
+    def annotated(self, image: int, pixels: Tensor) -> Tensor:
+        """Return the pixels (channels, h, w) of an image with what is drawn on it, such as boxes."""
+        return pixels
+
     def worst(self, limit: int) -> list[tuple[int, str, str]]:
-        """Return (number of the image, prediction, target) of the most confident errors, the worst first."""
+        """Return (number of the image, prediction, what is right) of the worst images, the worst first."""
         return []
 
     def image_rows(self, sources: Sequence[str]) -> list[tuple[Prediction, str, bool]]:
@@ -105,7 +119,8 @@ class Result(ABC):
 
     def to_plain(self) -> dict[str, Any]:
         """Return the metrics and the table as plain data."""
-        return {**self.summary(), "note": self.note or None, "classes": self.table().to_plain()}
+        more = {heading.lower(): rows.to_plain() for heading, rows in self.more_tables().items()}
+        return {**self.summary(), "note": self.note or None, "classes": self.table().to_plain(), **more}
 
     def __repr__(self) -> str:
         return f"{self.text()}\n{self.table()}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,7 @@ from convatlas.tasks.result import Baseline, Result
 from convatlas.tasks.table import pluralize
 
 MAX_ERRORS = 24
-"""Maximum number of incorrectly predicted images that are shown."""
+"""Maximum number of the worst images that are shown."""
 
 MAX_UNREADABLE = 50
 """Maximum number of unreadable files that are listed."""
@@ -37,9 +38,18 @@ MAX_WIDTH_BESIDE = 6.6
 
 METRIC_NAMES = {
     "n": "images", "num_errors": "images wrong", "top5": "top-5 accuracy", "macro_f1": "macro F1",
-    "micro_f1": "micro F1", "ece": "expected calibration error",
+    "micro_f1": "micro F1", "ece": "expected calibration error", "missed": "missed objects", "false": "false objects",
 }  # fmt: skip
 """Names of metrics that are not their key."""
+
+AVERAGES = re.compile(r"(\w+)_(ap|ar|pck)_?(\w*)")
+"""Keys of averages of a detector, such as box_ap50 or mask_ap_small."""
+
+MAX_SIDE = 1280
+"""Longest side in pixels of an image on a page."""
+
+WIDE = 1.8
+"""Images with a larger ratio of width to height, such as two side by side, get the place of three."""
 
 MIN_JPEG_SIDE = 64
 """Smaller images are stored without loss, and enlarged pixel by pixel."""
@@ -78,6 +88,10 @@ def metric_name(key: str) -> str:
     for end, bound in (("_low", "from"), ("_high", "to")):
         if key.endswith(end):
             return f"95 % interval {bound}"
+    if average := AVERAGES.fullmatch(key):
+        kind, name, rest = average.groups()
+        between = "@0." if name == "pck" else " " * rest.isalpha()
+        return f"{kind} {name.upper()}{between}{rest}"
     return METRIC_NAMES.get(key, key.replace("_", " "))
 
 
@@ -94,12 +108,13 @@ def _number(value: float | int | None) -> str:
 
 
 def result_sections(result: Result, pixels: PixelReader, names: Sequence[str], *, more: str = "") -> list[str]:
-    """Return the figures of a result, its metrics by class, and its most confident errors.
+    """Return the figures of a result, its metrics by class, further tables, and its most confident errors.
 
     pixels, names: the images and their names. more: a narrow section beside the figures.
     """
     rows = result.table()
-    by_class = section("Metrics by class", table(rows.to_text()))
+    tables = {"Metrics by class": rows, **result.more_tables()}
+    by_class = "".join(section(title, table(each.to_text())) for title, each in tables.items())
     wide: list[str] = []
     narrow: list[str] = []
     for title, each in result.figures().items():
@@ -125,20 +140,24 @@ def unreadable_files(files: Sequence[tuple[str, str]], *, all_in: str = "") -> s
 
 
 def errors_section(result: Result, pixels: PixelReader, names: Sequence[str]) -> str:
-    """Return the most confident errors as images; empty if there are none."""
+    """Return the worst images, with what the result draws on them; empty if there are none."""
     shown = [
-        _thumbnail(pixels[i], prediction, target, names[i].replace("\\", "/").rsplit("/", 1)[-1])
-        for i, prediction, target in result.worst(MAX_ERRORS)
+        _thumbnail(result.annotated(i, pixels[i]), prediction, right, names[i].replace("\\", "/").rsplit("/", 1)[-1])
+        for i, prediction, right in result.worst(MAX_ERRORS)
     ]
-    lead = "Incorrect predictions, the most confident first, with true class and file. A click enlarges an image."
-    return section("Most confident errors", thumbnails(shown), lead=lead) if shown else ""
+    lead = f"{result.worst_lead} A click enlarges an image."
+    return section(result.worst_heading, thumbnails(shown), lead=lead) if shown else ""
 
 
-def _thumbnail(pixels: Tensor, prediction: str, target: str, name: str) -> Thumbnail:
+def _thumbnail(pixels: Tensor, prediction: str, right: str, name: str) -> Thumbnail:
     """Return an image (channels, h, w): grayscale, RGB, or the first three of other channels."""
     array = (pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]).byte()
     small = min(array.shape[1:]) < MIN_JPEG_SIDE
     buffer = io.BytesIO()
     kind = "png" if small else "jpeg"
-    Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy()).save(buffer, format=kind, quality=85)
-    return Thumbnail(buffer.getvalue(), kind, (prediction, f"is {target}", name), pixelated=small)
+    image = Image.fromarray(array.permute(1, 2, 0).squeeze(-1).numpy())
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    wide = array.shape[2] > WIDE * array.shape[1]
+    lines: dict[str, Any] = {"subsampling": 0} if wide else {}  # thin lines keep their color
+    image.save(buffer, format=kind, quality=85, **lines)
+    return Thumbnail(buffer.getvalue(), kind, (prediction, right, name), pixelated=small, wide=wide)

@@ -16,8 +16,7 @@ TargetColumn = Tensor | Sequence[Any]
 class Targets(Mapping[str, TargetColumn]):
     """The targets of images, as columns of equal length: one row for each image.
 
-    Targets(label=(n,)) is enough for classification; Targets(boxes=[(k, 4), ...], label=[(k,), ...]) contains the
-    targets of a detector, with k objects in an image, another k in each.
+    Targets(label=(n,)) is enough for classification; Targets(objects=[Objects, ...]) contains those of a detector.
     """
 
     def __init__(self, **columns: TargetColumn) -> None:
@@ -91,7 +90,14 @@ def _to(column: TargetColumn, device: torch.device | str) -> TargetColumn:
 def _to_bytes(column: TargetColumn) -> bytes:
     if isinstance(column, Tensor):
         return column.cpu().contiguous().numpy().tobytes()
-    return b"".join(_to_bytes(item) if isinstance(item, Tensor) else repr(item).encode() for item in column)
+    return b"".join(_item_to_bytes(item) for item in column)
+
+
+def _item_to_bytes(item: Any) -> bytes:
+    if isinstance(item, Tensor):
+        return _to_bytes(item)
+    own: bytes = item.to_bytes() if hasattr(item, "to_bytes") and not isinstance(item, int) else repr(item).encode()
+    return own
 
 
 @dataclass(frozen=True)

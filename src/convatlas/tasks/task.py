@@ -1,7 +1,7 @@
 """The task: everything that differs between classification, multi-label classification, detection and so on.
 
 Data, training, evaluation, prediction, export, serving and the report call its methods; none of them checks its type.
-A new task is one file: a subclass of `Task`, registered with `@register`, and its `Result` and `Prediction`.
+A new task is one file: a subclass of `Task`, registered with `@register` (registry.py), its `Result` and `Prediction`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from convatlas.core.network import Criterion, Network
+from convatlas.core.auxiliary import Criterion
+from convatlas.core.network import Network
+from convatlas.core.ragged import Inputs, Outputs
 from convatlas.core.record import Record, above, between
-from convatlas.errors import DataError, SpecError, listed, nearest
+from convatlas.core.spec import Spec
+from convatlas.errors import DataError, SpecError, listed
 from convatlas.tasks.prediction import Prediction
 from convatlas.tasks.result import Baseline, Result
 from convatlas.tasks.table import Column
@@ -27,8 +30,8 @@ from convatlas.tasks.targets import Targets
 class Calibration(Record):
     """Parameters that are fitted on the val split after training and used in every prediction.
 
-    temperature: logits are divided by it (Guo et al. 2017). thresholds: of multi-label classification: for each
-    class the minimum probability at which it is predicted.
+    temperature: logits are divided by it (Guo et al. 2017); 1 for detectors. thresholds: for each class the minimum
+    probability at which it is predicted in multi-label classification, or the minimum score of an object.
     """
 
     temperature: Annotated[float, above(0)] = 1.0
@@ -46,13 +49,23 @@ class Task(Record, ABC):
 
     name: ClassVar[str]
     """Display name, such as "classification" or "multi-label classification"."""
+    short_name: ClassVar[str]
+    """The name in options of the command line and in Python, such as "classify" or "detect"."""
     losses: ClassVar[tuple[str, ...]]
     """The names of the supported losses; the first one is the default."""
+    predicts: ClassVar[str] = "classes"
+    """What the network must compute; see `Spec.predicts`."""
     progress_columns: ClassVar[tuple[Column, ...]]
-    """Metrics of an epoch that are displayed while training: one of train, one of val."""
+    """Metrics of an epoch that are displayed while training: those of `train_metric`, then one of val."""
+    unused_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of recipes that this task cannot use: they must have their defaults."""
+    options: ClassVar[frozenset[str]] = frozenset(("tta", "ensemble"))
+    """Options of predictions that the task supports: some of top, tta, ensemble, classes, nms, tile, overlap."""
 
     min_classes: ClassVar[int] = 1
     """Minimum number of classes to train on."""
+    needs_every_class: ClassVar[bool] = True
+    """Whether every class must have images in train and val."""
 
     classes: tuple[str, ...]
     loss: str = "auto"
@@ -73,6 +86,20 @@ class Task(Record, ABC):
     def outputs(self) -> int:
         """Number of the network's outputs."""
         return len(self.classes)
+
+    @property
+    def flip_order(self) -> tuple[int, ...]:
+        """For each keypoint, the one whose place it takes when an image is flipped; empty without keypoints."""
+        return ()
+
+    @classmethod
+    def for_spec(cls, spec: Spec, classes: tuple[str, ...]) -> Self:
+        """Return the task of a network that was trained elsewhere, from its class names."""
+        return cls(classes)
+
+    def adapted(self, spec: Spec) -> Spec:
+        """Return the spec with the cells that follow from the task, such as the number of keypoints."""
+        return spec
 
     def with_loss(self, loss: str) -> Self:
         """Return the task with another loss; "auto" keeps its own. Raises SpecError for an unsupported loss."""
@@ -124,8 +151,12 @@ class Task(Record, ABC):
         """Return the target of an image as short text, such as its class; of mixed images with shares."""
         return ""
 
+    def annotated(self, targets: Targets, image: int, pixels: Tensor) -> Tensor:
+        """Return the pixels (channels, h, w) of an image with its target drawn on it, if that can be drawn."""
+        return pixels
+
     def class_counts(self, targets: Targets) -> Tensor | None:
-        """Return the number of images of each class (classes,); None if images have no classes."""
+        """Return the number of images, or of objects, of each class (classes,); None without classes."""
         return None
 
     def check_split(self, targets: Targets, split: str, where: object, *, all_classes: bool = True) -> None:
@@ -169,25 +200,53 @@ class Task(Record, ABC):
     def training_loss(
         self, network: Network, forward: Callable[[Any], Any], inputs: Any, targets: Targets, criterion: Criterion
     ) -> tuple[Any, Tensor]:
-        """Return (outputs, loss) of a batch; `forward` runs the network. Detectors override this."""
+        """Return (outputs, loss) of a batch; `forward` runs the network. The loss of no images is 0.
+
+        Detectors override this.
+        """
         labels = self.labels(targets)
         if network.auxiliary:
-            return network.loss(inputs, labels, criterion)
-        outputs = forward(inputs)
-        return outputs, criterion(outputs, labels)
+            outputs, loss = network.loss(inputs, labels, criterion)
+        else:
+            outputs = forward(inputs)
+            loss = criterion(outputs, labels)
+        return outputs, loss if len(inputs) else outputs.sum() * 0
 
     @abstractmethod
     def train_metric(self, outputs: Any, targets: Targets) -> Tensor:
-        """Return (n,): the training metric of each image; the metric of an epoch is their mean."""
+        """Return (n,), or (n, k) for k columns: the training metrics of each image.
+
+        Those of an epoch are their means.
+        """
 
     # --- evaluation and prediction
 
+    def collect(self, outputs: Any, inputs: Inputs) -> Outputs:
+        """Return the outputs of a batch in the form in which those of a whole split are kept in memory.
+
+        inputs: the images, as the network received them; detectors need their sizes.
+        """
+        collected: Outputs = outputs
+        return collected
+
     @abstractmethod
-    def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
+    def decode(self, outputs: Any, calibration: Calibration) -> Any:
         """Return predictions (n, outputs), such as probabilities, which are averaged over views and ensembles.
 
-        Must consist of tensor operations, because it is part of exported graphs.
+        Must consist of tensor operations, because it is part of exported graphs. Detectors return lists of objects.
         """
+
+    def merge(self, views: Any, corners: Sequence[tuple[int, int]], nms: float | None = None) -> Any:
+        """Return the prediction of one image from those of its views, (views, outputs) or a list: their mean.
+
+        corners: (x, y) of the left upper pixel of each view. nms: of two objects of a class whose IoU is above it, the
+        one with the lower score is removed; None for the default.
+        """
+        return views.mean(0)
+
+    def keep_classes(self, decoded: Any, classes: Sequence[str]) -> Any:
+        """Return the prediction of one image without the objects of other classes, for tasks that have objects."""
+        return decoded
 
     @abstractmethod
     def evaluate(self, outputs: Any, targets: Targets, calibration: Calibration | None = None) -> Result:
@@ -199,9 +258,9 @@ class Task(Record, ABC):
 
     @abstractmethod
     def predict(
-        self, source: str, decoded: Tensor, calibration: Calibration, threshold: float | None = None
+        self, source: str, decoded: Any, calibration: Calibration, threshold: float | None = None
     ) -> Prediction:
-        """Return the prediction for one image from its decoded row (outputs,)."""
+        """Return the prediction for one image from its decoded row (outputs,), or its objects."""
 
     def baseline(self, targets: Targets) -> Baseline | None:
         """Return the best prediction that does not depend on the image; None if it would be perfect, or is unknown."""
@@ -234,26 +293,3 @@ class TableRow:
 
 TableRows = Sequence[TableRow]
 SplitTargets = dict[str, Targets]
-
-TASKS: dict[str, type[Task]] = {}
-"""The registered tasks by class name; readers try them in reverse order."""
-
-AnyTask = TypeVar("AnyTask", bound=type[Task])
-
-
-def register(task: AnyTask) -> AnyTask:
-    """Class decorator that registers a task for data readers and model files."""
-    TASKS[task.__name__] = task
-    return task
-
-
-def known_losses() -> list[str]:
-    """Return the names of all losses of all tasks."""
-    return list(dict.fromkeys(loss for task in TASKS.values() for loss in task.losses))
-
-
-def check_loss(loss: str) -> None:
-    """Raise SpecError unless a registered task supports the loss, or it is "auto"."""
-    known = ["auto", *known_losses()]
-    if loss not in known:
-        raise SpecError(f"recipe: loss must be one of {', '.join(known)}, got {loss!r}{nearest(loss, known)}")

@@ -52,11 +52,13 @@ def unfold_norms(network: Network, weights: Mapping[str, Tensor], images: Images
         sums[norm] = [a + b for a, b in zip(sums[norm], terms, strict=True)] if norm in sums else terms
 
     norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    if not norms:  # they are constants
+        return False
     handles = [layer.register_forward_pre_hook(watch) for layer in norms]
     device = next(network.parameters()).device
     some = images.subset(torch.linspace(0, len(images) - 1, min(len(images), STATISTICS_IMAGES)).long())
     try:
-        compute_outputs(eager_forward(network, preprocessing, device), some)
+        compute_outputs(eager_forward(network, preprocessing, device), some, collect=lambda *_: [])
     finally:
         for handle in handles:
             handle.remove()
@@ -117,7 +119,10 @@ def _norm_of_single_values(network: Network) -> str:
     x = torch.empty(1, *network.input_shape, device="meta")
     labels = torch.zeros(1, dtype=torch.long, device="meta")
     try:
-        network.loss(x, labels, lambda outputs, _: outputs.sum())
+        if network.runs_in_sequence:
+            network.loss(x, labels, lambda outputs, _: outputs.sum())
+        else:  # the head sees many regions, or larger maps
+            network.stages(network.stem(x))
     except _SingleValueError as stop:
         return str(stop)
     return ""

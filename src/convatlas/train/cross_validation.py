@@ -21,9 +21,10 @@ from convatlas.models.catalog import adapted, resolve
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.distributed import init_distributed
-from convatlas.train.fit import check_start, choose_recipe, prepare_run
+from convatlas.train.fit import check_start, prepare_run
 from convatlas.train.given import copy_module
 from convatlas.train.initial_weights import AUTO, choose_weights
+from convatlas.train.preparation import choose_recipe, source_for
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields, check_fields
 from convatlas.train.resume import open_run
@@ -95,6 +96,7 @@ def cross_validate(
     model: str | Spec | nn.Module,
     *,
     folds: int = 5,
+    task: str | None = None,
     weights: str | Path | None = AUTO,
     recipe: str | Recipe | None = None,
     seed: int = 0,
@@ -126,6 +128,7 @@ def cross_validate(
         given = copy_module(model, source, data_options, weights) if isinstance(model, nn.Module) else None
         name, row = resolve(given.spec if given else cast(str | Spec, model))
         spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
+        source_for(source, spec, name, task)  # raises an error before the directory of the runs exists
         initial = (
             given.initial
             if given
@@ -144,9 +147,9 @@ def cross_validate(
                 _check_same(run, part, name, initial.name, run_recipe, seed, (number, folds))
             else:
                 run = prepare_run(
-                    source, model, weights=weights, recipe=run_recipe, seed=seed, out=part, download=download,
-                    execution=execution, data_options=dataclasses.replace(data_options, fold=(number, folds)),
-                    options=options, progress=report,
+                    source, model, task=task, weights=weights, recipe=run_recipe, seed=seed, out=part,
+                    download=download, execution=execution, options=options, progress=report,
+                    data_options=dataclasses.replace(data_options, fold=(number, folds)),
                 )  # fmt: skip
             for event in _fold_events(run, number, folds, report):
                 if on_event:

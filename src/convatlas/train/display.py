@@ -16,13 +16,19 @@ from convatlas.data.dataset import UnreadableImage
 from convatlas.errors import printable
 from convatlas.system.progress import Progress, progress_display
 from convatlas.tasks.result import Result
+from convatlas.tasks.table import pluralize
+from convatlas.tasks.task import Task
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import runs_folder
 from convatlas.train.state import Epoch
+from convatlas.train.step import last_frozen
 from convatlas.train.stop_signals import Terminated
 
 MAX_EPOCH_ROWS = 25
 """Maximum number of rows in the table of epochs: of a longer training, every n-th epoch is printed."""
+
+NARROW, WIDE = 7, 11
+"""Minimum width of a column of metrics; the larger one where there are no more than two."""
 
 MAX_SKIPPED = 5
 """Maximum number of unreadable images that are listed; unreadable.csv has all of them."""
@@ -44,14 +50,26 @@ class Display:
         counts = ", ".join(f"{len(images):,} {split}" for split, images in run.dataset.splits.items())
         beside = run.folder.parent == runs_folder(config.data) != Path("runs")
         self._print(
-            f"{config.model} on {run.dataset.name}: {len(run.task.classes):,} classes, {counts}; seed {config.seed}; "
+            f"{config.model} on {run.dataset.name}: {pluralize(len(run.task.classes), 'class')}, {counts}; seed "
+            f"{config.seed}; "
             f"{run.describe_execution()}; run directory {run.folder}{' (beside the data, not in it)' if beside else ''}"
         )
         self._print(f"weights: {self.describe_weights(config.weights, config.weights_reason)}")
+        if run.task.predicts != Task.predicts:
+            self._print(
+                f"task: {run.task.short_name} ({run.task.name}), as {config.model} predicts {run.task.predicts}"
+            )
+        if config.preprocessing.is_whole:
+            self._print(f"images: whole; {config.preprocessing.input_text}")
+        if config.spec.training_note:
+            self._print(config.spec.training_note)
+        if last := last_frozen(run.network, config.recipe):
+            self._print(f"never trained: all layers up to {last}")
         epochs, min_steps = config.recipe.epochs, config.recipe.min_steps
         if (epochs - 1) * run.steps_per_epoch < min_steps:
-            self._print(f"epochs: {epochs}, which are the {min_steps} steps that fine-tuning needs at least")
+            self._print(f"epochs: {epochs}, which are the {min_steps} steps that the recipe needs at least")
         self.print_remarks(run.dataset.remarks)
+        self.print_remarks(f"annotations: {fault.text()}" for fault in config.annotation_faults)
 
     def describe_weights(self, name: str, reason: str) -> str:
         """Return which weights a training starts from and why, in one line."""
@@ -127,7 +145,9 @@ class EpochTable:
         self.display, self.run, self.name = display, run, name
         self.epochs, self.batch = run.config.recipe.epochs, run.config.recipe.batch
         self.first, self.start = run.state.step, time.monotonic()
-        headings = "  ".join(f"{column.heading:>11}" for column in run.task.progress_columns)
+        least = WIDE if len(run.task.progress_columns) <= 2 else NARROW
+        self.columns = {column: max(least, len(column.heading)) for column in run.task.progress_columns}
+        headings = "  ".join(column.heading.rjust(width) for column, width in self.columns.items())
         display.console.print(f"{'epoch':>7}  {'loss':>8}  {headings}  {'elapsed':>8}", style="bold")
         for epoch in run.history:
             self._print_epoch(epoch, style="dim")
@@ -138,17 +158,19 @@ class EpochTable:
             self._print_epoch(event)
             return
         if event.remark:
-            self.display.console.print(event.remark)
+            self.display.print_remarks([event.remark])
         done = event.number + 1
         rate = (done - self.first) * self.batch / max(time.monotonic() - self.start, 1e-6)
-        self.display.progress(f"{self.name}: {event.describe()}, {rate:,.0f} images/s", done, self.run.total_steps)
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        self.display.progress(f"{self.name}: {event.describe()}, {speed} images/s", done, self.run.total_steps)
 
     def _print_epoch(self, epoch: Epoch, style: str = "") -> None:
         """Print the row of an epoch; of a long training, every n-th one and the last."""
         if epoch.number % max(1, self.epochs // MAX_EPOCH_ROWS) and epoch.number != self.epochs:
             return
-        columns = self.run.task.progress_columns
-        metrics = "  ".join(f"{column.text(epoch.metrics.get(column.key)):>11}" for column in columns)
+        metrics = "  ".join(
+            column.text(epoch.metrics.get(column.key)).rjust(width) for column, width in self.columns.items()
+        )
         best = "  best" if epoch.best and self.run.dataset.val else ""
         self.display.console.print(
             f"{epoch.number:>7}  {epoch.train_loss:>8.4f}  {metrics}  {epoch.elapsed_s:>6.1f} s{best}", style=style

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
+from convatlas.core.ragged import Outputs
 from convatlas.errors import RunError, brief
 from convatlas.system.progress import Progress
 from convatlas.train.swap_forward import swap_forward
@@ -67,14 +68,26 @@ class Distributed:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def all_gather(self, part: Tensor, count: int) -> Tensor:
-        """Return the rows of all ranks (count, ...), in the order of the items before `shard`."""
+    def all_gather(self, part: Outputs, count: int) -> Outputs:
+        """Return the rows of all ranks (count, ...), or their items, in the order of the items before `shard`."""
         if self.world_size == 1:
             return part
+        if isinstance(part, list):
+            order = [i for rank in range(self.world_size) for i in range(rank, count, self.world_size)]
+            items = dict(zip(order, self.chain(part), strict=True))
+            return [items[i] for i in range(count)]
         whole = part.new_zeros(count, *part.shape[1:])
         whole[self.rank :: self.world_size] = part
         self._collective(lambda: dist.all_reduce(whole))  # exact: all other ranks have zeros there
         return whole
+
+    def chain(self, items: list[Value]) -> list[Value]:
+        """Return the items of all ranks, one rank after the other."""
+        if self.world_size == 1:
+            return items
+        parts: list[Any] = [None] * self.world_size
+        self._collective(lambda: dist.all_gather_object(parts, items))
+        return [item for part in parts for item in part]
 
     def broadcast(self, value: Value | None) -> Value:
         """Return rank 0's value on all ranks."""

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from convatlas.core.network import Network
+from convatlas.core.ragged import Outputs
 from convatlas.data.dataset import Dataset, Images
 from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import RunError
 from convatlas.tasks.result import Result
 from convatlas.tasks.task import Calibration
 from convatlas.train.distributed import Distributed
+from convatlas.train.nonfinite import nonfinite_tensor
 from convatlas.train.settings import RunConfig
-from convatlas.train.step import nonfinite_tensor
 from convatlas.weights.modelfile import Header
 from convatlas.weights.training_record import TrainingRecord
 
@@ -59,20 +59,20 @@ class Evaluator:
             _check_finite(result, network, split, step)
         return calibration, results
 
-    def _outputs(self, network: Network, images: Images) -> Tensor:
+    def _outputs(self, network: Network, images: Images) -> Outputs:
         """Return the outputs for all images of a split."""
-        distributed = self.distributed
-        if distributed.world_size == 1:
-            return compute_outputs(eager_forward(network, self.config.preprocessing, self.device), images)
-        own = images.subset(distributed.shard(torch.arange(len(images))))
-        if not len(own):
-            return distributed.all_gather(torch.empty(0, self.config.task.outputs), len(images))
-        outputs = compute_outputs(eager_forward(network, self.config.preprocessing, self.device), own)
+        task, preprocessing, distributed = self.config.task, self.config.preprocessing, self.distributed
+        own = images
+        if distributed.world_size > 1:
+            own = images.subset(distributed.shard(torch.arange(len(images))))
+        outputs: Outputs = [] if preprocessing.is_whole else torch.empty(0, task.outputs)
+        if len(own):
+            outputs = compute_outputs(eager_forward(network, preprocessing, self.device), own, collect=task.collect)
         return distributed.all_gather(outputs, len(images))
 
 
 def _check_finite(result: Result, network: Network, split: str, step: int) -> None:
-    if not math.isfinite(result.loss):
+    if result.loss is not None and not math.isfinite(result.loss):
         name = nonfinite_tensor(network)
         where = f"; the weights {name} are not finite" if name else ""
         raise RunError(f"the loss on {split} is {result.loss} after step {step}{where}; use a lower learning rate")
@@ -91,9 +91,9 @@ def run_header(
     options = config.data_options
     training = TrainingRecord(
         data=data, fingerprint=config.fingerprint, recipe=config.recipe.to_plain(), seed=config.seed,
-        val_share=options.val_share, fold=options.fold, max_unreadable=options.max_unreadable, weights=config.weights,
-        execution=config.execution.to_plain(), versions=dict(config.versions), epoch=epoch, elapsed_s=round(seconds, 2),
-        changes=config.changes,
+        val_share=options.val_share, fold=options.fold, max_unreadable=options.max_unreadable,
+        annotation_faults=config.annotation_faults, weights=config.weights, execution=config.execution.to_plain(),
+        versions=dict(config.versions), epoch=epoch, elapsed_s=round(seconds, 2), changes=config.changes,
     )  # fmt: skip
     return Header(
         name=config.model, task=config.task, spec=config.spec, preprocessing=config.preprocessing,

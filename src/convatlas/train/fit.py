@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import nn
 
-from convatlas.core.network import Network
-from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
-from convatlas.data.dataset import Dataset
 from convatlas.data.loader import batch_sizes
 from convatlas.data.open import open_data, open_for_training
 from convatlas.data.readers.memory import Data
-from convatlas.data.rng import derive_key
-from convatlas.data.source import Source
 from convatlas.draw import charts
-from convatlas.errors import DataError, RunError, brief
-from convatlas.models.card import Variant
-from convatlas.models.catalog import adapted, build_fresh, reads_clips, resolve
+from convatlas.errors import RunError, brief
+from convatlas.models.catalog import adapted, reads_clips, resolve
 from convatlas.system.devices import resolve_device
 from convatlas.system.load import LoadMeter
 from convatlas.system.progress import Progress
-from convatlas.tasks.task import Task
 from convatlas.train.batch_norm import check_batch, min_images, unfold_norms
 from convatlas.train.cpu import fused_norm
 from convatlas.train.cpu.execution import process_settings
@@ -38,84 +31,22 @@ from convatlas.train.distributed import init_distributed
 from convatlas.train.given import copy_module
 from convatlas.train.initial_weights import AUTO, choose_weights
 from convatlas.train.loggers import check_loggers
-from convatlas.train.recipe import Recipe, get_recipe
+from convatlas.train.preparation import (
+    build_network,
+    check_recipe,
+    choose_recipe,
+    load_data,
+    preprocessing_for,
+    source_for,
+)
+from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields, check_fields
-from convatlas.train.regularization import regularize
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import LR_FINDER, UNREADABLE, check_out, start_run, write_table
 from convatlas.train.session import current_versions
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunConfig, RunOptions, write_config
 from convatlas.train.state import State
-from convatlas.weights.adapt import load_into
 from convatlas.weights.open import open_weights
-from convatlas.weights.read import Checkpoint
-
-
-def choose_recipe(
-    recipe: str | Recipe | None, row: Variant, *, pretrained: bool, fields: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Return the recipe of a run: by default "finetune" with pretrained weights, else the network's own.
-
-    recipe: a recipe, its name, or a YAML file. fields: new values of its fields.
-    """
-    if recipe is None:
-        recipe = "finetune" if pretrained else row.recipe
-    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
-    return chosen.replaced(fields or {})
-
-
-def load_data(
-    source: Source,
-    preprocessing: Preprocessing,
-    recipe: Recipe,
-    seed: int,
-    options: DataOptions,
-    progress: Progress | None = None,
-) -> Dataset:
-    """Return the prepared data set; raises DataError if there is no split to evaluate on."""
-    dataset = source.load(
-        preprocessing, seed=seed, val_share=options.val_share, fold=options.fold,
-        for_random_crop=recipe.augment.min_crop_area > 0, max_unreadable=options.max_unreadable, progress=progress,
-    )  # fmt: skip
-    if dataset.val is None and dataset.test is None:
-        raise DataError(f"{source.name}: there is no val or test split to evaluate on; set a val share above 0")
-    return dataset
-
-
-def preprocessing_for(
-    source: Source, base: Preprocessing, resolution: int, channels: int, seed: int, options: DataOptions
-) -> Preprocessing:
-    """Return `base` for another resolution and number of channels, with the statistics of the training images.
-
-    The statistics are measured for images with more than 8 bits and for other channels than grayscale and RGB.
-    """
-    steps = base.for_resolution(resolution).for_channels(channels)
-    statistics = source.statistics(channels, seed=seed, val_share=options.val_share, fold=options.fold)
-    if statistics is None:
-        return steps
-    return dataclasses.replace(steps, window=statistics.window, mean=statistics.mean, std=statistics.std)
-
-
-def build_network(
-    spec: Spec, task: Task, channels: int, recipe: Recipe, seed: int, weights: Checkpoint | None = None,
-    given: Network | None = None,
-) -> Network:  # fmt: skip
-    """Return the network that training starts from; its initial weights are a function of the seed.
-
-    given: the network itself, with its weights. The order matters: weights are drawn, then overwritten by pretrained
-    ones, then layers for regularization are added.
-    """
-    if given is not None:
-        network = given
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_key(seed, 0, 8))
-            network = build_fresh(spec, classes=task.outputs, channels=channels)
-    if weights:
-        fresh_head = weights.class_names != task.classes
-        load_into(network, spec, weights, num_classes=task.outputs, fresh_head=fresh_head)
-    regularize(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
-    return network
 
 
 def check_start(data: Data, out: str | Path | None, options: RunOptions) -> None:
@@ -128,6 +59,7 @@ def prepare_run(
     data: Data,
     model: str | Spec | nn.Module,
     *,
+    task: str | None = None,
     weights: str | Path | None = AUTO,
     recipe: str | Recipe | None = None,
     seed: int = 0,
@@ -169,12 +101,14 @@ def prepare_run(
         spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
         if reads_clips(spec):
             raise RunError(f"{name}: reads clips; training on clips is not supported yet, choose a network for images")
-        source = distributed.rank0_first(  # downloads the data, or probes new files
+        opened = distributed.rank0_first(  # downloads the data, or probes new files
             lambda report: open_for_training(
                 data, val_share=data_options.val_share, fold=data_options.fold, download=download, progress=report
             ),
             progress,
         )
+        source = source_for(opened, spec, name, task)
+        spec = source.task.adapted(spec)
         initial = distributed.rank0_first(
             lambda report: (
                 choose_weights(weights, spec, network=name, stem=data_options.stem, download=download, progress=report)
@@ -188,7 +122,10 @@ def prepare_run(
         checkpoint = open_weights(initial.name, spec, name=name, row=row) if pretrained else None
         if checkpoint:
             spec = checkpoint.spec_for(spec)
-        task = source.task.with_loss(run_recipe.loss)
+        images_at_once = run_recipe.micro_batch or run_recipe.batch
+        spec = spec.for_training(pretrained=bool(initial.name), images=images_at_once)
+        check_recipe(run_recipe, source.task)
+        run_task = source.task.with_loss(run_recipe.loss)
         channels = source.channels if data_options.channels is None else data_options.channels
         if given is not None:
             channels = given.network.input_shape[0]
@@ -199,7 +136,7 @@ def prepare_run(
 
         # 3. the network, built once; its kernels are compiled while the data is prepared
         network = build_network(
-            spec, task, channels, run_recipe, seed, checkpoint, None if given is None else given.network
+            spec, run_task, channels, run_recipe, seed, checkpoint, None if given is None else given.network
         )
         check_batch(network, run_recipe, len(source.splits["train"]))
         fused_norms = execution.fused_norms and distributed.world_size == 1
@@ -223,7 +160,7 @@ def prepare_run(
         plan = None
         if distributed.is_main:
             plan = choose_plan(
-                network, spec, classes=task.outputs, batch=run_recipe.micro_batch or run_recipe.batch, device=device,
+                network, spec, classes=run_task.outputs, batch=images_at_once, device=device,
                 memory_format=execution.memory_format, precision=execution.precision, compiled=execution.compiled,
                 fused_norms=fused_norms,
             ).plan  # fmt: skip
@@ -232,8 +169,8 @@ def prepare_run(
         state = State()
         if adapt_threads and distributed.world_size == 1:
             state.threads, state.other_load = choose_threads(
-                network, spec, plan, load=meter.share(), batch=run_recipe.micro_batch or run_recipe.batch,
-                classes=task.outputs, device=device,
+                network, spec, plan, load=meter.share(), batch=images_at_once,
+                classes=run_task.outputs, device=device,
             )  # fmt: skip
 
         # 6. the run and its files; run.json is the last one
@@ -242,7 +179,7 @@ def prepare_run(
             model=name,
             weights=initial.name,
             weights_reason=initial.reason,
-            task=task,
+            task=run_task,
             spec=spec,
             preprocessing=preprocessing,
             recipe=run_recipe,
@@ -255,6 +192,7 @@ def prepare_run(
             ),
             options=options,
             fingerprint=dataset.fingerprint(),
+            annotation_faults=tuple(fault.shortened() for fault in source.faults),
             versions=current_versions(device, plan, network),
         )  # fmt: skip
         run = Run(folder, config, dataset, network, plan, distributed, state)
@@ -280,6 +218,7 @@ def fit(
     data: Data,
     model: str | Spec | nn.Module,
     *,
+    task: str | None = None,
     weights: str | Path | None = AUTO,
     recipe: str | Recipe | None = None,
     seed: int = 0,
@@ -298,6 +237,7 @@ def fit(
     data: a data set by name, a folder, a table of images, arrays (x, y), or a torch Dataset (see docs/data.md).
     model: a name of the catalog, a spec of one of its families, or any module that computes scores (n, classes) from
         images: a copy of it is trained, from its weights (see docs/adding-an-architecture.md).
+    task: "classify", "multi-label", "detect", "segment" or "keypoints"; by default that of data and network.
     weights: initial weights. "auto": the network's published weights if they are cached (or `download` is given), or
         imported ones; random weights if no published ones fit. "none": random weights. Others as for `convatlas.build`.
         The head is random if the classes differ.
@@ -313,8 +253,9 @@ def fit(
     """
     with training_display(progress) as display:
         run = prepare_run(
-            data, model, weights=weights, recipe=recipe, seed=seed, out=out, find_lr=find_lr, download=download,
-            data_options=data_options, execution=execution, options=options, progress=display.progress, **fields,
+            data, model, task=task, weights=weights, recipe=recipe, seed=seed, out=out, find_lr=find_lr,
+            download=download, data_options=data_options, execution=execution, options=options,
+            progress=display.progress, **fields,
         )  # fmt: skip
         display.print_header(run)
         display.train(run, on_event)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from convatlas.models.catalog import CATALOG
+from convatlas.models.families.rcnn import KINDS, FasterRCNN, on_body
+from convatlas.tasks.task import Task
 from convatlas.train.recipe import RECIPES, Recipe
 from convatlas.train.settings import DataOptions, RunConfig
 
@@ -33,10 +35,11 @@ def fit_command(config: RunConfig) -> str:
 
     Its learning rate is the one that was used, also where the learning-rate finder chose it.
     """
-    if config.model not in CATALOG or not config.data:
+    model = _model_words(config)
+    if not model or not config.data:
         return ""
     name, changes = nearest_recipe(config.recipe)
-    words = ["convatlas", "fit", config.data, "--model", config.model, "--weights", config.weights or "none"]
+    words = ["convatlas", "fit", config.data, *model, "--weights", config.weights or "none"]
     words += ["--recipe", name]
     for field, (_, value) in changes.items():
         words += [f"--{field}", f"{value}"] if field in OWN_OPTIONS else ["--set", f"{field}={_field(value)}"]
@@ -44,6 +47,28 @@ def fit_command(config: RunConfig) -> str:
     if config.execution.threads and not config.execution.adapt_threads:
         words += ["--threads", str(config.execution.threads)]
     return shlex.join(words)
+
+
+def _model_words(config: RunConfig) -> list[str]:
+    """Return the options that choose the network and the task; none if there are no such options."""
+    spec = config.spec
+    task = ["--task", config.task.short_name] if spec.predicts != Task.predicts else []
+    if config.model in CATALOG:
+        return ["--model", config.model, *task]
+    kind, _, body = config.model.partition("-")
+    if kind not in KINDS or body not in CATALOG:
+        return []
+    chosen = {name: value for name, value in spec.to_plain().items() if name in ("resolution", "max_size", "norm")}
+    detectors: dict[str, str | FasterRCNN] = {kind: kind}
+    detectors |= {
+        name: row.spec
+        for name, row in CATALOG.items()
+        if isinstance(row.spec, FasterRCNN) and type(row.spec) is KINDS[kind]
+    }
+    for name, detector in detectors.items():
+        if config.task.adapted(on_body(detector, CATALOG[body])).replaced(chosen) == spec:
+            return ["--model", name, "--body", body, *task]
+    return []
 
 
 def _field(value: Any) -> str:

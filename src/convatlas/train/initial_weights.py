@@ -10,6 +10,7 @@ from convatlas.core.spec import Spec
 from convatlas.errors import WeightsError, WeightsNotCachedError
 from convatlas.models.catalog import CATALOG, Stem, reads_clips
 from convatlas.system.progress import Progress
+from convatlas.weights.detector import networks_with_weights, points_of, with_points
 from convatlas.weights.fetch import is_published_file, pull, wrong_digest
 from convatlas.weights.imported import ImportedWeights, list_imported
 from convatlas.weights.open import published_weights
@@ -40,15 +41,16 @@ def choose_weights(
 
     weights: "auto"; "none" or None; or weights by name or file, see `open_weights`.
     spec, network: the network and its name. stem: of the network. download: allow to download published weights.
-    "auto" takes, in this order: the library's default if it is cached, other cached weights, imported ones, and with
-    `download` the default. Cached files that are not the published ones are never used.
+    "auto" takes, first for the network and then for the body of a detector, in this order: the library's default if it
+    is cached, other cached weights, imported ones, and with `download` the default. Cached files that are not the
+    published ones are never used.
     Raises WeightsNotCachedError if only a download would give published weights.
     """
     if weights is None or str(weights) == NONE:
         return InitialWeights(reason="as chosen")
     if str(weights) == AUTO:
         return _choose_automatically(spec, network, stem, download, progress)
-    record = published_weights(weights, network)
+    record = published_weights(weights, spec, network)
     if record is None:
         return InitialWeights(str(weights))
     if not _is_at_hand(record):
@@ -60,27 +62,32 @@ def choose_weights(
 def _choose_automatically(
     spec: Spec, network: str, stem: Stem, download: bool, progress: Progress | None
 ) -> InitialWeights:
-    name = network.removesuffix("-custom")
-    if name not in CATALOG or reads_clips(spec):
+    networks = {name: part for name, part in networks_with_weights(spec, network).items() if name in CATALOG}
+    if not networks or reads_clips(spec):
         return InitialWeights(reason=f"no weights of {network} are published")
     if stem != "default":
         return InitialWeights(reason="published weights do not fit the stem for small images")
-    published, imported = _published(name), list_imported(name)
-    if not published and not imported:
-        publishers = " and ".join(dict.fromkeys(library for library, _ in CATALOG[name].sources))
+    published = {name: _published(name) for name in networks}
+    imported = {name: list_imported(name) for name in networks}
+    known = " or ".join(networks)
+    if not any(published.values()) and not any(imported.values()):
+        publishers = " and ".join(dict.fromkeys(library for name in networks for library, _ in CATALOG[name].sources))
         missing = f"the library that publishes them, {publishers}, is not installed"
-        return InitialWeights(reason=missing if publishers else f"no library publishes weights of {name}")
-    published = [each for each in published if _fits(each.spec, spec)]
-    imported = [each for each in imported if _fits(each.header.spec, spec)]
-    if not published and not imported:
-        return InitialWeights(reason=f"published weights of {name} do not fit its changed spec")
-    other = [each.cached_file for each in published if each.cached_file and not _is_at_hand(each)]
+        return InitialWeights(reason=missing if publishers else f"no library publishes weights of {known}")
+    for name, part in networks.items():
+        published[name] = [each for each in published[name] if _fits(each.spec, part)]
+        imported[name] = [each for each in imported[name] if _fits(each.header.spec, part)]
+    if not any(published.values()) and not any(imported.values()):
+        return InitialWeights(reason=f"published weights of {known} do not fit its changed spec")
+    every = [each for name in networks for each in published[name]]
+    other = [each.cached_file for each in every if each.cached_file and not _is_at_hand(each)]
     note = f"; {other[0]} is not used, because it is not the published file" if other else ""
-    for name, reason in _at_hand(published, imported):
-        return InitialWeights(name, reason + note)
-    _require_download(published[0], download, other[0] if other else None)
-    pull(published[0], replace=True, progress=progress)
-    return InitialWeights(published[0].name, "downloaded")
+    for name in networks:
+        for weights, reason in _at_hand(published[name], imported[name]):
+            return InitialWeights(weights, reason + note)
+    _require_download(every[0], download, other[0] if other else None)
+    pull(every[0], replace=True, progress=progress)
+    return InitialWeights(every[0].name, "downloaded")
 
 
 def _published(name: str) -> list[Weights]:
@@ -134,7 +141,8 @@ def _require_download(weights: Weights, download: bool, other: Path | None) -> N
 
 
 def _fits(spec: Spec, other: Spec) -> bool:
-    """Return whether two networks have the same tensors, by name and shape, with equal classes and channels."""
+    """Return whether two networks have the same tensors, with equal numbers of classes, channels and keypoints."""
+    spec = with_points(spec, points_of(other))
     if spec == other:
         return True
     ours, theirs = sizes_of(spec).base, sizes_of(other).base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 import torch
@@ -17,9 +17,10 @@ from convatlas.tasks.targets import Batch
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.distributed import Distributed
 from convatlas.train.lr_schedule import lr_at
+from convatlas.train.nonfinite import find_nonfinite, nonfinite_images
 from convatlas.train.optim import EMA, set_lr
 from convatlas.train.recipe import Recipe
-from convatlas.train.step import Step, StepRunner, find_nonfinite, restore_buffers, seed_step
+from convatlas.train.step import Step, StepRunner, restore_buffers, seed_step
 
 MAX_SKIPPED_STEPS = 10
 """Number of consecutive non-finite steps after which training stops with an error."""
@@ -39,17 +40,19 @@ def train(
     ema: EMA | None = None,
     class_weights: Tensor | None = None,
     distributed: Distributed | None = None,
+    names: Sequence[str] = (),
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train from step `start` to the end of the recipe, or without end; yield after each step.
 
     skipped: number of consecutive non-finite steps before `start`. plan: how steps are executed. ema: is updated after
     every step. class_weights: (classes,), weights of the classes in the loss. distributed: the process
-    group. stop_requested: whether this rank was asked to stop; if any was, all get a step with `stop`.
+    group. names: of the training images, for errors. stop_requested: whether this rank was asked to stop; if any was,
+    all get a step with `stop`.
     Everything random in a step (batch, augmentation, dropout) is a function of the seed and the step, so a training
     resumed at step n with the state of step n equals the uninterrupted one.
-    A step whose loss or gradient is not finite is rolled back. Raises RunError that names the step and the first
-    layer that is not finite if that happens `MAX_SKIPPED_STEPS` times in a row.
+    A step whose loss or gradient is not finite is rolled back; its remark names the images. Raises RunError that names
+    the step, the images and the first layer that is not finite if that happens `MAX_SKIPPED_STEPS` times in a row.
     """
     distributed = distributed or Distributed()
     runner = StepRunner(
@@ -70,9 +73,10 @@ def train(
             buffers = [buffer.clone() for buffer in network.buffers()]
             outputs, loss = runner.backward_with_oom_retry(batch, buffers)
 
-            # all-reduce gradients, loss and metric
+            # all-reduce gradients, loss and metrics
             distributed.all_reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
-            sums = torch.stack([loss, loader.task.train_metric(outputs, batch.targets).sum().to(loss)])
+            metrics = loader.task.train_metric(outputs, batch.targets).sum(0)
+            sums = torch.cat([loss.reshape(1), metrics.reshape(-1).to(loss)])
             stop = False
             if distributed.world_size > 1:
                 requests = sums.new_tensor([stop_requested()])
@@ -83,9 +87,10 @@ def train(
             norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
             if recipe.grad_clip:
                 nn.utils.clip_grads_with_norm_(parameters, recipe.grad_clip, norm)
-            loss_value, metric_sum, norm_value = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
+            loss_value, *metric_sums, norm_value = torch.cat([sums, norm.reshape(1).to(sums)]).tolist()
 
             # update the weights, or roll back
+            remark = ""
             finite = math.isfinite(loss_value) and math.isfinite(norm_value)
             if finite:
                 optimizer.step()
@@ -93,18 +98,22 @@ def train(
                     ema.update(network)
             else:
                 restore_buffers(network, buffers)
+                what = "gradient" if math.isfinite(loss_value) else "loss"
+                which = nonfinite_images(runner, batch, names)
+                remark = f"step {number} (epoch {epoch + 1}) is skipped: the {what} is not finite {which}".rstrip()
             optimizer.zero_grad()
             skipped = 0 if finite else skipped + 1
             if skipped >= MAX_SKIPPED_STEPS:
                 where, fix = "the gradient", f"use a lower learning rate than {recipe.lr:g}, or --set grad_clip=1"
                 if not math.isfinite(loss_value):
-                    where, fix = find_nonfinite(network, batch, recipe.lr)
+                    where, fix = find_nonfinite(runner, batch, recipe.lr)
+                where += f", {which}" if which else ""
                 raise RunError(
                     f"{skipped} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; {fix}"
                 )
             yield Step(
-                number, epoch, lr, loss_value, outputs, batch, metric_sum if finite else 0.0,
-                skipped=not finite, stop=stop,
+                number, epoch, lr, loss_value, outputs, batch, tuple(metric_sums) if finite else (),
+                skipped=not finite, stop=stop, remark=remark,
             )  # fmt: skip
 
 

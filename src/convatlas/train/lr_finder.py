@@ -59,9 +59,8 @@ def find_lr(
     Raises RunError if the loss does not fall.
     """
     network = copy.deepcopy(network)
-    network.freeze(None)
     runner = StepRunner(network, loader.task, recipe, plan or ExecutionPlan(), class_weights=class_weights)
-    runner.set_train_mode()
+    runner.freeze_for(recipe.head_epochs)
     optimizer = build_optimizer(recipe, network)
     lrs: list[float] = []
     losses: list[float] = []

@@ -42,7 +42,7 @@ def build_optimizer(recipe: Recipe, network: Network) -> optim.Optimizer:
     """
     groups: list[dict[str, Any]] = []
     # frozen parts get their own groups: fused optimizers require that all parameters of a group have a state
-    by_depth = recipe.layer_decay < 1 or recipe.head_epochs > 0
+    by_depth = recipe.layer_decay < 1 or recipe.head_epochs > 0 or recipe.frozen_stages > 0
     depths = param_groups_by_depth(network) if by_depth else [ParameterGroup("all", list(network.parameters()))]
     matrices = {id(p) for name, p in network.named_parameters() if p.ndim >= 2 and not name.endswith("bias")}
     for distance, (_, parameters) in enumerate(reversed(depths)):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from numpy.typing import NDArray
-from torch import Tensor
 
-from convatlas.core.preprocessing import Preprocessing
 from convatlas.draw.contact_sheet import Captioned, captioned_images
 from convatlas.draw.style import check_figure_path
 from convatlas.system.progress import progress_display
+from convatlas.tasks.targets import Batch
 from convatlas.train.fit import prepare_run
 from convatlas.train.initial_weights import AUTO
 from convatlas.train.settings import ExecutionOptions
@@ -38,6 +37,7 @@ def preview(
     model: str | Spec | nn.Module,
     *,
     path: str | Path | None = None,
+    task: str | None = None,
     weights: str | Path | None = AUTO,
     recipe: str | Recipe | None = None,
     seed: int = 0,
@@ -50,7 +50,8 @@ def preview(
     """Draw the first training images as the network reads them: a row for each image, a column for each epoch.
 
     With the same arguments, `fit` trains on these images in its first steps: preprocessing, augmentation and random
-    numbers are the same; normalization is undone. Images that are mixed with others show both labels with their shares.
+    numbers are the same; normalization is undone. Images that are mixed with others show both labels with their shares;
+    objects are drawn.
     Nothing is trained, and no run directory is written.
     path: an SVG, PNG or PDF file to write, too. The other arguments are those of `fit`.
     """
@@ -63,8 +64,8 @@ def preview(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, progress_display(progress) as report:
         run = prepare_run(
-            data, model, weights=weights, recipe=recipe, seed=seed, out=Path(folder) / "run", download=download,
-            data_options=data_options, execution=execution, progress=report, **fields,
+            data, model, task=task, weights=weights, recipe=recipe, seed=seed, out=Path(folder) / "run",
+            download=download, data_options=data_options, execution=execution, progress=report, **fields,
         )  # fmt: skip
         return preview_run(run, path=path)
 
@@ -74,10 +75,10 @@ def preview_run(run: Run, *, path: str | Path | None = None) -> Figure:
     loader = run.loader()
     samples = next(loader.epoch(0)).indices[:NUM_IMAGES]
     batches = [loader.take(samples, epoch) for epoch in range(NUM_EPOCHS)]
-    images = [_images(batch.inputs, run.config.preprocessing) for batch in batches]
+    images = [_images(batch, run) for batch in batches]
     return captioned_images(
         [
-            Captioned(images[epoch][i], run.task.describe(batch.targets, i), f"epoch {epoch + 1}")
+            Captioned(images[epoch][i], run.task.describe(batch.targets, i), _note(batch, epoch, i))
             for i in range(len(samples))
             for epoch, batch in enumerate(batches)
         ],
@@ -86,7 +87,16 @@ def preview_run(run: Run, *, path: str | Path | None = None) -> Figure:
     )
 
 
-def _images(inputs: Tensor | list[Tensor], preprocessing: Preprocessing) -> list[NDArray[Any]]:
-    """Return the images (h, w, channels) of a network's inputs; of many channels the first three."""
-    images = [preprocessing.denormalize(each[None])[0].cpu() for each in inputs]
-    return [(each[:3] if len(each) >= 3 else each[:1]).permute(1, 2, 0).numpy() for each in images]
+def _note(batch: Batch, epoch: int, image: int) -> str:
+    sides = batch.targets.get("short_side")
+    return f"epoch {epoch + 1}" + ("" if sides is None else f", short side {sides[image]} px")
+
+
+def _images(batch: Batch, run: Run) -> list[NDArray[Any]]:
+    """Return the images (h, w, channels) of a batch with their targets; of many channels the first three."""
+    images = []
+    for i, each in enumerate(batch.inputs):
+        pixels = run.config.preprocessing.denormalize(each[None])[0].cpu()
+        pixels = run.task.annotated(batch.targets, i, pixels)
+        images.append((pixels[:3] if len(pixels) >= 3 else pixels[:1]).permute(1, 2, 0).numpy())
+    return images

@@ -40,6 +40,8 @@ class Recipe(Record):
     ema_decay: decay per step of the exponential moving average of the weights, which is evaluated and saved instead of
         them. 0: none.
     head_epochs: epochs at the start in which only the head is trained.
+    frozen_stages: number of parts at the input that are never trained, norms included. 0: none; 1: the stem; 2: the
+        stem and the first stage; and so on.
     layer_decay: factor on the learning rate from each stage to the one before it, from the head down to the stem.
     freeze_bn_stats: keep the running statistics of batch norms as they are.
     patience: number of epochs without an improvement on val after which training stops early. 0: no early stopping.
@@ -64,6 +66,7 @@ class Recipe(Record):
     class_weight_power: Annotated[float, between(0, 1)] = 0.0
     ema_decay: Annotated[float, between(0, 0.99999)] = 0.0
     head_epochs: Annotated[int, at_least(0)] = 0
+    frozen_stages: Annotated[int, at_least(0)] = 0
     layer_decay: Annotated[float, between(0, 1)] = 1.0
     freeze_bn_stats: bool = False
     patience: Annotated[int, at_least(0)] = 0
@@ -112,6 +115,19 @@ RECIPES: dict[str, Recipe] = {
         epochs=5, min_steps=40, batch=16, lr=0.01, weight_decay=1e-4, head_epochs=1, layer_decay=0.8,
         label_smoothing=0.1, augment=Augment(min_crop_area=0.35, flip=True),
     ),
+    # Detectors with a pretrained body: the stem and the first stage stay as they are, and so do the statistics of batch
+    # norms, because a step has few images. The rate is high for the few steps of small data, and a quarter of one that
+    # diverges (docs/detection.md).
+    "finetune-detection": Recipe(
+        epochs=12, min_steps=400, batch=4, lr=0.01, weight_decay=1e-4, schedule="cosine", warmup=0.5, grad_clip=10.0,
+        frozen_stages=2, freeze_bn_stats=True, augment=Augment(flip=True, jitter=0.2, multi_scale=0.3),
+    ),
+    # Detectors from random weights (He et al. 2019, "Rethinking ImageNet pre-training"): trained norms, and longer.
+    # Not yet tested in a complete training.
+    "scratch-detection": Recipe(
+        epochs=36, min_steps=2000, batch=4, lr=0.01, weight_decay=1e-4, schedule="cosine", warmup=1, grad_clip=10.0,
+        augment=Augment(flip=True, jitter=0.2, multi_scale=0.3),
+    ),
     # Small networks on small images from scratch: shifts, flips, random erasing, EMA.
     # CIFAR ResNet-20 on Fashion-MNIST: 93.6 % in 415 s (docs/benchmarks.md).
     "scratch-small": Recipe(
@@ -145,6 +161,8 @@ RECIPES: dict[str, Recipe] = {
 PURPOSES = {
     "default": "small networks on small images, from random weights",
     "finetune": "pretrained weights; the default if a training starts from them",
+    "finetune-detection": "detectors whose body has pretrained weights; the default if a training starts from them",
+    "scratch-detection": "detectors from random weights",
     "scratch-small": "CIFAR networks on images of up to 64 px, from random weights, to a high accuracy",
     "imagenet": "large data sets of large images, from random weights",
     "lecun1989": "the training of LeCun et al. 1989; the default of convnet1989",
@@ -152,6 +170,11 @@ PURPOSES = {
     "sabour2017": "the training of Sabour et al. 2017; the default of the CapsNets",
 }
 """What each recipe is for."""
+
+
+def fine_tuning(predicts: str) -> str:
+    """Return the name of the recipe for pretrained weights of networks for a kind of outputs; see `Spec.predicts`."""
+    return "finetune" if predicts == "classes" else "finetune-detection"
 
 
 def recipe_changes(recipe: Recipe) -> dict[str, Any]:

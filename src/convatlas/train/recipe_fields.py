@@ -32,6 +32,7 @@ class RecipeFields(TypedDict, total=False):
     class_weight_power: float
     ema_decay: float
     head_epochs: int
+    frozen_stages: int
     layer_decay: float
     freeze_bn_stats: bool
     patience: int
@@ -47,6 +48,8 @@ class RecipeFields(TypedDict, total=False):
     random_erasing: float
     mixup: float
     cutmix: float
+    multi_scale: float
+    scale_jitter: float
 
 
 _OPTIONS: dict[str, type[Record]] = {"data_options": DataOptions, "execution": ExecutionOptions, "options": RunOptions}

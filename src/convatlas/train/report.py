@@ -160,7 +160,7 @@ def _facts(data: ReportData, counted: Cost | Totals) -> dict[str, str]:
         "training time": _duration(data.seconds),
         "time per epoch": _duration(data.seconds / max(1, epochs)),
         "initial weights": shorten(Path(config.weights).name, MAX_FACT) or "random",
-        "input": f"{config.preprocessing.channels} x {config.preprocessing.resolution} px",
+        "input": config.preprocessing.input_text,
         "parameters": _count(counted.parameters),
         "MACs for one image": _count(counted.macs),
         "model file": _file_size(data.model_file),
@@ -194,13 +194,14 @@ def _next_commands(model_file: Path) -> str:
 
 
 def _curves(data: ReportData) -> PageFigure:
-    with_val = data.dataset.val is not None
-    reading = (
-        "Loss (logarithmic axis) and metric after each epoch. Train is measured while the network trains, with "
-        "augmentation and in training mode, so it is often above val, which is measured after the epoch."
-        if with_val
-        else "Loss (logarithmic axis) of each epoch, measured while the network trains, with augmentation."
-    )
+    reading = "Loss (logarithmic axis) of each epoch, measured while the network trains, with augmentation."
+    if data.dataset.val is not None:
+        reading = (
+            "Loss (logarithmic axis) and metric after each epoch. Train is measured while the network trains, with "
+            "augmentation and in training mode, so it is often above val, which is measured after the epoch."
+            if any("val_loss" in row for row in data.history)
+            else f"{reading[:-1]}, and the metric of val after it."
+        )
     return PageFigure(data.curves or charts.curves(data.history, data.config.task.progress_columns), reading, {})
 
 
@@ -210,7 +211,7 @@ def _totals(counted: Cost | Totals) -> dict[str, str]:
 
 
 def _calibration(calibration: Calibration) -> str:
-    if calibration == Calibration():
+    if calibration.temperature == Calibration().temperature:
         return ""
     return paragraph(
         f"Outputs are divided by a temperature of {calibration.temperature:.3f}, fitted on val, before they become "
@@ -224,7 +225,8 @@ def _data_section(data: ReportData) -> str:
     about = pairs({"path": config.data, "fingerprint": config.fingerprint})
     steps = fold("Preprocessing", pairs(config.preprocessing.to_plain()))
     unreadable = [(image.path, image.reason) for image in dataset.unreadable]
-    left_out = listing(dataset.remarks) + unreadable_files(unreadable, all_in=UNREADABLE)
+    faults = [fault.text() for fault in config.annotation_faults]
+    left_out = listing((*dataset.remarks, *faults)) + unreadable_files(unreadable, all_in=UNREADABLE)
     return section("Data", beside(_class_counts(dataset), f"{about}{left_out}{steps}"))
 
 

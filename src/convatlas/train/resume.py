@@ -21,7 +21,7 @@ from convatlas.train.checkpoint import read_state
 from convatlas.train.cpu.execution import ExecutionPlan, process_settings
 from convatlas.train.display import training_display
 from convatlas.train.distributed import Distributed, init_distributed
-from convatlas.train.fit import build_network, load_data
+from convatlas.train.preparation import build_network, load_data
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CHECKPOINT, CONFIG, lock_run
 from convatlas.train.settings import RunConfig, read_config, write_config
@@ -137,7 +137,8 @@ def _open_moved(folder: Path, config: RunConfig, data: Data | None, progress: Pr
         name = config.data.removeprefix(IN_MEMORY)
         raise DataError(f"{folder}: its data ({name}) was in memory; in Python, ca.resume({str(folder)!r}, data=...)")
     try:
-        return open_data(config.data if data is None else data, progress=progress)
+        source = open_data(config.data if data is None else data, progress=progress)
+        return source.for_task(config.task.short_name)
     except DataError as error:
         if data is not None:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator, Iterator, Mapping
+from itertools import zip_longest
 
 import torch
 
@@ -83,7 +84,8 @@ class Run(Session):
             self.network, self.optimizer, loader, config.recipe, seed=config.seed, start=state.step,
             skipped=state.consecutive_skips, plan=self.plan, ema=self.ema,
             class_weights=config.task.class_weights(loader.targets, config.recipe.class_weight_power),
-            distributed=self.distributed, stop_requested=lambda: self._signals.requested,
+            distributed=self.distributed, names=self.dataset.train.names,
+            stop_requested=lambda: self._signals.requested,
         )  # fmt: skip
         while not self._out_of_patience():
             with self._signals.deferred():
@@ -97,7 +99,9 @@ class Run(Session):
             if step.stop:
                 self._signals.stop()
             if watch and (load := watch.changed_load(state.other_load)) is not None:
-                step = dataclasses.replace(step, remark=self._measure_threads(load))
+                step = dataclasses.replace(
+                    step, remark="; ".join(filter(None, (step.remark, self._measure_threads(load))))
+                )
             yield step
             if state.step % loader.steps == 0:
                 epoch = self._end_epoch(loader.steps)
@@ -145,7 +149,7 @@ class Run(Session):
             state.skipped += 1
         else:
             state.loss_sum += step.loss * step.batch.size
-            state.metric_sum += step.metric_sum
+            state.metric_sums = tuple(map(sum, zip_longest(state.metric_sums, step.metric_sums, fillvalue=0.0)))
             state.images += step.batch.size
 
     def find_lr(self, progress: Progress | None = None) -> LRFinderResult:
@@ -179,11 +183,13 @@ class Run(Session):
         """Evaluate on val, write the model file if the epoch is the best so far, and save a checkpoint."""
         state, task, images = self.state, self.config.task, max(1, self.state.images)
         number = state.step // steps_per_epoch
-        metrics: dict[str, float] = {task.progress_columns[0].key: state.metric_sum / images}
+        columns = task.progress_columns[:-1]  # those of train
+        sums = state.metric_sums or (0.0,) * len(columns)  # without sums, every step was skipped
+        metrics = {column.key: total / images for column, total in zip(columns, sums, strict=True)}
         train_loss, skipped = state.loss_sum / images, state.skipped
         result = self._evaluator.evaluate(self.trained, "val", step=state.step)  # may be interrupted
         if result is not None:
-            metrics["val_loss"] = result.loss
+            metrics |= {} if result.loss is None else {"val_loss": result.loss}
             metrics |= {f"val_{name}": value for name, value in result.epoch_metrics().items()}
         with self._signals.deferred():
             state.start_epoch()

@@ -19,6 +19,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import SMALL
 from convatlas.data.dataset import Dataset
 from convatlas.data.decode.headers import read_header
+from convatlas.data.object_tasks import task_named
 from convatlas.data.open import open_for_training
 from convatlas.data.readers.memory import Data
 from convatlas.data.source import Source
@@ -28,11 +29,12 @@ from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, build_fre
 from convatlas.system.autotune import time_repeatedly
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress, progress_callback
+from convatlas.tasks.task import Task
 from convatlas.train.candidates import Budget, Candidate, ModelSelection
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.distributed import init_distributed
-from convatlas.train.fit import choose_recipe, load_data, preprocessing_for
 from convatlas.train.initial_weights import AUTO, NONE, cached_weights
+from convatlas.train.preparation import choose_recipe, example_networks, load_data, preprocessing_for
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields, check_fields
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
@@ -58,6 +60,7 @@ def select_model(
     data: Data,
     budget: Budget,
     *,
+    task: str | None = None,
     weights: str | None = AUTO,
     recipe: str | Recipe | None = None,
     seed: int = 0,
@@ -93,6 +96,11 @@ def select_model(
     settings = process_settings(threads=execution.threads, retain_malloc=retain_malloc)
     with settings, progress_callback(progress) as report:
         source = open_for_training(data, val_share=data_options.val_share, download=download, progress=report)
+        if (predicts := (task_named(task) if task else source.task).predicts) != Task.predicts:
+            raise RunError(
+                f"{source.name}: a model selection compares classifiers, and this data has {predicts}; choose "
+                f"{example_networks(predicts)}"
+            )
         channels = source.channels if data_options.channels is None else data_options.channels
         candidates = list(find_candidates(source, channels, budget, data_options, weights))
         candidates = measure_latency(candidates, source, channels, budget, device, report)
@@ -135,7 +143,7 @@ def find_candidates(
     small_images = side <= MAX_SMALL_SIDE
     for family, rows in FAMILIES.items():
         for name, row in rows.variants.items():
-            if reads_clips(row.spec) or row.recipe != "default":
+            if reads_clips(row.spec) or row.recipe != "default" or row.spec.predicts != source.task.predicts:
                 continue
             for_small_images = row.spec.resolution <= MAX_SMALL_SIDE
             if for_small_images and not small_images:

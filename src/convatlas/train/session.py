@@ -208,7 +208,8 @@ class Session:
                 )
             return
         state = load_checkpoint(path, self.network, self.optimizer, self.ema)
-        state.check(f"{path}: state", self.steps_per_epoch, self.config.recipe.epochs)
+        metrics = len(self.task.progress_columns) - 1
+        state.check(f"{path}: state", self.steps_per_epoch, self.config.recipe.epochs, metrics)
         if state.best_epoch:
             self._read_best()
         self.state = state

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record, at_least, between, from_up_to
 from convatlas.core.spec import Spec
+from convatlas.data.annotation_faults import AnnotationFault
 from convatlas.data.splits import MAX_UNREADABLE, VAL_SHARE, Fold
 from convatlas.errors import RunError, SpecError, brief
 from convatlas.models.catalog import SPEC_TYPES, Stem, unknown_spec_hint
@@ -95,6 +96,7 @@ class RunConfig(Record):
     """Everything that determines a run, as written to run.json.
 
     weights: the pretrained weights by name, or a file; empty for random weights. weights_reason: why these.
+    annotation_faults: of the data, and how they were treated.
     changes: what was changed when the run was resumed, such as "epochs 20 -> 30 at step 1,200".
     """
 
@@ -115,6 +117,7 @@ class RunConfig(Record):
     options: RunOptions
     fingerprint: str
     versions: Mapping[str, str]
+    annotation_faults: tuple[AnnotationFault, ...] = ()
     changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

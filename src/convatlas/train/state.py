@@ -20,7 +20,8 @@ MIN_RANKED_IMAGES = 100
 class Epoch:
     """The metrics of an epoch.
 
-    number: from 1 on. metrics: the task's training metric, and the loss and epoch metrics of val, by name.
+    number: from 1 on. metrics: the task's training metrics, and the loss, if it has one, and epoch metrics of val, by
+    name.
     skipped: number of non-finite steps. elapsed_s: seconds of training so far. best: whether it is the best so far.
     """
 
@@ -61,10 +62,10 @@ EPOCH_COLUMNS = ("epoch", "lr", "train_loss", "skipped", "elapsed_s", "best")
 class State(Record):
     """What changes while training, besides weights and optimizer. It is validated when it is read from a checkpoint.
 
-    step: the next step. loss_sum, metric_sum, images: sums over the epoch so far, without the `skipped` steps.
+    step: the next step. loss_sum, metric_sums, images: sums over the epoch so far, without the `skipped` steps.
     consecutive_skips: number of non-finite steps up to the last one. ema_steps: number of updates of the EMA.
     history: one row of metrics.csv for each epoch. best_epoch, best_score, best_loss: of the val split, so far; scores
-        are None before the first epoch and without a val split.
+        are None before the first epoch and without a val split; best_loss also for a task without a val loss.
     seconds: time spent in training steps. finished: whether both model files are complete.
     threads: number of CPU threads of the next step, if it is adapted to other processes; 0 for that of run.json.
     other_load: share of the cores that other processes used when the threads were measured.
@@ -75,7 +76,7 @@ class State(Record):
 
     step: Annotated[int, at_least(0)] = 0
     loss_sum: Annotated[float, FINITE] = 0.0
-    metric_sum: Annotated[float, FINITE] = 0.0
+    metric_sums: tuple[Annotated[float, FINITE], ...] = ()
     images: Annotated[int, at_least(0)] = 0
     skipped: Annotated[int, at_least(0)] = 0
     consecutive_skips: Annotated[int, at_least(0)] = 0
@@ -90,8 +91,11 @@ class State(Record):
     other_load: Annotated[float, between(0, 1)] = 0.0
     notes: tuple[str, ...] = ()
 
-    def check(self, where: object, steps_per_epoch: int, epochs: int) -> None:
-        """Raise RunError that names `where` if fields contradict each other or the length of the training."""
+    def check(self, where: object, steps_per_epoch: int, epochs: int, metrics: int) -> None:
+        """Raise RunError that names `where` if fields contradict each other or the training.
+
+        metrics: number of training metrics.
+        """
         for number, row in enumerate(self.history, 1):
             missing = [column for column in EPOCH_COLUMNS if column not in row]
             if missing:
@@ -101,8 +105,10 @@ class State(Record):
         done = len(self.history)
         if self.best_epoch > done or (done and not self.best_epoch):
             raise RunError(f"{where}: best_epoch must be one of {done} epochs in history, got {self.best_epoch}")
-        if (self.best_score is None) != (self.best_loss is None):
-            raise RunError(f"{where}: best_score and best_loss must both be numbers or both null")
+        if self.metric_sums and len(self.metric_sums) != metrics:
+            raise RunError(f"{where}: metric_sums must have {metrics} numbers, got {len(self.metric_sums)}")
+        if self.best_score is None and self.best_loss is not None:
+            raise RunError(f"{where}: best_loss must be null without best_score, got {self.best_loss}")
         if self.finished and not done:
             raise RunError(f"{where}: finished must be false before the end of the first epoch")
         # between the last step of an epoch and its evaluation, the epoch is not in the history yet
@@ -121,17 +127,20 @@ class State(Record):
         """Return whether a result on val is better than that of the best epoch so far.
 
         The score decides, then the loss. On fewer images than `MIN_RANKED_IMAGES`, one of which is worth more than a
-        percentage point, the loss decides.
+        percentage point, the loss decides. Without a loss, the score decides alone; while it is 0, later epochs are
+        better, because a network learns before its average precision is above 0.
         """
-        if self.best_score is None or self.best_loss is None:
+        if self.best_score is None:
             return True
+        if result.loss is None or self.best_loss is None:
+            return result.score > self.best_score or result.score == self.best_score == 0
         if result.n < MIN_RANKED_IMAGES:
             return result.loss < self.best_loss
         return (result.score, -result.loss) > (self.best_score, -self.best_loss)
 
     def start_epoch(self) -> None:
         """Set the sums over the epoch to zero."""
-        self.loss_sum, self.metric_sum, self.images, self.skipped = 0.0, 0.0, 0, 0
+        self.loss_sum, self.metric_sums, self.images, self.skipped = 0.0, (), 0, 0
 
     def note(self, text: str) -> None:
         """Record something that went wrong without an effect on the training."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from convatlas.core.network import Network
 from convatlas.data.rng import derive_key
-from convatlas.errors import RunError, brief
+from convatlas.errors import RunError, SpecError, brief
 from convatlas.system.devices import is_out_of_memory
+from convatlas.tasks.table import pluralize
 from convatlas.tasks.targets import Batch
 from convatlas.tasks.task import Task
 from convatlas.train.batch_norm import min_images
@@ -25,10 +26,10 @@ from convatlas.train.recipe import Recipe
 class Step:
     """One update of the weights.
 
-    number: over the whole training. loss: the mean over the batch; metric_sum: the sum over its images of the task's
-    training metric; both over all processes. outputs and batch: this process's share.
+    number: over the whole training. loss: the mean over the batch; metric_sums: the sums over its images of the task's
+    training metrics; both over all processes. outputs and batch: this process's share.
     skipped: loss or gradient were not finite; weights and statistics are those before the step.
-    stop: a rank was asked to stop after this step. remark: what changed after it, in one line, or empty.
+    stop: a rank was asked to stop after this step. remark: why it was skipped, or what changed after it, in one line.
     """
 
     number: int
@@ -37,7 +38,7 @@ class Step:
     loss: float
     outputs: Any
     batch: Batch
-    metric_sum: float = 0.0
+    metric_sums: tuple[float, ...] = ()
     skipped: bool = False
     stop: bool = False
     remark: str = ""
@@ -67,8 +68,8 @@ class StepRunner:
         self.min_images = min_images(network, recipe)
 
     def freeze_for(self, epoch: int) -> None:
-        """Freeze all but the head in the first `head_epochs` epochs, nothing afterwards."""
-        self.network.freeze("stages" if epoch < self.recipe.head_epochs else None)
+        """Freeze all but the head in the first `head_epochs` epochs, afterwards the recipe's `frozen_stages`."""
+        self.network.freeze("stages" if epoch < self.recipe.head_epochs else last_frozen(self.network, self.recipe))
         self.set_train_mode()
 
     def set_train_mode(self) -> None:
@@ -92,7 +93,7 @@ class StepRunner:
                     self.network, self.forward, inputs, targets, self.criterion
                 )
             # a process may have no images of this batch; its synchronized norms must communicate nevertheless
-            loss = loss * (len(inputs) / batch.size) if len(inputs) else piece_outputs.sum() * 0
+            loss = loss * (len(inputs) / batch.size)
             loss.backward()
             outputs.append(_detach(piece_outputs))
             total += loss.detach()
@@ -147,6 +148,17 @@ class StepRunner:
                 torch.cuda.empty_cache()
 
 
+def last_frozen(network: Network, recipe: Recipe) -> str | None:
+    """Return the path of the last part that is never trained; None if all are. Raises SpecError for too many stages."""
+    parts = ["stem", *(f"stages.{name}" for name, _ in network.stages.named_children())]
+    if recipe.frozen_stages > len(parts):
+        raise SpecError(
+            f"recipe: frozen_stages must be <= {len(parts)} for this network (the stem and "
+            f"{pluralize(len(parts) - 1, 'stage')}), got {recipe.frozen_stages}"
+        )
+    return parts[recipe.frozen_stages - 1] if recipe.frozen_stages else None
+
+
 def _detach(outputs: Any) -> Any:
     return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
@@ -171,36 +183,3 @@ def seed_step(seed: int, number: int, device: torch.device) -> None:
         torch.cuda.manual_seed(key)
     elif device.type == "mps":
         torch.mps.manual_seed(key)
-
-
-def nonfinite_tensor(network: nn.Module) -> str:
-    """Return the first parameter or buffer of a network that is not finite, or an empty text."""
-    return next((name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()), "")
-
-
-@torch.no_grad()
-def find_nonfinite(network: nn.Module, batch: Batch, lr: float) -> tuple[str, str]:
-    """Return (where, fix): what is not finite first, in order of the forward pass, and what to do about it."""
-    lower = f"use a lower learning rate than {lr:g}"
-    inputs = batch.inputs if isinstance(batch.inputs, list) else [batch.inputs]
-    if not all(each.isfinite().all() for each in inputs):
-        return "the input images", "check the data and its preprocessing"
-    if name := nonfinite_tensor(network):  # steps that are not finite are rolled back: they were so before
-        return f"the weights ({name})", f"{lower}, or other initial weights"
-    nonfinite: list[str] = []
-
-    def watch(path: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, _: object, output: Any) -> None:
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                nonfinite.append(f"the output of {path}")
-
-        return hook
-
-    leaves = [(path, layer) for path, layer in network.named_modules() if not list(layer.children())]
-    handles = [layer.register_forward_hook(watch(path)) for path, layer in leaves]
-    try:
-        network(batch.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (nonfinite[0] if nonfinite else "the loss itself"), lower

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
-def swap_forward(layer: nn.Module, forward: Callable[..., Tensor], *args: Any) -> None:
+def swap_forward(layer: nn.Module, forward: Callable[..., Any], *args: Any) -> None:
     """Let `layer(x)` compute `forward(layer, *args, x)` until `restore_forwards`.
 
     Only the computation is replaced: parameters, buffers, hooks and the names in the state dict stay, so optimizers,

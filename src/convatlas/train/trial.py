@@ -17,9 +17,9 @@ from convatlas.errors import DataError, RunError
 from convatlas.tasks.result import Result
 from convatlas.train.batch_norm import check_batch, min_images, unfold_norms
 from convatlas.train.cpu.tune import choose_plan
-from convatlas.train.fit import build_network
 from convatlas.train.loop import train
 from convatlas.train.optim import EMA, build_optimizer
+from convatlas.train.preparation import build_network
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import ExecutionOptions
 from convatlas.train.step import Step
@@ -85,8 +85,9 @@ class NetworkTrial:
 
     def evaluate(self) -> float:
         """Return the headline score of the averaged weights; raises RunError if the loss is not finite."""
-        outputs = compute_outputs(eager_forward(self.ema.network, self.preprocessing, self.device), self.val)
+        forward = eager_forward(self.ema.network, self.preprocessing, self.device)
+        outputs = compute_outputs(forward, self.val, collect=self.task.collect)
         self.result = self.task.evaluate(outputs, self.val.targets)
-        if not math.isfinite(self.result.loss):
+        if self.result.loss is not None and not math.isfinite(self.result.loss):
             raise RunError(f"the loss is {self.result.loss}")
         return self.result.score

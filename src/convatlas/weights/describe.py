@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import listed
+from convatlas.tasks.result_page import metric_name
 from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Calibration, Task
 from convatlas.weights.modelfile import Header
@@ -25,6 +26,11 @@ def describe_task(task: Task) -> str:
 def describe_preprocessing(steps: Preprocessing) -> str:
     """Return how an image becomes the input, in the order of the steps."""
     color = COLORS.get(steps.channels, f"{steps.channels} channels")
+    if steps.max_size is not None:
+        return (
+            f"{color}, whole images of any size; the network resizes the short side to {steps.resize} px, but the long "
+            f"side to {steps.max_size} px at most, and standardizes value / 255"
+        )
     filter_name = f"{steps.interpolation}{', antialiased' * steps.antialias}"
     parts = [f"{color}; short side resized to {steps.resize} px ({filter_name})"]
     parts.append(f"center crop of {steps.crop} x {steps.crop} px")
@@ -42,11 +48,12 @@ def describe_preprocessing(steps: Preprocessing) -> str:
 
 def describe_calibration(calibration: Calibration) -> str:
     """Return what was fitted on val; empty if nothing was."""
-    if calibration == Calibration():
-        return ""
-    thresholds = calibration.thresholds
-    text = f"temperature {calibration.temperature:.3f}"
-    return text + (f"; thresholds of {min(thresholds):.2f} to {max(thresholds):.2f}" if thresholds else "")
+    temperature, thresholds = calibration.temperature, calibration.thresholds
+    parts = [f"temperature {temperature:.3f}"] if temperature != Calibration().temperature else []
+    if thresholds:
+        low, high = f"{min(thresholds):.2f}", f"{max(thresholds):.2f}"
+        parts.append(f"threshold {low}" if low == high else f"thresholds of {low} to {high}")
+    return "; ".join(parts)
 
 
 def headline(task: Task) -> str:
@@ -68,7 +75,7 @@ def describe_score(task: Task, metrics: Mapping[str, float | int]) -> str:
     form = task.progress_columns[-1].form
     interval = describe_interval(name, metrics, form)
     images = f" on {metrics['n']:,} images" if "n" in metrics else ""
-    return f"{name} {metrics[name]:{form}}{interval}{images}"
+    return f"{metric_name(name)} {metrics[name]:{form}}{interval}{images}"
 
 
 def describe_header(header: Header) -> dict[str, str]:

@@ -15,7 +15,7 @@ from convatlas.models.catalog import CATALOG, build_fresh, canonical_name, reads
 from convatlas.models.index import find_name
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import sha256
-from convatlas.tasks.known import Classification
+from convatlas.tasks.known import task_for
 from convatlas.weights.adapt import load_into
 from convatlas.weights.class_list import IMAGENET, IMAGENET_CLASSES, read_class_names
 from convatlas.weights.fetch import new_file
@@ -135,7 +135,7 @@ def import_weights(
     built = build_fresh(spec, classes=len(names), channels=checkpoint.channels)
     load_into(built, spec, checkpoint, num_classes=len(names))
     header = Header(
-        name=f"{network}@{tag}", task=Classification(names), spec=spec, preprocessing=steps, license=license,
+        name=f"{network}@{tag}", task=task_for(spec, names), spec=spec, preprocessing=steps, license=license,
         training=TrainingRecord(
             source=path.name, source_sha256=sha256(path), library=checkpoint.library,
             reported_metrics={name: float(value) for name, value in (reported_metrics or {}).items()},

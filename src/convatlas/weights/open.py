@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
 from convatlas.core.spec import Spec, diff
-from convatlas.errors import WeightsError, listed, nearest
+from convatlas.errors import SpecError, WeightsError, listed, nearest
 from convatlas.models.card import LIBRARIES, Variant
 from convatlas.models.catalog import CATALOG, variant
 from convatlas.models.index import find_name
 from convatlas.models.own_module import OwnModule
 from convatlas.weights import modelfile
+from convatlas.weights.detector import (
+    body_of,
+    networks_with_weights,
+    points_in,
+    points_of,
+    weights_for_points,
+    weights_of_body,
+    with_norms_of,
+    with_points,
+)
 from convatlas.weights.fetch import pull
 from convatlas.weights.files import split_key, weights_in
 from convatlas.weights.imported import find_imported, is_imported_name, list_imported
 from convatlas.weights.pretrained import Weights, find_weights, list_weights
 from convatlas.weights.read import Checkpoint, read_checkpoint
 
-WEIGHTS_CELLS = frozenset(("padding", "eps", "momentum"))
+WEIGHTS_CELLS = frozenset(("padding", "eps", "momentum", "norm", "mean", "std"))
 """Cells of a spec that change the function of a network and not its tensors: they belong to the weights."""
 
 
@@ -27,42 +38,53 @@ DEFAULT, IMAGENET = "DEFAULT", "imagenet"
 """Names of the default published weights of a network: the library's default, of the first library that has some."""
 
 
-def published_weights(weights: str | Path | Enum, name: str) -> Weights | None:
+def published_weights(weights: str | Path | Enum, spec: Spec, name: str) -> Weights | None:
     """Return the published weights that a text names for a network, or None if it names none, such as a file.
 
-    weights: "DEFAULT" or "imagenet", "library:tag", "network@library:tag", or a value of an enumeration of torchvision.
+    weights: "DEFAULT" or "imagenet", "library", "library:tag", "network@library:tag", or a value of an enumeration of
+        torchvision. For a detector, they may be those of its body.
     Raises WeightsError for an unknown library or tag, and for weights of another network.
     """
     if not isinstance(weights, str | Path | Enum):
         raise WeightsError(f"weights: must be a name or a file, got {weights!r}; the default ones are {DEFAULT}")
-    source, network = str(weights), name.removesuffix("-custom")
+    source, networks = str(weights), list(networks_with_weights(spec, name))
     if isinstance(weights, Enum):
-        return _torchvision_weights(weights, network)
+        return _torchvision_weights(weights, networks)
     if split_key(weights)[0].exists():
         return None
     prefix, at, rest = source.partition("@")
     owner = find_name(prefix, CATALOG)
     if at and owner and ":" in rest:
-        if owner != network:
-            raise WeightsError(f"{source}: are weights of {owner}, not of {network}")
+        if owner not in networks:
+            raise WeightsError(f"{source}: are weights of {owner}, not of {' or '.join(networks)}")
         return find_weights(source)
-    library, colon, _ = source.partition(":")
-    if colon and library in LIBRARIES:
-        return find_weights(f"{network}@{source}")
-    if source in (DEFAULT, IMAGENET) and not _is_imported(network, source):
-        published = list_weights(network) if network in CATALOG else []
+    library, _, tag = source.partition(":")
+    if library in LIBRARIES:
+        return _of_library(library, tag or DEFAULT, networks)
+    if source in (DEFAULT, IMAGENET) and not any(_is_imported(network, source) for network in networks):
+        published = [each for network in networks if network in CATALOG for each in list_weights(network)]
         if not published:
-            raise WeightsError(f"{source}: no installed library publishes weights of {network}")
+            raise WeightsError(f"{source}: no installed library publishes weights of {' or '.join(networks)}")
         return published[0]
     return None
 
 
-def _torchvision_weights(value: Enum, network: str) -> Weights:
+def _of_library(library: str, tag: str, networks: list[str]) -> Weights:
+    """Return the weights of a library with a tag, of the first network that has some."""
+    *first, last = networks
+    for network in first:
+        with suppress(WeightsError, SpecError):
+            return find_weights(f"{network}@{library}:{tag}")
+    return find_weights(f"{last}@{library}:{tag}")
+
+
+def _torchvision_weights(value: Enum, networks: list[str]) -> Weights:
     """Return the weights of a value such as ResNet18_Weights.IMAGENET1K_V1, whose type names the network."""
-    upstream = variant(network).upstream.get("torchvision", "") if network in CATALOG else ""
-    if not upstream or f"{upstream}_weights".replace("_", "") != type(value).__name__.lower().replace("_", ""):
-        raise WeightsError(f"{value}: are weights of another network, not of {network}")
-    return find_weights(f"{network}@torchvision:{value.name}")
+    for network in networks:
+        upstream = variant(network).upstream.get("torchvision", "") if network in CATALOG else ""
+        if upstream and f"{upstream}_weights".replace("_", "") == type(value).__name__.lower().replace("_", ""):
+            return find_weights(f"{network}@torchvision:{value.name}")
+    raise WeightsError(f"{value}: are weights of another network, not of {' or '.join(networks)}")
 
 
 def _is_imported(network: str, tag: str) -> bool:
@@ -78,26 +100,61 @@ def open_weights(weights: str | Path | Enum, spec: Spec, *, name: str, row: Vari
     spec, name, row: the network, its name, and its row of the catalog.
     Raises WeightsError or ModelFileError if they cannot be opened or are of another network.
     """
-    if record := published_weights(weights, name):
-        checkpoint = read_checkpoint(pull(record), spec, name=name, row=row, library=record.library)
-        return dataclasses.replace(
-            checkpoint, where=record.name, preprocessing=record.preprocessing, class_names=record.classes,
-            cells=record.cells, notes=(),
-        )  # fmt: skip
+    if record := published_weights(weights, spec, name):
+        if record.network != name.removesuffix("-custom") and (body := body_of(spec)):
+            return weights_of_body(_open_published(record, body[1].spec, *body), spec, row)
+        return _open_published(record, spec, name, row)
     source = str(weights)
     path, key = split_key(source)
     if not path.exists():
-        network = name.removesuffix("-custom")
-        if _is_imported(network, source):
-            source = f"{network}@{source}"
+        networks = networks_with_weights(spec, name)
+        source = next((f"{each}@{source}" for each in networks if _is_imported(each, source)), source)
         if is_imported_name(source):
-            return _open_model_file(find_imported(source).path, spec, name)
-        raise WeightsError(_unknown(source, network))
+            return _open_model_file(find_imported(source).path, spec, name, row)
+        raise WeightsError(_unknown(source, next(iter(networks))))
     if path.is_dir():
         path = weights_in(path)
     if modelfile.is_model_file(path):
-        return _open_model_file(path, spec, name)
-    return read_checkpoint(path, spec, name=name, row=row, key=key)
+        return _open_model_file(path, spec, name, row)
+    return _open_checkpoint(path, spec, name, row, key)
+
+
+def _open_checkpoint(path: Path, spec: Spec, name: str, row: Variant, key: str) -> Checkpoint:
+    """Return a checkpoint; for a detector, also one of trained norms, of other keypoints, or of its body."""
+
+    def read(spec: Spec) -> Checkpoint:
+        return read_checkpoint(path, spec, name=name, row=row, key=key)
+
+    body = body_of(spec)
+    if body is None:
+        return read(spec)
+    try:
+        checkpoint = read(spec)
+        if any(name.startswith("head.") for name in checkpoint.tensors):
+            return with_norms_of(checkpoint, spec, read)
+    except WeightsError:
+        theirs = with_points(spec, points_in(path))
+        if theirs != spec:
+            checkpoint = with_norms_of(read(theirs), theirs, read)
+            return weights_for_points(checkpoint, checkpoint.spec_for(spec))
+        with suppress(WeightsError):
+            return _open_body(path, spec, row, *body, key)
+        raise
+    return _open_body(path, spec, row, *body, key)
+
+
+def _open_body(path: Path, spec: Spec, row: Variant, body_name: str, body: Variant, key: str) -> Checkpoint:
+    return weights_of_body(read_checkpoint(path, body.spec, name=body_name, row=body, key=key), spec, row)
+
+
+def _open_published(record: Weights, spec: Spec, name: str, row: Variant) -> Checkpoint:
+    published = with_points(spec, points_of(record.spec))
+    checkpoint = read_checkpoint(pull(record), published, name=name, row=row, library=record.library)
+    checkpoint = dataclasses.replace(
+        checkpoint, where=record.name, preprocessing=record.preprocessing, class_names=record.classes,
+        cells=record.cells, notes=(),
+    )  # fmt: skip
+    return checkpoint if published == spec else weights_for_points(checkpoint, spec)
 
 
 def _unknown(source: str, network: str) -> str:
@@ -120,17 +177,29 @@ def _unknown(source: str, network: str) -> str:
     return f"{source}: no such file{nearest(source, names)}"
 
 
-def _open_model_file(path: Path, spec: Spec, name: str) -> Checkpoint:
+def _open_model_file(path: Path, spec: Spec, name: str, row: Variant) -> Checkpoint:
     header, tensors = modelfile.read_tensors(path)
+    if header.spec.predicts == "classes" and (body := body_of(spec)):
+        return weights_of_body(_open_model_file(path, body[1].spec, *body), spec, row)
     if isinstance(header.spec, OwnModule):
         raise WeightsError(f"{path}: the model file must contain {name}, got the own module {header.spec.module}")
-    changes = diff(spec, header.spec.scaled(resolution=spec.resolution))
-    if not changes.keys() <= WEIGHTS_CELLS:
-        differences = ", ".join(f"{cell} {theirs} instead of {ours}" for cell, (ours, theirs) in changes.items())
+    theirs = header.spec.scaled(resolution=spec.resolution)
+    ours = with_points(spec, points_of(theirs))
+    changes = diff(ours, theirs)
+    if not {_cell_name(path) for path in changes} <= WEIGHTS_CELLS:
+        shown = {"type": changes["type"]} if "type" in changes else changes
+        differences = ", ".join(f"{cell} {theirs} instead of {ours}" for cell, (ours, theirs) in shown.items())
         raise WeightsError(f"{path}: the model file must contain {name}, got another network: {differences}")
     modelfile.check_tensors(path, header, tensors)
     preprocessing, classes = header.preprocessing, header.classes
-    return Checkpoint(
+    fields = {cell.split(".")[0].split("[")[0] for cell in changes}
+    checkpoint = Checkpoint(
         tensors, len(classes), preprocessing.channels, path, preprocessing, "convatlas", classes,
-        {cell: theirs for cell, (_, theirs) in changes.items()}, tensors,
+        {field: getattr(theirs, field) for field in fields}, tensors,
     )  # fmt: skip
+    return checkpoint if ours == spec else weights_for_points(checkpoint, checkpoint.spec_for(spec))
+
+
+def _cell_name(path: str) -> str:
+    """Return "padding" for the path "body.padding" of a cell, "mean" for "mean[0]"."""
+    return path.rpartition(".")[2].partition("[")[0]

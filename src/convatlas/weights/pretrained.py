@@ -18,7 +18,7 @@ from convatlas.core.preprocessing import Interpolation, Preprocessing
 from convatlas.core.spec import Spec
 from convatlas.core.table import Table
 from convatlas.errors import WeightsError, nearest
-from convatlas.models.card import LIBRARIES, Library
+from convatlas.models.card import LIBRARIES, Library, Variant
 from convatlas.models.catalog import FAMILIES, canonical_name, variant
 from convatlas.system.cache import cache_folder
 from convatlas.system.extras import is_installed
@@ -184,29 +184,37 @@ def _read_torchvision(network: str, upstream_name: str) -> list[Weights]:
     import torchvision
 
     records = torchvision.models.get_model_weights(upstream_name)
-    transforms_input = variant(network).transforms_input
+    row = variant(network)
     weights = []
     for record in sorted(records, key=lambda record: record is not records.DEFAULT):
-        transforms, meta = record.transforms(), record.meta
+        meta = record.meta
         if not meta["categories"]:
             continue  # predictions need class names
-        resize, crop = transforms.resize_size, transforms.crop_size
-        # modules with transform_input normalize once more, to mean and standard deviation 0.5
-        mean, std = ((0.5,) * 3, (0.5,) * 3) if transforms_input else (tuple(transforms.mean), tuple(transforms.std))
-        preprocessing = Preprocessing(
-            resize=resize[0], crop=crop[0], interpolation=cast(Interpolation, transforms.interpolation.value),
-            mean=mean, std=std, antialias=bool(getattr(transforms, "antialias", True)),
-        )  # fmt: skip
+        preprocessing = row.preprocessing if row.preprocessing.is_whole else _preprocessing_of(record, row)
+        # the first category of a detector is the background
+        categories = meta["categories"][row.preprocessing.is_whole :]
         url = str(record.url)
         metrics = {
             f"{data} {name}": value for data, values in meta["_metrics"].items() for name, value in values.items()
         }
         weights.append(Weights(
             network, "torchvision", record.name, url, _sha256_prefix(url), url.rsplit("/", 1)[-1], preprocessing,
-            number_duplicates(meta["categories"]), meta.get("license", ""), metrics, meta.get("recipe", ""),
+            number_duplicates(categories), meta.get("license", ""), metrics, meta.get("recipe", ""),
             upstream_name, meta.get("_file_size"),
         ))  # fmt: skip
     return weights
+
+
+def _preprocessing_of(record: Any, row: Variant) -> Preprocessing:
+    """Return the preprocessing of weights of torchvision for classification."""
+    transforms = record.transforms()
+    # modules with transform_input normalize once more, to mean and standard deviation 0.5
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if row.transforms_input else (tuple(transforms.mean), tuple(transforms.std))
+    return Preprocessing(
+        resize=transforms.resize_size[0], crop=transforms.crop_size[0],
+        interpolation=cast(Interpolation, transforms.interpolation.value), mean=mean, std=std,
+        antialias=bool(getattr(transforms, "antialias", True)),
+    )  # fmt: skip
 
 
 @cache

@@ -89,13 +89,15 @@ def read_checkpoint(
     expected = {
         name: tensor for name, tensor in sizes.tensors(num_classes or 2, channels).items() if name not in match.missing
     }
+    # counters of batches where the network's norms are constants
+    named = {name: tensor for name, tensor in named.items() if name in expected}
     try:
         tensors = match_shapes(named, expected)
     except WeightsError as error:
         raise WeightsError(f"{path}: does not fit this {type(spec).__name__}; {error}") from error
     check_numbers(
-        path, {key: named[name] for name, key in match.names.items()},
-        {key: expected[name] for name, key in match.names.items()}, WeightsError,
+        path, {match.names[name]: tensor for name, tensor in named.items()},
+        {match.names[name]: expected[name] for name in named}, WeightsError,
     )  # fmt: skip
     if name in CATALOG and not cells and match.library == "timm" and "timm" not in row.upstream and row.relatives:
         relative = next((each for each in row.relatives if not _OTHER_FUNCTION.match(each)), next(iter(row.relatives)))

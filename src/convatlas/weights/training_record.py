@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from convatlas.core.record import Bounds, Record, at_least, between, from_up_to
+from convatlas.data.annotation_faults import AnnotationFault
 from convatlas.data.splits import MAX_UNREADABLE, Fold
 from convatlas.errors import ModelFileError
 
@@ -18,6 +19,7 @@ class TrainingRecord(Record):
     data, fingerprint: name and fingerprint of the data, without its path.
     recipe, execution, versions: of the run. seed: of initial weights, order, augmentation and splits.
     val_share, fold: how val was split off. max_unreadable: maximum share of unreadable images.
+    annotation_faults: of the data, and how they were treated.
     weights: the initial weights. epoch: of these weights, from 1 on. elapsed_s: seconds of training.
     source: URL of published weights, or the name of an imported file. source_sha256: digest of that file.
     library: whose tensor names that file has. recipe_url: where the publisher describes the training.
@@ -34,6 +36,7 @@ class TrainingRecord(Record):
     val_share: Annotated[float, from_up_to(0, 1)] = 0.0
     fold: Fold | None = None
     max_unreadable: Annotated[float, between(0, 1)] = MAX_UNREADABLE
+    annotation_faults: tuple[AnnotationFault, ...] = ()
     weights: str = ""
     execution: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

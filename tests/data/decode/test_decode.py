@@ -24,7 +24,7 @@ from convatlas.data.open import open_data
 from convatlas.data.statistics import channels_and_depth
 from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError, SpecError
-from convatlas.train.fit import preprocessing_for
+from convatlas.train.preparation import preprocessing_for
 from convatlas.train.recipe import Recipe
 from convatlas.train.settings import DataOptions
 

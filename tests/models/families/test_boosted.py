@@ -14,11 +14,11 @@ from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.families.boosted import Autoencoder, Boosted, Truncated, fit_autoencoder, fit_projection
 from convatlas.tasks.known import Classification
 from convatlas.weights.modelfile import Header, read_model_file, write_model_file
-from tiny_networks import tiny
+from tiny_networks import CLASSIFIERS, tiny
 
 # the clips of the video networks have learners of their own kind, and ConvNet 1989 begins with a border of -1
 OTHERS = ("ConvNet1989", "Boosted", "VideoResNet")
-KINDS = {type(row.spec).__name__: name for name, row in CATALOG.items()}
+KINDS = {type(CATALOG[name].spec).__name__: name for name in CLASSIFIERS}
 BACKBONES = sorted(name for kind, name in KINDS.items() if kind not in OTHERS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from convatlas.train.step import Step
 from convatlas.train.swap_forward import restore_forwards
 from tiny_networks import count_swapped, tiny
 
-needs_compiler = pytest.mark.skipif(fused_norm._compile_once() is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(fused_norm.KERNELS.compile() is None, reason="there is no C compiler")
 ACTS = [None, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU]
 
 
@@ -63,11 +64,11 @@ def maps(*shape: int, kind: torch.dtype = torch.float32, seed: int = 0) -> Tenso
 def _assume_faster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Use the kernels even if other tests keep the cores busy."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_norm, "_is_faster", lambda _: True)
+        patch.setattr(fused_norm.KERNELS, "is_faster", lambda _: True)
         patch.setenv("CONVATLAS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        fused_norm.load_kernels.cache_clear()
+        fused_norm.KERNELS.forget()
         yield
-    fused_norm.load_kernels.cache_clear()
+    fused_norm.KERNELS.forget()
 
 
 @needs_compiler
@@ -177,11 +178,9 @@ def test_only_training_is_fused_and_a_deep_copy_uses_its_own_weights() -> None:
 @pytest.fixture
 def nothing_loaded() -> Iterator[None]:
     """Forget the kernels that this process has loaded and compiled."""
-    for function in (fused_norm.load_kernels, fused_norm._compile):
-        function.cache_clear()
+    fused_norm.KERNELS.forget(compiled=True)
     yield
-    for function in (fused_norm.load_kernels, fused_norm._compile):
-        function.cache_clear()
+    fused_norm.KERNELS.forget(compiled=True)
 
 
 @pytest.mark.usefixtures("nothing_loaded")
@@ -189,7 +188,7 @@ def nothing_loaded() -> Iterator[None]:
 def test_without_a_compiler_nothing_is_swapped(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", command)
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    assert fused_norm.load_kernels() is None
+    assert fused_norm.KERNELS.load() is None
     network = ExecutionPlan().place(build_fresh(tiny("mobilenet_v2"), classes=5))
     assert fused_norm.compiler_version(network) == "none"
     assert not count_swapped(network)
@@ -201,28 +200,28 @@ def test_the_verdict_is_cached_and_a_damaged_file_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
-    assert fused_norm.load_kernels()
+    assert fused_norm.KERNELS.load()
     (library,) = (tmp_path / "kernels").glob("*.so")
     verdict, size = library.with_suffix(".json"), library.stat().st_size
     assert json.loads(verdict.read_text()) == {"use": True, "reason": "faster than torch"}
     library.unlink()
     library.write_bytes(b"not a library")
-    fused_norm.load_kernels.cache_clear()
-    assert fused_norm.load_kernels()
+    fused_norm.KERNELS.forget()
+    assert fused_norm.KERNELS.load()
     assert library.stat().st_size == size
-    monkeypatch.setattr(fused_norm, "_is_faster", lambda _: False)  # the cached verdict is used
-    fused_norm.load_kernels.cache_clear()
-    assert fused_norm.load_kernels()
+    monkeypatch.setattr(fused_norm.KERNELS, "is_faster", lambda _: False)  # the cached verdict is used
+    fused_norm.KERNELS.forget()
+    assert fused_norm.KERNELS.load()
     verdict.write_text("damaged")
     for _ in range(2):
-        fused_norm.load_kernels.cache_clear()
-        assert fused_norm.load_kernels() is None
+        fused_norm.KERNELS.forget()
+        assert fused_norm.KERNELS.load() is None
         assert json.loads(verdict.read_text()) == {"use": False, "reason": "not faster than torch"}
         assert fused_norm.compiler_version(nn.Sequential(nn.BatchNorm2d(3))) == "none"
-    monkeypatch.setattr(fused_norm, "_is_faster", lambda _: True)
+    monkeypatch.setattr(fused_norm.KERNELS, "is_faster", lambda _: True)
     monkeypatch.setenv("CONVATLAS_CACHE", os.devnull)
-    fused_norm.load_kernels.cache_clear()
-    assert fused_norm.load_kernels()
+    fused_norm.KERNELS.forget()
+    assert fused_norm.KERNELS.load()
 
 
 @needs_compiler
@@ -231,10 +230,13 @@ def test_the_kernels_are_compiled_in_the_background(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path))
     fused_norm.compile_in_background(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()))
     state = torch.get_rng_state()
-    assert not [thread for thread in threading.enumerate() if thread.daemon and "_compile_once" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "fused_norm.c" in thread.name]
+    runs = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: runs.append(args) or run(*args, **options))
     fused_norm.compile_in_background(nn.Sequential(nn.BatchNorm2d(3)))
-    assert fused_norm.load_kernels()
-    assert fused_norm._compile.cache_info().misses == 1
+    assert fused_norm.KERNELS.load()
+    assert len(runs) == 1
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -18,6 +18,7 @@ def test_large_linear_layers_stay_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head[0](x), exact)
         assert head[0](x.bfloat16()).dtype == torch.float32
+        assert head[0](torch.randn(linear_fp32.MAX_ROWS + 1, 2048)).dtype == torch.bfloat16  # regions of a detector
         assert head(x).dtype == torch.bfloat16
         restore_forwards(head)
         assert head[0](x).dtype == torch.bfloat16

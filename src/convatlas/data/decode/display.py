@@ -17,14 +17,17 @@ MAX_SIDE = 512
 """Maximum height and width of an image for display, in pixels."""
 
 
-def display_image(path: str | Path) -> NDArray[Any] | None:
+def display_image(
+    path: str | Path, *, data: bytes | None = None, max_side: int | None = MAX_SIDE
+) -> NDArray[Any] | None:
     """Return an image file as floats from 0 to 1, (height, width, 3), or None if it is unreadable.
 
-    Larger images are resized to `MAX_SIDE` pixels, because a sheet keeps all its images in memory.
+    data: the bytes of the file, if they were read already. max_side: larger images are resized to so many pixels,
+    because a sheet keeps all its images in memory; None keeps their size.
     Images with more than 8 bits are stretched to the whole range; of many channels the first three are shown.
     """
     try:
-        data = read_bytes(path)
+        data = read_bytes(path) if data is None else data
         header = read_header(path, data=data)
         share = read_shares(path, 3 if header.channels in (1, 3) else header.channels, data=data)
     except DataError:
@@ -32,7 +35,7 @@ def display_image(path: str | Path) -> NDArray[Any] | None:
     share = share[:3] if len(share) > 2 else share[:1].expand(3, -1, -1)
     if header.high_bit_depth:
         share = (share - share.min()) / (share.max() - share.min()).clamp(min=1e-12)
-    factor = MAX_SIDE / max(share.shape[-2:])
+    factor = 1.0 if max_side is None else max_side / max(share.shape[-2:])
     if factor < 1:
         height, width = (max(1, round(side * factor)) for side in share.shape[-2:])
         share = resize(share, (height, width), "bilinear", antialias=True)

@@ -15,17 +15,27 @@ from convatlas.errors import DataError
 class Header:
     """Properties of an image file.
 
-    size: (width, height) as stored. mode: name of the pixel format. rotated: whether it is stored rotated or flipped.
+    size: (width, height) as stored. mode: name of the pixel format. orientation: 1 to 8, see EXIF.
     channels: 1 for grayscale, 3 for color, with or without transparency; more with further bands, or those of an array.
     high_bit_depth: more than 8 bits. floats: whether the samples are floats.
     """
 
     size: tuple[int, int]
     mode: str
-    rotated: bool = False
+    orientation: int = 1
     channels: int = 3
     high_bit_depth: bool = False
     floats: bool = False
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the image is stored rotated or flipped."""
+        return self.orientation != 1
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) with the orientation applied."""
+        return (self.size[1], self.size[0]) if self.orientation > 4 else self.size
 
 
 def read_header(path: str | os.PathLike[str], *, data: bytes | None = None) -> Header:
@@ -41,7 +51,7 @@ def read_header(path: str | os.PathLike[str], *, data: bytes | None = None) -> H
     except MemoryError as error:
         raise DataError(f"{path}: cannot be read: out of memory") from error
     return Header(
-        layout.size, layout.mode, layout.orientation != 1, layout.channels, layout.high_bit_depth, layout.kind == "f"
+        layout.size, layout.mode, layout.orientation, layout.channels, layout.high_bit_depth, layout.kind == "f"
     )
 
 
@@ -51,5 +61,5 @@ def _array_header(data: bytes, name: object) -> Header:
         raise DataError(f"{name}: an image must be an array (height, width[, channels]), got {shape}")
     channels = 1 if len(shape) == 2 else shape[2]
     return Header(
-        (shape[1], shape[0]), f"{channels} x {dtype}", False, channels, has_high_bit_depth(dtype), dtype.kind == "f"
+        (shape[1], shape[0]), f"{channels} x {dtype}", 1, channels, has_high_bit_depth(dtype), dtype.kind == "f"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from convatlas.data.annotation_faults import AnnotationFault
 from convatlas.data.ignored import Ignored
 from convatlas.data.manifest import Manifest
 from convatlas.data.samples import Samples
@@ -22,13 +23,18 @@ def file_source(
     *,
     ignored: Ignored | None = None,
     notes: Sequence[str] = (),
+    faults: tuple[AnnotationFault, ...] = (),
+    manifest: Manifest | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """Return the source of image files; channels and bit depth are those of most training files."""
+    """Return the source of image files; channels and bit depth are those of most training files.
+
+    manifest: that of the location, if files were looked up already.
+    """
     train = splits["train"].shuffled_once()
-    manifest = Manifest(location)
+    manifest = manifest or Manifest(location)
     channels, high_bit_depth = channels_and_depth(train.names, manifest, progress=progress)
     return Source(
         printable(name), location, task, {**splits, "train": train}, channels, high_bit_depth, manifest,
-        ignored or Ignored(), tuple(notes),
+        ignored or Ignored(), tuple(notes), faults,
     )  # fmt: skip

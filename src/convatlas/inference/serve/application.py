@@ -12,9 +12,11 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from convatlas.errors import ConvatlasError, DataError, printable, shorten
+from convatlas.errors import DataError, printable, shorten
+from convatlas.inference.images import EncodedImage
 from convatlas.inference.model import Model
-from convatlas.inference.predict import EncodedImage, to_prediction
+from convatlas.inference.options import refusal
+from convatlas.inference.predict import to_prediction
 from convatlas.inference.serve.batcher import Batcher, QueueFullError
 from convatlas.inference.serve.form import FormReader
 from convatlas.inference.serve.limits import Limits
@@ -69,6 +71,7 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
             "name": header.name, "task": header.task.name, "classes": list(header.classes), "engine": str(model.engine),
             "license": header.license or None, "input_px": header.preprocessing.resolution,
             "preprocessing": header.preprocessing.to_plain(),
+            "options": ["threshold", *(header.task.options & {"top"})],
         }  # fmt: skip
         return JSONResponse(description, headers={"Vary": "Accept"})
 
@@ -90,14 +93,19 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
     @app.post("/predict", openapi_extra=_REQUEST, responses=_RESPONSES, response_model=None)
     async def predict(
         request: Request,
-        top: Annotated[int, Query(ge=1, description="Maximum number of classes in `probabilities`.")] = TOP,
+        top: Annotated[
+            int | None,
+            Query(ge=1, description=f"Maximum number of classes in `probabilities`, of classifiers; by default {TOP}."),
+        ] = None,
         threshold: Annotated[
             float | None,
-            Query(ge=0, le=1, description="Minimum probability of a predicted class; by default the model's own."),
+            Query(ge=0, le=1, description="Minimum probability of a class or an object; by default the model's own."),
         ] = None,
     ) -> JSONResponse:
         """Predict the image in the body, or the images of a form; one prediction for each, in order."""
         start = time.perf_counter()
+        if top is not None and "top" not in header.task.options:
+            raise HTTPException(422, str(refusal(header.task, "top")))
         sent = await _read_images(request, limits)
         try:
             rows = await batcher.decode_outputs(sent)
@@ -105,9 +113,7 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
             message = f"the queue is full ({limits.queue} images); try again later"
             raise HTTPException(503, message, headers={"Retry-After": "1"}) from None
         predictions = [
-            header.task.unreadable(name, str(row))
-            if isinstance(row, ConvatlasError)
-            else to_prediction(name, row, header, threshold=threshold, top=top)
+            to_prediction(name, row, header, threshold=threshold, top=top or TOP)
             for (name, _), row in zip(sent, rows, strict=True)
         ]
         num_readable = sum(not prediction.error for prediction in predictions)

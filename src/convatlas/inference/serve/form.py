@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from python_multipart.multipart import MultipartParser
 
 from convatlas.errors import DataError, foreign_errors
-from convatlas.inference.predict import EncodedImage
+from convatlas.inference.images import EncodedImage
 
 MAX_FIELDS = 64
 """Maximum number of parts of a form that are not image files; they are ignored."""

@@ -73,11 +73,12 @@ class Limits(Record):
         """Return the maximum memory for requests, in addition to the model.
 
         The sum of: all bodies, and a copy of one; the images in the queue as the network takes them; the images that
-        are decoded at the same time; the buffers of all connections.
+        are decoded at the same time; the buffers of all connections. Whole images in the queue count as decoded.
         """
         bytes_per_value = 1 if preprocessing.window is None else 4
-        prepared = preprocessing.channels * preprocessing.crop**2 * bytes_per_value
+        values = self.image_pixels if preprocessing.is_whole else self.queue * preprocessing.crop**2
+        prepared = preprocessing.channels * values * bytes_per_value
         return (
-            self.max_body_bytes + self.request_bytes + self.queue * prepared + self.image_pixels * DECODE_BYTES
+            self.max_body_bytes + self.request_bytes + prepared + self.image_pixels * DECODE_BYTES
             + self.connections * CONNECTION_BYTES
         )  # fmt: skip

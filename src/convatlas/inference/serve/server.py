@@ -14,7 +14,7 @@ from functools import partial
 import torch
 import uvicorn
 
-from convatlas.engines.deploy import example_pixels
+from convatlas.engines.deploy import example_inputs
 from convatlas.errors import RunError
 from convatlas.inference.model import Model
 from convatlas.inference.serve.application import build_application
@@ -67,7 +67,7 @@ def run_server(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings repeat what the client gets
     server = build_server(model, limits, token=token)
     with torch.inference_mode():
-        model.engine.outputs(example_pixels(model.header, 1))
+        model.engine.outputs(example_inputs(model.header, 1))
     bound.listen(BACKLOG)  # connections are queued from now on, also before the server has started
     host, port = bound.getsockname()[:2]
     memory = limits.memory_bytes(model.header.preprocessing) / 2**30

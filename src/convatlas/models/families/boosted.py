@@ -14,7 +14,7 @@ from convatlas.core.compose import Chain, Concat, Join, Layer, Sum
 from convatlas.core.cost import cost
 from convatlas.core.network import Network
 from convatlas.core.outline import always
-from convatlas.core.signal import Signal, Tally, rule
+from convatlas.core.signal import Signal, Tally, rule, walk
 from convatlas.core.spec import SMALL, Row, Spec, Width
 from convatlas.errors import CostError, SpecError
 from convatlas.layers.channels import Select
@@ -28,8 +28,14 @@ def resize_to(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
+@torch.fx.wrap
+def resize_like(x: Tensor, like: Tensor) -> Tensor:
+    """Return maps with the height and width of others, as `resize_to` does."""
+    return resize_to(x, tuple(like.shape[2:]))
+
+
 class Resize(Layer):
-    """Bilinear interpolation to the height and width `size`."""
+    """Bilinear interpolation to the height and width `size`, or to those of the maps `like`."""
 
     returns_input = True
 
@@ -37,8 +43,8 @@ class Resize(Layer):
         super().__init__()
         self.size = size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return resize_to(x, self.size)
+    def forward(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        return resize_to(x, self.size) if like is None else resize_like(x, like)
 
     def extra_repr(self) -> str:
         return f"{self.size}"
@@ -53,7 +59,10 @@ def _(layer: Resize, x: Signal, tally: Tally) -> Signal:
 
 
 class Frozen(Chain):
-    """A trained learner: its weights and statistics do not change, also in training mode."""
+    """A trained learner: its weights and statistics do not change, also in training mode.
+
+    Its `resize` layer gives its maps the size of the image, also where that is another one than the network's.
+    """
 
     def __init__(self, *layers: nn.Module, **named: nn.Module) -> None:
         super().__init__(*layers, **named)
@@ -61,6 +70,21 @@ class Frozen(Chain):
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x
+        for layer in self:
+            x = layer(x, image) if isinstance(layer, Resize) else layer(x)
+        return x
+
+
+@rule.register
+def _(learner: Frozen, x: Signal, tally: Tally) -> Signal:
+    size = x.spatial
+    for name, layer in learner.named_children():
+        with tally.inside(name):
+            x = tally.add(layer, x, x.like((x.channels, *size))) if isinstance(layer, Resize) else walk(layer, x, tally)
+    return x
 
 
 @dataclass(frozen=True)
@@ -137,8 +161,8 @@ class Boosted(Spec):
         return dataclasses.replace(self, backbone=self.backbone.small(resolution=resolution))
 
     def build(self, *, classes: int, channels: int) -> Network:
-        if len(self.input_shape(channels)) != 3:
-            raise SpecError("Boosted: backbone must read images, got a network for clips")
+        if len(self.input_shape(channels)) != 3 or self.backbone.predicts != "classes":
+            raise SpecError(f"Boosted: backbone must be a classifier of images, got a {type(self.backbone).__name__}")
         return self.around(self.backbone.build(classes=classes, channels=channels))
 
     def around(self, network: Network) -> Network:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convatlas.core.auxiliary import Auxiliary, Criterion
 from convatlas.core.compose import Chain
-from convatlas.core.network import Auxiliary, Criterion, Network, feature_map, taps
+from convatlas.core.network import Network, feature_map, taps
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Resolution, Spec, Width
 from convatlas.layers.capsules import Length, PrimaryCapsules, RoutedCapsules

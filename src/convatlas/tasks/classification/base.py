@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from convatlas.core.network import Criterion
+from convatlas.core.auxiliary import Criterion
 from convatlas.draw.names import MAX_NAME
 from convatlas.errors import shorten
 from convatlas.tasks.classification.losses import Loss, class_weights, mean_loss
@@ -161,12 +161,16 @@ class LabelResult(Result):
     def worst(self, limit: int) -> list[tuple[int, str, str]]:
         wrong = self.wrong.nonzero().flatten()
         ranked = wrong[self.confidence[wrong].argsort(descending=True)][:limit].tolist()
-        return [(image, *self.describe(image)) for image in ranked]
+        described = [(image, self.describe(image)) for image in ranked]
+        return [(image, prediction, f"is {target}") for image, (prediction, target) in described]
 
 
 @dataclass(frozen=True)
 class LabelTask(Task):
     """A classification task. Targets have a column `label`; those of mixed images also `mixed`."""
+
+    options = frozenset(("tta", "ensemble", "top"))
+    unused_fields = frozenset(("multi_scale", "scale_jitter"))
 
     loss_functions: ClassVar[Mapping[str, Loss]]
 

@@ -26,10 +26,11 @@ from convatlas.tasks.classification.base import (
 from convatlas.tasks.classification.labels import check_known_classes, class_indices
 from convatlas.tasks.classification.losses import MULTILABEL
 from convatlas.tasks.classification.single_label import LABEL_COLUMNS
+from convatlas.tasks.registry import register
 from convatlas.tasks.result import Baseline
 from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 from convatlas.tasks.targets import Targets
-from convatlas.tasks.task import Calibration, SplitTargets, TableRow, TableRows, Task, register
+from convatlas.tasks.task import Calibration, SplitTargets, TableRow, TableRows, Task
 
 LABELS_COLUMNS = ("labels", "tags", "classes")
 """Names of a column of a table that contains all labels of an image."""
@@ -168,6 +169,7 @@ class MultilabelClassification(LabelTask):
     """Any number of labels for each image. Targets: label (n, classes) float32, 0 or 1; of mixed images also mixed."""
 
     name = "multi-label classification"
+    short_name = "multi-label"
     loss_functions = MULTILABEL
     losses = tuple(MULTILABEL)
     progress_columns = (

@@ -20,10 +20,11 @@ from convatlas.tasks.classification import metrics
 from convatlas.tasks.classification.base import ClassPrediction, LabelResult, LabelTask, by_probability
 from convatlas.tasks.classification.labels import check_known_classes, check_same_classes, class_indices
 from convatlas.tasks.classification.losses import SINGLE_LABEL, one_hot
+from convatlas.tasks.registry import register
 from convatlas.tasks.result import Baseline
 from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 from convatlas.tasks.targets import Targets
-from convatlas.tasks.task import Calibration, SplitTargets, TableRows, Task, register
+from convatlas.tasks.task import Calibration, SplitTargets, TableRows, Task
 
 MAX_CONFUSED_PAIRS = 25
 """Maximum number of rows of the table of confused pairs of classes."""
@@ -161,6 +162,7 @@ class Classification(LabelTask):
     """One label for each image. Targets: label (n,) int64; of mixed images also mixed (n, classes) float32."""
 
     name = "classification"
+    short_name = "classify"
     loss_functions = SINGLE_LABEL
     losses = tuple(SINGLE_LABEL)
     min_classes = 2

@@ -6,7 +6,6 @@ as the forward pass. Here they are rewritten as convolutions that are fast (docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,33 +19,37 @@ Pair = tuple[int, int]
 """(height, width)"""
 
 
-def _slow_convolutions(network: nn.Module) -> Iterator[nn.Conv2d]:
-    """Yield the depthwise convolutions whose gradients are slow in torch and can be computed here."""
-    for layer in network.modules():
-        if (
-            type(layer) is nn.Conv2d
-            and layer.groups == layer.in_channels == layer.out_channels > 1
-            and layer.dilation == (1, 1)
-            and layer.padding_mode == "zeros"
-            and not isinstance(layer.padding, str)
-            and (layer.stride != (1, 1) or layer.kernel_size[1] > 3)
-        ):
-            yield layer
+def is_slow(layer: nn.Module) -> bool:
+    """Return whether a layer is a depthwise convolution whose gradients are slow in torch and can be computed here."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.groups == layer.in_channels == layer.out_channels > 1
+        and layer.dilation == (1, 1)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and (layer.stride != (1, 1) or layer.kernel_size[1] > 3)
+    )
 
 
 def install(network: nn.Module) -> None:
     """Let the depthwise convolutions of a network compute their gradients here when they train under CPU autocast."""
-    for layer in _slow_convolutions(network):
-        swap_forward(layer, _forward)
+    for layer in network.modules():
+        if is_slow(layer):
+            swap_forward(layer, _forward)
 
 
 def _forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return convolve(layer, x, layer.weight, layer.bias)
+
+
+def convolve(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the output of a slow layer with another weight and bias than its own."""
     if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
-        plain: Tensor = layer._conv_forward(x, layer.weight, layer.bias)
+        plain: Tensor = layer._conv_forward(x, weight, bias)
         return plain
     dtype = torch.get_autocast_dtype("cpu")
-    y: Tensor = _Depthwise.apply(x.to(dtype), layer.weight.to(dtype), layer.stride, layer.padding)
-    return y if layer.bias is None else y + layer.bias.to(dtype)[:, None, None]
+    y: Tensor = _Depthwise.apply(x.to(dtype), weight.to(dtype), layer.stride, layer.padding)
+    return y if bias is None else y + bias.to(dtype)[:, None, None]
 
 
 class _Depthwise(torch.autograd.Function):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,15 @@ from convatlas.core.compose import Chain
 from convatlas.core.network import Network
 from convatlas.core.record import Record
 from convatlas.errors import ConvatlasError, RunError
-from convatlas.train.cpu import depthwise_bf16, fused_norm, linear_fp32, memory
+from convatlas.train.cpu import (
+    boxes_fp32,
+    depthwise_bf16,
+    frozen_norm,
+    fused_norm,
+    linear_fp32,
+    memory,
+    rpn_head,
+)
 from convatlas.train.swap_forward import restore_forwards
 
 MemoryFormat = Literal["contiguous", "channels_last", "mkldnn"]
@@ -34,7 +42,8 @@ class ExecutionPlan(Record):
     """How the steps of a training are executed.
 
     compiled: with torch.compile. fused_norms: with the fused batch-norm kernels of `fused_norm`, on CPUs with a C
-    compiler and in channels_last.
+    compiler and in channels_last. Detectors in channels_last on CPUs also run with `frozen_norm` and `rpn_head`;
+    contiguous float32 is the plain network.
     """
 
     error: ClassVar[type[ConvatlasError]] = RunError
@@ -54,13 +63,19 @@ class ExecutionPlan(Record):
         """
         restore_forwards(network)
         device = next(network.parameters()).device
+        channels_last = self.memory_format == "channels_last"
         if self.uses_fused_norms(device):
             fused_norm.install(network)
-        if device.type == "cpu" and self.precision == "bfloat16" and not self.compiled:
-            linear_fp32.install(network)
-            if self.memory_format == "channels_last":
-                depthwise_bf16.install(network)
-        channels_last = self.memory_format == "channels_last"
+        if self.precision == "bfloat16":
+            boxes_fp32.install(network)
+        if device.type == "cpu" and not self.compiled:
+            if self.precision == "bfloat16":
+                linear_fp32.install(network)
+            if channels_last:
+                if self.precision == "bfloat16":
+                    depthwise_bf16.install(network)
+                frozen_norm.install(network)
+                rpn_head.install(network)
         return network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     def uses_fused_norms(self, device: torch.device) -> bool:
@@ -71,7 +86,7 @@ class ExecutionPlan(Record):
         """Return the context in which a forward pass runs."""
         return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
-    def forward(self, network: Network) -> Callable[[Tensor], Tensor]:
+    def forward(self, network: Network) -> Callable[..., Any]:
         """Return the forward pass of a placed network under this plan; it shares the network's parameters."""
         if self.memory_format == "mkldnn":
             return _mkldnn_forward(network)
@@ -85,7 +100,8 @@ def supports_mkldnn(network: Network, device: torch.device) -> bool:
     """
     layers = (*network.stem.modules(), *network.stages.modules())
     supported = all(type(layer) in MKLDNN_LAYERS and _has_mkldnn_settings(layer) for layer in layers)
-    return device.type == "cpu" and supported and not network.auxiliary and torch.backends.mkldnn.is_available()
+    plain = network.runs_in_sequence and not network.auxiliary
+    return device.type == "cpu" and supported and plain and torch.backends.mkldnn.is_available()
 
 
 def _has_mkldnn_settings(layer: nn.Module) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
-from torch.nn import functional as F
 
 from convatlas.core.cost import totals_of
 from convatlas.core.network import Network
@@ -150,18 +149,13 @@ def timed_step(network: Network, batch: int, classes: int, device: torch.device)
     It changes the network's gradients and buffers, and torch's random state.
     """
     network.train()
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(batch, *network.input_shape, generator=generator).to(device)
-    labels = torch.randint(classes, (batch,), generator=generator).to(device)
+    loss_of = network.example_loss(batch, classes, device)
 
     def step(plan: ExecutionPlan) -> None:
         network.zero_grad()
-        forward: Callable[[torch.Tensor], torch.Tensor] = plan.forward(plan.place(network))
+        forward: Callable[..., Any] = plan.forward(plan.place(network))
         with plan.autocast(device):
-            if network.auxiliary:
-                _, loss = network.loss(inputs, labels, F.cross_entropy)
-            else:
-                loss = F.cross_entropy(forward(inputs).float(), labels)
+            loss = loss_of(forward)
         loss.backward()
         loss.item()  # waits for the device
 

@@ -1,0 +1,1 @@
+"""Region-based detectors on any body: Faster, Mask and Keypoint R-CNN."""

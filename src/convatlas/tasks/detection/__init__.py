@@ -1,0 +1,1 @@
+"""Tasks with objects in images: boxes, masks and keypoints."""

@@ -1,0 +1,138 @@
+"""The parts of a training before its first step: task, recipe, data set, preprocessing, network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from convatlas.core.network import Network
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.spec import Spec
+from convatlas.data.dataset import Dataset
+from convatlas.data.object_tasks import task_named, task_predicting
+from convatlas.data.rng import derive_key
+from convatlas.data.source import Source
+from convatlas.errors import DataError, RunError, SpecError, listed
+from convatlas.models.card import Variant
+from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.system.progress import Progress
+from convatlas.tasks.task import Task
+from convatlas.train.recipe import Recipe, fine_tuning, get_recipe
+from convatlas.train.regularization import regularize
+from convatlas.train.settings import DataOptions
+from convatlas.train.step import last_frozen
+from convatlas.weights.adapt import load_into
+from convatlas.weights.read import Checkpoint
+
+
+def source_for(source: Source, spec: Spec, model: str, task: str | None = None) -> Source:
+    """Return the data for a task that a network can be trained for.
+
+    task: its short name, such as "detect"; None: the data's own task if the network fits it, else that of the network.
+    Raises RunError if network and task do not fit, DataError if the data has no targets of the task.
+    """
+    own, predicts = source.task, spec.predicts
+    chosen = task_named(task) if task is not None else own if own.predicts == predicts else task_predicting(predicts)
+    if chosen.predicts != predicts:
+        raise RunError(
+            f"task {task} needs a network for {chosen.predicts}, and {model} is one for {predicts}; choose "
+            f"{example_networks(chosen.predicts)}, or --task {task_predicting(predicts).short_name}"
+        )
+    if own.predicts != predicts == Task.predicts:
+        raise RunError(
+            f"{model}: is a network for {predicts}, and {source.name} has {own.predicts}; choose "
+            f"{example_networks(own.predicts)}"
+        )
+    return source.for_task(chosen.short_name)
+
+
+def example_networks(predicts: str) -> str:
+    """Return the smallest networks of the catalog for a kind of outputs as text."""
+    rows = {name: row.spec for name, row in CATALOG.items() if row.spec.predicts == predicts}
+    return " or ".join(sorted(rows, key=lambda name: rows[name].resolution)[:2])
+
+
+def choose_recipe(
+    recipe: str | Recipe | None, row: Variant, *, pretrained: bool, fields: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Return the recipe of a run: by default that for pretrained weights, or the network's own.
+
+    recipe: a recipe, its name, or a YAML file. fields: new values of its fields.
+    """
+    if recipe is None:
+        recipe = fine_tuning(row.spec.predicts) if pretrained else row.recipe
+    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
+    return chosen.replaced(fields or {})
+
+
+def check_recipe(recipe: Recipe, task: Task) -> None:
+    """Raise SpecError, in one line, for fields of a recipe that the task cannot use."""
+    values, defaults = recipe.to_plain(), Recipe().to_plain()
+    used = [
+        f"{name}={values[name]}" for name in values if name in task.unused_fields and values[name] != defaults[name]
+    ]
+    if used:
+        raise SpecError(
+            f"recipe: {listed(used)} cannot be used for {task.name}; leave out what was set, or choose --recipe "
+            f"{fine_tuning(task.predicts)}"
+        )
+
+
+def load_data(
+    source: Source,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    seed: int,
+    options: DataOptions,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Return the prepared data set; raises DataError if there is no split to evaluate on."""
+    dataset = source.load(
+        preprocessing, seed=seed, val_share=options.val_share, fold=options.fold,
+        for_random_crop=recipe.augment.min_crop_area > 0, max_unreadable=options.max_unreadable, progress=progress,
+    )  # fmt: skip
+    if dataset.val is None and dataset.test is None:
+        raise DataError(f"{source.name}: there is no val or test split to evaluate on; set a val share above 0")
+    return dataset
+
+
+def preprocessing_for(
+    source: Source, base: Preprocessing, resolution: int, channels: int, seed: int, options: DataOptions
+) -> Preprocessing:
+    """Return `base` for another resolution and number of channels, with the statistics of the training images.
+
+    The statistics are measured for images with more than 8 bits and for other channels than grayscale and RGB.
+    """
+    steps = base.for_resolution(resolution).for_channels(channels)
+    statistics = source.statistics(channels, seed=seed, val_share=options.val_share, fold=options.fold)
+    if statistics is None:
+        return steps
+    if steps.is_whole:  # the network standardizes them
+        return dataclasses.replace(steps, window=statistics.window)
+    return dataclasses.replace(steps, window=statistics.window, mean=statistics.mean, std=statistics.std)
+
+
+def build_network(
+    spec: Spec, task: Task, channels: int, recipe: Recipe, seed: int, weights: Checkpoint | None = None,
+    given: Network | None = None,
+) -> Network:  # fmt: skip
+    """Return the network that training starts from; its initial weights are a function of the seed.
+
+    given: the network itself, with its weights. The order matters: weights are drawn, then overwritten by pretrained
+    ones, then layers for regularization are added.
+    """
+    if given is not None:
+        network = given
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_key(seed, 0, 8))
+            network = build_fresh(spec, classes=task.outputs, channels=channels)
+    if weights:
+        fresh_head = weights.class_names != task.classes
+        load_into(network, spec, weights, num_classes=task.outputs, fresh_head=fresh_head)
+    regularize(network, dropout=recipe.dropout, drop_path=recipe.drop_path)
+    last_frozen(network, recipe)
+    return network
