@@ -35,6 +35,7 @@ PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 LINKS = {
     "hymenoptera": "hymenoptera", "photos": "hymenoptera", "imagenet_samples": "imagenet_samples",
     "imagenet_samples.csv": "imagenet_samples/labels.csv", "bccd_voc": "bccd_voc", "balloon_via": "balloon_via",
+    "rbc_coco": "rbc_coco",
     "mobilenet_v2.pth": "weights/mobilenet_v2_imagenet_torchvision_naming.pth",
     "cache/fashion_mnist": "fashion_mnist", "cache/mnist": "mnist",
 }  # fmt: skip

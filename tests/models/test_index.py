@@ -74,15 +74,19 @@ def test_every_file_of_data_is_packaged() -> None:
     assert not [file for file in data if not any(fnmatch(file, pattern) for pattern in patterns)]
 
 
-@pytest.mark.parametrize(("changes", "current"), [({}, True), ({"lenet.py": "# changed\n"}, False), (None, True)])
+@pytest.mark.parametrize(
+    ("changes", "current"),
+    [({}, True), ({"lenet.py": "# changed\n"}, False), ({"body.py": "# changed\n"}, False), (None, True)],
+)
 def test_changed_source_code_makes_the_index_outdated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str] | None, current: bool
 ) -> None:
     """Line ends may differ, as on Windows; without source code the index is that of the package."""
-    (tmp_path / "families").mkdir()
-    for file in (index.FOLDER / "families").glob("*.py") if changes is not None else ():
-        text = file.read_text(encoding="utf-8") + (changes or {}).get(file.name, "")
-        (tmp_path / "families" / file.name).write_text(text, encoding="utf-8", newline="\r\n")
+    for room in ("families", "detection"):
+        (tmp_path / room).mkdir()
+        for file in (index.FOLDER / room).glob("*.py") if changes is not None else ():
+            text = file.read_text(encoding="utf-8") + (changes or {}).get(file.name, "")
+            (tmp_path / room / file.name).write_text(text, encoding="utf-8", newline="\r\n")
     monkeypatch.setattr(index, "FOLDER", tmp_path)
     index.is_current.cache_clear()
     try:

@@ -74,7 +74,9 @@ def test_wrong_cells_are_refused(cells: dict[str, Any], message: str) -> None:
 
 
 def test_anchors_for_another_number_of_maps_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"anchors must have sizes for 5 maps, at strides 4, 8, 16, 32, 64 px, got 3"):
+    with pytest.raises(
+        SpecError, match=r"anchors must have sizes for 5 maps, at strides 4, 8, 16, 32, 64 px, or .*, got 3"
+    ):
         build_fresh(replace(SMALL, anchors=((8,),) * 3), device="meta")
 
 
