@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torchvision
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import convatlas as ca
+from case import Case
 from convatlas.core.network import Network
 from convatlas.engines.folding import fold_norms
 from convatlas.models.catalog import adapted, variant
@@ -54,20 +55,8 @@ LR = 1e-4
 WARMUP_ROUNDS = 1
 
 
-class Case(NamedTuple):
-    """A detector, its batch size, and the short side of its resized images in pixels."""
-
-    name: str
-    batch: int = 2
-    resolution: int = 320
-
-    @classmethod
-    def parse(cls, text: str) -> Case:
-        name, *numbers = text.split(":")
-        return cls(name, *map(int, numbers))
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.batch}:{self.resolution}"
+def parse_case(text: str) -> Case:
+    return Case.parse(text, batch=2, resolution=320)
 
 
 def torchvision_model(case: Case) -> nn.Module:
@@ -254,7 +243,7 @@ def main() -> None:
     )
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    cases = [Case.parse(text) for text in arguments.detectors]
+    cases = [parse_case(text) for text in arguments.detectors]
     if arguments.serve:
         serve_steps(steps_of(cases[0], arguments.serve))
         return

@@ -16,13 +16,13 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torchvision
 from torch import nn
 
 from baseline import Baseline, add_float32_option
+from case import Case
 from convatlas.data.dataset import Images
 from convatlas.data.loader import BatchLoader
 from convatlas.models.catalog import adapted, build_fresh, variant
@@ -44,20 +44,8 @@ BATCHES_PER_EPOCH = 16
 """For small images, whose steps are short: otherwise every step would include the end of an epoch."""
 
 
-class Case(NamedTuple):
-    """A network, its batch size and its resolution in pixels."""
-
-    name: str
-    batch: int = 16
-    resolution: int = 224
-
-    @classmethod
-    def parse(cls, text: str) -> Case:
-        name, *numbers = text.split(":")
-        return cls(name, *map(int, numbers))
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.batch}:{self.resolution}"
+def parse_case(text: str) -> Case:
+    return Case.parse(text, batch=16, resolution=224)
 
 
 def baseline_steps(case: Case, *, float32: bool) -> Iterator[None]:
@@ -124,13 +112,13 @@ def compare(case: Case, rounds: int, options: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=DEFAULT, type=Case.parse, metavar="NAME[:BATCH[:RESOLUTION]]")
+    parser.add_argument("networks", nargs="*", default=DEFAULT, type=parse_case, metavar="NAME[:BATCH[:RESOLUTION]]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     add_float32_option(parser)
     arguments = parser.parse_args()
-    cases = [case if isinstance(case, Case) else Case.parse(case) for case in arguments.networks]
+    cases = [case if isinstance(case, Case) else parse_case(case) for case in arguments.networks]
     if arguments.serve == "baseline":
         serve_steps(baseline_steps(cases[0], float32=arguments.float32))
     elif arguments.serve == "convatlas":

@@ -22,6 +22,13 @@ def concatenate(parts: Sequence[Outputs]) -> Outputs:
     return [item for part in parts for item in part]
 
 
+def take(items: Tensor | Sequence[Any], indices: Tensor) -> Any:
+    """Return the rows of a tensor, or the items of a sequence as a list, with these indices, in this order."""
+    if isinstance(items, Tensor):
+        return items[indices.to(items.device)]
+    return [items[i] for i in indices.tolist()]
+
+
 def split(inputs: Inputs, size: int) -> list[Inputs]:
     """Cut images into batches of at most `size`."""
     if isinstance(inputs, Tensor):

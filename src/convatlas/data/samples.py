@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from convatlas.core.ragged import take
 from convatlas.data.rng import epoch_order
 from convatlas.tasks.targets import Targets
 
@@ -32,11 +33,7 @@ class Samples:
         """Return the images with these indices."""
         names = [self.names[i] for i in indices.tolist()]
         groups = None if self.groups is None else self.groups[indices]
-        pixels = self.pixels
-        if isinstance(pixels, Tensor):
-            pixels = pixels[indices]
-        elif pixels is not None:
-            pixels = [pixels[i] for i in indices.tolist()]
+        pixels = None if self.pixels is None else take(self.pixels, indices)
         return Samples(names, self.targets.take(indices), pixels, groups)
 
     @property

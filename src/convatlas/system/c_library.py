@@ -32,6 +32,9 @@ FLAGS = (
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 
+HEADER = Path(__file__).with_name("bfloat16.h")
+"""What the C files include."""
+
 Library = tempfile.TemporaryDirectory[str]
 """A directory with a compiled library, which lives until the process exits."""
 
@@ -107,7 +110,8 @@ class CLibrary(ABC):
     def cached_verdict(self) -> Path:
         """Return the path of the cached verdict for this processor, compiler and torch."""
         key = "\n".join([
-            str(compiler()), *self.flags, _processor(), torch.__version__, torch.__file__, self.source.read_text()
+            str(compiler()), *self.flags, _processor(), torch.__version__, torch.__file__, self.source.read_text(),
+            HEADER.read_text(),
         ])  # fmt: skip
         return cache_folder() / "kernels" / f"{self.source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 

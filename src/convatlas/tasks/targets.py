@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convatlas.core.ragged import take
+
 TargetColumn = Tensor | Sequence[Any]
 """A tensor whose first axis counts images, or a sequence with one value (such as the boxes) for each image."""
 
@@ -44,7 +46,7 @@ class Targets(Mapping[str, TargetColumn]):
 
     def take(self, indices: Tensor) -> Targets:
         """Return the rows with these indices, in this order."""
-        return Targets(**{name: _take(column, indices) for name, column in self._columns.items()})
+        return Targets(**{name: take(column, indices) for name, column in self._columns.items()})
 
     def with_columns(self, **columns: TargetColumn) -> Targets:
         """Return the targets with these columns added or replaced."""
@@ -73,12 +75,6 @@ def concatenate(parts: Sequence[Targets]) -> Targets:
             torch.cat(tensors) if len(tensors) == len(each) else [item for column in each for item in column]
         )
     return Targets(**columns)
-
-
-def _take(column: TargetColumn, indices: Tensor) -> TargetColumn:
-    if isinstance(column, Tensor):
-        return column[indices.to(column.device)]
-    return [column[i] for i in indices.tolist()]
 
 
 def _to(column: TargetColumn, device: torch.device | str) -> TargetColumn:
@@ -125,6 +121,5 @@ class Batch:
         if isinstance(self.inputs, Tensor):
             inputs: Sequence[Any] = self.inputs.tensor_split(count)
         else:
-            pieces = torch.arange(len(self.inputs)).tensor_split(count)
-            inputs = [[self.inputs[i] for i in piece.tolist()] for piece in pieces]
+            inputs = [take(self.inputs, piece) for piece in torch.arange(len(self.inputs)).tensor_split(count)]
         return list(zip(inputs, self.targets.split(count), strict=True))

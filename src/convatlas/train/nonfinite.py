@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convatlas.core.ragged import take
 from convatlas.errors import listed
 from convatlas.tasks.targets import Batch
 from convatlas.train.step import StepRunner
@@ -44,9 +45,7 @@ def _nonfinite(runner: StepRunner, batch: Batch) -> Iterator[int]:
     """
 
     def search(positions: Tensor) -> Iterator[int]:
-        own = batch.inputs
-        inputs = own[positions] if isinstance(own, Tensor) else [own[i] for i in positions.tolist()]
-        targets = batch.targets.take(positions)
+        inputs, targets = take(batch.inputs, positions), batch.targets.take(positions)
         _, loss = runner.task.training_loss(runner.network, runner.network, inputs, targets, runner.criterion)
         if loss.isfinite():
             return

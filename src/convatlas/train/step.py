@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
+from convatlas.core.ragged import concatenate
 from convatlas.data.rng import derive_key
 from convatlas.errors import RunError, SpecError, brief
 from convatlas.system.devices import is_out_of_memory
@@ -97,7 +98,7 @@ class StepRunner:
             loss.backward()
             outputs.append(_detach(piece_outputs))
             total += loss.detach()
-        return _concatenate(outputs), total
+        return concatenate(outputs), total
 
     def _pieces(self, batch: Batch) -> int:
         """Return the number of micro-batches: the same in every process, so that synchronized norms match.
@@ -161,11 +162,6 @@ def last_frozen(network: Network, recipe: Recipe) -> str | None:
 
 def _detach(outputs: Any) -> Any:
     return outputs.detach() if isinstance(outputs, Tensor) else outputs
-
-
-def _concatenate(pieces: list[Any]) -> Any:
-    """Return the outputs of micro-batches as one; outputs that are lists with one item for each image are chained."""
-    return torch.cat(pieces) if isinstance(pieces[0], Tensor) else [item for piece in pieces for item in piece]
 
 
 def restore_buffers(network: nn.Module, buffers: Sequence[Tensor]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 from convatlas.core.spec import Spec
 from convatlas.models.card import Variant
 from convatlas.models.catalog import resolve
 from convatlas.models.families.rcnn import FasterRCNN, KeypointRCNN, from_body
 from convatlas.models.keys import is_counter, rename_all
-from convatlas.weights.files import read_checkpoint_file
+from convatlas.weights.files import CheckpointFile
 from convatlas.weights.read import Checkpoint
 from convatlas.weights.sizes import sizes_of
 from convatlas.weights.state_dicts import find_state_dicts
@@ -55,9 +54,9 @@ def points_of(spec: Spec) -> int | None:
     return spec.points if isinstance(spec, KeypointRCNN) else None
 
 
-def points_in(path: Path) -> int | None:
+def points_in(file: CheckpointFile) -> int | None:
     """Return the number of keypoints that a checkpoint file of a detector predicts; None for other files."""
-    for state_dict in find_state_dicts(read_checkpoint_file(path).content, path):
+    for state_dict in find_state_dicts(file.content, file.path):
         for name, tensor in state_dict.tensors.items():
             if name.endswith("keypoint_predictor.kps_score_lowres.bias"):
                 return tensor.numel()
@@ -79,7 +78,7 @@ def weights_for_points(checkpoint: Checkpoint, spec: Spec) -> Checkpoint:
 def with_norms_of(checkpoint: Checkpoint, spec: Spec, read: Callable[[Spec], Checkpoint]) -> Checkpoint:
     """Return the checkpoint of a detector with the norms of its file: constants, or trained ones, which have counters.
 
-    read: reads the file for another spec.
+    read: matches the file with another spec.
     """
     assert isinstance(spec, FasterRCNN)
     if spec.norm == "batch" or not any(map(is_counter, checkpoint.original)):

@@ -25,7 +25,7 @@ from convatlas.weights.detector import (
     with_points,
 )
 from convatlas.weights.fetch import pull
-from convatlas.weights.files import split_key, weights_in
+from convatlas.weights.files import read_checkpoint_file, split_key, weights_in
 from convatlas.weights.imported import find_imported, is_imported_name, list_imported
 from convatlas.weights.pretrained import Weights, find_weights, list_weights
 from convatlas.weights.read import Checkpoint, read_checkpoint
@@ -122,8 +122,14 @@ def open_weights(weights: str | Path | Enum, spec: Spec, *, name: str, row: Vari
 def _open_checkpoint(path: Path, spec: Spec, name: str, row: Variant, key: str) -> Checkpoint:
     """Return a checkpoint; for a detector, also one of trained norms, of other keypoints, or of its body."""
 
+    file = read_checkpoint_file(path)
+
     def read(spec: Spec) -> Checkpoint:
-        return read_checkpoint(path, spec, name=name, row=row, key=key)
+        return read_checkpoint(path, spec, name=name, row=row, key=key, file=file)
+
+    def read_body(body_name: str, body_row: Variant) -> Checkpoint:
+        checkpoint = read_checkpoint(path, body_row.spec, name=body_name, row=body_row, key=key, file=file)
+        return weights_of_body(checkpoint, spec, row)
 
     body = body_of(spec)
     if body is None:
@@ -133,18 +139,14 @@ def _open_checkpoint(path: Path, spec: Spec, name: str, row: Variant, key: str) 
         if any(name.startswith("head.") for name in checkpoint.tensors):
             return with_norms_of(checkpoint, spec, read)
     except WeightsError:
-        theirs = with_points(spec, points_in(path))
+        theirs = with_points(spec, points_in(file))
         if theirs != spec:
             checkpoint = with_norms_of(read(theirs), theirs, read)
             return weights_for_points(checkpoint, checkpoint.spec_for(spec))
         with suppress(WeightsError):
-            return _open_body(path, spec, row, *body, key)
+            return read_body(*body)
         raise
-    return _open_body(path, spec, row, *body, key)
-
-
-def _open_body(path: Path, spec: Spec, row: Variant, body_name: str, body: Variant, key: str) -> Checkpoint:
-    return weights_of_body(read_checkpoint(path, body.spec, name=body_name, row=body, key=key), spec, row)
+    return read_body(*body)
 
 
 def _open_published(record: Weights, spec: Spec, name: str, row: Variant) -> Checkpoint:

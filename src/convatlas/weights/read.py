@@ -67,16 +67,17 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: Path, spec: Spec, *, name: str, row: Variant, key: str = "", library: Library | None = None
-) -> Checkpoint:
+    path: Path, spec: Spec, *, name: str, row: Variant, key: str = "", library: Library | None = None,
+    file: CheckpointFile | None = None,
+) -> Checkpoint:  # fmt: skip
     """Read the tensors of a network from a file or a folder; runs no code.
 
     spec, name, row: the network, its name, and its row of the catalog. key: the state dict or the prefix in the file
     that is used; by default the one that fits, averaged weights (EMA) before others, as timm and torchvision do.
-    library: whose tensor names the file has, if that is known.
+    library: whose tensor names the file has, if that is known. file: its content, if it was read before.
     Raises WeightsError that names the tensor for everything that is not exactly this network.
     """
-    file = read_checkpoint_file(path)
+    file = read_checkpoint_file(path) if file is None else file
     cells, notes = _cells_of(file, name, row)
     rules = rules_of(spec)
     if library is not None:

@@ -14,24 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../system/bfloat16.h"
+
 #define SIMD _Pragma("omp simd")
 
 #define BLOCK 64 /* channels that are computed together: the values of their bins stay in the cache */
-
-typedef union { float value; uint32_t bits; } word;
-
-static inline float from_bfloat16(uint16_t x) {
-    word w = {.bits = (uint32_t)x << 16};
-    return w.value;
-}
-
-static inline uint16_t to_bfloat16(float x) { /* rounds to nearest even; NaN propagates */
-    word w = {.value = x};
-    uint32_t rounded = (w.bits + 0x7fff + (w.bits >> 16 & 1)) >> 16;
-    return x != x ? 0x7fc0 : rounded;
-}
-
-static inline float identity(float x) { return x; }
 
 /* A feature map: data (images, height, width, channels). */
 typedef struct { void *data; long height, width; float scale; } map;

@@ -13,26 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../system/bfloat16.h"
+
 enum { NONE, RELU, RELU6, HARDSWISH, SILU };
 
 #define SIMD _Pragma("omp simd")
 
 #define ROW_BLOCK 64 /* rows that are summed directly; sums of blocks are merged, which limits rounding errors */
-
-typedef union { float value; uint32_t bits; } word;
-
-static inline float from_bfloat16(uint16_t x) {
-    word w = {.bits = (uint32_t)x << 16};
-    return w.value;
-}
-
-static inline uint16_t to_bfloat16(float x) { /* rounds to nearest even; NaN propagates */
-    word w = {.value = x};
-    uint32_t rounded = (w.bits + 0x7fff + (w.bits >> 16 & 1)) >> 16;
-    return x != x ? 0x7fc0 : rounded;
-}
-
-static inline float identity(float x) { return x; }
 
 static inline float fast_exp(float x) { /* 2^n * polynomial(rest), |rest| <= ln(2) / 2 */
     x = x > -80.0f ? x : -80.0f;
