@@ -298,7 +298,7 @@ def test_a_training_skips_exactly_the_unreadable_images(convatlas: Command, mixe
         assert message in rows[path]
     counts = "3 classes, " + ", ".join(f"{count} {split}" for split, count in mixed.readable.items())
     assert counts in outcome.out
-    assert f"skipped: {len(mixed.unreadable)} unreadable images in total" in outcome.out
+    assert f"skipped: {len(mixed.unreadable)} unreadable files in total" in outcome.out
     dataset = open_run(folder).dataset
     used = {name for images in dataset.splits.values() for name in images.names}
     assert used == contents(mixed.folder).keys() - mixed.unreadable.keys()

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from convatlas.errors import ConvatlasError
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Model, load
 from convatlas.train.run import Run
 from http_client import FORM, ask, form, running
@@ -106,7 +106,7 @@ def images_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[li
 
 @pytest.mark.filterwarnings("ignore")  # of libraries, about what they repair
 def test_fuzzed_images_give_predictions_or_one_line_errors(model: Model, images_of_all_kinds: list[bytes]) -> None:
-    found = model.predict([EncodedImage(f"p{i}", data) for i, data in enumerate(images_of_all_kinds)])
+    found = model.predict([EncodedFile(f"p{i}", data) for i, data in enumerate(images_of_all_kinds)])
     assert len(found) == IMAGES
     for i, each in enumerate(found):
         assert bool(each.error) != bool(each.text)

@@ -31,7 +31,6 @@ WORDS = {
     "flatter": "optimistically biased", "flattering": "optimistically biased", "sees": "receptive field",
     "answer": "prediction", "answers": "predictions", "answered": "predicted", "grow": "build",
     "heap": "retain_malloc", "kernels": "fused_norms", "layout": "memory_format", "roomy": "for_random_crop",
-    "inflate": "input_channels",
 }  # fmt: skip
 """Word -> the term that is meant."""
 

@@ -11,7 +11,10 @@ from PIL import Image
 
 from commands import Command, fit_arguments
 from conftest import COLORS
+from convatlas.cli.fit import _network as chosen_network
 from convatlas.inference.model import load
+from convatlas.models.catalog import CATALOG
+from convatlas.models.families.inflated import Inflated
 from convatlas.train.run import Run
 
 
@@ -90,3 +93,25 @@ def test_an_interrupted_training_names_the_command_that_resumes_it(
     assert resumed.code == 0
     assert f"run directory {tmp_path / 'run'}" in resumed.out.splitlines()[0]
     assert (tmp_path / "run" / "last.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "inflated"), "--model: inflated needs a body, such as --body resnet18"),
+        (("--model", "resnet18", "--body", "resnet18"), "--body: needs a detector"),
+    ],
+)
+def test_a_body_is_for_detectors_and_inflated_networks(
+    convatlas: Command, images: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = convatlas("fit", images, *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+
+
+def test_an_inflated_network_gets_its_body_and_keeps_its_other_cells() -> None:
+    network = chosen_network("inflated_mobilenet_v2", "resnet18")
+    assert isinstance(network, Inflated)
+    assert (network.body, network.time_strides) == (CATALOG["resnet18"].spec, (1, 2, 2, 2, 2))
+    assert chosen_network("inflated", "resnet18") == Inflated(CATALOG["resnet18"].spec)

@@ -119,7 +119,7 @@ def test_the_keys_of_all_commands_are_those_of_the_page(
 
 
 def test_the_keys_of_slow_commands_are_those_of_the_page(tmp_path: Path) -> None:
-    row = BenchmarkRow("m", "lenet5", "torch", 1, 1.0, 1.0, 1.0, 9.0, None, 0.1, None)
+    row = BenchmarkRow("m", "lenet5", "torch", 1, 1.0, 1.0, 1.0, "images", 9.0, None, 0.1, None)
     check_keys(row.to_plain())
     write_csv([row, dataclasses.replace(row, accuracy=0.5)], tmp_path / "rows.csv")
     check_csv((tmp_path / "rows.csv").read_text())

@@ -301,6 +301,8 @@ def test_axes_have_fields_of_their_own() -> None:
     measured = cost(nn.Conv3d(1, 1, (3, 7, 7), stride=(1, 2, 2)), (1, 8, 32, 32))
     assert measured.output.receptive_field == (3, 7, 7)
     assert measured.output.stride == (1, 2, 2)
+    assert measured.receptive_field_text == "3 frames x 7 x 7 px"
+    assert cost(nn.Conv2d(1, 1, (3, 7)), (1, 32, 32)).receptive_field_text == "3 x 7 px"
 
 
 @pytest.mark.parametrize("gate", [nn.AdaptiveAvgPool2d(1), nn.Flatten()])

@@ -117,7 +117,8 @@ def test_rotation_turns_the_normalized_input() -> None:
 @pytest.mark.parametrize("row", CATALOG.values(), ids=list(CATALOG))
 def test_normalize_has_the_range_of_the_papers(row: Any) -> None:
     steps = row.preprocessing
-    ends = steps.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(-1, steps.channels, 1, 1))
+    values = torch.tensor([0, 255], dtype=torch.uint8).view(2, *[1] * len(steps.item_shape))
+    ends = steps.normalize(values.expand(*[-1] * (values.ndim - 3), steps.channels, 1, 1))
     for channel, (mean, std) in enumerate(zip(steps.mean, steps.std, strict=True)):
         assert ends[:, channel].flatten().tolist() == pytest.approx([-mean / std, (1 - mean) / std], abs=1e-6)
 

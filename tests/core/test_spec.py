@@ -168,6 +168,11 @@ def test_a_spec_does_not_differ_from_itself(name: str, width: float) -> None:
     assert diff(spec, reread(spec)) == {}
 
 
+def test_diff_refuses_names_of_networks() -> None:
+    with pytest.raises(SpecError, match=r"expected specs, such as .*, got 'resnet50'"):
+        diff(Nested(), "resnet50")  # type: ignore[arg-type]
+
+
 def test_diff_names_changed_cells() -> None:
     a = Nested()
     b = dataclasses.replace(a, resolution=96, stages=(Stage(24, 1), *a.stages[1:]), branches=((8, 32), (24,)))

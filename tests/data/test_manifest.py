@@ -110,7 +110,7 @@ def test_a_moved_folder_is_hashed_again_and_its_pixels_are_cached(
     first = load(own_images)
     moved = own_images.rename(tmp_path / "moved")
     opens.clear()
-    monkeypatch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("convatlas.data.stores.load_image", lambda *_, **__: pytest.fail("an image was decoded"))
     assert load(moved).fingerprint() == first.fingerprint()
     assert set(opens.values()) == {1}
 

@@ -63,7 +63,7 @@ def test_the_second_time_nothing_is_decoded(
 ) -> None:
     first = load(images, for_random_crop=for_random_crop)
     assert len(list(cache.glob("*.raw"))) == len(list(cache.glob("*.json"))) == 2
-    monkeypatch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was read"))
+    monkeypatch.setattr("convatlas.data.stores.load_image", lambda *_, **__: pytest.fail("an image was read"))
     second = load(images, for_random_crop=for_random_crop)
     assert same(first, second)
     assert first.train.pixels.shape[-1] == (12 if for_random_crop else 8)
@@ -88,7 +88,7 @@ def test_a_moved_folder_is_known_by_its_contents_and_a_changed_image_is_not(
     before = load(own_images)
     moved = own_images.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
-        patch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was read"))
+        patch.setattr("convatlas.data.stores.load_image", lambda *_, **__: pytest.fail("an image was read"))
         after = load(moved)
     assert torch.equal(before.train.pixels, after.train.pixels)
     assert before.fingerprint() == after.fingerprint()
@@ -185,7 +185,7 @@ def test_an_image_that_may_be_readable_later_is_not_cached_as_unreadable(
             raise UnavailableError(f"{path}: cannot be read: Input/output error")
         return load_image(path, *arguments, **keywords)
 
-    monkeypatch.setattr("convatlas.data.prepare.load_image", failing)
+    monkeypatch.setattr("convatlas.data.stores.load_image", failing)
     with pytest.raises(DataError, match="Input/output error"):
         load(images)
     assert not [path for path in cache.iterdir() if path.is_file()]
@@ -234,7 +234,7 @@ def test_unfinished_files_of_killed_processes_are_deleted(images: Path, cache: P
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_an_error_of_the_disk_while_pixels_are_written_is_one_line() -> None:
-    writer = PixelWriter((10**6,), torch.uint8, Path("/dev/full"))
+    writer = PixelWriter(10**6, torch.uint8, Path("/dev/full"))
     with pytest.raises(MachineError, match=r"/dev/full: cannot be written \(.*No space left"):
         writer.write(torch.zeros(10**6, dtype=torch.uint8))
 
@@ -282,7 +282,7 @@ def test_streamed_images_are_read_once_before_training(own_images: Path, monkeyp
     (own_images / "train" / "ant" / "00.jpg").write_bytes(b"no image")
     first = load(own_images, max_unreadable=0.1)
     assert [Path(unreadable.path).name for unreadable in first.unreadable] == ["00.jpg"]
-    monkeypatch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was read"))
+    monkeypatch.setattr("convatlas.data.stores.load_image", lambda *_, **__: pytest.fail("an image was read"))
     again = load(own_images, max_unreadable=0.1)
     assert again.unreadable == first.unreadable
     assert again.train.names == first.train.names
@@ -327,7 +327,7 @@ def test_the_next_batch_is_decoded_in_the_background() -> None:
             return torch.zeros(1)
 
     batches = [torch.tensor([i]) for i in range(4)]
-    for numbers, _ in prefetch(Slow([], None), batches):  # type: ignore[arg-type]
+    for numbers, _ in prefetch(Slow([], torch.load, (), torch.uint8), batches):
         read[int(numbers[0]) + 1].wait()
         order.append(f"used {int(numbers[0])}")
     assert order.index("read 1") < order.index("used 0") < order.index("read 3") < order.index("used 3")

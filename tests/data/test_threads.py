@@ -21,6 +21,16 @@ def test_results_are_in_the_order_of_the_items(count: int) -> None:
     assert list(map_in_threads(square, range(count))) == [number**2 for number in range(count)]
 
 
+def test_results_wait_for_their_use_in_few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "count_cores", lambda: 2)
+    begun: list[int] = []
+    results = map_in_threads(begun.append, range(100), per_task=1)
+    next(results)
+    time.sleep(0.01)
+    assert len(begun) <= 2 * threads.TASKS_AHEAD + 1
+    assert len(list(results)) == 99
+
+
 def test_an_error_stops_the_remaining_work(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     cancelled = threading.Event()

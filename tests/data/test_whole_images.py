@@ -104,7 +104,7 @@ def test_images_keep_their_size_and_are_decoded_once(
     assert all_equal(images.batch(torch.arange(5)), expected)
     (raw,) = cache.glob("*.raw")
     assert raw.stat().st_size == sum(3 * height * width for height, width in SIZES)
-    monkeypatch.setattr("convatlas.data.prepare.load_image", lambda *_, **__: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("convatlas.data.stores.load_image", lambda *_, **__: pytest.fail("an image was decoded"))
     again = prepare(samples)
     assert all_equal(whole(again).batch(torch.arange(5)), expected)
     assert again.fingerprint() == prepare(samples).fingerprint()

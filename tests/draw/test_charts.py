@@ -329,6 +329,10 @@ def shown(figure: Figure) -> list[Any]:
 def test_sheets_are_as_wide_as_their_images() -> None:
     assert contact_sheet([("two", [RGB, RGB])]).get_figwidth() < contact_sheet([("nine", [RGB] * 9)]).get_figwidth()
     assert captioned_images([Captioned(RGB, "a")] * 2).get_figwidth() == pytest.approx(3.8)
+    strip = np.zeros((64, 6 * 64, 3), np.uint8)
+    wide = captioned_images([Captioned(strip, "a"), Captioned(None, "b")])
+    place = wide.axes[0].get_position()
+    assert place.width * wide.get_figwidth() / (place.height * wide.get_figheight()) == pytest.approx(6)
     assert len(contact_sheet([]).axes) == len(captioned_images([]).axes) == 0
 
 

@@ -92,7 +92,7 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "network", fail)
     with pytest.raises(EngineError, match="out of memory for a batch of 2 images of up to 60 x 40 px"):
         engine.outputs(images((40, 60), (10, 10)))
-    assert torch_engine.describe_images(images((40, 60))) == "1 image of up to 60 x 40 px"
+    assert torch_engine.describe_inputs(images((40, 60))) == "1 image of up to 60 x 40 px"
 
 
 @pytest.mark.parametrize("engine", ["compile", "openvino"])

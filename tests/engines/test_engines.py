@@ -20,7 +20,7 @@ from convatlas.engines.network_engine import ENGINES, EngineConfig, NetworkEngin
 from convatlas.engines.select import choose_engine
 from convatlas.engines.torch import TorchEngine, run_in_full_batches
 from convatlas.errors import EngineError, ModelFileError
-from convatlas.models.catalog import CATALOG, FAMILIES, reads_clips
+from convatlas.models.catalog import CATALOG, FAMILIES
 from convatlas.system import autotune, extras
 from convatlas.system.autotune import TimingRules
 from convatlas.system.load import LoadMeter
@@ -34,7 +34,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 CLASSIFIERS = [name for name, row in CATALOG.items() if row.spec.predicts == "classes"]
-IMAGES = [name for name in CLASSIFIERS if not reads_clips(CATALOG[name].spec)]
+IMAGES = [name for name in CLASSIFIERS if CATALOG[name].spec.reads == "images"]
 ONE_OF_A_FAMILY = [next(name for name in IMAGES if CATALOG[name].card.family == family) for family in FAMILIES
                    if any(CATALOG[name].card.family == family for name in IMAGES)]  # fmt: skip
 

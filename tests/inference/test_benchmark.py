@@ -20,7 +20,7 @@ from convatlas.inference.benchmark import (
     write_csv,
 )
 
-ROW = BenchmarkRow("runs/a/model.safetensors", "lenet5", "torch", 1, 2.0, 3.0, 1.5, 500.0, 10.0, 0.1, 61_706)
+ROW = BenchmarkRow("runs/a/model.safetensors", "lenet5", "torch", 1, 2.0, 3.0, 1.5, "images", 500.0, 10.0, 0.1, 61_706)
 
 
 def test_a_network_by_name_is_measured_in_a_process_of_its_own() -> None:
@@ -28,7 +28,7 @@ def test_a_network_by_name_is_measured_in_a_process_of_its_own() -> None:
     assert [(row.engine, row.batch, row.accuracy) for row in rows] == [("torch", 1, None), ("torch", 4, None)]
     for row in rows:
         assert 0 < row.min_ms <= row.p50_ms <= row.p95_ms
-        assert row.images_per_second == pytest.approx(1000 * row.batch / row.p50_ms)
+        assert row.per_second == pytest.approx(1000 * row.batch / row.p50_ms)
         assert row.parameters == 61_706
         assert row.load_s > 0
         assert row.memory_mib >= 0
@@ -43,7 +43,7 @@ def test_rows_are_written_as_csv_with_units_in_the_columns(tmp_path: Path) -> No
     write_csv([ROW, replace(ROW, batch=16, accuracy=0.5)], tmp_path / "rows.csv")
     first, second = csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())
     assert list(first) == list(ROW.to_plain())
-    assert {"p50_ms", "p95_ms", "min_ms", "images_per_second", "memory_mib", "load_s"} < set(first)
+    assert {"p50_ms", "p95_ms", "min_ms", "per_second", "memory_mib", "load_s"} < set(first)
     assert (first["p50_ms"], first["accuracy"], second["accuracy"]) == ("2.0", "", "0.5")
 
 

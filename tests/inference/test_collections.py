@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from convatlas.errors import DataError
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Ensemble, Model
 from convatlas.inference.options import PredictOptions
 
@@ -160,7 +160,7 @@ WRONG: dict[str, Any] = {
     "a text file": io.StringIO("text"), "no image": b"rubbish", "nothing": None, "a number": 7, "an object": object(),
     "an array without channels": np.zeros((9, 9, 7), np.uint8), "one axis": np.zeros(9, np.uint8),
     "ragged lists": [[1, 2], [3]], "floats above 1": np.full((9, 9, 3), 80.5),
-    "encoded": EncodedImage("x.png", b"nothing"), "an empty file": io.BytesIO(),
+    "encoded": EncodedFile("x.png", b"nothing"), "an empty file": io.BytesIO(),
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.resampling import resize
 from convatlas.engines.deploy import DeployModule
 from convatlas.errors import DataError, ModelFileError, printable
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Ensemble, Model
 from convatlas.tasks.classification.base import ClassPrediction
 from convatlas.train.run import Run
@@ -146,7 +146,7 @@ def test_an_error_names_its_image_once(model: Model, name: str) -> None:
     with pytest.raises(DataError) as refused:
         model.predict(name)
     assert str(refused.value) == prediction.error
-    (prediction,) = model.predict([EncodedImage(name, b"nothing")])
+    (prediction,) = model.predict([EncodedFile(name, b"nothing")])
     assert prediction.error == f"{printable(name)}: not an image"
 
 
@@ -212,7 +212,7 @@ def test_an_output_that_is_not_finite_is_an_error_of_its_image(model: Model, bro
 def test_the_command_prints_json_and_csv_without_nan(
     convatlas: Command, colored: Run, broken: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convatlas.cli.use.load_on_engine", lambda *_, **__: broken)
+    monkeypatch.setattr("convatlas.cli.use.on_engine", lambda *_, **__: broken)
     for name, image in (("a", GOOD), ("b", BRIGHT)):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
     names = [tmp_path / "a.png", tmp_path / "b.png"]

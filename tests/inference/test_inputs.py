@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from convatlas.errors import DataError
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.inputs import expand_inputs
 
 
@@ -27,17 +27,17 @@ def folder(tmp_path: Path) -> Path:
 
 def test_folders_are_searched_recursively(folder: Path) -> None:
     inputs = expand_inputs([str(folder)])
-    assert inputs.images == [folder / "a.jpg", folder / "b.png", folder / "deep/c.png"]
+    assert inputs.items == [folder / "a.jpg", folder / "b.png", folder / "deep/c.png"]
     assert inputs.count == 3
 
 
 def test_patterns_match_files_in_order(folder: Path) -> None:
     inputs = expand_inputs([f"{folder}/*.*", f"{folder}/**/c.png"])
-    assert inputs.images == [folder / name for name in ("a.jpg", "b.png", "notes.txt", "deep/c.png")]
+    assert inputs.items == [folder / name for name in ("a.jpg", "b.png", "notes.txt", "deep/c.png")]
 
 
 def test_missing_files_stay(folder: Path) -> None:
-    assert expand_inputs(["no.png", f"{folder}/[q].png"]).images == [Path("no.png"), folder / "[q].png"]
+    assert expand_inputs(["no.png", f"{folder}/[q].png"]).items == [Path("no.png"), folder / "[q].png"]
 
 
 @pytest.mark.parametrize("pattern", ["*.gif", "?.gif", "[0-9]*.gif"])
@@ -48,7 +48,7 @@ def test_a_pattern_without_a_match_is_refused(folder: Path, pattern: str) -> Non
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(folder: Path) -> None:
     (folder / "[a].png").write_bytes(b"x")
-    assert expand_inputs([f"{folder}/[a].png"]).images == [folder / "[a].png"]
+    assert expand_inputs([f"{folder}/[a].png"]).items == [folder / "[a].png"]
 
 
 def test_a_folder_without_images_is_refused(folder: Path) -> None:
@@ -58,15 +58,15 @@ def test_a_folder_without_images_is_refused(folder: Path) -> None:
 
 def test_urls_need_permission() -> None:
     url = "https://example.org/x.png"
-    assert expand_inputs([url], fetch=True).images == [url]
+    assert expand_inputs([url], fetch=True).items == [url]
     with pytest.raises(DataError, match=r"example\.org/x\.png: images are downloaded only with --fetch"):
         expand_inputs([url])
 
 
-def names_in(data: bytes) -> list[Path | str | EncodedImage]:
+def names_in(data: bytes) -> list[Path | str | EncodedFile]:
     inputs = expand_inputs(["-"], stdin=io.BytesIO(data))
-    images = list(inputs.images)
-    is_image = any(isinstance(image, EncodedImage) for image in images)
+    images = list(inputs.items)
+    is_image = any(isinstance(image, EncodedFile) for image in images)
     assert inputs.count == (1 if is_image else None)  # known before an engine is chosen
     return images
 
@@ -134,7 +134,7 @@ def encoded(kind: str, shape: tuple[int, int] = (6, 5)) -> bytes:
     ids=lambda data: repr(data[:6]),
 )  # fmt: skip
 def test_standard_input_is_an_image(data: bytes) -> None:
-    assert names_in(data) == [EncodedImage("standard input", data)]
+    assert names_in(data) == [EncodedFile("standard input", data)]
 
 
 def test_what_a_folder_or_a_pattern_leaves_out_is_counted(folder: Path) -> None:
@@ -148,9 +148,9 @@ def test_what_a_folder_or_a_pattern_leaves_out_is_counted(folder: Path) -> None:
 
 def test_a_pattern_finds_links_that_lead_nowhere(folder: Path) -> None:
     (folder / "gone.png").symlink_to("nowhere.png")
-    assert folder / "gone.png" in list(expand_inputs([f"{folder}/*.png"]).images)
+    assert folder / "gone.png" in list(expand_inputs([f"{folder}/*.png"]).items)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "[", "[]["])
 def test_impossible_names_stay(name: str) -> None:
-    assert expand_inputs([name]).images == [Path(name)]
+    assert expand_inputs([name]).items == [Path(name)]

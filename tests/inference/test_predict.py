@@ -20,7 +20,7 @@ from torch import Tensor
 from commands import Command, Outcome, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import DataError, EngineError, SpecError
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Ensemble, Model, load
 from convatlas.inference.options import PredictOptions
 from convatlas.tasks.classification.base import UNKNOWN, ClassPrediction
@@ -82,7 +82,7 @@ def test_files_bytes_images_arrays_and_tensors_get_the_same_prediction(model: Mo
     given = [
         file,
         str(file),
-        EncodedImage("x", file.read_bytes()),
+        EncodedFile("x", file.read_bytes()),
         image,
         values,
         torch.tensor(values).permute(2, 0, 1),
@@ -96,7 +96,7 @@ def test_an_unreadable_image_is_an_error_among_the_predictions_of_the_others(mod
     given = [
         files[0],
         Path("missing.png"),
-        EncodedImage("half", files[1].read_bytes()[:50]),
+        EncodedFile("half", files[1].read_bytes()[:50]),
         np.zeros((4, 4, 7)),
         files[1],
     ]
@@ -116,7 +116,7 @@ def test_bytes_of_every_format_are_read_like_files(model: Model, tmp_path: Path,
         np.save(path, values)
     else:
         Image.fromarray(values).save(path)
-    left, right = predict(model, [path, EncodedImage("x", path.read_bytes())])
+    left, right = predict(model, [path, EncodedFile("x", path.read_bytes())])
     assert same(left, right)
 
 
@@ -124,7 +124,7 @@ def test_an_array_file_whose_header_has_a_too_large_shape_is_refused(model: Mode
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 8, 3)})
     with pytest.raises(DataError, match="specifies more"):
-        model.predict(EncodedImage("bomb.npy", file.getvalue()))
+        model.predict(EncodedFile("bomb.npy", file.getvalue()))
 
 
 # --- test-time augmentation
@@ -269,14 +269,15 @@ def test_patterns_are_expanded(convatlas: Command, colored: Run, images: Path) -
     assert len(lines) == 1 + len(list(images.glob("val/*/0?.jpg")))
 
 
-def test_what_contains_no_image_is_refused_before_the_model_is_loaded(
-    convatlas: Command, images: Path, tmp_path: Path
+def test_what_contains_no_image_is_refused_before_engines_are_measured(
+    convatlas: Command, colored: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delattr(Model, "choose")
     (tmp_path / "empty").mkdir()
     cases = {f"{images}/*.nothing": "*.nothing: nothing matches", str(tmp_path / "empty"): "no images in this folder"}
     cases[f"{images}/va?"] = "va?: nothing matches but folders"
     for given, message in cases.items():
-        check_refused(convatlas("predict", tmp_path / "missing.safetensors", given), message)
+        check_refused(convatlas("predict", colored.model_file, given), message)
 
 
 def test_the_command_passes_all_options(

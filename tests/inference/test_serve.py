@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from commands import Command, check_refused
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Model, load
 from convatlas.inference.serve.limits import Limits
 from convatlas.train.run import Run
@@ -100,6 +100,14 @@ def large() -> bytes:
         ("/predict?top=many", b"x", "image/png", 422, "top"),
         ("/predict?threshold=7", b"x", "image/png", 422, "threshold"),
         ("/predict?threshold=nan", b"x", "image/png", 422, "threshold"),
+        (
+            "/predict?every=1",
+            b"x",
+            "image/png",
+            422,
+            "every must not be given, because the model is for classification",
+        ),
+        ("/predict", b"x", "video/mp4", 415, "content type must be image/..."),
         ("/../../etc/passwd", None, "", 404, "Not Found"),
         ("/static/model.safetensors", None, "", 404, "Not Found"),
         ("/predict", None, "", 405, ""),
@@ -148,7 +156,7 @@ def test_concurrent_clients_share_batches(model: Model, files: list[Path]) -> No
 
 
 def test_a_full_queue_refuses_images_and_completes_the_others(model: Model, files: list[Path]) -> None:
-    image = EncodedImage("x", files[0].read_bytes())
+    image = EncodedFile("x", files[0].read_bytes())
 
     async def crowd() -> tuple[list[Any], Any]:
         batcher = Batcher(model, Limits(queue=4, wait_s=0.05))

@@ -20,7 +20,7 @@ from commands import Command, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.headers import Header as ImageHeader
 from convatlas.errors import DataError, InputError
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Model, load
 from convatlas.inference.serve.limits import Limits
 from convatlas.train.run import Run
@@ -32,6 +32,7 @@ pytest.importorskip("uvicorn")
 from convatlas.inference.serve import batcher
 from convatlas.inference.serve.form import FormReader, parameters
 from convatlas.inference.serve.middleware import SMALL_BYTES
+from convatlas.inference.serve.pixel_budget import PixelBudget
 from convatlas.inference.serve.protocol import LimitedProtocol
 from convatlas.inference.serve.server import build_server
 from convatlas.inference.serve.token import has_token, read_token
@@ -251,7 +252,7 @@ def test_images_of_more_bits_or_channels_count_as_more_pixels(channels: int, hig
 
 
 def test_images_that_are_decoded_at_the_same_time_share_a_budget() -> None:
-    budget = batcher.PixelBudget(10)
+    budget = PixelBudget(10)
     order: list[str] = []
     entered = threading.Event()
 
@@ -334,7 +335,7 @@ def test_a_form_is_read_in_pieces_of_any_size() -> None:
         reader = FormReader(FORM, 5)
         for start in range(0, len(body), size):
             reader.write(body[start : start + size])
-        assert reader.images() == [EncodedImage("a.png", png())]
+        assert reader.files() == [EncodedFile("a.png", png())]
     with pytest.raises(DataError, match="at most 1 images"):
         FormReader(FORM, 1).write(form([("a", b""), ("b", b"")]))
     assert parameters("a; B=1 ; c*=x; d") == {"b": "1", "c": ""}

@@ -108,7 +108,7 @@ def test_responses_have_the_schema_of_the_description(port: int, images: Path) -
     _, api = ask(port, "/openapi.json", token="secret")
     operation = api["paths"]["/predict"]["post"]
     defaults = {each["name"]: each["schema"].get("default") for each in operation["parameters"]}
-    assert defaults == {"top": None, "threshold": None}
+    assert defaults == {"top": None, "threshold": None, "every": None}
     assert "by default 3" in operation["parameters"][0]["description"]
     body = form([("a.png", (images / "val/bee/01.png").read_bytes()), ("b.png", b"nothing")])
     status, content = ask(port, "/predict?threshold=1", body, kind=FORM, token="secret")

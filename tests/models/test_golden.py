@@ -33,7 +33,8 @@ PRINTED = {
     "nasnet_a_mobile": (5_289_978, None), "preact_resnet18": (11_687_848, None), "preact_resnet50": (25_549_480, None),
     "preact_resnet101": (44_541_608, None), "preact_resnet152": (60_185_256, None),
     "preact_resnet200": (64_666_280, None), "capsnet": (8_215_568, None), "r3d_18": (33_371_472, None),
-    "mc3_18": (11_695_440, None), "r2plus1d_18": (31_505_325, None), "cifar_resnet20": (269_722, None),
+    "mc3_18": (11_695_440, None), "i3d": (12_697_264, None), "r2plus1d_18": (31_505_325, None),
+    "cifar_resnet20": (269_722, None),
 }  # fmt: skip
 
 FIELDS = {

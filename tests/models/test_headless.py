@@ -56,6 +56,7 @@ def test_the_input_of_the_classifier_is_what_it_returns() -> None:
         ({"num_classes": 10}, "the number of outputs is classes"),
         ({"pretrained": True}, 'weights="DEFAULT"'),
         ({"in_chans": 1}, "the number of input channels is channels"),
+        ({"num_frames": 8}, "the number of frames is a field of the spec"),
         ({"progress": False}, "shows its progress"),
         ({"clases": 10}, r"did you mean classes\?"),
     ],

@@ -62,7 +62,8 @@ def test_runs_are_compared_in_a_table_csv_and_a_plot(runs: Path, convatlas: Comm
 def test_latency_is_measured_on_request(runs: Path, monkeypatch: pytest.MonkeyPatch, convatlas: Command) -> None:
     def measured(names: list[str], **how: object) -> list[BenchmarkRow]:
         assert how["engines"] == ["torch"]
-        return [BenchmarkRow(name, "lenet5_modern", "torch", 1, 2.5, 3.0, 2.0, 400.0, 1.0, 0.1, 1) for name in names]
+        speed = (2.5, 3.0, 2.0, "images", 400.0)
+        return [BenchmarkRow(name, "lenet5_modern", "torch", 1, *speed, 1.0, 0.1, 1) for name in names]
 
     monkeypatch.setattr("convatlas.overview.compare.benchmark", measured)
     rows = json.loads(convatlas("compare", runs / "a", runs / "c", "--bench", "--json").out)

@@ -18,7 +18,7 @@ from convatlas.data.splits import fold_numbers
 from convatlas.errors import DataError, RunError
 from convatlas.train.cross_validation import FoldEnd, FoldEvent, FoldStart, cross_validate
 from convatlas.train.recipe import Recipe
-from convatlas.train.settings import RunOptions
+from convatlas.train.settings import DataOptions, RunOptions
 from convatlas.train.state import Epoch
 from convatlas.train.step import Step
 
@@ -110,6 +110,8 @@ def test_an_interrupted_cross_validation_is_resumed(flat: Path, tmp_path: Path) 
     for resumed, uninterrupted in zip(part.runs, whole.runs, strict=True):
         weights, expected = resumed.network.state_dict(), uninterrupted.network.state_dict()
         assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    with pytest.raises(RunError, match=r"another cross-validation \(different channels\)"):
+        cross_validate(flat, "lenet5_modern", **options, data_options=DataOptions(channels=1))
     with pytest.raises(RunError, match=r"another cross-validation \(different fold\)"):
         cross_validate(flat, "lenet5_modern", **options | {"folds": 2})
     with pytest.raises(RunError, match=r"another cross-validation \(different model and recipe\)"):

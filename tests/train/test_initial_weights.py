@@ -113,7 +113,6 @@ def test_the_default_is_downloaded_only_if_that_is_allowed(
         ("lenet5_modern", {}, "no library publishes weights of lenet5_modern"),
         ("squeezenet1_1", {"stem": "cifar"}, "do not fit the stem for small images"),
         ("squeezenet1_1-custom", {"width": 0.5}, "do not fit its changed spec"),
-        ("r3d_18", {}, "no weights of r3d_18 are published"),
         ("boosted_resnet18", {}, "no library publishes weights of boosted_resnet18"),
     ],
 )

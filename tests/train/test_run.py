@@ -303,8 +303,8 @@ def test_networks_with_parts_for_training_only_are_resumed_and_saved(kind: str, 
     assert len(predictions[0].probabilities) == 10
 
 
-def test_networks_for_clips_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="r3d_18: reads clips"):
+def test_networks_for_clips_need_videos(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a network that reads clips needs videos"):
         ca.fit("digits", "r3d_18", out=tmp_path / "run", **HOW)
     assert not (tmp_path / "run").exists()
 

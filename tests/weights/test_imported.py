@@ -132,7 +132,7 @@ def test_weights_are_replaced_and_what_a_killed_import_left_is_deleted(checkpoin
         ({"classes": ("a", "b")}, "classes must be 3 names, one for each output, got 2"),
         ({"classes": ("a", "a", "b")}, "class names must be different names, got a twice"),
         ({"classes": "imagenet"}, "classes must be 3 names, one for each output, got 1,000"),
-        ({"classes": "nowhere.txt"}, "classes: must be imagenet, a text file"),
+        ({"classes": "nowhere.txt"}, "classes: must be imagenet, kinetics400, a text file"),
         ({"tag": "a/b"}, "tag must be letters, digits"), ({"tag": ""}, "tag must be letters"),
         ({"preprocessing": {"mean": (0.5, 0.5)}}, "mean and std must have one value for each channel"),
         ({"preprocessing": {"rotation": 90}}, "rotation must be one of 0, 180, got 90"),
@@ -159,7 +159,7 @@ def test_files_that_do_not_fit_are_refused(network: Network, tmp_path: Path) -> 
         import_weights(NAME, tmp_path / "backbone.pth", tag="mine", classes=CLASSES)
     with pytest.raises(WeightsError, match="does not fit this ResNet"):
         import_weights("cifar_resnet32", tmp_path / "backbone.pth", tag="mine", classes=CLASSES)
-    with pytest.raises(WeightsError, match="reads clips"):
+    with pytest.raises(WeightsError, match="does not fit this VideoResNet"):
         import_weights("r3d_18", tmp_path / "backbone.pth", tag="mine", classes=CLASSES)
 
 

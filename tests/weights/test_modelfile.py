@@ -25,7 +25,7 @@ from convatlas.errors import ConvatlasError, MachineError, ModelFileError, Weigh
 from convatlas.inference import model
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.lenet import LeNet5Modern
-from convatlas.tasks.known import Classification
+from convatlas.tasks.known import Classification, task_for
 from convatlas.tasks.task import Calibration
 from convatlas.weights import modelfile
 from convatlas.weights.build import build
@@ -88,11 +88,14 @@ def refuse(path: Path, *parts: str) -> None:
 def test_every_network_is_read_as_it_was_written(tmp_path: Path, name: str, channels: int) -> None:
     row, path = CATALOG[name], tmp_path / "model.safetensors"
     network = build(tiny(name), classes=7, channels=channels)
+    steps = row.preprocessing.for_resolution(tiny(name).resolution).for_channels(channels)
+    if steps.sampling is not None:
+        steps = steps.replaced({"sampling": {**steps.sampling.to_plain(), "frames": network.input_shape[1]}})
     header = Header(
         name=name,
         spec=tiny(name),
-        task=Classification(tuple("abcdefg"), loss="lecun_map"),
-        preprocessing=row.preprocessing.for_resolution(tiny(name).resolution).for_channels(channels),
+        task=dataclasses.replace(task_for(tiny(name), tuple("abcdefg")), loss="lecun_map"),
+        preprocessing=steps,
     )
     write_model_file(path, network, header)
     loaded, read = read_model_file(path)

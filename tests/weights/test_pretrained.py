@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from convatlas.errors import ConvatlasError, DataError, WeightsError
 from convatlas.inference import model
-from convatlas.inference.labeled_images import list_labeled_images
+from convatlas.inference.labeled_files import list_labeled_files
 from convatlas.inference.verify import TopAccuracy, Verification, append_row, verify
 from convatlas.models.catalog import CATALOG, build_fresh, spec
 from convatlas.models.keys import remap_keys, rename
@@ -386,18 +386,18 @@ def test_checkpoints_without_num_batches_tracked_match() -> None:
 
 
 def test_labeled_images_are_listed_by_table_and_by_folder(images: Path, tmp_path: Path) -> None:
-    labeled = list_labeled_images(images / "val")
+    labeled = list_labeled_files(images / "val")
     assert labeled.classes == ("ant", "bee", "cat")
     assert len(labeled.files) == len(labeled.labels) == 36
     first = labeled.files[0]
     (tmp_path / "labels.csv").write_text(f"file,index\n{first},7\n")
-    table = list_labeled_images(tmp_path)
+    table = list_labeled_files(tmp_path)
     assert (table.files, table.labels) == ((first,), (7,))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name,class\na,1\n", "columns file and index, got name, class"),
+    [("name,class\na,1\n", "columns file and index, or file and label, got name"),
      ("file,index\na.jpg,x\n", "line 2: index must be the number of a class, got 'x'"),
      ("file,index\n", "lists no images"), ("file,index\nnone.jpg,1\n", r"none\.jpg: no such file"),
      (None, r"must contain labels\.csv"),
@@ -408,7 +408,7 @@ def test_images_without_labels_are_refused(text: str | None, message: str, tmp_p
     if text is not None:
         (tmp_path / "labels.csv").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ConvatlasError, match=message):
-        list_labeled_images(tmp_path)
+        list_labeled_files(tmp_path)
 
 
 def test_verification_compares_with_the_library(
@@ -519,11 +519,6 @@ def test_verification_normalizes_inside_the_module_of_googlenet(images: Path, tm
     assert result.upstream is not None
     assert result.upstream.num_same_top5 == 1
     assert result.upstream.max_difference < 0.02  # the image is resized here by torch, there by Pillow
-
-
-def test_weights_for_clips_cannot_predict_images() -> None:
-    with pytest.raises(WeightsError, match="reads clips"):
-        model.from_weights(find_weights("mc3_18@torchvision:KINETICS400_V1"), file=Path("none"))
 
 
 def test_kernels_that_cannot_be_adapted_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convatlas.cli import console
-from convatlas.cli.options import OUTPUT, DataSet, Download, Json, option
+from convatlas.cli.options import DATA, OUTPUT, DataSet, Download, Json, option
 from convatlas.errors import InputError, printable
 
 MAX_EXAMPLES = 10
@@ -17,23 +17,44 @@ MAX_EXAMPLES = 10
 
 def check(
     data: DataSet,
+    task: Annotated[
+        str | None,
+        option(
+            "Task of the training, as in convatlas fit, such as video or detect; by default the data's own.",
+            metavar="TASK",
+            panel=DATA,
+        ),
+    ] = None,
+    group_pattern: Annotated[
+        str | None,
+        option(
+            "Regular expression whose first group names the recording in a path, as in convatlas fit: reports groups "
+            "that are in more than one split.",
+            metavar="REGEX",
+            panel=DATA,
+        ),
+    ] = None,
     download: Download = False,
     sheet: Annotated[
         Path | None,
-        option("Write a contact sheet of the images to this file: .svg, .png or .pdf.", metavar="FILE", panel=OUTPUT),
+        option(
+            "Write a contact sheet of the images, or of frames of the videos, to this file: .svg, .png or .pdf.",
+            metavar="FILE",
+            panel=OUTPUT,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check files, classes, splits and images, and list every finding with its fix; exit code 1 if there are errors."""
+    """Check files, classes, splits, images or videos, and list every finding with its fix; exit code 1 for errors."""
     from convatlas.data.check import check_data
     from convatlas.draw.style import check_figure_path
 
     if sheet is not None:
         check_figure_path(sheet)
     with console.progress_bar() as progress:
-        report = check_data(data, download=download, progress=progress)
+        report = check_data(data, task=task, group_pattern=group_pattern, download=download, progress=progress)
     if sheet is not None and report.in_memory:
-        raise InputError(f"--sheet: needs image files, but {data} contains arrays")
+        raise InputError(f"--sheet: needs {report.noun} files, but {data} contains arrays")
     if as_json:
         console.print_json(report.to_plain())
     else:
@@ -43,10 +64,7 @@ def check(
         for line in [*report.image_lines(), *report.lines(MAX_EXAMPLES), report.summary()]:
             console.console.print(printable(line))
     if sheet is not None and report.images:  # after the findings, which do not depend on it
-        from convatlas.data.decode.display import display_image
-        from convatlas.draw.contact_sheet import contact_sheet
-
-        contact_sheet([(text, map(display_image, files)) for text, files in report.sheet()], path=sheet)
+        report.draw_sheet(sheet)
         if not as_json:
             console.console.print(printable(str(sheet)))
     if report.has_errors:

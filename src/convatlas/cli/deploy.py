@@ -45,7 +45,8 @@ def export(
     ] = None,
     check: Annotated[
         str | None,
-        option("Images on which the exported file is compared with the model; the default is the training data.",
+        option("Images or videos on which the exported file is compared with the model; the default is the training "
+               "data.",
                metavar="DATA", panel=DATA),
     ] = None,
     int8: Annotated[
@@ -111,7 +112,7 @@ def bench(
     batches: Annotated[
         str,
         option("Batch sizes, separated by commas.",
-               metavar="SIZES", panel=EXECUTION, default="1,16, or 1,4 for detectors"),
+               metavar="SIZES", panel=EXECUTION, default="1,16, or 1,4 for clips and detectors"),
     ] = "",
     image_size: Annotated[
         str | None,
@@ -139,7 +140,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure latency, throughput, memory and load time on this machine, by engine and batch size."""
     from convatlas.draw.style import check_figure_path
-    from convatlas.inference.benchmark import benchmark, parse_batches, parse_size, plot_latency, write_csv
+    from convatlas.inference.benchmark import benchmark, nouns_of, parse_batches, parse_size, plot_latency, write_csv
 
     if plot is not None:  # before the measurement
         check_figure_path(plot)
@@ -160,11 +161,12 @@ def bench(
     if as_json:
         console.print_json([row.to_plain() for row in rows])
         return
-    columns: tuple[str, ...] = ("model", "engine", "batch", "p50 ms", "p95 ms", "min ms", "images/s", "MiB", "load s")
+    speed = f"{nouns_of(rows)}/s"
+    columns: tuple[str, ...] = ("model", "engine", "batch", "p50 ms", "p95 ms", "min ms", speed, "MiB", "load s")
     cells: list[tuple[object, ...]] = [
         (
             row.label, row.engine, row.batch, f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.min_ms:.2f}",
-            f"{row.images_per_second:,.1f}", "" if row.memory_mib is None else f"{row.memory_mib:,.0f}",
+            f"{row.per_second:,.1f}", "" if row.memory_mib is None else f"{row.memory_mib:,.0f}",
             f"{row.load_s:.2f}",
         )
         for row in rows
@@ -208,16 +210,30 @@ def serve(
         option("Maximum size of a request.", metavar="SIZE", panel=LIMITS, read=quantities.size, default="32MiB"),
     ] = 32 * 2**20,
     max_images: Annotated[
-        int, option("Maximum number of images in a request.", metavar="COUNT", panel=LIMITS, read=integer(1))
+        int, option("Maximum number of images or videos in a request.", metavar="COUNT", panel=LIMITS, read=integer(1))
     ] = 64,
     max_pixels: Annotated[
         int,
-        option("Maximum number of pixels of an image.",
+        option("Maximum number of pixels of an image; of a frame of a video, a fifth of it.",
                metavar="COUNT", panel=LIMITS, read=quantities.count, default="50M"),
     ] = 50_000_000,
+    max_seconds: Annotated[
+        float,
+        option("Maximum duration of a video.", metavar="TIME", panel=LIMITS, read=quantities.seconds, default="5min"),
+    ] = 300.0,
+    max_frames: Annotated[
+        int,
+        option("Maximum number of frames of a video.", metavar="COUNT", panel=LIMITS, read=quantities.count,
+               default="10k"),
+    ] = 10_000,
+    max_clips: Annotated[
+        int,
+        option("Maximum number of clips along time of a video, with `every`.",
+               metavar="COUNT", panel=LIMITS, read=integer(1)),
+    ] = 600,
     queue: Annotated[
         int,
-        option("Maximum number of images in the queue; further requests get status 503.",
+        option("Maximum number of images or videos in the queue; further requests get status 503.",
                metavar="COUNT", panel=LIMITS, read=integer(1)),
     ] = 1024,
     max_memory: Annotated[
@@ -252,7 +268,8 @@ def serve(
         token = read_token(token, "--token")
     limits = Limits(
         batch=batch or BATCH, wait_s=wait, request_bytes=max_bytes, request_images=max_images, image_pixels=max_pixels,
-        queue=queue, body_bytes=max_memory, connections=max_connections, request_s=timeout,
+        video_seconds=max_seconds, video_frames=max_frames, video_clips=max_clips, queue=queue, body_bytes=max_memory,
+        connections=max_connections, request_s=timeout,
     )  # fmt: skip
     socket = bind(host, port)
     opened = load_on_engine(model, engine, device, batch=limits.batch)

@@ -37,13 +37,13 @@ def evaluate(
     device: Device = "auto",
     csv: Annotated[
         Path | None,
-        option("Write every image with its target and its prediction to this CSV file; for detectors, "
+        option("Write every image or video with its target and its prediction to this CSV file; for detectors, "
                "the numbers of objects of each class.",
                "--csv", metavar="FILE", panel=OUTPUT),
     ] = None,
     report: Annotated[
         Path | None,
-        option("Write a page of HTML with figures, metrics by class and the worst images.",
+        option("Write a page of HTML with figures, metrics by class and the worst images or videos.",
                "--report", metavar="FILE", panel=OUTPUT),
     ] = None,
     as_json: Json = False,
@@ -68,7 +68,7 @@ def evaluate(
     console.metrics_table(evaluation.result.table())
     note = ""
     if evaluation.split == "all":
-        note = "; all images: optimistically biased if the network was trained on some of them"
+        note = f"; all {evaluation.result.noun}s: optimistically biased if the network was trained on some of them"
     display = console.display()
     display.print_result(evaluation.split, evaluation.result, note)
     display.print_verdict(evaluation.split, evaluation.verdict)

@@ -61,13 +61,14 @@ def fit(
     ],
     task: Annotated[
         str | None,
-        option("Task: classify, multi-label, detect (boxes), segment (masks) or keypoints. The default is that of the "
-               "network.", metavar="NAME", panel=MODEL),
+        option("Task: classify, multi-label, detect (boxes), segment (masks), keypoints, video or multi-label-video. "
+               "The default is that of data and network.", metavar="NAME", panel=MODEL),
     ] = None,
     body: Annotated[
         str | None,
-        option("Replace the body (backbone) of the detector of --model by this network of `convatlas list`. --model "
-               "fasterrcnn, maskrcnn or keypointrcnn with --body is of torchvision's size: 800 px, for GPUs.",
+        option("Replace the body (backbone) of the detector, or of the inflated network, of --model by this network of "
+               "`convatlas list`. --model fasterrcnn, maskrcnn or keypointrcnn with --body is of torchvision's size: "
+               "800 px, for GPUs; --model inflated reads clips.",
                metavar="NAME", panel=MODEL, autocompletion=complete_network),
     ] = None,
     weights: Annotated[
@@ -77,6 +78,12 @@ def fit(
                "cached weights are used.",
                metavar="WEIGHTS", panel=MODEL),
     ] = "auto",
+    inflate: Annotated[
+        str | None,
+        option("The weights are those of a network for images, such as resnet18@torchvision:IMAGENET1K_V1; inflate "
+               "their convolutions over time for a network that reads videos, such as r3d_18: mean or center.",
+               metavar="mean|center", panel=MODEL),
+    ] = None,
     resolution: Resolution = None,
     small_images: SmallImages = False,
     channels: Channels = None,
@@ -108,10 +115,10 @@ def fit(
                metavar="RECIPE", panel=RECIPE),
     ] = None,
     epochs: Annotated[
-        int | None, option("Number of passes over the training images.", metavar="N", panel=RECIPE, read=integer())
+        int | None, option("Number of passes over the training data.", metavar="N", panel=RECIPE, read=integer())
     ] = None,
     batch: Annotated[
-        int | None, option("Number of images in a batch.", metavar="N", panel=RECIPE, read=integer())
+        int | None, option("Number of images, or clips, in a batch.", metavar="N", panel=RECIPE, read=integer())
     ] = None,
     lr: Annotated[
         str | None,
@@ -133,6 +140,25 @@ def fit(
         option("Share of the training images that becomes the val split, if the data has none.",
                metavar="SHARE", panel=DATA, read=quantities.share, default="20%"),
     ] = 0.2,
+    group_pattern: Annotated[
+        str | None,
+        option("Regular expression, searched in the path of each file: files with the same text in its first group "
+               "stay in the same split, for example '_g(\\d+)_' for the recordings of UCF101.",
+               metavar="REGEX", panel=DATA),
+    ] = None,
+    frames: Annotated[
+        int | None, option("Frames of a clip, for networks that read videos.", metavar="N", panel=DATA, read=integer())
+    ] = None,
+    frame_rate: Annotated[
+        float | None,
+        option("Frames per second of a clip; videos are read by time, whatever their own frame rate.",
+               metavar="FPS", panel=DATA, read=number),
+    ] = None,
+    clips: Annotated[
+        int | None,
+        option("Clips of a video in evaluation, evenly spaced; their probabilities are averaged.",
+               metavar="N", panel=DATA, read=integer()),
+    ] = None,
     folds: Annotated[
         int,
         option("Number of cross-validation folds; 0 trains a single run.", metavar="K", panel=DATA, read=integer(0)),
@@ -170,8 +196,8 @@ def fit(
     ] = None,
     preview: Annotated[
         Path | None,
-        option("Draw augmented training images as the network reads them into this .png, .svg or .pdf file, and stop: "
-               "nothing is trained.", metavar="FILE", panel=OUTPUT),
+        option("Draw augmented training images, or clips, as the network reads them into this .png, .svg or .pdf file, "
+               "and stop: nothing is trained.", metavar="FILE", panel=OUTPUT),
     ] = None,
     log: Annotated[
         list[str] | None,
@@ -197,13 +223,15 @@ def fit(
     options: dict[str, Any] = {
         "task": task,
         "recipe": recipe,
+        **({} if inflate is None else {"inflate": inflate}),
         **_given(epochs=epochs, batch=batch, lr=None if lr in (None, "find") else number(lr)),
         **_fields(change or []),
         "seed": seed,
         "download": download,
         "data_options": DataOptions().replaced({
             "resolution": resolution, "stem": "cifar" if small_images else "default", "channels": channels,
-            "val_share": val_share, "max_unreadable": max_unreadable,
+            "val_share": val_share, "max_unreadable": max_unreadable, "group_pattern": group_pattern,
+            "frames": frames, "frame_rate": frame_rate, "clips": clips,
         }),
         "execution": ExecutionOptions().replaced({
             "device": device, "threads": threads, "memory_format": memory_format, "precision": precision,
@@ -265,15 +293,23 @@ def fit(
 def _network(model: str, body: str | None) -> str | Spec:
     """Return the network of --model and --body."""
     from convatlas.models.catalog import variant
+    from convatlas.models.families import inflated
     from convatlas.models.families.rcnn import KINDS, FasterRCNN, on_body
 
     if body is None:
-        if model in KINDS:
+        if model in (*KINDS, inflated.KIND):
             raise InputError(f"--model: {model} needs a body, such as --body resnet18")
         return model
+    if model == inflated.KIND:
+        return inflated.on_body(model, variant(body))
     detector = model if model in KINDS else variant(model).spec
+    if isinstance(detector, inflated.Inflated):
+        return inflated.on_body(detector, variant(body))
     if not isinstance(detector, (str, FasterRCNN)):
-        raise InputError(f"--body: needs a detector, such as --model fasterrcnn_resnet18_fpn, got --model {model}")
+        raise InputError(
+            "--body: needs a detector, such as --model fasterrcnn_resnet18_fpn, or --model inflated, got --model "
+            f"{model}"
+        )
     return on_body(detector, variant(body))
 
 

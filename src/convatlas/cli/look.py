@@ -115,7 +115,7 @@ def cost(
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
-    """Print the exact cost of one image: parameters, MACs, activations, receptive field."""
+    """Print the exact cost of one image or clip: parameters, MACs, activations, receptive field."""
     from convatlas.models.catalog import canonical_name, measure, variant
     from convatlas.models.describe import totals
 

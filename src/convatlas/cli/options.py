@@ -97,8 +97,8 @@ DataSet = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A data set by name, an image folder, a CSV or Parquet table, arrays (see docs/data.md), or images with "
-        "boxes, masks or keypoints: COCO, Pascal VOC, YOLO, VIA, ... (see docs/detection-data.md).",
+        help="A data set by name, a folder of images or videos, a CSV or Parquet table, arrays (see docs/data.md), or "
+        "images with boxes, masks or keypoints: COCO, Pascal VOC, YOLO, VIA, ... (see docs/detection-data.md).",
     ),
 ]
 PretrainedWeights = Annotated[
@@ -127,13 +127,13 @@ DownloadAll = Annotated[
 ]
 MaxUnreadable = Annotated[
     float,
-    option("Maximum share of unreadable images, which are skipped and listed; more of them are an error.",
+    option("Maximum share of unreadable images or videos, which are skipped and listed; more are an error.",
            metavar="SHARE", panel=DATA, read=quantities.share, default="1%"),
 ]  # fmt: skip
 MaxUnreadableLikeTraining = Annotated[
     float | None,
-    option("Maximum share of unreadable images, which are skipped and listed; by default that of the training.",
-           metavar="SHARE", panel=DATA, read=quantities.share),
+    option("Maximum share of unreadable images or videos, which are skipped and listed; by default that of the "
+           "training.", metavar="SHARE", panel=DATA, read=quantities.share),
 ]  # fmt: skip
 Device = Annotated[
     str, option("Device of torch: cpu, cuda, mps, or auto for the fastest one.", metavar="NAME", panel=EXECUTION)
@@ -145,8 +145,8 @@ Engine = Annotated[
 ]  # fmt: skip
 Batch = Annotated[
     int | None,
-    option("Number of images in a batch.", metavar="N", panel=EXECUTION, read=integer(1),
-           default="16, or 1 for detectors"),
+    option("Number of images or clips in a batch.", metavar="N", panel=EXECUTION, read=integer(1),
+           default="16, 4 clips, or 1 for detectors"),
 ]  # fmt: skip
 Figure = Annotated[
     Path | None,

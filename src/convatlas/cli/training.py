@@ -52,7 +52,7 @@ def print_folds(crossed: CrossValidation) -> None:
     """Print the score of each fold, their mean and standard deviation."""
     results = [run.results["val"] for run in crossed.runs]
     metric = results[0].headline_name or crossed.headline
-    columns = ("fold", "images", metric)
+    columns = ("fold", f"{crossed.runs[0].task.noun}s", metric)
     form = crossed.runs[0].task.progress_columns[-1].form
     rows = [
         (number, f"{result.n:,}", f"{score:{form}}")
@@ -69,7 +69,7 @@ def print_folds(crossed: CrossValidation) -> None:
 def print_selection(selection: ModelSelection) -> None:
     """Print the networks within a budget and their scores in the search."""
     rungs = [f"{selection.metric} after {TIME.format(round(seconds))}" for seconds in selection.rung_seconds]
-    columns = ["network", "px", "parameters", "MACs", "ms / image", *rungs]
+    columns = ["network", "px", "parameters", "MACs", f"ms / {selection.best.spec.reads[:-1]}", *rungs]
     if any(candidate.weights for candidate in selection.candidates):
         columns.append("weights")
     rows = []

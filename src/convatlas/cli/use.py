@@ -1,4 +1,4 @@
-"""The command `predict`: classify images, or find objects in them."""
+"""The command `predict`: classify images or videos, or find objects in images."""
 
 from __future__ import annotations
 
@@ -37,24 +37,33 @@ TOP = 3
 """Default number of classes for each image."""
 
 
+def _read_seconds(text: str) -> float:
+    """Read a time; a number without a unit is in seconds."""
+    try:
+        return float(text)
+    except ValueError:
+        return quantities.seconds(text)
+
+
 def predict(
     model: ModelFile,
     images: Annotated[
         list[str],
         typer.Argument(
             metavar="IMAGES...",
-            help="Image files, folders, glob patterns, URLs (with --fetch), or - for standard input.",
+            help="Image files, folders, glob patterns, URLs (with --fetch), or - for standard input. For networks that "
+            "read clips: video files (FILE#t=10,20 for a part), folders of frames, and folders and patterns of these.",
         ),
     ],
     top: Annotated[
         int | None,
-        option("Number of classes for each image, also in --json; only of classifiers.",
+        option("Number of classes for each image or video, also in --json; only of classifiers.",
                metavar="N", panel=OUTPUT, read=integer(1), default=str(TOP)),
     ] = None,
     threshold: Annotated[
         float | None,
         option("Minimum score of an object, of detectors; minimum probability of the predicted class, of classifiers: "
-               "below it an image is unknown. The default is the model's own.",
+               "below it an image, or a video, is unknown. The default is the model's own.",
                metavar="P", panel=MODEL, read=probability),
     ] = None,
     classes: Annotated[
@@ -89,20 +98,32 @@ def predict(
         option("Average the probabilities with those of this model; repeatable; only of classifiers.",
                metavar="MODEL", panel=MODEL),
     ] = None,
+    every: Annotated[
+        float | None,
+        option("Also predict clips along time: the time from the start of one clip to that of the next, for example 1s "
+               "or 500ms; only of networks that read clips.", metavar="TIME", panel=MODEL, read=_read_seconds),
+    ] = None,
     engine: Engine = "auto",
     device: Device = "auto",
     batch: Batch = None,
     fetch: Annotated[
-        bool, option("Allow the download of images from http:// and https:// URLs.", "--fetch", panel=DATA)
+        bool, option("Allow the download of images or videos from http:// and https:// URLs.", "--fetch", panel=DATA)
     ] = False,
     sheet: Annotated[
         Path | None,
-        option("Write a contact sheet of the first images and their predictions to this file: .svg, .png or .pdf.",
-               metavar="FILE", panel=OUTPUT),
+        option("Write a contact sheet of the first images, or frames of videos, and their predictions to this file: "
+               ".svg, .png or .pdf.", metavar="FILE", panel=OUTPUT),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        option("Plot the probabilities of the most probable classes over time to this file (.svg, .png, .pdf), a panel "
+               "for each of the first 12 videos; only with --every.", metavar="FILE", panel=OUTPUT),
     ] = None,
     as_json: Annotated[bool, option("Print one JSON object per line.", "--json", panel=OUTPUT)] = False,
     as_csv: Annotated[
-        bool, option("Print comma-separated values: a row for each image, or object.", "--csv", panel=OUTPUT)
+        bool,
+        option("Print comma-separated values: a row for each image, object, video or clip along time.",
+               "--csv", panel=OUTPUT),
     ] = False,
     save: Annotated[
         Path | None,
@@ -120,65 +141,72 @@ def predict(
                metavar="FOLDER", panel=OUTPUT),
     ] = None,
 ) -> None:  # fmt: skip
-    """Classify images, or find objects in them. Unreadable images are reported; the exit code is then 2."""
+    """Classify images or videos, or find objects in images. What is unreadable is reported; the exit code is then 2."""
     from convatlas.inference.inputs import expand_inputs
     from convatlas.inference.model import Ensemble
-    from convatlas.inference.options import BATCH, PredictOptions, refusal
+    from convatlas.inference.options import PredictOptions, default_batch, refusal
     from convatlas.inference.prediction_files import PredictionFiles
 
     if as_json and as_csv:
         raise InputError("--json and --csv exclude each other; give one of them")
-    names = [] if classes is None else [name.strip() for name in classes.split(",")]
+    if plot is not None and every is None:
+        raise InputError("--plot: needs --every, for example --every 1s: it shows probabilities over time")
+    kept = [] if classes is None else [name.strip() for name in classes.split(",")]
     options = PredictOptions.from_plain(
         {
-            "batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch, "top": top, "classes": names,
-            "nms": nms, "tile": tile, "overlap": overlap,
+            "batch": batch, "tta": tta, "threshold": threshold, "fetch": fetch, "top": top, "classes": kept,
+            "nms": nms, "tile": tile, "overlap": overlap, "every": every,
         },
         where="predict",
     )  # fmt: skip
-    inputs = expand_inputs(images, fetch=fetch)
+    loaded = [load_for_engine(name, engine, device) for name in [model, *(ensemble or [])]]
+    header = loaded[0].header
+    task, steps = header.task, header.preprocessing
+    options.check(task, members=len(loaded))
+    kind = loaded[0].kind
+    inputs = expand_inputs(images, kind, fetch=fetch)
     if inputs.ignored:
         console.errors.print(inputs.ignored.text())
-    size = min(batch or BATCH, inputs.count or batch or BATCH)
-    models = [
-        load_on_engine(name, engine, device, batch=size, count=inputs.count or 0) for name in [model, *(ensemble or [])]
-    ]
+    clips = 1 if steps.sampling is None else steps.sampling.clips
+    count = None if every else clips * (inputs.count or 0)
+    size = min(batch or default_batch(steps), count or batch or default_batch(steps))
+    names = [model, *(ensemble or [])]
+    models = [on_engine(each, name, engine, batch=size, count=count) for each, name in zip(loaded, names, strict=True)]
     predictor = Ensemble(tuple(models)) if ensemble else models[0]
-    task = models[0].header.task
-    options.check(task, members=len(models))
-    for option_name, path in (("save", save), ("coco", coco), ("yolo", yolo)):
+    for option_name, path in (("save", save), ("coco", coco), ("yolo", yolo), ("plot", plot)):
         if path is not None and option_name not in task.options:
             raise refusal(task, option_name)
     top = min(top or TOP, len(task.classes))
-    if "top" in task.options:
-        options = dataclasses.replace(options, top=top)
+    if "top" in task.options:  # a plot needs all classes
+        options = dataclasses.replace(options, top=None if plot else top)
     write = _write_json if as_json else _csv_writer(task, top) if as_csv else None
-    files = PredictionFiles(task.classes, sheet, save, coco, yolo)
+    files = PredictionFiles(task.classes, sheet, save, coco, yolo, plot)
     files.prepare()
-    originals = list(inputs.images) if inputs.count is not None else []
+    originals = list(inputs.items) if inputs.count is not None else []
     rows: list[tuple[str, ...]] = []
     headings: tuple[str, ...] = ()
     unreadable: list[Prediction] = []
     start, done = time.perf_counter(), 0
     with console.progress_bar() as progress:
-        for prediction in predictor.stream(inputs.images, options):
+        for prediction in predictor.stream(inputs.items, options):
             if prediction.error:
                 unreadable.append(prediction)
             files.add(originals[done] if originals else prediction.source, prediction)
             done += 1
             if write is not None:
-                write(prediction)
+                write(prediction.with_top(top))
             elif not prediction.error:
                 headings = prediction.headings(top)
-                rows.append((printable(prediction.source), *prediction.cells(top)))
+                first, *others = prediction.cell_rows(top)
+                rows += [(printable(prediction.source), *first), *(("", *row) for row in others)]
             progress("predicting", done, inputs.count or 0)
     duration = time.perf_counter() - start
     if rows:
-        console.table(("image", *headings), rows)
+        console.table((kind.noun, *headings), rows)
     for line in files.finish():
         console.errors.print(printable(line))
     if done > 1 and duration > 2:
-        rate = f"{done:,} images in {duration:.1f} s, {done / duration:,.1f} images/s"
+        rate = f"{done:,} {kind.noun}s in {duration:.1f} s, {done / duration:,.1f} {kind.noun}s/s"
         console.errors.print(f"{rate}; engine {models[0].engine}")
     for prediction in unreadable:
         console.print_error(prediction.error)
@@ -204,21 +232,31 @@ def _csv_writer(task: Task, top: int) -> Callable[[Prediction], None]:
 
 
 def load_on_engine(name: str, engine: str, device: str, *, batch: int, count: int | None = None) -> Model:
-    """Load a model on an engine. Engines that were measured or that cannot run the network are reported.
+    """Load a model on an engine; see `load_for_engine` and `on_engine`."""
+    return on_engine(load_for_engine(name, engine, device), name, engine, batch=batch, count=count)
 
-    count: number of images; 0 if it is unknown and nothing should be measured, None for many.
-    """
+
+def load_for_engine(name: str, engine: str, device: str) -> Model:
+    """Load a model on the device that an engine needs."""
     from convatlas.inference.model import load
 
     cpu_only = engine in ("onnxruntime", "openvino")
-    model = load(name, device="cpu" if cpu_only and device == "auto" else device)
+    return load(name, device="cpu" if cpu_only and device == "auto" else device)
+
+
+def on_engine(model: Model, name: str, engine: str, *, batch: int, count: int | None = None) -> Model:
+    """Return a model on an engine. Engines that were measured or that cannot run the network are reported.
+
+    name: of the model, as it was given. count: number of images or clips; 0 if it is unknown and nothing should be
+    measured, None for many.
+    """
     if model.network is None:
         if engine not in ("auto", model.engine.name):
             raise InputError(f"--engine: {name} is exported for {model.engine.name}, got {engine}")
         return model
     choice = model.choose(engine, batch=batch, count=count, log=console.errors.print)
     if choice.seconds:
-        console.errors.print(f"engine for batches of {batch}: {choice}")
+        console.errors.print(f"engine for batches of {choice.batch}: {choice}")
     for other, reason in choice.failures.items():
         console.errors.print(f"engine {other} skipped: {reason}")
     return dataclasses.replace(model, engine_override=choice.engine)

@@ -106,7 +106,8 @@ def import_(
     classes: Annotated[
         str | None,
         option("Class names in the order of the outputs: a text file with one a line, a folder with one folder for "
-               "each class, a,b,c, or imagenet (the default for 1,000 outputs).", metavar="NAMES", panel=MODEL),
+               "each class, a,b,c, imagenet (the default for 1,000 outputs) or kinetics400.",
+               metavar="NAMES", panel=MODEL),
     ] = None,
     mean: Annotated[
         str | None,
@@ -187,7 +188,9 @@ def verify(
     ],
     data: Annotated[
         Path,
-        typer.Argument(metavar="DATA", help="A folder of images with labels.csv, or with a folder for each class."),
+        typer.Argument(
+            metavar="DATA", help="A folder of images or videos with labels.csv, or with a folder for each class."
+        ),
     ],
     file: Annotated[
         Path | None, option("The weights file, if it is not in the cache.", metavar="FILE", panel=DATA)

@@ -21,7 +21,7 @@ from convatlas.errors import CostError
 
 @dataclass(frozen=True, repr=False)
 class Cost:
-    """The exact cost of one image; totals are sums over `layers`, in the order of the walk. Prints as a small table.
+    """The exact cost of one image or clip; totals are sums over `layers`, in the order of the walk. Prints as a table.
 
     auxiliary: layers that only training uses; their parameters count, their multiply-adds do not.
     signals: path on the main path -> output signal of that layer.
@@ -57,6 +57,13 @@ class Cost:
         return tuple(max(axis) for axis in zip(self.input.receptive_field, *fields, strict=True))
 
     @property
+    def receptive_field_text(self) -> str:
+        """The receptive field with units: "219 x 219 px", of networks that read clips "109 frames x 219 x 219 px"."""
+        sizes = self.receptive_field
+        frames = "".join(f"{size} frame{'s' * (size != 1)} x " for size in sizes[:-2])
+        return f"{frames}{by_x(sizes[-2:])} px"
+
+    @property
     def remark(self) -> str:
         """What to know if the image is too small to use every kernel; empty if it is large enough."""
         starved = [
@@ -79,9 +86,9 @@ class Cost:
         """Return the totals as text with units."""
         return {
             "parameters": f"{self.parameters:,}",
-            "MACs": f"{self.macs:,} for one image of {by_x(self.input.shape)}",
+            "MACs": f"{self.macs:,} for {_one_input(self.input.shape)}",
             "activations": f"{self.activations:,}",
-            "receptive field": f"{by_x(self.receptive_field)} px",
+            "receptive field": self.receptive_field_text,
             "remark": self.remark,
         }
 
@@ -116,6 +123,11 @@ class Cost:
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+
+def _one_input(shape: Sequence[int]) -> str:
+    """Return "one image of 3x224x224", or "one clip of 3x16x112x112"."""
+    return f"one {'clip' if len(shape) == 4 else 'image'} of {by_x(shape)}"
 
 
 def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
@@ -160,7 +172,7 @@ class Totals:
     def totals(self) -> dict[str, str]:
         """Return the totals as text with units."""
         return {
-            "parameters": f"{self.parameters:,}", "MACs": f"{self.macs:,} for one image of {by_x(self.shape)}",
+            "parameters": f"{self.parameters:,}", "MACs": f"{self.macs:,} for {_one_input(self.shape)}",
         }  # fmt: skip
 
 

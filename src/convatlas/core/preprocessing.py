@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convatlas.core.clips import ClipSampling
 from convatlas.core.ragged import Inputs
 from convatlas.core.record import Bounds, Record, above, at_least, between
 from convatlas.core.resampling import resize, resize_part
@@ -41,6 +42,9 @@ class Preprocessing(Record):
     border of `pad` pixels of value `fill` is put around it, values are divided by 255, `mean` is subtracted and the
     result divided by `std`, channel by channel. `len(mean)` is the number of channels: image files are converted to
     grayscale (1, luma of ITU-R 601) or RGB (3) after their EXIF orientation was applied.
+    width: images are resized to `resize` x `width` pixels (height x width) instead, whatever their shape, as
+        torchvision's preprocessing of videos does.
+    sampling: of networks that read clips: which frames of a video they read. The steps apply to each frame.
     max_size: of detectors: images stay whole. Nothing is cropped; the network itself resizes the short side to `resize`
         pixels, or the long side to `max_size` pixels if that is smaller, and standardizes: mean is 0 and std 1 here.
     rotation: degrees by which the normalized input is rotated, for weights that are stored rotated.
@@ -59,11 +63,17 @@ class Preprocessing(Record):
     window: tuple[Finite, Finite] | None = None
     rotation: Literal[0, 180] = 0
     max_size: Annotated[int, at_least(1)] | None = None
+    width: Annotated[int, at_least(1)] | None = None
+    sampling: ClipSampling | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.crop > self.resize:
             raise SpecError(f"Preprocessing: crop must be <= resize, got {self.crop} > {self.resize}")
+        if self.width is not None and self.crop > self.width:
+            raise SpecError(f"Preprocessing: crop must be <= width, got {self.crop} > {self.width}")
+        if self.max_size is not None and (self.width is not None or self.sampling is not None):
+            raise SpecError("Preprocessing: with max_size, there must be no width and no sampling")
         if not self.mean or len(self.mean) != len(self.std):
             raise SpecError(
                 f"Preprocessing: mean and std must have one value for each channel, got {self.mean} and {self.std}"
@@ -89,11 +99,36 @@ class Preprocessing(Record):
         return self.crop + 2 * self.pad
 
     @property
+    def reads(self) -> str:
+        """What one input is; see `Spec.reads`."""
+        return "images" if self.sampling is None else "clips"
+
+    def misfit(self, shape: tuple[int, ...]) -> str:
+        """Return in words why this is not the preprocessing of a network; empty if it is.
+
+        shape: of its input, (channels, size, size) or (channels, frames, size, size); channels are not compared.
+        """
+        if self.resolution != shape[-1]:
+            return f"must give the network's {shape[-1]} px, got {self.resolution} px"
+        frames, own = shape[1:-2], () if self.sampling is None else (self.sampling.frames,)
+        if frames == own:
+            return ""
+        needs, has = (f"clips of {each[0]} frames" if each else "images" for each in (frames, own))
+        return f"must give the network's {needs}, got {has}"
+
+    @property
+    def item_shape(self) -> tuple[int, ...]:
+        """The shape of the pixels of one input: (channels, size, size), or (frames, channels, size, size) of a clip."""
+        image = (self.channels, self.resolution, self.resolution)
+        return image if self.sampling is None else (self.sampling.frames, *image)
+
+    @property
     def input_text(self) -> str:
         """The network's input in a few words, such as "3 x 224 px", or "short side 320 px, at most 640 px"."""
         if self.is_whole:
             return f"short side {self.resize} px, at most {self.max_size} px"
-        return f"{self.channels} x {self.resolution} px"
+        image = f"{self.channels} x {self.resolution} px"
+        return image if self.sampling is None else f"{image}, {self.sampling.text}"
 
     @property
     def channels(self) -> int:
@@ -122,10 +157,11 @@ class Preprocessing(Record):
         crop = resolution - 2 * pad
         resize = max(crop, round(self.resize * crop / self.crop))
         max_size = None if self.max_size is None else max(resize, round(self.max_size * resolution / self.resolution))
-        return dataclasses.replace(self, pad=pad, crop=crop, resize=resize, max_size=max_size)
+        width = None if self.width is None else max(crop, round(self.width * crop / self.crop))
+        return dataclasses.replace(self, pad=pad, crop=crop, resize=resize, max_size=max_size, width=width)
 
     def resize_and_crop(self, pixels: Tensor) -> Tensor:
-        """Resize, crop and pad images of `dtype`: (..., channels, h, w) in, (..., channels, size, size) out.
+        """Resize, crop and pad images of `dtype`: ([n,] channels, h, w) in, ([n,] channels, size, size) out.
 
         Whole images are returned as they are.
         """
@@ -154,17 +190,20 @@ class Preprocessing(Record):
         if self.is_whole:
             return [pixels.contiguous()]
         corners = [(round((height - self.crop) * down), round((width - self.crop) * right)) for down, right in places]
-        if size != tuple(pixels.shape[-2:]) and max(size) > self._thin * self.resize:
+        if size != tuple(pixels.shape[-2:]) and self.width is None and max(size) > self._thin * self.resize:
             crops = [self._crop_of_thin(pixels, size, *corner) for corner in corners]
         else:
             if size != tuple(pixels.shape[-2:]):
-                pixels = resize(pixels, size, self.interpolation, antialias=self.antialias)
+                pixels = resize(
+                    pixels, size, self.interpolation, antialias=self.antialias, in_float32=self.sampling is not None
+                )
             crops = [self._crop(pixels, *corner) for corner in corners]
         return [self.add_border(crop) for crop in crops]
 
     @property
     def _thin(self) -> int:
-        exact = self.interpolation == "nearest" or (self.antialias and self.window is None)
+        images = self.window is None and self.sampling is None
+        exact = self.interpolation == "nearest" or (self.antialias and images)
         return THIN if exact else THIN_ROUNDED
 
     def _crop(self, pixels: Tensor, top: int, left: int) -> Tensor:
@@ -193,6 +232,8 @@ class Preprocessing(Record):
                 f"the image is too narrow ({width} x {height} pixels): its long side is resized to {self.max_size} px, "
                 "and no pixel of its short side is left"
             )
+        if self.width is not None:
+            return self.resize, self.width
         # as torchvision's Resize: the long side is cut down to a whole pixel
         return int(self.resize * height / short), int(self.resize * width / short)
 
@@ -214,17 +255,28 @@ class Preprocessing(Record):
     def normalize(self, pixels: Inputs) -> Inputs:
         """Turn images (n, channels, h, w) of values from 0 to 255 into inputs: float32, standardized and rotated.
 
-        Whole images, a list, become float32 from 0 to 1: their network standardizes them.
+        Whole images, a list, become float32 from 0 to 1: their network standardizes them. Clips (n, frames, channels,
+        h, w) become (n, channels, frames, h, w).
         """
         if not isinstance(pixels, Tensor):
             return [image.to(torch.float32, copy=True).div_(255) for image in pixels]
-        mean = torch.tensor(self.mean, device=pixels.device).mul_(255).view(-1, 1, 1)
-        scale = torch.tensor(self.std, device=pixels.device).mul_(255).reciprocal_().view(-1, 1, 1)
-        return self.rotate(pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale))
+        mean, scale = self.scaling(pixels.device)
+        return self.rotate(self.channels_first(pixels).to(torch.float32, copy=True).sub_(mean).mul_(scale))
+
+    def scaling(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the mean and the factor, 1 / std, of each channel for values from 0 to 255; shaped as inputs are."""
+        mean, std = (torch.tensor(values, device=device).mul_(255) for values in (self.mean, self.std))
+        shape = (-1, *[1] * (len(self.item_shape) - 1))
+        return mean.view(shape), std.reciprocal_().view(shape)
+
+    def channels_first(self, pixels: Tensor) -> Tensor:
+        """Return clips (n, frames, channels, h, w) as (n, channels, frames, h, w), and back; images as they are."""
+        return pixels if self.sampling is None else pixels.transpose(-3, -4)
 
     def denormalize(self, inputs: Tensor) -> Tensor:
         """Return the uint8 images (n, channels, h, w) of inputs: the inverse of `normalize`, rounded."""
         mean, std = (torch.tensor(values, device=inputs.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        inputs = self.channels_first(inputs)
         return (self.rotate(inputs) * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def rotate(self, inputs: Tensor) -> Tensor:

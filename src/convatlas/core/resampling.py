@@ -12,8 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def resize(pixels: Tensor, size: tuple[int, int], interpolation: str, *, antialias: bool) -> Tensor:
-    """Return images (..., channels, h, w), uint8 or float32, resized to `size` (height, width)."""
+def resize(
+    pixels: Tensor, size: tuple[int, int], interpolation: str, *, antialias: bool, in_float32: bool = False
+) -> Tensor:
+    """Return images ([n,] channels, h, w), uint8 or float32, resized to `size` (height, width).
+
+    in_float32: compute uint8 in float32 and round, as `torchvision.transforms.functional.resize` does. By default they
+        are computed with weights of 16 bits, as in `torchvision.transforms.v2`; the results differ by 1 at most.
+    """
+    if in_float32 and pixels.dtype == torch.uint8 and interpolation != "nearest":
+        images = pixels if pixels.ndim == 4 else pixels[None]
+        resized = [_resize_in_float32(image[None], size, interpolation, antialias=antialias) for image in images]
+        return torch.cat(resized) if pixels.ndim == 4 else resized[0][0]
     smooth = interpolation != "nearest"
     if min(pixels.shape[-2:]) == 1:  # torch reads uint8 of one row or column with unusual strides wrongly
         pixels = pixels.clone(memory_format=torch.contiguous_format)
@@ -25,6 +35,12 @@ def resize(pixels: Tensor, size: tuple[int, int], interpolation: str, *, antiali
         antialias=antialias and smooth,
     )
     return batch if pixels.ndim == 4 else batch[0]
+
+
+def _resize_in_float32(image: Tensor, size: tuple[int, int], interpolation: str, *, antialias: bool) -> Tensor:
+    """Return one image (1, channels, h, w); one by one, because float32 takes four times the memory."""
+    values = F.interpolate(image.float(), size, mode=interpolation, align_corners=False, antialias=antialias)
+    return values.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def resize_part(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from convatlas.core.network import Network
-from convatlas.core.record import Kind, Record, fields_of, item_hint, kind_of_cell
+from convatlas.core.record import Kind, Record, at_least, fields_of, item_hint, kind_of_cell
 from convatlas.core.table import Table
 from convatlas.errors import SpecError, nearest
 
@@ -20,6 +20,8 @@ Depth = Annotated[int, Kind("depth")]
 """How often a block is repeated."""
 Resolution = Annotated[int, Kind("resolution")]
 """Height and width of the square input, in pixels."""
+Frames = Annotated[int, at_least(1)]
+"""A number of frames of a clip."""
 
 SMALL = 32
 """Default resolution, in pixels, of networks with a stem for small images."""
@@ -39,6 +41,8 @@ class Spec(Row):
 
     predicts: ClassVar[str] = "classes"
     """What the network computes for an image; a task with the same word can train it."""
+    reads: ClassVar[str] = "images"
+    """What one input is: "images" (channels, h, w) or "clips" (channels, frames, h, w); a task has the same word."""
 
     resolution: Resolution
 
@@ -113,6 +117,17 @@ class Spec(Row):
         return scaled
 
 
+class ClipSpec(Spec):
+    """A network that reads clips: (batch, channels, frames, resolution, resolution) -> (batch, classes)."""
+
+    reads = "clips"
+
+    frames: Frames
+
+    def input_shape(self, channels: int) -> tuple[int, ...]:
+        return channels, self.frames, self.resolution, self.resolution
+
+
 def _rebuild(value: Any, hint: Any, change: Callable[[str | None, Any], Any]) -> Any:
     """Return a copy of a record in which each cell went through `change(kind, value)`."""
     if isinstance(value, Record):
@@ -172,7 +187,13 @@ def replace_cells(record: AnyRecord, values: Mapping[str, Any]) -> AnyRecord:
 
 
 def diff(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
-    """Return {path: (value in a, value in b)} of the cells that differ; None stands for a missing cell."""
+    """Return {path: (value in a, value in b)} of the cells that differ; None stands for a missing cell.
+
+    Raises SpecError for other values, such as the name of a network.
+    """
+    for each in (a, b):
+        if not isinstance(each, Record):
+            raise SpecError(f"diff: expected specs, such as ca.spec('resnet50'), got {each!r}")
     left = {path: value for path, value, _ in cells(a)}
     right = {path: value for path, value, _ in cells(b)}
     return {path: (left.get(path), right.get(path)) for path in left | right if left.get(path) != right.get(path)}

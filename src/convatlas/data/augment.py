@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convatlas.core.record import Record, at_least, between, from_up_to
+from convatlas.core.resampling import resize
 from convatlas.data.augment_ops import (
     MAX_MAGNITUDE,
     Policy,
@@ -80,18 +81,22 @@ class Augment(Record):
 
 
 def augment_pixels(
-    pixels: Tensor, random: BatchRandom, augment: Augment, *, size: int, fill: int = 0, aspects: Tensor | None = None
-) -> Tensor:
+    pixels: Tensor, random: BatchRandom, augment: Augment, *, size: int, fill: int = 0, aspects: Tensor | None = None,
+    frames: int = 1,
+) -> Tensor:  # fmt: skip
     """Return images (batch, channels, size, size), uint8 or float32 from 0 to 255, augmented but not yet mixed.
 
     pixels: uint8 (batch, channels, h, w), as prepared for evaluation; or with `aspects`, width / height of each image,
         whole images resized to squares, from which random crops are taken.
+    frames: number of consecutive images that have the same random numbers: the frames of a clip.
     """
     if aspects is not None:
         flip = random.bernoulli(Purpose.FLIP, 0.5 if augment.flip else 0.0)
-        pixels = crop_and_resize(
-            pixels.float(), *random_crops(random, augment.min_crop_area, aspects), size=size, flip=flip
-        )
+        start, extent = random_crops(random, augment.min_crop_area, aspects)
+        if frames > 1:
+            pixels = crop_and_resize_clips(pixels, start, extent, size=size, flip=flip, frames=frames)
+        else:
+            pixels = crop_and_resize(pixels.float(), start, extent, size=size, flip=flip)
     elif augment.flip:
         pixels = torch.where(random.bernoulli(Purpose.FLIP, 0.5).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
     if augment.max_shift:
@@ -149,6 +154,27 @@ def crop_and_resize(pixels: Tensor, start: Tensor, extent: Tensor, *, size: int,
     columns = _filters(start[:, 1] * width, extent[:, 1] * width, width, size)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     return rows[:, None] @ (pixels @ columns[:, None].mT)
+
+
+def crop_and_resize_clips(
+    pixels: Tensor, start: Tensor, extent: Tensor, *, size: int, flip: Tensor, frames: int
+) -> Tensor:  # fmt: skip
+    """Do as `crop_and_resize`, with boxes of whole pixels: torch resizes frames of a clip in a fraction of the time.
+
+    pixels: uint8 or float (clips x frames, channels, h, w). frames: of a clip, which have the same box.
+    """
+    sides = torch.tensor(pixels.shape[-2:], device=start.device)
+    lengths = (extent[::frames] * sides).round().long().clamp(min=1)
+    first = torch.minimum((start[::frames] * sides).round().long(), sides - lengths)
+    exact = pixels if pixels.device.type == "cpu" else pixels.float()  # other devices have no kernel for uint8
+    clips = []
+    for clip, box, mirrored in zip(
+        exact.split(frames), torch.cat([first, lengths], 1).tolist(), flip[::frames].tolist(), strict=True
+    ):
+        top, left, height, width = box
+        part = resize(clip[..., top : top + height, left : left + width], (size, size), "bilinear", antialias=True)
+        clips.append(part.flip(-1) if mirrored else part)
+    return torch.cat(clips)
 
 
 def _filters(start: Tensor, extent: Tensor, inputs: int, outputs: int) -> Tensor:

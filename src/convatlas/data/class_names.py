@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
 from convatlas.errors import DataError, listed, printable
+
+_RIGHT = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 
 
 def class_name(text: str, where: object) -> str:
@@ -17,6 +20,15 @@ def class_name(text: str, where: object) -> str:
     if printable(name) != name:
         raise DataError(f"{where}: the class {name!r} has a name that is not printable; rename it")
     return name
+
+
+def mirrored_classes(classes: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs of classes whose names differ only in left and right: a horizontal flip exchanges them."""
+    known = set(classes)
+    mirrored = (
+        (name, re.sub("left", lambda match: _RIGHT.get(match[0], "right"), name, flags=re.IGNORECASE)) for name in known
+    )
+    return sorted((name, other) for name, other in mirrored if name != other and other in known)
 
 
 def spelling_notes(spellings: Iterable[str]) -> tuple[str, ...]:

@@ -6,18 +6,26 @@ import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from convatlas.data.decode.display import display_image
+from convatlas.data.decode.display_video import display_video
 from convatlas.data.duplicates import Group
 from convatlas.data.findings import SEVERITIES, Finding
 from convatlas.data.ignored import Ignored
 from convatlas.data.inspect_images import CheckedImage
 from convatlas.data.object_counts import ObjectCounts
+from convatlas.data.video_counts import VideoCounts
+from convatlas.draw.contact_sheet import contact_sheet
 from convatlas.errors import listed, printable, shorten
 from convatlas.tasks.table import Column, MetricTable, pluralize, rows_of
 
 SHEET_COLUMNS, SHEET_CLASSES, SHEET_GROUPS = 10, 24, 6
 """Contact sheet: maximum number of images in a row, of classes, and of groups of each kind of duplicates."""
+
+STRIP_COLUMNS, STRIP_INCHES = 3, 4.5
+"""Contact sheet of videos: maximum number of frame strips in a row, and their width."""
 
 REPR_CLASSES, REPR_FINDINGS, REPR_WIDTH = 10, 8, 130
 """Maximum number of classes, of findings and of characters of a finding in the `repr`."""
@@ -29,8 +37,8 @@ class DataReport:
 
     counts: split -> number of readable images or, in detection, of their objects, of each class. duplicates: groups of
     images with equal contents. near_duplicates: groups of images with nearly equal hashes. ignored: files that are not
-    used. in_memory: whether the images are arrays, not files. objects: of each split, in detection. Without images, the
-    data set could not be opened.
+    used. in_memory: whether the images are arrays, not files. objects: of each split, in detection. videos: of each
+    split; `images` are `CheckedVideo` then, and noun is "video". Without images, the data set could not be opened.
     """
 
     name: str
@@ -43,6 +51,8 @@ class DataReport:
     ignored: Ignored = field(default_factory=Ignored)
     in_memory: bool = False
     objects: Mapping[str, ObjectCounts] = field(default_factory=dict)
+    videos: Mapping[str, VideoCounts] = field(default_factory=dict)
+    noun: str = "image"
 
     def of(self, severity: str) -> list[Finding]:
         """Return the findings of a severity: "error", "warning" or "note"."""
@@ -67,7 +77,7 @@ class DataReport:
 
     @property
     def modes(self) -> dict[str, int]:
-        """How pixels are stored -> number of images, the most frequent first."""
+        """How pixels are stored, or the codec -> number of images, the most frequent first."""
         return dict(Counter(image.mode for image in self.readable).most_common())
 
     @property
@@ -106,8 +116,10 @@ class DataReport:
         smallest, median, largest = (f"{width} x {height}" for width, height in self.sizes)
         formats = listed(f"{mode} ({n:,})" for mode, n in self.modes.items())
         return [
-            f"sizes: {smallest} to {largest}, median {median}", f"pixel formats: {formats}",
-            *(f"{split}: {counts.text()}" for split, counts in self.objects.items()),
+            f"sizes: {smallest} to {largest}, median {median}",
+            f"{'codecs' if self.videos else 'pixel formats'}: {formats}",
+            *(f"{split}: {objects.text()}" for split, objects in self.objects.items()),
+            *(f"{split}: {videos.text()}" for split, videos in self.videos.items()),
         ]  # fmt: skip
 
     def lines(self, max_examples: int) -> list[str]:
@@ -124,17 +136,26 @@ class DataReport:
         return lines
 
     def sheet(self) -> list[tuple[str, list[str]]]:
-        """Return rows of a contact sheet, (caption, image files): training images of each class, then duplicates."""
+        """Return rows of a contact sheet, (caption, files): training images of each class, then duplicates."""
+        columns = STRIP_COLUMNS if self.videos else SHEET_COLUMNS
         rows = []
         for label, name in enumerate(self.classes[:SHEET_CLASSES]):
             images = [image.name for image in self.readable if label in image.labels and image.split == "train"]
-            step = max(1, len(images) // SHEET_COLUMNS)
-            rows.append((f"{name}\n{len(images):,}", images[::step][:SHEET_COLUMNS]))
+            step = max(1, len(images) // columns)
+            rows.append((f"{name}\n{len(images):,}", images[::step][:columns]))
         for caption, groups in (("duplicates", self.duplicates), ("near duplicates", self.near_duplicates)):
             for group in groups[:SHEET_GROUPS]:
                 classes = ", ".join(dict.fromkeys(f"{image.split}/{self.class_names(image)}" for image in group))
-                rows.append((f"{caption}\n{classes}", [image.name for image in group[:SHEET_COLUMNS]]))
+                rows.append((f"{caption}\n{classes}", [image.name for image in group[:columns]]))
         return rows
+
+    def draw_sheet(self, path: Path) -> None:
+        """Write the contact sheet of the images, or of frame strips of the videos, as SVG, PNG or PDF."""
+        if self.videos:
+            strips = [(caption, map(display_video, files)) for caption, files in self.sheet()]
+            contact_sheet(strips, columns=STRIP_COLUMNS, cell=STRIP_INCHES, path=path)
+        else:
+            contact_sheet([(caption, map(display_image, files)) for caption, files in self.sheet()], path=path)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the report as plain data, with images by name."""
@@ -149,6 +170,7 @@ class DataReport:
             "sizes_px": [list(size) for size in self.sizes] if self.readable else [],
             "modes": self.modes,
             **({"objects": {split: each.to_plain() for split, each in self.objects.items()}} if self.objects else {}),
+            **({"videos": {split: each.to_plain() for split, each in self.videos.items()}} if self.videos else {}),
             **{f"num_{severity}s": len(self.of(severity)) for severity in SEVERITIES},
             "findings": [finding.to_plain() for finding in self.findings],
             "ignored": {reason: list(files) for reason, files in self.ignored.reasons.items()},
@@ -174,7 +196,7 @@ class DataReport:
         return [*shown, *([f"and {more:,} more"] if more else []), self.summary()]
 
     def _title(self) -> str:
-        return f"{self.name}: {pluralize(len(self.images), 'image')}, {pluralize(len(self.classes), 'class')}"
+        return f"{self.name}: {pluralize(len(self.images), self.noun)}, {pluralize(len(self.classes), 'class')}"
 
     def __repr__(self) -> str:
         table = [repr(self._short_table())] if self.counts else []

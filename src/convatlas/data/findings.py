@@ -96,6 +96,16 @@ _KINDS = {
         "warning", "image is a duplicate of another one", "images are duplicates of another one",
         "delete the copies; --json lists all of them under duplicates",
     ),
+    "short_videos": _Kind(
+        "warning", "video is shorter than a clip of 16 frames at 15 per second: unreadable for a training with these",
+        "videos are shorter than a clip of 16 frames at 15 per second: unreadable for a training with these",
+        "lower --frames or raise --frame-rate, or leave them out",
+    ),
+    "mirrored_classes": _Kind(
+        "warning", "pair of classes differs only in left and right, which a horizontal flip exchanges",
+        "pairs of classes differ only in left and right, which a horizontal flip exchanges",
+        "train without flips: convatlas fit ... --set flip=false",
+    ),
     "imbalanced_classes": _Kind(
         "warning", f"class has less than {RARE_SHARE:.0%} of the images of the largest one",
         f"classes have less than {RARE_SHARE:.0%} of the images of the largest one",
@@ -134,6 +144,14 @@ _KINDS = {
     "mixed_modes": _Kind(
         "note", "pixel format", "pixel formats", "none needed: all are converted to that of most images"
     ),
+    "rotated_videos": _Kind(
+        "note", "video is rotated or mirrored by its metadata", "videos are rotated or mirrored by their metadata",
+        "none needed: frames are turned upright",
+    ),
+    "variable_rates": _Kind(
+        "note", "video has a variable frame rate", "videos have a variable frame rate",
+        "none needed: frames are taken by their times",
+    ),
     "rotated_images": _Kind(
         "note", "image is rotated by its EXIF orientation", "images are rotated by their EXIF orientation",
         "none needed: the orientation is applied",
@@ -152,19 +170,27 @@ _SINGLE = {
 """Kinds of errors that have their own text -> fix."""
 
 
-def finding(kind: str, examples: Iterable[str], *, count: int | None = None, detail: str = "") -> list[Finding]:
+def finding(
+    kind: str, examples: Iterable[str], *, noun: str = "image", count: int | None = None, detail: str = ""
+) -> list[Finding]:
     """Return a finding of a kind in a list; nothing without occurrences.
 
-    examples: one for each occurrence. count: the number of occurrences, if examples are groups of them. detail: the end
-    of the text.
+    examples: one for each occurrence. noun: "image" or "video", in the kind and its texts. count: the number of
+    occurrences, if examples are groups of them. detail: the end of the text.
     """
-    examples, known = tuple(map(printable, examples)), _KINDS[kind]
+    examples = tuple(map(printable, examples))
     number = len(examples) if count is None else count
-    text = f"{number:,} {known.one if number == 1 else known.many}{detail}"
-    return [Finding(kind, known.severity, text, number, examples, known.fix)] if number else []
+    if not number:
+        return []
+    own_kind = kind.replace("image", noun)
+    known = _KINDS.get(own_kind, _KINDS[kind])
+    text, fix = (
+        re.sub(r"\bimage(s?)\b", rf"{noun}\1", each) for each in (known.one if number == 1 else known.many, known.fix)
+    )
+    return [Finding(own_kind, known.severity, f"{number:,} {text}{detail}", number, examples, fix)]
 
 
-def findings_of_errors(errors: Sequence[DataError]) -> list[Finding]:
+def findings_of_errors(errors: Sequence[DataError], noun: str = "image") -> list[Finding]:
     """Return the findings for the errors of a reader, those of one kind together."""
     grouped: dict[str, list[DataError]] = {}
     for number, error in enumerate(errors):
@@ -172,7 +198,7 @@ def findings_of_errors(errors: Sequence[DataError]) -> list[Finding]:
     findings = []
     for kind, group in grouped.items():
         if kind in _KINDS:
-            findings += finding(kind, [error.subject or _from_line(str(error)) for error in group])
+            findings += finding(kind, [error.subject or _from_line(str(error)) for error in group], noun=noun)
         else:
             text, _, advice = str(group[0]).partition("; ")
             fix = _SINGLE.get(group[0].kind, advice) or "correct the data"
@@ -185,7 +211,7 @@ def _from_line(text: str) -> str:
     return re.sub(r"^.*?: (?=line \d+: )", "", text)
 
 
-def findings_of_ignored(ignored: Ignored) -> list[Finding]:
+def findings_of_ignored(ignored: Ignored, noun: str = "image") -> list[Finding]:
     """Return the findings for files that are not used: images without a library, dangling links, and others."""
     unsupported = [name for names in ignored.unsupported.values() for name in names]
     by_suffix = listed(f"{len(names):,} {suffix}" for suffix, names in ignored.unsupported.items())
@@ -193,5 +219,5 @@ def findings_of_ignored(ignored: Ignored) -> list[Finding]:
     return [
         *finding("unsupported_images", unsupported, detail=f": {by_suffix}"),
         *finding("dangling_links", ignored.dangling),
-        *(replace(each, text=ignored.others.text()) for each in finding("ignored_files", others)),
+        *(replace(each, text=ignored.others.text()) for each in finding("ignored_files", others, noun=noun)),
     ]

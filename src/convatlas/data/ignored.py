@@ -72,7 +72,7 @@ class Ignored:
 
 
 def _in_number(reason: str, count: int) -> str:
-    return re.sub(r"\b(link|file)s\b", r"\1", reason, count=1) if count == 1 else reason
+    return re.sub(r"\b(link|file|image)s\b", r"\1", reason, count=1) if count == 1 else reason
 
 
 def _short(name: str) -> str:

@@ -15,6 +15,7 @@ from convatlas.data.dataset import Images
 from convatlas.data.rng import BatchRandom, epoch_order
 from convatlas.data.stream import Pixels, Streamed, prefetch
 from convatlas.data.threads import map_ahead
+from convatlas.data.videos import RandomClips, Videos
 from convatlas.data.whole_images import WholeImages
 from convatlas.tasks.targets import Batch
 from convatlas.tasks.task import Task
@@ -62,7 +63,8 @@ class BatchLoader:
     def _batches(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         if isinstance(self.pixels, WholeImages):
             return self._whole_batches(self.pixels, batches, epoch)
-        return self._frames(self.pixels, batches, epoch)
+        pixels = self.pixels.at_random(self.seed, epoch) if isinstance(self.pixels, Videos) else self.pixels
+        return self._frames(pixels, batches, epoch)
 
     def _whole_batches(self, images: WholeImages, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
         """Yield batches of whole images, which are decoded and augmented in the background."""
@@ -85,7 +87,9 @@ class BatchLoader:
             )
             yield Batch([item.image.to(self.device) for item in items], targets, own, len(batch))
 
-    def _frames(self, images: Tensor | Streamed, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
+    def _frames(
+        self, images: Tensor | Streamed | RandomClips, batches: Sequence[Tensor], epoch: int
+    ) -> Iterator[Batch]:
         count = len(self.targets)
         mixes = self.augment.mixes and count > 1
 
@@ -102,19 +106,34 @@ class BatchLoader:
                 continue
             own, others = numbers.tensor_split(2)
             own_inputs, other_inputs = inputs.tensor_split(2)
-            inputs, weight = mix(own_inputs, other_inputs, BatchRandom(own, self.seed, epoch), self.augment)
+            random = BatchRandom(own, self.seed, epoch)
+            mixed, weight = mix(_as_images(own_inputs), _as_images(other_inputs), random, self.augment)
+            inputs = mixed.view_as(own_inputs)
             targets = self.task.mix(self.targets.take(own), self.targets.take(others), weight)
             yield Batch(inputs, targets, own, len(batch))
 
     def _augment(self, random: BatchRandom, pixels: Tensor) -> Tensor:
-        """Return the network's inputs, augmented but not mixed."""
+        """Return the network's inputs, augmented but not mixed; all frames of a clip are augmented alike."""
         steps = self.preprocessing
-        aspects = None if self.aspects is None else self.aspects[random.samples]
-        pixels = augment_pixels(pixels, random, self.augment, size=steps.crop, fill=steps.fill, aspects=aspects)
+        clips = pixels.shape[:-3]  # (images,), or (clips, frames)
+        frames = clips[1] if len(clips) == 2 else 1
+        each = random.repeated(frames)
+        aspects = None if self.aspects is None else self.aspects[each.samples]
+        pixels = pixels.flatten(0, len(clips) - 1)
+        pixels = augment_pixels(
+            pixels, each, self.augment, size=steps.crop, fill=steps.fill, aspects=aspects, frames=frames
+        )
         if self.aspects is not None:
             pixels = steps.add_border(pixels)
-        inputs = steps.normalize(pixels)
-        return erase(inputs, random, self.augment.random_erasing) if self.augment.random_erasing else inputs
+        inputs: Tensor = steps.normalize(pixels.unflatten(0, clips))
+        if not self.augment.random_erasing:
+            return inputs
+        return erase(_as_images(inputs), random, self.augment.random_erasing).view_as(inputs)
+
+
+def _as_images(inputs: Tensor) -> Tensor:
+    """Return clips (n, channels, frames, h, w) as images whose channels are all frames; images as they are."""
+    return inputs.flatten(1, 2) if inputs.ndim == 5 else inputs
 
 
 def batch_sizes(count: int, batch: int, min_last: int = 1) -> list[int]:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -44,6 +44,9 @@ CONTENTS_LIMIT = 2**30
 
 MANIFESTS_LIMIT = 2**30
 """Maximum bytes of manifests in the cache."""
+
+Stamp = tuple[int, int, int]
+"""Size in bytes, modification time and status-change time in ns."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,15 @@ class Manifest:
             self._numbers, self._rows = self._load()
         started = time.time_ns()
         names = [_absolute(name) for name in names]
-        stamps, unopened = _stamps(names)
+        stamps, unopened = _stamps(names, self.stamp)
         numbers = self._numbers_of(names)
         known = numbers >= 0
         known[known] = (self._rows.stamps[numbers[known]] == stamps[known]).all(1)
         known[list(unopened)] = True  # there is nothing to read
         unknown = np.flatnonzero(~known).tolist()
         if unknown:
-            probed: list[tuple[int, _Probe]] = []
-            results = map_in_threads(self._probe, [names[i] for i in unknown])
+            probed: list[tuple[int, Probe]] = []
+            results = map_in_threads(self.probe, [names[i] for i in unknown])
             for done, (i, result) in enumerate(zip(unknown, results, strict=True), 1):
                 if isinstance(result, str):
                     unopened[i] = result
@@ -132,7 +135,11 @@ class Manifest:
     def _numbers_of(self, names: Sequence[str]) -> NDArray[np.int64]:
         return np.fromiter((self._numbers.get(name, -1) for name in names), np.int64, len(names))
 
-    def _probe(self, name: str) -> _Probe | str:
+    def stamp(self, name: str) -> Stamp:
+        """Return what changes with the contents of a file; raises OSError if it is not there."""
+        return stamp_of(os.stat(name))
+
+    def probe(self, name: str) -> Probe | str:
         """Read a file, once, and return what is known of it, or why it cannot be opened."""
         try:
             data = read_bytes(name)
@@ -145,14 +152,14 @@ class Manifest:
         try:
             header = read_header(name, data=data)
         except UnavailableError:  # a library is missing, which may be installed later
-            return _Probe(digest, is_final=False)
+            return Probe(digest, is_final=False)
         except DataError:
-            return _Probe(digest)
+            return Probe(digest)
         width, height = (min(side, MAX_SIDE) for side in header.upright_size)
-        return _Probe(digest, header.channels, header.high_bit_depth, (height, width), header.orientation)
+        return Probe(digest, header.channels, header.high_bit_depth, (height, width), header.orientation)
 
     def _add(
-        self, names: Sequence[str], stamps: NDArray[np.int64], started: int, probed: Sequence[tuple[int, _Probe]]
+        self, names: Sequence[str], stamps: NDArray[np.int64], started: int, probed: Sequence[tuple[int, Probe]]
     ) -> None:
         assert self._rows is not None
         indices, probes = [i for i, _ in probed], [probe for _, probe in probed]
@@ -172,8 +179,13 @@ class Manifest:
         )
 
     @property
+    def key(self) -> str:
+        """What names the manifest's file."""
+        return self.location
+
+    @property
     def _path(self) -> Path:
-        digest = hashlib.sha256(os.fsencode(self.location)).hexdigest()[:32]
+        digest = hashlib.sha256(os.fsencode(self.key)).hexdigest()[:32]
         return self.folder.path / f"{digest}.npz"
 
     def _load(self) -> tuple[dict[str, int], _Rows]:
@@ -204,7 +216,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
     """What was read from one file. is_final: whether that holds as long as the file does not change."""
 
     digest: bytes
@@ -217,7 +229,7 @@ class _Probe:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The columns of a manifest. stamps: (n, 3) size, modification and status-change time in ns."""
+    """The columns of a manifest. stamps: (n, 3), see `Stamp`."""
 
     stamps: NDArray[np.int64]
     digests: NDArray[np.uint8]
@@ -260,14 +272,17 @@ def _absolute(name: str) -> str:
     return name if name.startswith(os.sep) else os.path.abspath(name)
 
 
-def _stamps(names: Sequence[str]) -> tuple[NDArray[np.int64], dict[int, str]]:
-    """Return (n, 3) size, modification time and status-change time in ns, and {index: why it is not there}."""
-    stamps: list[tuple[int, int, int]] = []
+def stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _stamps(names: Sequence[str], stamp: Callable[[str], Stamp]) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """Return the stamps (n, 3), and {index: why a file is not there}."""
+    stamps: list[Stamp] = []
     missing: dict[int, str] = {}
     for i, name in enumerate(names):
         try:
-            status = os.stat(name)
-            stamps.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            stamps.append(stamp(name))
         except FileNotFoundError:
             stamps.append((0, 0, 0))
             missing[i] = f"dangling link to {os.readlink(name)}" if os.path.islink(name) else NO_FILE

@@ -22,9 +22,9 @@ OPTIONAL = ("segments", "keypoints")
 MEANING = {"segments": "masks", "keypoints": "keypoints"}
 
 
-def task_predicting(predicts: str) -> type[Task]:
-    """Return the registered task whose networks predict "boxes", "masks" or "keypoints"."""
-    return next(task for task in TASKS.values() if task.predicts == predicts)
+def task_predicting(predicts: str, reads: str = Task.reads) -> type[Task]:
+    """Return the first registered task whose networks predict "classes", "boxes" and so on, from images or clips."""
+    return next(task for task in TASKS.values() if (task.predicts, task.reads) == (predicts, reads))
 
 
 def task_named(name: str) -> type[Task]:

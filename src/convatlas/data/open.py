@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from convatlas.core.problems import NO_DATA, Problems
+from convatlas.data.groups import with_groups
 from convatlas.data.readers.annotated import read_annotated, reader_of
 from convatlas.data.readers.arrays import read_npz
 from convatlas.data.readers.digits import read_digits
-from convatlas.data.readers.folder import read_image_folder
+from convatlas.data.readers.folder import read_class_folders
 from convatlas.data.readers.idx import IDX_SETS, fetch_idx, has_idx_files, read_idx_folder
+from convatlas.data.readers.media import IMAGES, MEDIA, VIDEOS, wrong_media
 from convatlas.data.readers.memory import IN_MEMORY, Data, is_in_memory, read_memory
-from convatlas.data.readers.table import parquet_shards, read_image_table, read_parquet_folder
+from convatlas.data.readers.table import parquet_shards, read_parquet_folder, read_table
 from convatlas.data.readers.torchvision import FOLDERS, SETS, read_torchvision
+from convatlas.data.readers.video_files import holds_videos
 from convatlas.data.source import Source
 from convatlas.data.splits import Fold
 from convatlas.errors import DataError, listed, nearest
@@ -22,19 +26,28 @@ from convatlas.system.cache import cache_folder
 from convatlas.system.progress import Progress
 
 TABLES = (".csv", ".tsv", ".parquet")
-"""Suffixes of tables of images."""
+"""Suffixes of tables of images or videos."""
 
 CLASS_KINDS = ("empty_classes", "few_classes", "missing_classes", "unknown_classes", "unused_labels")
 """Kinds of problems that only matter for a training: an evaluation uses the classes that have images."""
 
 
 def open_data(
-    data: Data, *, download: bool = False, progress: Progress | None = None, problems: Problems | None = None
+    data: Data,
+    *,
+    reads: str | None = None,
+    group_pattern: str | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+    problems: Problems | None = None,
 ) -> Source:
     """Return the source that `data` names.
 
-    data: a data set by its name, a folder of images or of the files of a data set, a table of images (.csv, .tsv,
-        .parquet), or a NumPy file (.npz); or data in memory, see `read_memory`; or a source itself.
+    data: a data set by its name, a folder of images, of videos or of the files of a data set, a table of images or
+        videos (.csv, .tsv, .parquet), or a NumPy file (.npz); or data in memory, see `read_memory`; or a source itself.
+    reads: what the network reads, "images" or "clips". None: a folder or table of video files without images is one of
+        videos. Raises DataError for images where it reads clips, and the reverse.
+    group_pattern: finds the groups that stay in one split; see `with_groups`.
     download: allow to download a data set by name into the cache.
     problems: collects the problems with which the data can still be read, in part; without it they are raised as one
         error.
@@ -42,7 +55,10 @@ def open_data(
     """
     collected = Problems() if problems is None else problems
     try:
-        source = _read(data, download, progress, collected)
+        source = _read(data, reads, download, progress, collected)
+        if reads not in (None, source.task.reads):
+            raise wrong_media(source.location, MEDIA[source.task.reads])
+        source = with_groups(source, group_pattern)
         check_classes(source, collected, ["train"])
     except DataError as error:
         if problems is not None or error.kind == NO_DATA:
@@ -57,6 +73,8 @@ def open_for_training(
     data: Data,
     *,
     val_share: float,
+    reads: str | None = None,
+    group_pattern: str | None = None,
     fold: Fold | None = None,
     download: bool = False,
     progress: Progress | None = None,
@@ -68,7 +86,9 @@ def open_for_training(
     """
     problems = Problems()
     try:
-        source = open_data(data, download=download, progress=progress, problems=problems)
+        source = open_data(
+            data, reads=reads, group_pattern=group_pattern, download=download, progress=progress, problems=problems
+        )
         check_classes(source, problems, [split for split in source.splits if split != "train"])
         with problems.of("small_classes"):
             source.check_val_split(val_share=val_share, fold=fold)
@@ -78,11 +98,18 @@ def open_for_training(
     return source
 
 
-def open_for_evaluation(data: Data, *, progress: Progress | None = None) -> Source:
-    """Return the source that `data` names, which may lack classes; raises one DataError for other problems."""
+def open_for_evaluation(
+    data: Data, *, reads: str | None = None, group_pattern: str | None = None, progress: Progress | None = None
+) -> Source:
+    """Return the source that `data` names, which may lack classes; raises one DataError for other problems.
+
+    reads: see `open_data`. group_pattern: that of the training; data without such names has no groups.
+    """
     problems = Problems()
     try:
-        source = open_data(data, progress=progress, problems=problems)
+        source = open_data(data, reads=reads, progress=progress, problems=problems)
+        with suppress(DataError):
+            source = with_groups(source, group_pattern)
     except DataError as error:
         problems.add(error)
         problems.stop(data)
@@ -112,7 +139,9 @@ def check_classes(source: Source, problems: Problems, splits: Iterable[str]) -> 
                 task.check_split(targets, split, source.location)
 
 
-def _read(data: Data, download: bool, progress: Progress | None, problems: Problems) -> Source:
+def _read(
+    data: Data, reads: str | None, download: bool, progress: Progress | None, problems: Problems
+) -> Source:  # fmt: skip
     if isinstance(data, Source):
         return data
     if is_in_memory(data):
@@ -144,10 +173,10 @@ def _read(data: Data, download: bool, progress: Progress | None, problems: Probl
     if not os.path.exists(path):
         raise DataError(_missing(path, name), kind=NO_DATA)
     if not path.is_dir():
-        if read := reader_of(path):
+        if reads != "clips" and (read := reader_of(path)):
             return read_annotated(path, read, problems, progress=progress)
         if path.suffix.lower() in TABLES:
-            return read_image_table(path, problems, progress=progress)
+            return read_table(path, reads, problems, progress=progress)
         if path.suffix.lower() == ".npz":
             return read_npz(path)
         others = "a NumPy file (.npz) or annotations (.json, .yaml, .xml)"
@@ -161,10 +190,13 @@ def _read(data: Data, download: bool, progress: Progress | None, problems: Probl
     if has_idx_files(path):
         return read_idx_folder(path)
     if parquet_shards(path):
-        return read_parquet_folder(path, problems, progress=progress)
-    if read := reader_of(path):
+        return read_parquet_folder(path, reads, problems, progress=progress)
+    if reads != "clips" and (read := reader_of(path)):
         return read_annotated(path, read, problems, progress=progress)
-    return read_image_folder(path, problems, progress=progress)
+    found = VIDEOS if reads == "clips" or holds_videos(path) else IMAGES
+    if reads == "images" and found is VIDEOS:
+        raise wrong_media(path, found)
+    return read_class_folders(path, found, problems, progress=progress)
 
 
 def _missing(path: Path, name: str) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,11 +29,23 @@ CACHE_LIMIT = 40 * 2**30
 """Maximum bytes of pixels in the cache; the least recently used ones are deleted."""
 
 
+CHUNK = 2**26
+"""Bytes for which room is made at once, if the size of an entry is not known beforehand."""
+
+
 class Notes(TypedDict):
-    """The notes of preparation: {index: why the image is unreadable}, and the aspect ratios of the others."""
+    """The notes of preparation: {index: why the image is unreadable}, and the aspect ratios of the others.
+
+    frames: of videos that are stored with all their frames, the number of frames of each readable one; else empty.
+    """
 
     unreadable: dict[str, str]
     aspects: list[float]
+    frames: list[int]
+
+
+Shape = Callable[[Notes], tuple[int, ...]]
+"""From the notes of an entry to the shape of its pixels."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +73,10 @@ class PixelCache:
     def _part(self) -> Path:
         return self.folder.partial_file(self.name)
 
-    def open(self, shape: tuple[int, ...], count: int) -> tuple[Tensor | None, Notes | None]:
+    def open(self, shape_of: Shape, count: int) -> tuple[Tensor | None, Notes | None]:
         """Return the pixels, mapped into memory, and the notes of `count` images; None for what is missing.
 
-        shape: of the pixels of all images; whole images are stored one after another, (values,).
+        shape_of: gives the shape of all pixels; whole images and videos are stored one after another, (values,).
         Notes without pixels belong to images that are streamed, as long as there is no room for their pixels.
         """
         raw, notes_file = self._files
@@ -70,6 +84,7 @@ class PixelCache:
             notes = _read_notes(notes_file, count)
             if notes is None:
                 return None, None
+            shape = shape_of(notes)
             if not raw.exists():
                 return None, None if self._has_room(shape) else notes
             if raw.stat().st_size != self.num_bytes(shape):
@@ -83,17 +98,27 @@ class PixelCache:
         size = self.num_bytes(shape)
         return size <= MEMORY_LIMIT or self.folder.fits(size)
 
-    def allocate(self, shape: tuple[int, ...]) -> PixelWriter | None:
-        """Return room for the pixels: in a file, or in memory if the disk has no room; else None."""
-        size = self.num_bytes(shape)
+    def allocate(self, shape: tuple[int, ...] | None) -> PixelWriter | None:
+        """Return room for the pixels: in a file, or in memory if the disk has no room; else None.
+
+        shape: None if it is not known: the file grows as long as there is room, and then goes on in memory.
+        """
+        size = 0 if shape is None else self.num_bytes(shape)
         try:
             self.folder.make_room(size)
             with self._part.open("wb") as file:
-                _reserve(file.fileno(), size)
-            return PixelWriter(shape, self.dtype, self._part)
+                if size:
+                    _reserve(file.fileno(), 0, size)
+            return PixelWriter(size, self.dtype, self._part, self._grow if shape is None else None)
         except (OSError, RuntimeError):
             self.discard()
-            return PixelWriter(shape, self.dtype) if size <= MEMORY_LIMIT else None
+            return PixelWriter(size, self.dtype) if size <= MEMORY_LIMIT else None
+
+    def _grow(self, size: int) -> None:
+        """Add a chunk to the unfinished file, which has `size` bytes; raises OSError if there is no room."""
+        replace(self.folder, limit=self.folder.limit - size).make_room(CHUNK)
+        with self._part.open("r+b") as file:
+            _reserve(file.fileno(), size, CHUNK)
 
     def discard(self) -> None:
         """Delete an unfinished entry."""
@@ -111,35 +136,76 @@ class PixelCache:
 
 
 class PixelWriter:
-    """Writes the pixels of an entry, one image after another, into a file or memory.
+    """Writes the pixels of an entry, one image after another, into a file, or memory if there is no room for a file.
 
     The file is not mapped: the first access to each page of a mapped file takes longer than writing it.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, path: Path | None = None) -> None:
-        self.shape, self.dtype, self.path = shape, dtype, path
+    def __init__(
+        self, size: int, dtype: torch.dtype, path: Path | None = None, grow: Callable[[int], None] | None = None
+    ) -> None:
+        """size: bytes that are reserved. grow: makes the file larger by `CHUNK` bytes; it is called with its size."""
+        self.dtype, self.path, self.grow = dtype, path, grow
         self._file = path.open("r+b") if path else None
-        self._memory = None if path else torch.empty(math.prod(shape), dtype=dtype)
-        self._written = 0
+        self._memory = bytearray()
+        self._room = size
+        self.written = 0
+        """Number of bytes."""
 
-    def write(self, image: Tensor) -> None:
-        """Write the next image."""
-        if self._memory is not None:
-            self._memory[self._written : self._written + image.numel()] = image.flatten()
-        elif self._file is not None:
+    def write(self, pixels: Tensor) -> bool:
+        """Write the next image, or the next frames of a video; return whether there was room."""
+        values = pixels.contiguous().numpy().reshape(-1).view(np.uint8).data
+        self._make_room(self.written + len(values))
+        if self._file is not None:
             with foreign_errors(self.path, MachineError, "cannot be written"):
-                self._file.write(image.contiguous().numpy().data)
-        self._written += image.numel()
+                self._file.write(values)
+        elif self.written + len(values) <= MEMORY_LIMIT:
+            self._memory += values
+        else:
+            self._memory.clear()
+            return False
+        self.written += len(values)
+        return True
 
-    def finish(self) -> Tensor:
-        """Return all pixels; those of a file are mapped into memory."""
-        if self._memory is not None:
-            return self._memory.view(self.shape)
-        assert self._file is not None
+    def rewind(self, written: int) -> None:
+        """Drop what was written after so many bytes: the first frames of a video that turned out to be damaged."""
+        self.written = written
+        if self._file is not None:
+            self._file.seek(written)
+        else:
+            del self._memory[written:]
+
+    def _make_room(self, size: int) -> None:
+        """Let the file have `size` bytes; without room on the disk, go on in memory."""
+        if self._file is None or self.grow is None:
+            return
+        try:
+            while size > self._room:
+                self.grow(self._room)
+                self._room += CHUNK
+        except OSError:
+            assert self.path is not None
+            with foreign_errors(self.path, MachineError, "cannot be read"):
+                self._file.flush()
+                self._file.seek(0)
+                if size <= MEMORY_LIMIT:
+                    self._memory += self._file.read(self.written)
+                self._file.close()
+                self.path.unlink()
+            self._file = None
+
+    def finish(self, shape: tuple[int, ...]) -> Tensor:
+        """Return all pixels in this shape; those of a file are mapped into memory."""
+        size = math.prod(shape) * self.dtype.itemsize
+        if self._file is None:
+            self._memory += bytes(size - len(self._memory))  # places of unreadable images, which are not used
+            values = torch.frombuffer(self._memory, dtype=self.dtype) if size else torch.empty(0, dtype=self.dtype)
+            return values.view(shape)
         assert self.path is not None
         with foreign_errors(self.path, MachineError, "cannot be written"):
+            self._file.truncate(size)
             self._file.close()
-            return _map(self.path, self.shape, self.dtype)
+            return _map(self.path, shape, self.dtype)
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -149,23 +215,25 @@ def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def _read_notes(file: Path, count: int) -> Notes | None:
     """Return the notes of `count` images; None if they are damaged."""
     plain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    unreadable, aspects = plain["unreadable"], plain["aspects"]
+    unreadable, aspects, frames = plain["unreadable"], plain["aspects"], plain["frames"]
     numbers = {str(number) for number in range(count)} if unreadable else set()
     intact = (
         len(aspects) + len(unreadable) == count
         and numbers.issuperset(unreadable)
         and all(type(reason) is str for reason in unreadable.values())
         and all(type(aspect) is float and 0 < aspect < math.inf for aspect in aspects)
+        and len(frames) in (0, len(aspects))
+        and all(type(number) is int and number > 0 for number in frames)
     )
-    return {"unreadable": unreadable, "aspects": aspects} if intact else None
+    return {"unreadable": unreadable, "aspects": aspects, "frames": frames} if intact else None
 
 
-def _reserve(file: int, size: int) -> None:
-    """Give a file its size and its disk blocks: a mapped file must not run out of disk later."""
+def _reserve(file: int, start: int, size: int) -> None:
+    """Give a file `size` more bytes and their disk blocks: it must not run out of disk later."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
+        os.posix_fallocate(file, start, size)
     else:  # macOS, Windows: zeros are written, in pieces
-        os.lseek(file, 0, os.SEEK_SET)
+        os.lseek(file, start, os.SEEK_SET)
         zeros = bytes(2**20)
-        for start in range(0, size, len(zeros)):
-            os.write(file, zeros[: size - start])
+        for done in range(0, size, len(zeros)):
+            os.write(file, zeros[: size - done])

@@ -88,6 +88,7 @@ class Purpose(IntEnum):
     SCALE_TOP = 113
     HUE = 114
     PROPOSALS = 115
+    CLIP_START = 116
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class BatchRandom:
     def uniform(self, purpose: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Return a number in [low, high) for each image; always the same for the same purpose."""
         return uniform(derive_key(self.seed, self.epoch, purpose), self.samples) * (high - low) + low
+
+    def repeated(self, count: int) -> BatchRandom:
+        """Return the same numbers `count` times for each image, such as for all frames of a clip."""
+        return self if count == 1 else BatchRandom(self.samples.repeat_interleave(count), self.seed, self.epoch)
 
     def keys(self, purpose: int) -> list[int]:
         """Return a key of 64 bits for each image, for a generator of more random numbers."""

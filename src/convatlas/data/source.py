@@ -55,16 +55,22 @@ class Source:
         self.check_val_split(val_share=val_share, fold=fold)
         every = self.task.needs_every_class
         return with_val(
-            self.splits, self.task.strata, seed=seed, share=val_share, where=self.name, fold=fold, every_class=every
-        )
+            self.splits, self.task.strata, seed=seed, share=val_share, where=self.name, fold=fold, every_class=every,
+            noun=self.task.noun,
+        )  # fmt: skip
 
     def for_task(self, name: str) -> Source:
         """Return the source for a task, such as "detect": objects without the masks or keypoints it does not need.
 
-        Raises DataError if the data lacks what the task needs, or is of another kind.
+        Raises DataError if the data lacks what the task needs, or is of another kind; `open_data` decides whether it
+        consists of images or videos.
         """
         kind = task_named(name)
         have, need = self.task.predicts, kind.predicts
+        if kind.reads != self.task.reads:
+            raise DataError(
+                f"{self.location}: the data consists of {self.task.noun}s, and the task {name} needs {kind.noun}s"
+            )
         if have not in FIELDS or need not in FIELDS:
             if name == self.task.short_name:
                 return self
@@ -93,14 +99,15 @@ class Source:
         pairs = zip(self.classes, counts.tolist(), strict=True)
         small = listed(f"{name} ({count})" for name, count in pairs if 0 < count < needed)
         if small:
+            noun = self.task.noun
             purpose = "to split off val" if fold is None else f"for {fold[1]} folds"
             fix = (
-                "add images, give a val split, or remove the class"
+                f"add {noun}s, give a val split, or remove the class"
                 if fold is None
-                else "add images, or use fewer folds"
+                else f"add {noun}s, or use fewer folds"
             )
             raise DataError(
-                f"{self.name}: every class needs at least {needed} images {purpose}, too few are of {small}; {fix}",
+                f"{self.name}: every class needs at least {needed} {noun}s {purpose}, too few are of {small}; {fix}",
                 kind="small_classes", subject=small,
             )  # fmt: skip
 
@@ -124,6 +131,7 @@ class Source:
         val_share: float = 0.0,
         fold: Fold | None = None,
         for_random_crop: bool = False,
+        for_random_clips: bool = False,
         max_unreadable: float = MAX_UNREADABLE,
         all_classes: bool = True,
         progress: Progress | None = None,
@@ -133,6 +141,7 @@ class Source:
         val_share: share of the training images that becomes val, drawn with `seed`, if the data has no val split.
         fold: (number, count): this one of `count` folds becomes val instead.
         for_random_crop: keep the training images whole, resized to squares, for random crops.
+        for_random_clips: keep all frames of the training videos, for random clips.
         max_unreadable: maximum share of unreadable images, which are skipped and listed. Raises DataError above it.
         all_classes: whether every split must have images of every class, as training requires.
         """
@@ -143,6 +152,7 @@ class Source:
                 split,
                 preprocessing,
                 for_random_crop=for_random_crop and split == "train",
+                for_random_clips=for_random_clips and split == "train",
                 manifest=self.manifest,
                 progress=progress,
             )
@@ -151,20 +161,23 @@ class Source:
         self.manifest.release()
         images = {split: part for split, (part, _) in prepared.items()}
         unreadable = tuple(image for _, skipped in prepared.values() for image in skipped)
-        check_unreadable([image.reason for image in unreadable], sum(map(len, splits.values())), max_unreadable)
+        reasons, total = [image.reason for image in unreadable], sum(map(len, splits.values()))
+        check_unreadable(reasons, total, max_unreadable, noun=self.task.noun)
         for split, part in images.items():
             if not len(part):
-                raise DataError(f"{self.location}: the {split} split has no readable image")
+                raise DataError(f"{self.location}: the {split} split has no readable {self.task.noun}")
             self.task.check_split(part.targets, split, self.location, all_classes=all_classes)
         return Dataset(
             self.name, self.task, images["train"], images.get("val"), images.get("test"), unreadable, self.remarks
         )
 
 
-def check_unreadable(reasons: Sequence[str], total: int, max_unreadable: float = MAX_UNREADABLE) -> None:
+def check_unreadable(
+    reasons: Sequence[str], total: int, max_unreadable: float = MAX_UNREADABLE, *, noun: str = "image"
+) -> None:
     """Raise DataError if more than a share of `total` images is unreadable, for these reasons."""
     if len(reasons) > max_unreadable * total:
         raise DataError(
-            f"{reasons[0]}; {len(reasons):,} of {total:,} images are unreadable, more than the {max_unreadable:.1%} "
-            "allowed; fix or remove them, or raise --max-unreadable"
+            f"{reasons[0]}; {len(reasons):,} of {total:,} {noun}s are unreadable, more than the "
+            f"{max_unreadable:.1%} allowed; fix or remove them, or raise --max-unreadable"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import tee
 from typing import overload
@@ -10,31 +10,32 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.ragged import Inputs
-from convatlas.data.decode.pixels import frame_shape, load_image
 from convatlas.data.threads import map_ahead, map_in_threads
+from convatlas.data.videos import RandomClips, Videos, concatenate_videos
 from convatlas.data.whole_images import WholeImages, concatenate_whole
 
 
 class Streamed:
-    """Pixels (n, channels, side, side) of image files, decoded when they are indexed and not kept in memory.
+    """Pixels (n, *shape) of files, decoded when they are indexed and not kept in memory.
 
+    load: returns the pixels of a file. shape, dtype: of the pixels of one.
     Indexing raises DataError if a file is no longer readable.
     """
 
-    def __init__(self, names: Sequence[str], preprocessing: Preprocessing, *, for_random_crop: bool = False) -> None:
-        self.names, self.preprocessing, self.for_random_crop = names, preprocessing, for_random_crop
+    def __init__(
+        self, names: Sequence[str], load: Callable[[str], Tensor], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        self.names, self.load, self.shape, self.dtype = names, load, shape, dtype
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, which: int | Tensor) -> Tensor:
         if not isinstance(which, Tensor):
-            return load_image(self.names[which], self.preprocessing, for_random_crop=self.for_random_crop)[0]
+            return self.load(self.names[which])
         if not len(which):
-            shape = frame_shape(self.preprocessing, for_random_crop=self.for_random_crop)
-            return torch.empty(0, *shape, dtype=self.preprocessing.dtype)
+            return torch.empty(0, *self.shape, dtype=self.dtype)
         return torch.stack(list(map_in_threads(self.__getitem__, which.tolist())))
 
     def subset(self, indices: Tensor) -> Streamed:
@@ -42,12 +43,22 @@ class Streamed:
         return self.with_names([self.names[i] for i in indices.tolist()])
 
     def with_names(self, names: Sequence[str]) -> Streamed:
-        """Return other image files, decoded in the same way."""
-        return Streamed(names, self.preprocessing, for_random_crop=self.for_random_crop)
+        """Return other files, decoded in the same way."""
+        return Streamed(names, self.load, self.shape, self.dtype)
 
 
-Pixels = Tensor | Streamed | WholeImages
-"""Images by index: of one size, (n, channels, h, w), or whole."""
+Pixels = Tensor | Streamed | WholeImages | Videos
+"""Images by index: of one size, (n, channels, h, w), or whole; clips (n, clips, frames, channels, h, w); or videos."""
+
+
+Indexed = Tensor | Streamed | WholeImages | RandomClips
+"""Pixels from which batches can be taken."""
+
+
+def count_clips(pixels: Tensor | Streamed) -> int:
+    """Return the number of clips of each video; 0 for images."""
+    shape = pixels.shape[1:] if isinstance(pixels, Tensor) else pixels.shape
+    return shape[0] if len(shape) == 5 else 0
 
 
 def take(pixels: Pixels, indices: Tensor) -> Pixels:
@@ -60,6 +71,9 @@ def concatenate_pixels(parts: Sequence[Pixels], names: Sequence[str]) -> Pixels:
     whole = [part for part in parts if isinstance(part, WholeImages)]
     if whole:
         return concatenate_whole(whole)
+    videos = [part for part in parts if isinstance(part, Videos)]
+    if videos:
+        return concatenate_videos(videos)
     streamed = next((part for part in parts if isinstance(part, Streamed)), None)
     if streamed is not None:
         return streamed.with_names(names)
@@ -67,10 +81,10 @@ def concatenate_pixels(parts: Sequence[Pixels], names: Sequence[str]) -> Pixels:
 
 
 @overload
-def prefetch(pixels: Tensor | Streamed, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]: ...
+def prefetch(pixels: Tensor | Streamed | RandomClips, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]: ...
 @overload
-def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Inputs]]: ...
-def prefetch(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Inputs]]:
+def prefetch(pixels: Indexed, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Inputs]]: ...
+def prefetch(pixels: Indexed, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Inputs]]:
     """Yield (indices, pixels) of each batch; of streamed images the next batch is decoded in the background.
 
     The pixels of whole images are lists.

@@ -15,18 +15,23 @@ Out = TypeVar("Out")
 MAX_ITEMS_PER_TASK = 16
 """Maximum number of items per task: submitting a task takes as long as reading a small image."""
 
+TASKS_AHEAD = 2
+"""Tasks for each core that are computed before their results are used; more would only take memory."""
 
-def map_in_threads(function: Callable[[In], Out], items: Sequence[In]) -> Iterator[Out]:
-    """Yield function(item) in the order of the items, computed on all cores; an error cancels the rest."""
+
+def map_in_threads(
+    function: Callable[[In], Out], items: Sequence[In], *, per_task: int = MAX_ITEMS_PER_TASK
+) -> Iterator[Out]:
+    """Yield function(item) in the order of the items, computed on all cores; an error cancels the rest.
+
+    per_task: maximum number of items per task; 1 where results are large: `TASKS_AHEAD` tasks for each core are
+    computed or ready beyond the result that the caller has.
+    """
     cores = count_cores()
-    size = max(1, min(MAX_ITEMS_PER_TASK, len(items) // (4 * cores)))
-    tasks = [items[start : start + size] for start in range(0, len(items), size)]
-    pool = ThreadPoolExecutor(cores)
-    try:
-        for results in pool.map(lambda task: [function(item) for item in task], tasks):
-            yield from results
-    finally:
-        pool.shutdown(cancel_futures=True)
+    size = max(1, min(per_task, len(items) // (4 * cores)))
+    tasks = ([items[start : start + size]] for start in range(0, len(items), size))
+    for (results,) in map_ahead(lambda task: [function(item) for item in task], tasks, ahead=TASKS_AHEAD * cores):
+        yield from results
 
 
 def map_ahead(function: Callable[[In], Out], batches: Iterable[Sequence[In]], *, ahead: int = 2) -> Iterator[list[Out]]:

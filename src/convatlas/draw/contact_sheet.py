@@ -35,6 +35,9 @@ MAX_PIXELS = 320
 SHARP_BELOW = 64
 """Smaller images are shown pixel by pixel."""
 
+STRIP_ASPECT, STRIP_WIDTH = 3.0, 3.8
+"""Width over height from which images get wide, low places, as strips of frames do; width of these in inches."""
+
 
 @dataclass(frozen=True)
 class Captioned:
@@ -47,26 +50,30 @@ class Captioned:
 
 @default_settings()
 def contact_sheet(
-    rows: Sequence[tuple[str, Iterable[ImageArray]]], *, columns: int = 10, path: str | Path | None = None
+    rows: Sequence[tuple[str, Iterable[ImageArray]]],
+    *,
+    columns: int = 10,
+    cell: float = 0.9,
+    path: str | Path | None = None,
 ) -> Figure:
     """Draw rows of images, each row with a caption on the left; there are as many columns as the longest row needs.
 
-    columns: maximum number of images of a row that are shown.
+    columns: maximum number of images of a row that are shown. cell: width of the place of an image, in inches.
     """
     shown = [
         (caption, [_small(image) for _, image in zip(range(columns), images, strict=False)]) for caption, images in rows
     ]
     columns = max([1, *(len(images) for _, images in shown)])
     names = Names()
-    width, height = 1.8 + 0.9 * columns, 0.95 * max(1, len(rows)) + 0.2
+    width, height = 1.8 + cell * columns, 0.95 * max(1, len(rows)) + 0.2
     figure = new_figure(width, height)
     for row, (caption, images) in enumerate(shown):
         bottom = 1 - 0.95 * (row + 1) / height
         lines = [_wrap(names.label(line, 200), CAPTION_WIDTH, MAX_CAPTION_LINES) for line in caption.split("\n")]
         figure.text(0.1 / width, bottom + 0.45 / height, "\n".join(lines), fontsize=8, color=INK, va="center")
         for column, image in enumerate(images):
-            left = (1.75 + 0.9 * column) / width
-            _show(figure.add_axes((left, bottom, 0.85 / width, 0.9 / height)), image)
+            left = (1.75 + cell * column) / width
+            _show(figure.add_axes((left, bottom, (cell - 0.05) / width, 0.9 / height)), image)
     names.add_legend(figure)
     return save_figure(figure, path)
 
@@ -80,14 +87,17 @@ def captioned_images(images: Sequence[Captioned], *, columns: int = 6, path: str
     captions = [_wrap(names.label(each.caption, 66), 22, 3) for each in images]
     notes = [_wrap(names.label(each.note, 78), 34, 3) for each in images]
     lines = max([1, *(text.count("\n") + 1 for text in captions)])
-    cell = 1.84 + 0.14 * lines + 0.12 * max([1, *(text.count("\n") + 1 for text in notes)]) + 0.12
-    width, height = 1.9 * columns, cell * rows
+    aspect = min([each.image.shape[1] / each.image.shape[0] for each in images if each.image is not None], default=1.0)
+    cell_width, image_height = (1.9, 1.75) if aspect < STRIP_ASPECT else (STRIP_WIDTH, 0.92 * STRIP_WIDTH / aspect)
+    cell = image_height + 0.21 + 0.14 * lines + 0.12 * max([1, *(text.count("\n") + 1 for text in notes)])
+    width, height = cell_width * columns, cell * rows
     figure = new_figure(width, height)
     for i, (each, caption, note) in enumerate(zip(images, captions, notes, strict=True)):
         row, column = divmod(i, columns)
         left, top = (column + 0.04) / columns, 1 - (row * cell + 0.06) / height
-        _show(figure.add_axes((left, top - 1.75 / height, 0.92 / columns, 1.75 / height)), _small(each.image))
-        below = top - 1.81 / height
+        bottom = top - image_height / height
+        _show(figure.add_axes((left, bottom, 0.92 / columns, image_height / height)), _small(each.image))
+        below = bottom - 0.06 / height
         figure.text(left, below, caption, fontsize=8, color=INK, va="top", weight="bold")
         below -= 0.14 * (caption.count("\n") + 1) / height
         figure.text(left, below, note, fontsize=6.5, color=NOTE, va="top")

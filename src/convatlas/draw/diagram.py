@@ -243,7 +243,7 @@ def _paths(network: Network) -> list[str]:
 def _numbers(measured: Cost) -> str:
     return (
         f"{measured.parameters:,} parameters, {measured.macs:,} MACs for {by_x(measured.input.shape)}, "
-        f"receptive field {max(measured.receptive_field):,} px"
+        f"receptive field {measured.receptive_field_text}"
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from convatlas.core.clips import ClipSampling
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.ragged import Inputs
@@ -52,8 +54,8 @@ def result_names(header: Header) -> tuple[str, ...]:
 class DeployModule(nn.Module):
     """pixels -> normalization -> network -> decoding by the task, calibrated.
 
-    Takes pixels (n, channels, size, size) as `Preprocessing.resize_and_crop` returns them. Returns the decoded outputs
-    (probabilities, for classification) and the network's outputs, both (n, outputs).
+    Takes pixels (n, *Preprocessing.item_shape) of images or clips, as `Preprocessing.resize_and_crop` returns them.
+    Returns the decoded outputs (probabilities, for classification) and the network's outputs, both (n, outputs).
     """
 
     mean: Tensor
@@ -63,25 +65,25 @@ class DeployModule(nn.Module):
         super().__init__()
         self.network, self.task, self.calibration = network, header.task, header.calibration
         self.preprocessing = header.preprocessing
-        mean, std = header.preprocessing.mean, header.preprocessing.std
-        self.register_buffer("mean", torch.tensor(mean).mul_(255).view(-1, 1, 1))
-        self.register_buffer("scale", torch.tensor(std).mul_(255).reciprocal_().view(-1, 1, 1))
+        mean, scale = header.preprocessing.scaling()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = self.preprocessing.rotate((pixels.float() - self.mean) * self.scale)
+        values = self.preprocessing.channels_first(pixels).float()
+        inputs = self.preprocessing.rotate((values - self.mean) * self.scale)
         outputs = self.network(inputs)
         return self.task.decode(outputs, self.calibration), outputs
 
 
 def example_pixels(header: Header, count: int = 2) -> Tensor:
-    """Return `count` synthetic images in the shape and type that a network takes."""
-    steps = header.preprocessing
-    shape = (count, steps.channels, steps.resolution, steps.resolution)
-    return (torch.arange(count * steps.channels * steps.resolution**2) % 251).view(shape).to(steps.dtype)
+    """Return `count` synthetic images, or clips, in the shape and type that a network takes."""
+    shape = (count, *header.preprocessing.item_shape)
+    return (torch.arange(prod(shape)) % 251).view(shape).to(header.preprocessing.dtype)
 
 
 def example_inputs(header: Header, count: int = 2, size: tuple[int, int] | None = None) -> Inputs:
-    """Return `count` synthetic images as an engine takes them; whole images are a list.
+    """Return `count` synthetic images, or clips, as an engine takes them; whole images are a list.
 
     size: (height, width) of whole images; by default they are a third wider than the resolution of the network.
     """
@@ -94,18 +96,43 @@ def example_inputs(header: Header, count: int = 2, size: tuple[int, int] | None 
 
 
 def describe_input(steps: Preprocessing) -> str:
-    """Return how an image becomes the input of an exported network, with every rounding, for other programs."""
+    """Return how an image, or a video, becomes the input of an exported network, with every rounding."""
     if steps.is_whole:
         return _describe_whole_input(steps)
-    size, colors = steps.resolution, _colors(steps)
-    smoothing = "antialiased" if steps.antialias and steps.interpolation != "nearest" else "not antialiased"
+    shape = listed(("batch", *steps.item_shape))
+    before = "apply the EXIF orientation;" if steps.sampling is None else f"{_describe_sampling(steps.sampling)},"
     border = f"; put a border of {steps.pad} px of value {steps.fill} around it" if steps.pad else ""
     return (
-        f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} (batch, {steps.channels}, {size}, {size}), values in "
-        f"[0, 255], {colors}; apply the EXIF orientation; resize ({steps.interpolation}, {smoothing}) the short side "
-        f"to {steps.resize} px and the long side to {steps.resize} * long / short px, rounded down; crop {steps.crop} "
-        f"x {steps.crop} px from top (height - {steps.crop}) / 2 and left (width - {steps.crop}) / 2, halves rounded "
-        f"to the even number{border}"
+        f"{PIXELS}: {str(steps.dtype).removeprefix('torch.')} ({shape}), values in [0, 255], {_colors(steps)}; "
+        f"{before} {_describe_resize(steps)}; crop {steps.crop} x {steps.crop} px from top (height - {steps.crop}) / "
+        f"2 and left (width - {steps.crop}) / 2, halves rounded to the even number{border}"
+    )
+
+
+def _describe_resize(steps: Preprocessing) -> str:
+    smoothing = "antialiased" if steps.antialias and steps.interpolation != "nearest" else "not antialiased"
+    how = f"{steps.interpolation}, {smoothing}"
+    if steps.sampling is not None and steps.dtype == torch.uint8:
+        how += ", in float32, then rounded, halves to the even number"
+    if steps.width is not None:
+        return f"resize ({how}) to a height of {steps.resize} px and a width of {steps.width} px"
+    return (
+        f"resize ({how}) the short side to {steps.resize} px and the long side to {steps.resize} * long / short px, "
+        "rounded down"
+    )
+
+
+def _describe_sampling(sampling: ClipSampling) -> str:
+    """Return which frames of a video its clips have."""
+    frames, last = sampling.frames, sampling.clips - 1
+    if last:
+        clips = f"{sampling.clips} clips of {frames} frames, whose probabilities are averaged, begin at the frames "
+        clips += f"i * (n - {frames}) / {last}, rounded down, for i = 0 to {last}"
+    else:
+        clips = f"one clip of {frames} frames begins at frame (n - {frames}) / 2, rounded down"
+    return (
+        f"frame k of n is what the video displays k / {sampling.rate:g} s after its start; {clips}; apply the rotation "
+        "of the video; frame by frame"
     )
 
 

@@ -17,7 +17,7 @@ class Engine(Protocol):
         ...
 
     def outputs(self, pixels: Any) -> Any:
-        """Return outputs, float32 (n, outputs), for pixels (n, channels, size, size) of `Preprocessing.dtype`.
+        """Return outputs, float32 (n, outputs), for pixels (n, *Preprocessing.item_shape) of `Preprocessing.dtype`.
 
         Detectors take a list of whole images (channels, h, w), and return a list with what they found in each.
         Raises EngineError if the engine fails, for instance out of memory.

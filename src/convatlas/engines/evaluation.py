@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.ragged import Inputs, Outputs, concatenate, to_device
 from convatlas.data.dataset import Images
-from convatlas.data.stream import prefetch
+from convatlas.data.stream import count_clips, prefetch
+from convatlas.data.videos import Videos
 from convatlas.data.whole_images import WholeImages
 from convatlas.system.progress import Progress
 
@@ -28,6 +29,9 @@ BATCH = 64
 
 Whole images are computed one by one: in a batch they are padded to the largest, which changes the outputs.
 """
+
+CLIPS = 8
+"""Default number of clips in a batch of videos."""
 
 
 def eager_forward(network: Network, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Forward:
@@ -72,13 +76,20 @@ def compute_outputs(
 ) -> Any:  # fmt: skip
     """Return the outputs of all images of a split in their order: (n, ...), or a list with an item for each image.
 
+    Of videos, the pixels are (n, clips, frames, channels, h, w) and the outputs (n, clips, outputs).
     collect: `Task.collect`, where the outputs are large. batch: images in a batch; 0 for the default.
     """
-    batch = batch or (1 if isinstance(images.pixels, WholeImages) else BATCH)
+    if isinstance(images.pixels, Videos):
+        raise TypeError("compute_outputs: all frames of videos are for training; clips are evaluated")
+    clips = 0 if isinstance(images.pixels, WholeImages) else count_clips(images.pixels)
+    batch = batch or (1 if isinstance(images.pixels, WholeImages) else max(1, CLIPS // clips) if clips else BATCH)
     parts: list[Outputs] = []
     done = 0
     for _, pixels in prefetch(images.pixels, torch.arange(len(images)).split(batch)):
-        outputs = forward(pixels)
+        if clips and isinstance(pixels, Tensor):
+            outputs = forward(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        else:
+            outputs = forward(pixels)
         parts.append(outputs if collect is None else collect(outputs, pixels))
         done += len(pixels)
         if progress:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from convatlas.core.compose import is_observed
+from convatlas.core.memory_format import CHANNELS_LAST
 from convatlas.core.network import Network, flatten_chains, is_chain, named_layers
 from convatlas.layers.channels import DropPath
 from convatlas.layers.frozen_norm import FrozenBatchNorm2d
@@ -161,6 +162,6 @@ def _fold_norm(convolution: nn.Module, norm: nn.Module, memory_format: torch.mem
 
 
 def _to_memory_format(weight: torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
-    if weight.ndim == 5 and memory_format is torch.channels_last:
-        memory_format = torch.channels_last_3d
+    if memory_format is not torch.contiguous_format:
+        memory_format = CHANNELS_LAST[weight.ndim]
     return weight.clone(memory_format=memory_format)

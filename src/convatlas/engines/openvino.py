@@ -21,7 +21,10 @@ from convatlas.tasks.table import pluralize
 
 
 class OpenVinoEngine:
-    """OpenVINO on the CPU, in float32; the graph is compiled for batches of one image and of `batch` images."""
+    """OpenVINO on the CPU, in float32; the graph is compiled for batches of one image and of `batch` images.
+
+    Clips are computed one by one, which is as fast as in batches.
+    """
 
     name = "openvino"
 
@@ -31,7 +34,7 @@ class OpenVinoEngine:
         threads: torch's number by default.
         """
         openvino = import_optional("openvino", "convatlas[openvino]", where="engine openvino")
-        self.batch, self.threads = max(1, batch), threads or torch.get_num_threads()
+        self.threads = threads or torch.get_num_threads()
         self._core = openvino.Core()
         with runtime_errors(f"engine {self.name}", "cannot read this graph"):
             if isinstance(graph, bytes):
@@ -39,6 +42,8 @@ class OpenVinoEngine:
             elif isinstance(graph, tuple):
                 graph = self._core.read_model(model=graph[0], weights=graph[1])
         self._model = graph
+        is_image = len(graph.inputs[0].partial_shape) == 4
+        self.batch = max(1, batch) if is_image else 1
         self._compiled: dict[int, Any] = {}
         self._idle: dict[int, deque[Any]] = {1: deque(), self.batch: deque()}
         self._lock = Lock()

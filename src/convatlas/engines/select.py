@@ -17,6 +17,7 @@ from convatlas.errors import EngineError
 from convatlas.system.autotune import TimingRules, TuningCache, min_times, time_candidates
 from convatlas.system.extras import is_installed
 from convatlas.system.load import LoadMeter
+from convatlas.tasks.table import pluralize
 from convatlas.weights.modelfile import Header
 
 CHOICES_FILE = "engines.json"
@@ -54,7 +55,7 @@ def engine_configs(name: str, *, one_thread: bool) -> list[EngineConfig]:
 class EngineChoice:
     """A started engine, its configuration, and how it was chosen.
 
-    seconds: shortest time of a batch by configuration; empty if nothing was measured.
+    seconds: shortest time of a batch by configuration; empty if nothing was measured. batch: its size.
     failures: engine -> why it cannot run this network. from_cache: whether an earlier measurement was used.
     """
 
@@ -63,6 +64,7 @@ class EngineChoice:
     seconds: Mapping[EngineConfig, float] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
     from_cache: bool = False
+    batch: int = 0
 
     def __str__(self) -> str:
         """The configuration and the reason for it, in one line."""
@@ -80,7 +82,7 @@ def choose_engine(
 
     The result of a measurement is stored in the cache directory; one that other processes disturbed is used until the
     machine is quiet (see `StoredChoice.is_usable`).
-    macs: multiply-adds of one image. count: expected number of images (default: many). If they are so few that a
+    macs: multiply-adds of one image, or clip. count: expected number of them (default: many). If they are so few that a
         measurement would take longer than it saves, the stored choice or else the default is used.
     log: called with one line before a measurement.
     Raises EngineError if the engine is not installed or cannot run the network.
@@ -90,6 +92,8 @@ def choose_engine(
     if header.preprocessing.is_whole:
         config = whole_image_config(name)
         return EngineChoice(NetworkEngine(config, network, header, batch=batch), config)
+    if header.preprocessing.sampling is not None:
+        batch = 1  # in a batch, each clip takes as long
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     configs = engine_configs(
         name if device.type == "cpu" or name != "auto" else "torch", one_thread=macs * batch < MAX_MACS_OF_ONE_THREAD
@@ -123,9 +127,10 @@ def choose_engine(
     seconds = time_engines(engines, header, batch)
     best = min(seconds, key=seconds.__getitem__)
     if isinf(seconds[best]):
-        raise EngineError(f"{header.name}: no engine can run a batch of {batch} images; use a smaller batch")
+        what = pluralize(batch, header.preprocessing.reads.removesuffix("s"))
+        raise EngineError(f"{header.name}: no engine can run a batch of {what}; use a smaller batch")
     cache.store(asdict(best), meter.share())
-    return EngineChoice(engines[best], best, seconds, failures)
+    return EngineChoice(engines[best], best, seconds, failures, batch=batch)
 
 
 def whole_image_config(name: str) -> EngineConfig:

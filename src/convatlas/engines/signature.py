@@ -69,7 +69,7 @@ def check_signature(path: Path, header: Header, inputs: Sequence[Value], outputs
 def _classifier_values(header: Header) -> tuple[list[Value], list[Value]]:
     """Return the inputs and the outputs of an exported classifier."""
     steps, classes = header.preprocessing, header.task.outputs
-    return [Value(PIXELS, steps.dtype, (None, steps.channels, steps.resolution, steps.resolution))], [
+    return [Value(PIXELS, steps.dtype, (None, *steps.item_shape))], [
         Value(PROBABILITIES, torch.float32, (None, classes)),
         Value(OUTPUTS, torch.float32, (None, classes)),
     ]

@@ -10,13 +10,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from convatlas.core.memory_format import CHANNELS_LAST
 from convatlas.core.network import Network, flatten_chains
 from convatlas.core.ragged import Inputs, to_device
 from convatlas.engines.folding import fold_norms
 from convatlas.errors import EngineError, brief
+from convatlas.layers.temporal_conv import use_temporal_convolutions
 from convatlas.system.devices import is_out_of_memory
 from convatlas.tasks.table import pluralize
 from convatlas.weights.modelfile import Header
+
+FEWEST_CLIPS, MAX_SMALL_CLIP = 2, 3 * 2**16
+"""Smallest batch on CPUs of clips of at most so many values: torch convolves a single small clip without oneDNN."""
 
 
 class TorchEngine:
@@ -28,17 +33,19 @@ class TorchEngine:
     ) -> None:  # fmt: skip
         self.name = "compile" if compiled else "torch"
         self.memory_format, self.threads = memory_format, threads
-        self.batch = batch if compiled else 0
         weight = next(network.parameters(), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
-        images = len(network.input_shape) == 3 and network.takes_channels_last
-        self.format = torch.channels_last if memory_format == "channels_last" and images else torch.contiguous_format
-        steps = header.preprocessing
-        self.mean = torch.tensor(steps.mean, device=self.device).mul_(255).view(-1, 1, 1)
-        self.scale = torch.tensor(steps.std, device=self.device).mul_(255).reciprocal_().view(-1, 1, 1)
-        self.preprocessing = steps
+        self.fewest = 1 if header.preprocessing.sampling is None or self.device.type != "cpu" else FEWEST_CLIPS
+        self.batch = max(batch, self.fewest) if compiled else 0
+        axes = 1 + len(network.input_shape)
+        channels_last = memory_format == "channels_last" and network.takes_channels_last and axes in CHANNELS_LAST
+        self.format = CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
+        self.preprocessing = header.preprocessing
+        self.mean, self.scale = header.preprocessing.scaling(self.device)
         twin = fold_norms(network, memory_format=self.format)
         twin.compact = True
+        if self.format is torch.channels_last_3d and self.device.type == "cpu":
+            use_temporal_convolutions(twin)
         self.network: Any = twin
         if twin.runs_in_sequence:
             self.network = nn.Sequential(*flatten_chains((twin.stem, twin.stages, twin.head)))
@@ -58,6 +65,8 @@ class TorchEngine:
             with torch_threads(self.threads):
                 if not isinstance(pixels, Tensor):
                     return self._outputs_of_whole(pixels)
+                if not self.batch and 0 < len(pixels) < self.fewest and pixels[0].numel() <= MAX_SMALL_CLIP:
+                    return run_in_full_batches(self._outputs, pixels, self.fewest)
                 if not self.batch:
                     return self._outputs(pixels)
                 with self._lock, torch.no_grad():  # compiled for one batch size, by one thread at a time
@@ -66,12 +75,13 @@ class TorchEngine:
             if not is_out_of_memory(error):
                 raise
             raise EngineError(
-                f"engine {self.name}: out of memory for a batch of {describe_images(pixels)} "
+                f"engine {self.name}: out of memory for a batch of {describe_inputs(pixels)} "
                 f"({brief(error)}); use a smaller batch"
             ) from error
 
     def _outputs(self, pixels: Tensor) -> Tensor:
         # bit-identical to Preprocessing.normalize, with constants that are computed once
+        pixels = self.preprocessing.channels_first(pixels)
         inputs = pixels.to(self.device, torch.float32, copy=True).sub_(self.mean).mul_(self.scale)
         inputs = self.preprocessing.rotate(inputs).to(self.dtype).contiguous(memory_format=self.format)
         return cast(Tensor, self.network(inputs).float().cpu())
@@ -81,10 +91,12 @@ class TorchEngine:
         return to_device(self.network([image.to(self.dtype) for image in inputs]), "cpu")
 
 
-def describe_images(pixels: Inputs) -> str:
-    """Return the number of images and their size in pixels, in words."""
+def describe_inputs(pixels: Inputs) -> str:
+    """Return the number of images, or clips, and their size in pixels, in words."""
     largest = max(pixels, key=Tensor.numel)
     height, width = largest.shape[-2:]
+    if largest.ndim == 4:
+        return f"{pluralize(len(pixels), 'clip')} of {pluralize(len(largest), 'frame')} of {width} px"
     size = f"{width} px" if isinstance(pixels, Tensor) else f"up to {width} x {height} px"
     return f"{pluralize(len(pixels), 'image')} of {size}"
 

@@ -1,4 +1,4 @@
-"""Compare the accuracy of two networks on the same images, with the interval of the difference."""
+"""Compare the accuracy of two networks on the same images or videos, with the interval of the difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch import Tensor
 from convatlas.data.dataset import Images
 from convatlas.engines.evaluation import Forward, compute_outputs
 from convatlas.inference.predict import check_finite
+from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Calibration, Task
+
+BATCH = 16
+"""Number of images in a batch."""
 
 GROUPS = 20
 """Maximum number of groups of the jackknife."""
@@ -23,10 +27,11 @@ CONFIDENCE = 0.9
 
 @dataclass(frozen=True)
 class AccuracyChange:
-    """The headline metric of two networks on the same images, such as the accuracy in [0, 1].
+    """The headline metric of two networks on the same images or videos, such as the accuracy in [0, 1].
 
-    num_changed: number of the `num_images` images with another prediction.
-    low, high: the 90 % interval of the loss, float32 - int8. note: see `Result.note`. metric: its name.
+    num_changed: number of the `num_images` images, or videos, with another prediction.
+    low, high: the 90 % interval of the loss, float32 - int8. note: see `Result.note`. metric: its name. noun: what is
+    counted.
     """
 
     float32: float
@@ -37,6 +42,7 @@ class AccuracyChange:
     high: float
     note: str = ""
     metric: str = "accuracy"
+    noun: str = "image"
 
     @property
     def loss(self) -> float:
@@ -61,7 +67,8 @@ class AccuracyChange:
 
     def limit_text(self, limit: float) -> str:
         """Return in one line which loss was allowed, in images where the metric counts images."""
-        images = f" ({limit * self.num_images:.1f} of {self.num_images:,} images)" if self.metric == "accuracy" else ""
+        number = f" ({limit * self.num_images:.1f} of {pluralize(self.num_images, self.noun)})"
+        images = number if self.metric == "accuracy" else ""
         exceeded = self.is_loss_above(limit)
         return (
             f"limit: a loss of {100 * limit:g} pp{images}, exceeded if the whole interval is beyond it: "
@@ -79,7 +86,7 @@ class AccuracyChange:
 
 @dataclass(frozen=True)
 class AccuracyCheck:
-    """Labeled images on which a changed network is compared with the original one, `forward`."""
+    """Labeled images or videos on which a changed network is compared with the original one, `forward`."""
 
     images: Images
     task: Task
@@ -87,13 +94,13 @@ class AccuracyCheck:
     calibration: Calibration
 
     def outputs(self, forward: Forward) -> Tensor:
-        """Return the outputs (n, outputs) of a network. Raises ModelFileError if they are not finite."""
-        outputs: Tensor = compute_outputs(forward, self.images, batch=16)
-        check_finite(outputs, "int8")
+        """Return the outputs (n, [clips,] outputs) of a network. Raises ModelFileError if they are not finite."""
+        outputs: Tensor = compute_outputs(forward, self.images, batch=BATCH if self.task.reads == "images" else 0)
+        check_finite(outputs, "int8", self.task.noun)
         return outputs
 
     def compare(self, before: Tensor, after: Tensor) -> AccuracyChange:
-        """Compare outputs (n, outputs). The interval is that of a jackknife over up to 20 random groups of images.
+        """Compare outputs (n, [clips,] outputs); the interval is that of a jackknife over up to 20 random groups.
 
         The difference is computed without each group in turn, so that any metric has an interval (Tukey 1958; Efron
         and Tibshirani 1993, chapter 11). One more changed image is added to its variance, without which an interval of
@@ -105,7 +112,7 @@ class AccuracyCheck:
         result = self.task.evaluate(before, self.images.targets, self.calibration)
         return AccuracyChange(
             first, second, len(before), self._num_changed(before, after), loss - margin, loss + margin, result.note,
-            result.headline_name or result.headline,
+            result.headline_name or result.headline, result.noun,
         )  # fmt: skip
 
     def _margin(self, before: Tensor, after: Tensor) -> float:

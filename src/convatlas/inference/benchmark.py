@@ -45,8 +45,9 @@ class BenchmarkRow:
 
     name: as given. network: its name in the catalog, or that of the own module.
     p50_ms, p95_ms, min_ms: latency of a batch in milliseconds: median, 95th percentile, minimum.
-    images_per_second: at the median. memory_mib: peak memory for loading and running, in MiB. load_s: seconds until the
-    first prediction. accuracy: a share; metric, score: the headline metric, with the bounds of its 95 % interval.
+    reads: "images" or "clips". per_second: how many of them, at the median.
+    memory_mib: peak memory for loading and running, in MiB. load_s: seconds until the first prediction.
+    accuracy: a share; metric, score: the headline metric, with the bounds of its 95 % interval.
     evaluation: the result in words. other_load: share of the cores that other processes used meanwhile.
     image_px: width x height of the images, of detectors; objects: their number in an image, on which the time depends.
     """
@@ -58,7 +59,8 @@ class BenchmarkRow:
     p50_ms: float
     p95_ms: float
     min_ms: float
-    images_per_second: float
+    reads: str
+    per_second: float
     memory_mib: float | None
     load_s: float
     parameters: int | None
@@ -92,6 +94,11 @@ def label_of(name: str, network: str) -> str:
     return short if short == network else f"{short} ({network})"
 
 
+def nouns_of(rows: Sequence[BenchmarkRow]) -> str:
+    """Return what a batch contains: "images", "clips" or "images/clips"."""
+    return "/".join(dict.fromkeys(row.reads for row in rows))
+
+
 def benchmark(
     models: Sequence[str],
     *,
@@ -105,7 +112,7 @@ def benchmark(
     """Measure model files, exported files, pretrained weights, or networks by name (with random weights).
 
     engines: all installed ones but "compile" by default; exported files run on their own, and detectors on torch.
-    batches: by default 1 and 16, or 1 and 4 for detectors. seconds: duration of the measurement of each row.
+    batches: by default 1 and 16, or 1 and 4 for clips and detectors. seconds: duration of the measurement of each row.
     size: (width, height) of the images of detectors; by default they are a third wider than the network's resolution.
     data: labeled data for the accuracy of trained models.
     Raises EngineError for an engine that is not installed, and the errors of `load`.
@@ -162,7 +169,7 @@ def _measure(
     if optional and preprocessing.is_whole and engine not in (None, "torch"):
         return []
     rows: list[BenchmarkRow] = []
-    for batch in batches or (1, 4 if preprocessing.is_whole else 16):
+    for batch in batches or (1, 4 if preprocessing.is_whole or preprocessing.sampling else 16):
         running = model if engine is None else model.using(engine, batch=batch)
         pixels = example_inputs(model.header, batch, size and size[::-1])
         first = pixels[:1] if engine is None else pixels
@@ -176,7 +183,7 @@ def _measure(
         rows.append(BenchmarkRow(
             name, model.header.name, running.engine.name, batch,
             p50_ms=1000 * p50, p95_ms=1000 * p95, min_ms=1000 * min(times),
-            images_per_second=batch / p50, memory_mib=memory_since(memory_before), load_s=load_s,
+            reads=preprocessing.reads, per_second=batch / p50, memory_mib=memory_since(memory_before), load_s=load_s,
             parameters=None, other_load=round(other_load, 3),
             image_px=f"{pixels[0].shape[-1]} x {pixels[0].shape[-2]}" if preprocessing.is_whole else None,
             objects=count_objects(model.header.task.collect(outputs, first)),
@@ -283,7 +290,8 @@ def plot_latency(rows: Sequence[BenchmarkRow], path: Path) -> None:
             points.append(Measured(row.label, row.engine, row.p50_ms, row.parameters / 1e6, row.p95_ms))
     if not points:
         raise InputError("bench: there is nothing to plot, neither a metric nor the number of parameters is known")
-    unit = f"milliseconds for {batch} images" if batch > 1 else "milliseconds per image"
+    nouns = nouns_of(shown)
+    unit = f"milliseconds for {batch} {nouns}" if batch > 1 else f"milliseconds per {nouns.replace('s', '')}"
     trade_off(
         points, x_title=f"{unit} (median; whisker: 95th percentile)",
         y_title="parameters, millions" if metric is None else f"{metric}, %", path=path,

@@ -1,4 +1,4 @@
-"""The evaluation of a model on one split: metrics, the prediction of every image, a table and a page."""
+"""The evaluation of a model on one split: metrics, the prediction of every image or video, a table and a page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from convatlas.weights.modelfile import Header
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """An image of an evaluation; target and correct are None for an unreadable image.
+    """An image or video of an evaluation; target and correct are None for an unreadable one.
 
     prediction: its source is the file, or the name in the data; it has the probability of the most probable class
     alone. target: the true class; several are separated by |.
@@ -46,7 +46,7 @@ class EvaluatedImage:
         return self.prediction.source
 
     def to_row(self) -> dict[str, Any]:
-        """Return the image as a row of CSV; correct is 1 or 0."""
+        """Return the image or video as a row of CSV; correct is 1 or 0."""
         correct = None if self.correct is None else int(self.correct)
         return {"source": self.source, "target": self.target, **self.prediction.to_row(0), "correct": correct}
 
@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
     """The result on one split. unreadable, remarks: of the whole data set; see `Dataset`.
 
     baseline: a prediction that does not depend on the image, on the same images. header: of the model. data: name of
-    the data. prepared: the images.
+    the data. prepared: the images or videos.
     """
 
     split: str
@@ -74,7 +74,7 @@ class Evaluation(NamedTuple):
 
     @property
     def images(self) -> list[EvaluatedImage]:
-        """Every image of the split in the order of the names, then the unreadable ones of the data set."""
+        """Every image or video of the split in the order of the names, then the unreadable ones of the data set."""
         rows = (EvaluatedImage(*row) for row in self.result.image_rows(self.prepared.names))
         errors = (EvaluatedImage(self.header.task.unreadable(each.path, each.reason)) for each in self.unreadable)
         return [*sorted(rows, key=_natural), *errors]
@@ -102,18 +102,19 @@ class Evaluation(NamedTuple):
     def report(self) -> str:
         """Return the page that `write_report` writes."""
         title = f"{self.header.name} on {self.data}"
-        classes = pluralize(len(self.header.classes), "class")
+        classes, noun = pluralize(len(self.header.classes), "class"), self.result.noun
         sentences = [self.result.text()]
         if self.split == "all":
-            sentences.append("all images: optimistically biased if the network was trained on some of them")
+            sentences.append(f"all {noun}s: optimistically biased if the network was trained on some of them")
         training, steps = self.header.training, self.header.preprocessing
+        clip = "" if steps.sampling is None else f", {steps.sampling.text}"
         facts = {
             "split": self.split, "trained on": training.data or "unknown",
-            "input": f"{steps.channels} x {steps.resolution} px{' on the short side' * steps.is_whole}",
+            "input": f"{steps.channels} x {steps.resolution} px{' on the short side' * steps.is_whole}{clip}",
             "license": self.header.license or "not stated",
         }  # fmt: skip
         return document(title, [
-            header(title, f"{classes}; {pluralize(self.result.n, 'image')}"),
+            header(title, f"{classes}; {pluralize(self.result.n, noun)}"),
             result_summary(
                 self.result, "" if self.split == "all" else self.split, baseline=self.baseline,
                 sentences=[as_sentence(each) for each in sentences], facts=facts,
@@ -139,7 +140,7 @@ class Evaluation(NamedTuple):
     def _headline(self) -> str:
         parts: Sequence[str] = [f"{self.split}: {self.result.text()}", self.verdict]
         if self.unreadable:
-            parts = [*parts, f"{pluralize(len(self.unreadable), 'unreadable image')} skipped"]
+            parts = [*parts, f"{pluralize(len(self.unreadable), f'unreadable {self.result.noun}')} skipped"]
         return "; ".join(filter(None, parts))
 
 

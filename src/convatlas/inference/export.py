@@ -21,10 +21,10 @@ from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.errors import EngineError, brief, nearest
 from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
-from convatlas.inference.check_images import load_check_images, take_evenly
+from convatlas.inference.check_images import every_nth, load_check_images, take_evenly
 from convatlas.inference.detector_parity import DetectorParity, compare_detectors
 from convatlas.inference.model import Model
-from convatlas.inference.quantize import LayerNoise, quantize_graph
+from convatlas.inference.quantize import LayerNoise, in_frames, quantize_graph
 from convatlas.inference.size_and_speed import SizeAndSpeed, measure_size_and_speed
 from convatlas.system.extras import import_optional
 from convatlas.system.files import atomic
@@ -37,8 +37,8 @@ SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch-export":
 MAX_DIFFERENCE = 1e-4
 """Maximum difference of a probability between the model and its float32 export."""
 
-MAX_CALIBRATION_IMAGES = 256
-"""Maximum number of images from which the ranges of int8 activations are taken."""
+MAX_CALIBRATION_IMAGES, MAX_CALIBRATION_CLIPS = 256, 32
+"""Maximum number of images, or clips, from which the ranges of int8 activations are taken."""
 
 ExportedForward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pixels to decoded outputs (probabilities) and outputs."""
@@ -48,19 +48,20 @@ ExportedForward = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Parity:
     """How the predictions of an export compare with those of the model.
 
-    num_same: number of the `num_images` images with the same most probable class.
-    max_difference: largest difference of a probability.
+    num_same: number of the `num_images` images, or clips, with the same most probable class.
+    max_difference: largest difference of a probability. reads: "images" or "clips".
     """
 
     num_images: int
     num_same: int
     max_difference: float
+    reads: str = "images"
 
     def text(self) -> str:
         """Return the comparison in one line."""
         return (
-            f"same prediction for {self.num_same} of {self.num_images} images; maximum difference of a probability "
-            f"{self.max_difference:.1e}"
+            f"same prediction for {self.num_same} of {self.num_images} {self.reads}; maximum difference of a "
+            f"probability {self.max_difference:.1e}"
         )
 
     def to_plain(self) -> dict[str, Any]:
@@ -124,10 +125,10 @@ def export(
 ) -> ExportResult:
     """Write a model as "onnx", "openvino" or "torch-export".
 
-    The exported network takes uint8 images of the model's resolution and gives calibrated probabilities; its metadata
-    contain the header of the model file. It is written only if it predicts the same as the model on real images.
+    The exported network takes uint8 images, or clips, of the model's resolution and gives calibrated probabilities; its
+    metadata contain the header of the model file. It is written only if it predicts the same as the model on real ones.
     A detector takes one image of any size, and gives its objects; it can be exported to "onnx" in float32 only.
-    check: these images: files, a folder, or a data set (default: the training data, if it has a name).
+    check: these images or videos: a file, a folder, or a data set (default: the training data, if it has a name).
     int8: labeled data. The network is quantized to int8, calibrated on the train split; accuracy is measured on the
         val or test split.
     max_accuracy_drop: maximum loss of accuracy by int8, as a fraction; while the images give evidence for a larger one
@@ -164,7 +165,7 @@ def export(
         unreadable, remarks = dataset.unreadable, dataset.remarks
         float32, engine_name = graph, "openvino" if to == "openvino" else "onnxruntime"
         graph, layers, accuracy = quantize_graph(
-            graph, take_evenly(dataset.train, MAX_CALIBRATION_IMAGES), _accuracy_check(model, dataset, split),
+            graph, _calibration_pixels(model, dataset), _accuracy_check(model, dataset, split),
             engine=engine_name, max_accuracy_drop=max_accuracy_drop, progress=progress,
         )  # fmt: skip
         gain = measure_size_and_speed(float32, graph, model.header, engine_name)
@@ -207,13 +208,14 @@ def _check_arguments(to: str, path: Path, int8: Data | None) -> None:
 
 
 def compare(model: Model, forward: ExportedForward, pixels: Tensor, to: str, *, exact: bool = True) -> Parity:
-    """Compare an export with the model on images (n, channels, size, size).
+    """Compare an export with the model on pixels (n, *Preprocessing.item_shape) of images or clips.
 
     Raises EngineError if its probabilities are not finite, or, with `exact`, if they differ by more than
     `MAX_DIFFERENCE` or another class is the most probable one.
     """
     header, num_same, max_difference = model.header, 0, 0.0
-    for part in pixels.split(8):
+    reads = header.preprocessing.reads
+    for part in pixels.split(in_frames(pixels, 8)):
         expected = header.task.decode(model.engine.outputs(part), header.calibration)
         exported, _ = forward(part)
         if exported.shape != expected.shape or not exported.isfinite().all():
@@ -227,9 +229,9 @@ def compare(model: Model, forward: ExportedForward, pixels: Tensor, to: str, *, 
     if exact and (num_same < len(pixels) or max_difference > MAX_DIFFERENCE):
         raise EngineError(
             f"{header.name}: exported to {to}, its predictions differ: the same class for {num_same} of {len(pixels)} "
-            f"images, probabilities by up to {max_difference:.1e}; nothing was written"
+            f"{reads}, probabilities by up to {max_difference:.1e}; nothing was written"
         )
-    return Parity(len(pixels), num_same, max_difference)
+    return Parity(len(pixels), num_same, max_difference, reads)
 
 
 def _export_program(model: Model) -> bytes:
@@ -256,6 +258,14 @@ def _program_forward(data: bytes) -> ExportedForward:
         return probabilities, outputs
 
     return forward
+
+
+def _calibration_pixels(model: Model, dataset: Dataset) -> Tensor:
+    """Return the images, or clips, of the train split from which the ranges of int8 activations are taken."""
+    if model.header.preprocessing.sampling is None:
+        pixels: Tensor = take_evenly(dataset.train, MAX_CALIBRATION_IMAGES)
+        return pixels
+    return every_nth(take_evenly(dataset.train, MAX_CALIBRATION_CLIPS).flatten(0, 1), MAX_CALIBRATION_CLIPS)
 
 
 def _accuracy_check(model: Model, dataset: Dataset, split: str) -> AccuracyCheck:

@@ -30,7 +30,7 @@ from convatlas.inference.collect import Collection
 from convatlas.inference.evaluation import Evaluation
 from convatlas.inference.predict import check_finite
 from convatlas.inference.predictor import Predictor
-from convatlas.models.catalog import CATALOG, reads_clips
+from convatlas.models.catalog import CATALOG
 from convatlas.models.index import find_name
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
@@ -129,7 +129,7 @@ class Model(Predictor):
         dataset, split = self.load_split(data, split=split, max_unreadable=max_unreadable, progress=progress)
         images = dataset.whole if split == "all" else dataset.splits[split]
         outputs = compute_outputs(self.engine.outputs, images, collect=self.header.task.collect, progress=progress)
-        check_finite(outputs, self.header.name)
+        check_finite(outputs, self.header.name, self.header.task.noun)
         result = self.header.task.evaluate(outputs, images.targets, self.header.calibration)
         baseline = self.header.task.baseline(images.targets)
         return Evaluation(
@@ -145,11 +145,13 @@ class Model(Predictor):
         if max_unreadable is None:
             max_unreadable = training.max_unreadable
         try:
-            source = open_for_evaluation(data, progress=progress)
+            source = open_for_evaluation(
+                data, reads=steps.reads, group_pattern=training.group_pattern, progress=progress
+            )
         except DataError as error:
             if error.kind != "few_classes":
                 raise
-            raise DataError(f"{error}; to classify images without labels, use `convatlas predict`") from error
+            raise DataError(f"{error}; to classify {task.noun}s without labels, use `convatlas predict`") from error
         if source.task.predicts != task.predicts:
             source = source.for_task(task.short_name)
         aligned = {
@@ -247,8 +249,6 @@ def refusal_of_pt2(path: Path) -> ModelFileError:
 def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
     """Return the model of published weights, read from `file` if they are not in the cache."""
     spec = weights.spec
-    if reads_clips(spec):
-        raise WeightsError(f"{weights.name}: reads clips, not images")
     network = (
         build(weights.network, resolution=spec.resolution, weights=f"{weights.library}:{weights.tag}")
         if file is None
@@ -274,13 +274,13 @@ def predict(
     model: str | os.PathLike[str] | Predictor, images: Collection, *, top: int | None = None,
     threshold: float | None = None, tta: TTA = "none", batch: int | None = None, fetch: bool = False,
     classes: Sequence[str] = (), nms: float | None = None, tile: int | None = None, overlap: float = 0.2,
-    module: nn.Module | None = None,
+    every: float | None = None, module: nn.Module | None = None,
 ) -> Predictions:  # fmt: skip
-    """Predict images with a model, or with what `load` takes; see `Model.predict`. module: see `load`."""
+    """Predict images or videos with a model, or with what `load` takes; see `Model.predict`. module: see `load`."""
     predictor = model if isinstance(model, Predictor) else load(model, module=module)
     return predictor.predict(
         images, top=top, threshold=threshold, tta=tta, batch=batch, fetch=fetch, classes=classes, nms=nms, tile=tile,
-        overlap=overlap,
+        overlap=overlap, every=every,
     )  # fmt: skip
 
 

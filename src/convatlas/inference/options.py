@@ -6,21 +6,22 @@ from dataclasses import dataclass, fields
 from typing import Annotated
 
 from convatlas.core.preprocessing import TTA, Preprocessing
-from convatlas.core.record import Record, at_least, between
+from convatlas.core.record import Record, above, at_least, between
 from convatlas.errors import DataError, listed, nearest
 from convatlas.tasks.task import Task
 
-BATCH, WHOLE_BATCH = 16, 1
-"""Default number of images in a batch, and of whole images: in a batch they are padded to the size of the largest, so
-that objects would depend a little on the other images."""
+BATCH, CLIP_BATCH, WHOLE_BATCH = 16, 4, 1
+"""Default number of images in a batch; of clips, which need the memory of as many images as they have frames; and of
+whole images: in a batch they are padded to the size of the largest, so that objects would depend a little on the other
+images."""
 
 
 @dataclass(frozen=True)
 class PredictOptions(Record):
-    """How images are predicted.
+    """How images or videos are predicted.
 
-    batch: images, or tiles, per forward pass; by default 16, or 1 for detectors. threshold: the minimum probability of
-    a predicted class or object; by default the model's own. fetch: whether images may be fetched from URLs.
+    batch: images, tiles or clips per forward pass; by default 16, 4 clips, or 1 for detectors. threshold: the minimum
+    probability of a predicted class or object; by default the model's own. fetch: whether URLs may be fetched.
 
     Of classifiers: top: maximum number of classes in `probabilities`; all if None. tta: test-time augmentation (see
     `Preprocessing.tta_views`); the predictions of the views are averaged.
@@ -29,6 +30,9 @@ class PredictOptions(Record):
     intersection over union is above it, the one with the lower score is dropped; the network itself does so above 0.5.
     tile: images larger than this number of pixels are also cut into square tiles, which are predicted one by one.
     overlap: of neighboring tiles, as a share of their side; it should be larger than the objects.
+
+    Of networks that read clips: every: seconds from the start of one clip to that of the next, for predictions along
+    time, beside that of the whole video.
     """
 
     error = DataError
@@ -42,10 +46,16 @@ class PredictOptions(Record):
     nms: Annotated[float, between(0, 1)] | None = None
     tile: Annotated[int, at_least(32)] | None = None
     overlap: Annotated[float, between(0, 0.9)] = 0.2
+    every: Annotated[float, above(0)] | None = None
 
     def batch_for(self, preprocessing: Preprocessing) -> int:
-        """Return the number of images in a batch."""
+        """Return the number of images or clips in a batch."""
         return self.batch or default_batch(preprocessing)
+
+    def items_for(self, preprocessing: Preprocessing) -> int:
+        """Return the number of images, or of videos with their clips, that are read for a batch."""
+        clips = 1 if preprocessing.sampling is None else preprocessing.sampling.clips
+        return max(1, self.batch_for(preprocessing) // clips)
 
     def check(self, task: Task, *, members: int = 1) -> None:
         """Raise DataError for options that a task does not support. members: number of models of an ensemble."""
@@ -63,7 +73,7 @@ class PredictOptions(Record):
                 raise DataError(f"predict: classes must be classes of the model, {known}")
 
 
-SOME = ("top", "tta", "classes", "nms", "tile", "overlap")
+SOME = ("top", "tta", "classes", "nms", "tile", "overlap", "every")
 """Options that only some tasks support; see `Task.options`."""
 
 
@@ -73,5 +83,5 @@ def refusal(task: Task, option: str) -> DataError:
 
 
 def default_batch(preprocessing: Preprocessing) -> int:
-    """Return the default number of images in a batch."""
-    return WHOLE_BATCH if preprocessing.is_whole else BATCH
+    """Return the default number of images or clips in a batch."""
+    return WHOLE_BATCH if preprocessing.is_whole else BATCH if preprocessing.sampling is None else CLIP_BATCH

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.ragged import Outputs, concatenate, split
 from convatlas.engines.engine import Engine
 from convatlas.errors import ConvatlasError, DataError, EngineError, ModelFileError
-from convatlas.inference.images import ImageLike, Views, display_name, load_views
+from convatlas.inference.contents import display_name
+from convatlas.inference.images import ImageLike, Views, load_views
 from convatlas.inference.options import PredictOptions
 from convatlas.system.cores import count_cores
 from convatlas.tasks.prediction import Prediction
@@ -31,6 +33,23 @@ class Member(Protocol):
     def engine(self) -> Engine: ...
 
 
+Item = TypeVar("Item")
+
+Load = Callable[[Any, str, Sequence[Preprocessing], PredictOptions], list[Views]]
+"""Returns the views of an image or video of that name for each preprocessing; raises DataError that names it."""
+
+
+class PredictedRow(NamedTuple):
+    """The decoded outputs of an image or video, its objects, or the error because of which it has none.
+
+    seconds: duration of a video.
+    """
+
+    source: str
+    row: Any
+    seconds: float | None = None
+
+
 def stream(members: Sequence[Member], images: Iterable[ImageLike], options: PredictOptions) -> Iterator[Prediction]:
     """Yield one prediction for each image, in order; the predictions of the members are averaged.
 
@@ -38,72 +57,109 @@ def stream(members: Sequence[Member], images: Iterable[ImageLike], options: Pred
     and a whole image for which the memory is too small give a prediction with an `error`.
     Raises DataError if the members were trained for different tasks or classes, or the task does not support an option.
     """
-    first = members[0].header
-    options.check(first.task, members=len(members))
-    size = options.batch_for(first.preprocessing)
-    order = [first.task.output_order(member.header.task, member.header.name, first.name) for member in members]
-    preprocessings = list(dict.fromkeys(member.header.preprocessing for member in members))
-    numbered = enumerate(images)
-    with ThreadPoolExecutor(count_cores()) as readers, ThreadPoolExecutor(1) as prefetcher:
-
-        def read_batch() -> list[tuple[str, Future[list[Views]]]]:
-            group = [(display_name(image, i), image) for i, image in islice(numbered, size)]
-            return [(name, readers.submit(load_views, image, name, preprocessings, options)) for name, image in group]
-
-        next_batch = prefetcher.submit(read_batch)
-        while batch := next_batch.result():
-            next_batch = prefetcher.submit(read_batch)
-            yield from _predict_batch(members, order, preprocessings, batch, options)
+    group = MemberGroup.of(members, options)
+    for source, row, _ in group.rows(images, load_views):
+        yield to_prediction(source, row, group.header, threshold=options.threshold, top=options.top)
 
 
-def _predict_batch(
-    members: Sequence[Member], order: Sequence[Tensor], preprocessings: Sequence[Preprocessing],
-    batch: Sequence[tuple[str, Future[list[Views]]]], options: PredictOptions,
-) -> Iterator[Prediction]:  # fmt: skip
-    """Yield the predictions of one batch."""
-    results: list[tuple[str, list[Views] | DataError]] = []
-    for name, future in batch:
-        try:
-            results.append((name, future.result()))
-        except DataError as error:
-            results.append((name, error))
-    readable = [views for _, views in results if not isinstance(views, DataError)]
-    rows = iter(_average(members, order, preprocessings, readable, options) if readable else ())
-    header = members[0].header
-    for name, result in results:
-        row = result if isinstance(result, DataError) else next(rows)
-        yield to_prediction(name, row, header, threshold=options.threshold, top=options.top)
+@dataclass(frozen=True)
+class MemberGroup:
+    """The models of an ensemble, or one model.
 
-
-def _average(
-    members: Sequence[Member], order: Sequence[Tensor], preprocessings: Sequence[Preprocessing],
-    images: Sequence[list[Views]], options: PredictOptions,
-) -> Sequence[Any]:  # fmt: skip
-    """Return the decoded outputs of each image, averaged over the members.
-
-    If the engine fails for a batch of whole images, they are predicted one by one; the row of one that fails alone is
-    the EngineError.
+    order: for each member, the index of each class of the first one among its own. preprocessings: the different ones.
     """
-    numbers = [preprocessings.index(member.header.preprocessing) for member in members]
-    try:
-        decoded = [
-            predict_views(member, [views[number] for views in images], options)
-            for member, number in zip(members, numbers, strict=True)
-        ]
-    except EngineError as error:
-        if isinstance(images[0][0].pixels, Tensor):
-            raise  # images of one size fail alike
-        if len(images) == 1:
-            return [error]
-        return [row for image in images for row in _average(members, order, preprocessings, [image], options)]
-    if len(members) == 1:
-        return decoded[0]
-    rows = [torch.stack(rows)[:, columns] for rows, columns in zip(decoded, order, strict=True)]
-    return list(torch.stack(rows).mean(0))
+
+    members: Sequence[Member]
+    order: Sequence[Tensor]
+    preprocessings: Sequence[Preprocessing]
+    options: PredictOptions
+
+    @classmethod
+    def of(cls, members: Sequence[Member], options: PredictOptions) -> MemberGroup:
+        """Raise DataError if members are for different tasks or classes, or the task does not support an option."""
+        first = members[0].header
+        options.check(first.task, members=len(members))
+        order = [first.task.output_order(member.header.task, member.header.name, first.name) for member in members]
+        return cls(members, order, list(dict.fromkeys(member.header.preprocessing for member in members)), options)
+
+    @property
+    def header(self) -> Header:
+        """The header of the first member."""
+        return self.members[0].header
+
+    def rows(self, items: Iterable[Any], load: Load) -> Iterator[PredictedRow]:
+        """Yield the row of each image or video, in order; the next batch is read while one is computed."""
+        noun = self.header.task.noun
+        size = self.options.items_for(self.header.preprocessing)
+        numbered = enumerate(items)
+        with ThreadPoolExecutor(count_cores()) as readers, ThreadPoolExecutor(1) as prefetcher:
+
+            def read(item: Any, name: str) -> Future[list[Views]]:
+                return readers.submit(load, item, name, self.preprocessings, self.options)
+
+            def read_batch() -> list[tuple[str, Future[list[Views]]]]:
+                group = [(display_name(item, noun, i), item) for i, item in islice(numbered, size)]
+                return [(name, read(item, name)) for name, item in group]
+
+            next_batch = prefetcher.submit(read_batch)
+            while batch := next_batch.result():
+                next_batch = prefetcher.submit(read_batch)
+                yield from self._compute(batch)
+
+    def _compute(self, batch: Sequence[tuple[str, Future[list[Views]]]]) -> Iterator[PredictedRow]:
+        """Yield the rows of one batch."""
+        results: list[tuple[str, list[Views] | DataError]] = []
+        for name, future in batch:
+            try:
+                results.append((name, future.result()))
+            except DataError as error:
+                results.append((name, error))
+        readable = [views for _, views in results if not isinstance(views, DataError)]
+        rows = iter(self.average(readable) if readable else ())
+        for name, result in results:
+            if isinstance(result, DataError):
+                yield PredictedRow(name, result)
+            else:
+                yield PredictedRow(name, next(rows), result[0].seconds)
+
+    def average(self, items: Sequence[Sequence[Views]]) -> Sequence[Any]:
+        """Return the decoded outputs of each image or video, averaged over the members.
+
+        items: for each, its views for every one of `preprocessings`. If the engine fails for a batch of whole images,
+        they are predicted one by one; the row of one that fails alone is the EngineError.
+        """
+        numbers = [self.preprocessings.index(member.header.preprocessing) for member in self.members]
+        try:
+            decoded = [
+                predict_views(member, [views[number] for views in items], self.options)
+                for member, number in zip(self.members, numbers, strict=True)
+            ]
+        except EngineError as error:
+            if isinstance(items[0][0].pixels, Tensor):
+                raise  # inputs of one size fail alike
+            if len(items) == 1:
+                return [error]
+            return [row for item in items for row in self.average([item])]
+        return [self.mean(rows) for rows in zip(*decoded, strict=True)]
+
+    def mean(self, rows: Sequence[Any]) -> Any:
+        """Return the mean of the decoded outputs of each member for one image, video or clip."""
+        if len(rows) == 1:
+            return rows[0]
+        return torch.stack([row[columns] for row, columns in zip(rows, self.order, strict=True)]).mean(0)
+
+
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items while a thread computes the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(lambda: list(islice(items, 1)))
+        while taken := following.result():
+            following = pool.submit(lambda: list(islice(items, 1)))
+            yield taken[0]
 
 
 def predict_views(member: Member, images: Sequence[Views], options: PredictOptions) -> list[Any]:
-    """Return for each image its decoded outputs (outputs,), averaged over its views; or its objects.
+    """Return for each image its decoded outputs (outputs,), averaged over its views or clips; or its objects.
 
     They are NaN for an image if any output of the network for it is not finite.
     """
@@ -122,7 +178,7 @@ def predict_views(member: Member, images: Sequence[Views], options: PredictOptio
     return rows
 
 
-def check_finite(outputs: Outputs, where: object) -> None:
+def check_finite(outputs: Outputs, where: object, noun: str = "image") -> None:
     """Raise ModelFileError if outputs of a network are not finite: they would count as predictions."""
     if isinstance(outputs, Tensor):
         bad = int((~outputs.flatten(1).isfinite().all(1)).sum())
@@ -130,7 +186,7 @@ def check_finite(outputs: Outputs, where: object) -> None:
         bad = sum(not row.isfinite().all() for row in outputs)
     if bad:
         raise ModelFileError(
-            f"{where}: the outputs must be finite, got NaN or infinity for {bad:,} of {len(outputs):,} images; the "
+            f"{where}: the outputs must be finite, got NaN or infinity for {bad:,} of {len(outputs):,} {noun}s; the "
             "weights are damaged, or overflow"
         )
 
@@ -138,7 +194,7 @@ def check_finite(outputs: Outputs, where: object) -> None:
 def to_prediction(
     source: str, row: Any, header: Header, *, threshold: float | None = None, top: int | None = None
 ) -> Prediction:
-    """Return the prediction of a model for one image; see `PredictOptions`.
+    """Return the prediction of a model for one image or video; see `PredictOptions`.
 
     row: its decoded outputs (outputs,), its objects, or the error because of which it has none.
     """
@@ -146,6 +202,8 @@ def to_prediction(
         error = str(row)
         return header.task.unreadable(source, error if isinstance(row, DataError) else f"{source}: {error}")
     if not row.isfinite().all():
-        return header.task.unreadable(source, f"{source}: the network computes NaN or infinity for this image")
+        return header.task.unreadable(
+            source, f"{source}: the network computes NaN or infinity for this {header.task.noun}"
+        )
     prediction = header.task.predict(source, row, header.calibration, threshold)
     return prediction if top is None else prediction.with_top(top)

@@ -1,4 +1,4 @@
-"""Files of predicted objects: annotated images, a result file of COCO, and label files of YOLO."""
+"""Files of predictions: contact sheets, plots, annotated images, a result file of COCO, and label files of YOLO."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from convatlas.data.decode.display import MAX_SIDE, display_image
 from convatlas.draw.contact_sheet import Captioned, captioned_images
 from convatlas.draw.style import check_figure_path
 from convatlas.errors import InputError
-from convatlas.inference.images import EncodedImage, ImageLike
+from convatlas.inference.contents import EncodedFile
+from convatlas.inference.images import ImageLike
+from convatlas.inference.inputs import VIDEOS
+from convatlas.inference.video_figures import draw_video_sheet, plot_over_time
 from convatlas.system.files import atomic, write_text
 from convatlas.tasks.detection.formats import to_coco_results, to_yolo_lines
 from convatlas.tasks.prediction import Prediction
 from convatlas.tasks.table import pluralize
 
 MAX_SHEET = 60
-"""Maximum number of images on a contact sheet."""
+"""Maximum number of images or videos on a contact sheet."""
+
+MAX_PANELS = 12
+"""Maximum number of videos in a plot of probabilities over time."""
 
 JPEG = (".jpg", ".jpeg")
 """Suffixes of images that are saved as JPEG; all others are saved as PNG."""
@@ -39,8 +45,9 @@ CLASSES = "classes.txt"
 class PredictionFiles:
     """The files that are written for predictions; those that are None are not.
 
-    sheet: contact sheet of the first images. images: folder of the images with what is drawn on them. coco: result file
-    of COCO. yolo: folder of text files, one for each image. classes: of the model.
+    sheet: contact sheet of the first images or videos. images: folder of the images with what is drawn on them. coco:
+    result file of COCO. yolo: folder of text files, one for each image. plot: probabilities of the first videos over
+    time. classes: of the model.
     Files get the name of their image, and a number where another image has the same name. An unreadable image gets
     none.
     """
@@ -50,14 +57,16 @@ class PredictionFiles:
     images: Path | None = None
     coco: Path | None = None
     yolo: Path | None = None
+    plot: Path | None = None
     predictions: list[Any] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
-    shown: list[tuple[ImageLike, Prediction]] = field(default_factory=list)
+    shown: list[tuple[Any, Prediction]] = field(default_factory=list)
+    plotted: list[Prediction] = field(default_factory=list)
 
     def prepare(self) -> None:
         """Create the folders. Raises InputError if a file cannot be written, before anything is predicted."""
-        if self.sheet is not None:
-            check_figure_path(self.sheet)
+        for figure in filter(None, (self.sheet, self.plot)):
+            check_figure_path(figure)
         if self.coco is not None and self.coco.is_dir():
             raise InputError(f"{self.coco}: must be a file, got a folder; name a file in it")
         for folder in filter(None, (self.images, self.yolo, self.coco and self.coco.parent)):
@@ -66,12 +75,14 @@ class PredictionFiles:
             except OSError as error:
                 raise InputError(f"{folder}: cannot be a folder: {error.strerror or error}") from error
 
-    def add(self, image: ImageLike, prediction: Prediction) -> None:
-        """Write the files of one image. Raises InputError if the image itself would be overwritten."""
+    def add(self, image: Any, prediction: Prediction) -> None:
+        """Write the files of one image or video. Raises InputError if the image itself would be overwritten."""
         if self.coco is not None:
             self.predictions.append(prediction)
         if self.sheet is not None and not prediction.error and len(self.shown) < MAX_SHEET:
             self.shown.append((image, prediction))
+        if self.plot is not None and not prediction.error and len(self.plotted) < MAX_PANELS:
+            self.plotted.append(prediction)
         if prediction.error or (self.images is None and self.yolo is None):
             return
         stem, suffix = self._unique_name(prediction.source)
@@ -88,8 +99,14 @@ class PredictionFiles:
         """Write the files of all images, and return what was written, a line for each."""
         lines = []
         if self.sheet is not None and self.shown:
-            captioned_images([_captioned(*each) for each in self.shown], path=self.sheet)
+            if self.shown[0][1].noun == VIDEOS.noun:
+                draw_video_sheet(self.shown, self.sheet)
+            else:
+                captioned_images([_captioned(*each) for each in self.shown], path=self.sheet)
             lines.append(str(self.sheet))
+        if self.plot is not None and self.plotted:
+            plot_over_time(self.plotted, self.plot)
+            lines.append(str(self.plot))
         if self.images is not None:
             lines.append(f"{self.images}: {pluralize(len(self.names), 'image')}")
         if self.yolo is not None:
@@ -152,7 +169,7 @@ def save_annotated(path: Path, image: ImageLike, prediction: Prediction) -> None
 
 def read_for_display(image: ImageLike, source: str, *, max_side: int | None = None) -> Tensor | None:
     """Return an image file, or the bytes of one, as pixels (3, h, w) uint8; None if it is unreadable."""
-    data = image.data if isinstance(image, EncodedImage) else None
+    data = image.data if isinstance(image, EncodedFile) else None
     shares = display_image(source, data=data, max_side=max_side)
     if shares is None:
         return None

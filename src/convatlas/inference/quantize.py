@@ -32,6 +32,9 @@ _QUANTIZED_OPERATORS = (
     *WEIGHTED_OPERATORS, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu",
 )  # fmt: skip
 
+_CALIBRATION_BATCH = 8
+"""Number of images of which ranges are taken at once."""
+
 _NOISE_IMAGES = 4
 """Number of images on which the noise of layers is measured."""
 
@@ -75,7 +78,7 @@ def quantize_graph(
 
     In each round twice as many return, at most half of all.
 
-    images: (n, channels, size, size), from which the ranges of activations are taken.
+    images: (n, *Preprocessing.item_shape) of images or clips, from which the ranges of activations are taken.
     engine: "onnxruntime" or "openvino", on which the accuracy is measured.
     max_accuracy_drop: maximum loss of the headline metric, as a fraction: 0.005 is half a percentage point. It counts
         as exceeded if the images give evidence for that, see `AccuracyChange`.
@@ -92,7 +95,7 @@ def quantize_graph(
         quantized = quantize_static(graph, images, float32_layers)
         change = check.compare(before, check.outputs(start_engine(quantized, engine, batch=16)))
         if not noise:
-            noise = measure_noise(graph, quantized, images[:_NOISE_IMAGES])
+            noise = measure_noise(graph, quantized, images[: in_frames(images, _NOISE_IMAGES)])
         if not change.is_loss_above(max_accuracy_drop):
             _copy_metadata(graph, quantized, float32_layers)
             marked = tuple(replace(each, in_float32=each.name in float32_layers) for each in noise)
@@ -107,17 +110,22 @@ def quantize_graph(
         count *= 2
 
 
+def in_frames(images: Tensor, count: int) -> int:
+    """Return how many images, or clips, have about as many frames as `count` images; at least one."""
+    return count if images.ndim == 4 else max(1, count // images.shape[1])
+
+
 def quantize_static(graph: ModelProto, images: Tensor, float32_layers: Sequence[str]) -> ModelProto:
     """Return a graph with int8 weights, a scale for each channel, and uint8 activations.
 
-    images: (n, channels, size, size) for calibration. float32_layers: nodes that are not quantized.
+    images: (n, *Preprocessing.item_shape) for calibration. float32_layers: nodes that are not quantized.
     """
     onnx = import_optional("onnx", "convatlas[onnx]", where="int8")
     quantization: Any = import_optional("onnxruntime.quantization", "convatlas[onnx]", where="int8")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(images.split(8))
+            self.batches: Iterator[Tensor] = iter(images.split(in_frames(images, _CALIBRATION_BATCH)))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)

@@ -22,29 +22,33 @@ TIMING = TimingRules(max_turns=29, min_turns=2, max_seconds=1.5, max_slowdown=fl
 
 @dataclass(frozen=True)
 class SizeAndSpeed:
-    """Size of the graph in MiB and shortest time of one image in milliseconds, before and after quantization."""
+    """Size of the graph in MiB and shortest time of one image, or clip, in milliseconds, before and after quantization.
+
+    noun: "image" or "clip".
+    """
 
     engine: str
     float32_size_mib: float
     int8_size_mib: float
     float32_latency_ms: float
     int8_latency_ms: float
+    noun: str = "image"
 
     def text(self) -> str:
         """Return the comparison in one line."""
         return (
             f"float32 {self.float32_size_mib:.1f} MiB, {self.float32_latency_ms:.2f} ms; int8 "
-            f"{self.int8_size_mib:.1f} MiB, {self.int8_latency_ms:.2f} ms for one image on {self.engine} "
+            f"{self.int8_size_mib:.1f} MiB, {self.int8_latency_ms:.2f} ms for one {self.noun} on {self.engine} "
             f"({self.float32_latency_ms / self.int8_latency_ms:.1f}x)"
         )
 
     def to_plain(self) -> dict[str, Any]:
         """Return the comparison as plain data."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "noun"}
 
 
 def start_engine(graph: ModelProto, engine: str, *, batch: int) -> Callable[[Tensor], Tensor]:
-    """Return the function from images to outputs of a graph on "onnxruntime" or "openvino"."""
+    """Return the function from pixels to outputs of a graph on "onnxruntime" or "openvino"."""
     data = graph.SerializeToString()
     return (OpenVinoEngine(data, batch=batch) if engine == "openvino" else OnnxRuntimeEngine(data)).outputs
 
@@ -56,4 +60,5 @@ def measure_size_and_speed(float32: ModelProto, int8: ModelProto, header: Header
     pixels = example_pixels(header)
     times = min_times(time_candidates(graphs, lambda name: forwards[name](pixels), rules=TIMING))
     sizes = {name: graph.ByteSize() / 2**20 for name, graph in graphs.items()}
-    return SizeAndSpeed(engine, sizes["float32"], sizes["int8"], 1000 * times["float32"], 1000 * times["int8"])
+    noun = header.preprocessing.reads.removesuffix("s")
+    return SizeAndSpeed(engine, sizes["float32"], sizes["int8"], 1000 * times["float32"], 1000 * times["int8"], noun)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from convatlas.core.network import Network
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.data.decode.pixels import frame_pixels, read_image
+from convatlas.data.frame_reader import open_reader
+from convatlas.data.videos import load_clips
 from convatlas.errors import WeightsError, brief
 from convatlas.models.card import Library
 from convatlas.models.catalog import variant
@@ -22,9 +28,21 @@ from convatlas.weights.pretrained import Weights
 from convatlas.weights.read import read_checkpoint
 
 Transform = Callable[[Path], Tensor]
-"""From an image file to the input (channels, size, size) of a network."""
+"""From an image to the input of a network, (1, channels, size, size), or from a video to that of each of its clips."""
 
 _OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
+
+
+def transform_of(preprocessing: Preprocessing) -> Transform:
+    """Return our own transform."""
+
+    def read(file: Path) -> Tensor:
+        if preprocessing.sampling is not None:
+            return preprocessing.normalize(load_clips(str(file), preprocessing))
+        pixels = preprocessing.resize_and_crop(read_image(file, preprocessing.channels))
+        return preprocessing.normalize(pixels[None])
+
+    return read
 
 
 def build_upstream(weights: Weights, path: Path) -> tuple[nn.Module, Transform]:
@@ -40,11 +58,20 @@ def build_upstream(weights: Weights, path: Path) -> tuple[nn.Module, Transform]:
         raise WeightsError(f"{path}: does not fit {weights.upstream} of {weights.library} ({brief(error)})") from error
 
     def read(file: Path) -> Tensor:
+        if weights.preprocessing.sampling is not None:
+            return torch.stack([transform(clip) for clip in _read_clips(file, weights.preprocessing)])
         with Image.open(file) as image:
             inputs: Tensor = transform(image.convert("RGB"))
-        return inputs
+        return inputs[None]
 
     return network.eval(), read
+
+
+def _read_clips(file: Path, preprocessing: Preprocessing) -> list[Tensor]:
+    """Return the clips (frames, channels, h, w) of a video in their own size: no library decodes videos."""
+    with open_reader(str(file), preprocessing) as reader:
+        own_size = replace(reader, prepare=lambda rgb: frame_pixels(rgb, preprocessing.channels, file))
+        return list(own_size.even_clips())
 
 
 def _build_torchvision(weights: Weights, path: Path) -> tuple[nn.Module, Any]:

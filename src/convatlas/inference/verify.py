@@ -1,11 +1,11 @@
-"""Verify pretrained weights: measure them on labeled images, and compare them with the library they come from."""
+"""Verify pretrained weights: measure them on labeled images or videos, and compare them with their own library."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.preprocessing import Preprocessing
-from convatlas.data.decode.pixels import read_image
+from convatlas.data.readers.media import MEDIA
 from convatlas.errors import DataError, WeightsError
-from convatlas.inference.labeled_images import LabeledImages, list_labeled_images
+from convatlas.inference.labeled_files import LabeledFiles, list_labeled_files
 from convatlas.inference.model import Model, from_weights
 from convatlas.inference.predict import check_finite
-from convatlas.inference.upstream import Transform, build_upstream, build_upstream_of_imported
+from convatlas.inference.upstream import Transform, build_upstream, build_upstream_of_imported, transform_of
 from convatlas.models.catalog import variant
 from convatlas.system.files import sha256, write_text
 from convatlas.system.progress import Progress
 from convatlas.tasks.classification.metrics import accuracy_interval
-from convatlas.tasks.known import Classification
+from convatlas.tasks.known import task_for
+from convatlas.tasks.table import pluralize
 from convatlas.weights.build import build
 from convatlas.weights.fetch import NO_DIGEST, pull
 from convatlas.weights.imported import ImportedWeights, find_imported, is_imported_name
@@ -32,11 +33,15 @@ from convatlas.weights.open import open_weights
 from convatlas.weights.pretrained import Weights, find_weights
 
 BATCH = 16
+"""Number of images in a batch; videos are computed one by one."""
+
+IMAGE_AXES = 4
+"""Of the inputs (n, channels, h, w) of a network that reads images."""
 
 
 @dataclass(frozen=True)
 class TopAccuracy:
-    """Number of images whose class is the most probable one (top1), or among the five most probable ones (top5)."""
+    """How often the true class is the most probable one (top1), or among the five most probable ones (top5)."""
 
     n: int
     num_top1: int
@@ -71,9 +76,9 @@ class TopAccuracy:
 
 @dataclass(frozen=True)
 class UpstreamComparison:
-    """The library's own module with its own transforms, on the same images.
+    """The library's own module with its own transforms, on the same images or frames.
 
-    num_same_top5: number of images with the same five most probable classes in the same order.
+    num_same_top5: number of images, or videos, with the same five most probable classes in the same order.
     max_difference: largest difference of a probability.
     """
 
@@ -95,7 +100,7 @@ class Verification:
 
     protocol: how images are prepared. is_published_file: whether the file's SHA-256 is the published one; None if no
     digest is published. file_note: what that means, in words, or empty. upstream: None if no library has the network.
-    remarks: on the images, such as files that are not used.
+    remarks: on the data, such as files that are not used. noun: what was classified, "image" or "video".
     """
 
     weights: str
@@ -107,6 +112,7 @@ class Verification:
     file_note: str = ""
     upstream: UpstreamComparison | None = None
     remarks: tuple[str, ...] = ()
+    noun: str = "image"
 
     def to_plain(self) -> dict[str, Any]:
         """Return the verification as plain data."""
@@ -135,7 +141,8 @@ class Verification:
         if self.upstream:
             lines.append(
                 f"same five most probable classes in the same order for {self.upstream.num_same_top5:,} of "
-                f"{self.accuracy.n:,} images; maximum difference of a probability {self.upstream.max_difference:.1e}"
+                f"{pluralize(self.accuracy.n, self.noun)}; maximum difference of a probability "
+                f"{self.upstream.max_difference:.1e}"
             )
         if self.reported_metrics:
             lines.append(f"reported metrics: {format_metrics(self.reported_metrics)}")
@@ -172,106 +179,115 @@ def append_row(result: Verification, command: str, path: Path) -> None:
 def verify(
     name: str, folder: str | Path, *, file: str | Path | None = None, progress: Progress | None = None
 ) -> Verification:
-    """Measure weights on labeled images, and pretrained weights also with the library they come from.
+    """Measure weights on labeled images or videos, and pretrained weights also with the library they come from.
 
     name: pretrained weights, "network@library:tag"; imported ones, "network@tag"; or a network of the catalog with the
         weights in `file`.
-    folder: see `list_labeled_images`. Its class names are matched with those of the weights; a `file` without class
+    folder: see `list_labeled_files`. Its class names are matched with those of the weights; a `file` without class
         names has the classes of the folder in alphabetical order.
     file: the weights, if they are not in the cache.
     Raises DataError for other classes, WeightsError for weights that cannot be used.
     """
-    images = list_labeled_images(folder)
-    remarks = (images.ignored.text(),) if images.ignored else ()
     weights: Weights | None = None
     imported: ImportedWeights | None = None
     if file is None and is_imported_name(name):
         imported = find_imported(name)
-        path = imported.path
-        model = Model(*read_model_file(path))
+        spec = imported.header.spec
     elif "@" in name:
         weights = find_weights(name)
-        path = pull(weights, progress=progress) if file is None else Path(file).expanduser()
-        model = from_weights(weights, file=path)
+        spec = weights.spec
     elif file is None:
         raise WeightsError(f"{name}: must be pretrained weights, network@library:tag, or a network with --file")
     else:
+        spec = variant(name).spec
+    files = list_labeled_files(folder, MEDIA[spec.reads])
+    if imported is not None:
+        path = imported.path
+        model = Model(*read_model_file(path))
+    elif weights is not None:
+        path = pull(weights, progress=progress) if file is None else Path(file).expanduser()
+        model = from_weights(weights, file=path)
+    else:
+        assert file is not None
         path = Path(file).expanduser()
-        model = _build_from_file(name, path, images)
-    labels = torch.tensor(images.labels_for(model.classes, folder))
+        model = _build_from_file(name, path, files)
+    labels = torch.tensor(files.labels_for(model.classes, folder))
     preprocessing = model.header.preprocessing
+    transform = transform_of(preprocessing)
     probabilities = _compute_probabilities(
-        model.module, _transform(preprocessing), images.files, progress, f"evaluating {model.header.name}"
+        model.module, transform, files.files, progress, f"evaluating {model.header.name}"
     )
-    check_finite(probabilities, model.header.name)
-    accuracy, protocol = TopAccuracy.of(probabilities, labels), describe_protocol(preprocessing)
+    check_finite(probabilities, model.header.name, model.header.task.noun)
 
     def compare(library: str, network: nn.Module, transform: Transform) -> UpstreamComparison:
-        expected = _compute_probabilities(network, transform, images.files, progress, f"evaluating {library}")
+        expected = _compute_probabilities(network, transform, files.files, progress, f"evaluating {library}")
         top = min(5, probabilities.shape[1])
         same = (probabilities.topk(top).indices == expected.topk(top).indices).all(1)
         difference = float((probabilities - expected).abs().max())
         return UpstreamComparison(library, TopAccuracy.of(expected, labels), int(same.sum()), difference)
 
+    result = Verification(
+        name, sha256(path) if path.is_file() else "", TopAccuracy.of(probabilities, labels),
+        describe_protocol(preprocessing), remarks=(files.ignored.text(),) if files.ignored else (),
+        noun=model.header.task.noun,
+    )  # fmt: skip
     if imported is not None:
         upstream = build_upstream_of_imported(imported, model.module)
         training = imported.header.training
-        return Verification(
-            name, training.source_sha256, accuracy, protocol, training.reported_metrics,
-            file_note=f"the imported file {training.source}",
-            upstream=upstream and compare(*upstream, _transform(preprocessing)), remarks=remarks,
+        return replace(
+            result, sha256=training.source_sha256, reported_metrics=training.reported_metrics,
+            file_note=f"the imported file {training.source}", upstream=upstream and compare(*upstream, transform),
         )  # fmt: skip
-    digest = sha256(path) if path.is_file() else ""
     if weights is None:
-        return Verification(name, digest, accuracy, protocol, remarks=remarks)
-    is_published = digest.startswith(weights.sha256_prefix) if weights.sha256_prefix else None
+        return result
+    is_published = result.sha256.startswith(weights.sha256_prefix) if weights.sha256_prefix else None
     file_note = {True: "", False: "not the published file", None: NO_DIGEST}[is_published]
-    network, transform = build_upstream(weights, path)
-    return Verification(
-        name, digest, accuracy, protocol, weights.reported_metrics, is_published, file_note,
-        compare(weights.library, network, transform), remarks,
+    return replace(
+        result, reported_metrics=weights.reported_metrics, is_published_file=is_published, file_note=file_note,
+        upstream=compare(weights.library, *build_upstream(weights, path)),
     )  # fmt: skip
 
 
 def describe_protocol(preprocessing: Preprocessing) -> str:
-    """Return in one line how images are prepared."""
-    antialias = "" if preprocessing.antialias else ", not antialiased"
-    rotation = f", rotated by {preprocessing.rotation} degrees" if preprocessing.rotation else ""
-    return (
-        f"short side resized to {preprocessing.resize} px ({preprocessing.interpolation}{antialias}), "
-        f"central crop of {preprocessing.crop} px{rotation}, no test-time augmentation"
-    )
+    """Return in one line how images, or the frames of videos, are prepared."""
+    steps, sampling = preprocessing, preprocessing.sampling
+    antialias = "" if steps.antialias else ", not antialiased"
+    resized = f"short side resized to {steps.resize} px"
+    if steps.width is not None:
+        resized = f"frames resized to {steps.resize} x {steps.width} px (height x width)"
+    rotation = f", rotated by {steps.rotation} degrees" if steps.rotation else ""
+    views = "no test-time augmentation"
+    if sampling is not None:
+        views = f"{pluralize(sampling.clips, 'evenly spaced clip')} of {sampling.text}"
+    return f"{resized} ({steps.interpolation}{antialias}), central crop of {steps.crop} px{rotation}, {views}"
 
 
-def _build_from_file(name: str, path: Path, images: LabeledImages) -> Model:
-    """Return the model of a checkpoint, with its own class names or those of the images."""
+def _build_from_file(name: str, path: Path, files: LabeledFiles) -> Model:
+    """Return the model of a checkpoint, with its own class names or those of the data."""
     row = variant(name)
     checkpoint = open_weights(path, row.spec, name=name, row=row)
-    classes = checkpoint.class_names or images.classes or tuple(map(str, range(checkpoint.num_classes)))
+    classes = checkpoint.class_names or files.classes or tuple(map(str, range(checkpoint.num_classes)))
     if len(classes) != checkpoint.num_classes:
         raise DataError(f"{path}: the data must have {checkpoint.num_classes:,} classes, got {len(classes)} folders")
     network = build(name, weights=path).eval()
     spec = checkpoint.spec_for(row.spec)
-    return Model(network, Header(name, Classification(classes), spec, checkpoint.preprocessing))
-
-
-def _transform(preprocessing: Preprocessing) -> Transform:
-    def read(file: Path) -> Tensor:
-        pixels = preprocessing.resize_and_crop(read_image(file, preprocessing.channels))
-        return preprocessing.normalize(pixels[None])[0]
-
-    return read
+    return Model(network, Header(name, task_for(spec, classes), spec, checkpoint.preprocessing))
 
 
 @torch.inference_mode()
 def _compute_probabilities(
     network: nn.Module, transform: Transform, files: Sequence[Path], progress: Progress | None, what: str
 ) -> Tensor:
-    """Return the softmax of the outputs, (n, classes)."""
-    rows = []
-    for start in range(0, len(files), BATCH):
-        inputs = torch.stack([transform(file) for file in files[start : start + BATCH]])
-        rows.append(network(inputs).softmax(1))
+    """Return the softmax of the outputs, (n, classes); of a video, its mean over the clips."""
+    rows: list[Tensor] = []
+    parts: list[Tensor] = []
+    for done, file in enumerate(files, start=1):
+        parts.append(transform(file))
+        if len(parts) < BATCH and parts[0].ndim == IMAGE_AXES and done < len(files):
+            continue
+        outputs = network(torch.cat(parts)).softmax(1)
+        rows += [views.mean(0) for views in outputs.split(list(map(len, parts)))]
+        parts = []
         if progress:
-            progress(what, min(start + BATCH, len(files)), len(files))
-    return torch.cat(rows)
+            progress(what, done, len(files))
+    return torch.stack(rows)

@@ -147,7 +147,8 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         new = self.outputs - self.inputs
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, new // 2, new - new // 2))
+        kept = x[..., :: self.stride, :: self.stride]  # of clips every frame
+        return F.pad(kept, (0, 0) * (x.ndim - 2) + (new // 2, new - new // 2))
 
     def extra_repr(self) -> str:
         return f"{self.inputs}, {self.outputs}, stride={self.stride}"
@@ -223,22 +224,22 @@ def _(layer: ChannelsLast, x: Signal, tally: Tally) -> Signal:
 
 @rule.register
 def _(layer: SamePad, x: Signal, tally: Tally) -> Signal:
-    spatial = tuple(
+    *frames, height, width = x.spatial
+    padded = (
         size + sum(same_border(size, kernel, layer.stride))
-        for size, kernel in zip(x.spatial, layer.kernel, strict=True)
+        for size, kernel in zip((height, width), layer.kernel, strict=True)
     )
-    return tally.add(layer, x, x.like((x.channels, *spatial)))
+    return tally.add(layer, x, x.like((x.channels, *frames, *padded)))
 
 
 @rule.register
 def _(layer: PadShortcut, x: Signal, tally: Tally) -> Signal:
     if x.channels != layer.inputs:
         raise tally.error(layer, f"expects {layer.inputs} channels, got {x.channels}")
-    spatial = tuple(-(-size // layer.stride) for size in x.spatial)
-    y = Signal(
-        (layer.outputs, *spatial), x.receptive_field, tuple(s * layer.stride for s in x.stride), x.is_global, x.depth
-    )
-    return tally.add(layer, x, y)
+    strides = [1] * (len(x.spatial) - 2) + [layer.stride] * 2  # over time 1
+    spatial = tuple(-(-size // stride) for size, stride in zip(x.spatial, strides, strict=True))
+    stride = tuple(before * own for before, own in zip(x.stride, strides, strict=True))
+    return tally.add(layer, x, Signal((layer.outputs, *spatial), x.receptive_field, stride, x.is_global, x.depth))
 
 
 @rule.register

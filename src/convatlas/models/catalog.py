@@ -26,6 +26,7 @@ from convatlas.models.families import (
     inception_resnet,
     inception_v3,
     inception_v4,
+    inflated,
     lenet,
     mnasnet,
     mobilenet,
@@ -79,6 +80,9 @@ FAMILIES: dict[str, Family] = {
     "capsnet": capsnet.FAMILY,
     "boosted": boosted.family(boosted_resnet18=_RESNETS["resnet18"], boosted_cifar_resnet20=_RESNETS["cifar_resnet20"]),
     "video": video_resnet.FAMILY,
+    "inflated": inflated.family(
+        googlenet=googlenet.FAMILY.variants["googlenet"], mobilenet_v2=mobilenet.FAMILY.variants["mobilenet_v2"]
+    ),
 }
 """Family name -> its variants and key rules."""
 FAMILIES["rcnn"] = variants.family(FAMILIES)
@@ -131,6 +135,9 @@ def resolve(network: str | Spec) -> tuple[str, Variant]:
         body_name, body = resolve(network.body)
         kind = next(kind for kind, each in rcnn.KINDS.items() if each is type(network))
         return f"{kind}-{body_name}", variants.custom_row(network, body.card.title)
+    if isinstance(network, inflated.Inflated):
+        body_name, body = resolve(network.body)
+        return f"inflated-{body_name}", inflated.row(body, network)
     if isinstance(network, boosted.Boosted):  # its images and classes are those of the backbone
         backbone_name, backbone = resolve(network.backbone)
         return f"boosted-{backbone_name}", boosted.row(backbone, network)
@@ -154,11 +161,6 @@ def unknown_spec_hint(plain: object) -> str:
     if not isinstance(kind, str) or kind in SPEC_TYPES or not kind.isidentifier():
         return ""
     return f"; a spec class of one's own is known after ca.register(name, {kind}(...))"
-
-
-def reads_clips(spec: Spec) -> bool:
-    """Return whether the input has a time axis: (channels, frames, height, width)."""
-    return len(spec.input_shape(1)) != 3
 
 
 def stats(name: str) -> NetworkFacts:
@@ -233,8 +235,17 @@ def build_fresh(
     return built
 
 
-def adapted(spec: Spec, *, stem: Stem = "default", resolution: int | None = None) -> Spec:
-    """Return the spec at another resolution in pixels, or with the stem for small images (default: at 32 px)."""
+def adapted(
+    spec: Spec, *, stem: Stem = "default", resolution: int | None = None, frames: int | None = None
+) -> Spec:  # fmt: skip
+    """Return the spec at another resolution in pixels, or with the stem for small images (default: at 32 px).
+
+    frames: number of frames of a clip, of networks that read clips.
+    """
+    if frames is not None:
+        if spec.reads != "clips":
+            raise SpecError(f"build: frames must not be given, because {type(spec).__name__} reads {spec.reads}")
+        spec = spec.replaced({"frames": frames})
     if stem not in get_args(Stem):
         raise SpecError(f"build: stem must be one of {', '.join(get_args(Stem))}, got {stem!r}")
     if stem == "cifar":

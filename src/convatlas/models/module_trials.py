@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
+from convatlas.core.memory_format import CHANNELS_LAST
 from convatlas.errors import SpecError, foreign_errors
 
 
@@ -66,9 +67,10 @@ def _is_parametrized(layer: nn.Module) -> bool:
 def runs_channels_last(module: nn.Module, x: Tensor) -> bool:
     """Return whether a module runs in the memory format channels_last: `view` often fails there."""
     try:
-        module = module.to(memory_format=torch.channels_last)
+        channels_last = CHANNELS_LAST[x.ndim]
+        module = module.to(memory_format=channels_last)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            outputs: Tensor = module(x.contiguous(memory_format=torch.channels_last))
+            outputs: Tensor = module(x.contiguous(memory_format=channels_last))
             outputs.sum().backward()
     except Exception:  # the module's own code
         return False

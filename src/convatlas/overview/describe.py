@@ -106,7 +106,8 @@ class ModelDescription:
     def _model_facts(self) -> dict[str, str]:
         header, card = self.header, CATALOG.get(self.header.name.partition("@")[0])
         numbers = [f"{self.parameters:,} parameters"] if self.parameters is not None else []
-        numbers += [f"{self.macs:,} MACs for one image"] if self.macs is not None else []
+        one = header.preprocessing.reads.removesuffix("s")
+        numbers += [f"{self.macs:,} MACs for one {one}"] if self.macs is not None else []
         return {
             "state": self.run.describe() if self.run else "",
             "file": "" if self.size_mib is None else f"{self.file}, {self.size_mib:.2f} MiB",
@@ -165,7 +166,8 @@ def metrics_table(header: Header) -> Table:
     bounds = {f"{key}{side}" for key in keys for side in ("_low", "_high")}
     first = headline(header.task)
     names = sorted((key for key in keys if key not in bounds), key=lambda key: key != first)
-    rows = tuple((metric_name(key), *(_metric(key, each) for each in header.metrics.values())) for key in names)
+    noun, splits = header.task.noun, header.metrics.values()
+    rows = tuple((metric_name(key, noun), *(_metric(key, each) for each in splits)) for key in names)
     return Table(("", *header.metrics), rows)
 
 

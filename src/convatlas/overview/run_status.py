@@ -75,7 +75,7 @@ class RunStatus:
         if self.training:
             return {}
         if self.state.finished:
-            return {"predict": f"convatlas predict {self.folder} IMAGES"}
+            return {"predict": f"convatlas predict {self.folder} {self.config.task.noun.upper()}S"}
         commands = {"continue": f"convatlas resume {self.folder}"}
         if self.epochs:
             commands["end here"] = f"convatlas finish {self.folder}"

@@ -30,6 +30,8 @@ class Prediction:
     source: str
     error: str = ""
 
+    noun: ClassVar[str] = "image"
+    """What is predicted: an image or a video."""
     plain_fields: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "source": {"type": "string", "description": "File of the image, or its number."},
         "error": {"type": ["string", "null"], "description": "Why there is no prediction; null if there is one."},
@@ -72,6 +74,10 @@ class Prediction:
     def cells(self, top: int) -> tuple[str, ...]:
         """Return the cells of a printed table after the source."""
         return (self.text,)
+
+    def cell_rows(self, top: int) -> list[tuple[str, ...]]:
+        """Return the rows of cells of a printed table: one, or several where parts have predictions of their own."""
+        return [self.cells(top)]
 
     @classmethod
     def headings(cls, top: int) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ class Predictions(list[Prediction]):
         return "".join([self._table()._repr_html_(), *notes]) if self else "no predictions"
 
     def _table(self) -> Table:
-        headings = ("image", *self[0].headings(REPR_CLASSES))
+        headings = (self[0].noun, *self[0].headings(REPR_CLASSES))
         rows: list[Sequence[str]] = []
         for prediction in self[:REPR_ROWS]:
             error = prediction.error.removeprefix(f"{printable(prediction.source)}: ")

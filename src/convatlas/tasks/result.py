@@ -35,6 +35,8 @@ class Result(ABC):
 
     headline: ClassVar[str]
     """The metric of `summary` by which epochs and runs are compared."""
+    noun: ClassVar[str] = "image"
+    """What is counted: images or videos."""
     headline_name: ClassVar[str] = ""
     """Display name of the headline; the key by default."""
     worst_heading: ClassVar[str] = "Most confident errors"
@@ -76,7 +78,7 @@ class Result(ABC):
         if self.score <= baseline.score:
             return f"no better than {text}"
         limit = min(1.0, baseline.upper_bound)
-        return f"not clearly better than {text}: on {pluralize(self.n, 'image')}, up to {limit:.1%} can be chance"
+        return f"not clearly better than {text}: on {pluralize(self.n, self.noun)}, up to {limit:.1%} can be chance"
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the metrics that are computed after every epoch."""

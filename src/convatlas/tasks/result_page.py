@@ -37,8 +37,10 @@ MAX_WIDTH_BESIDE = 6.6
 """Maximum width in inches of a figure beside other parts."""
 
 METRIC_NAMES = {
-    "n": "images", "num_errors": "images wrong", "top5": "top-5 accuracy", "macro_f1": "macro F1",
+    "n": "{noun}s", "num_errors": "{noun}s wrong", "top5": "top-5 accuracy", "macro_f1": "macro F1",
     "micro_f1": "micro F1", "ece": "expected calibration error", "missed": "missed objects", "false": "false objects",
+    "clip_accuracy": "accuracy of single clips", "clip_top5": "top-5 accuracy of single clips",
+    "clip_mAP": "mAP of single clips",
 }  # fmt: skip
 """Names of metrics that are not their key."""
 
@@ -75,7 +77,7 @@ def result_summary(
     interval = None
     if bounds[0] is not None and bounds[1] is not None and bounds[0] < bounds[1]:  # that of mAP may have no width
         interval = float(bounds[0]), float(bounds[1])
-    name = f"{result.headline_name or key} on {pluralize(result.n, f'{split} image'.strip())}"
+    name = f"{result.headline_name or key} on {pluralize(result.n, f'{split} {result.noun}'.strip())}"
     verdict = result.verdict(baseline)
     return summary_card(
         result.value_text, name, interval=interval, warning=f"The result is {verdict}." if verdict else "",
@@ -83,8 +85,8 @@ def result_summary(
     )  # fmt: skip
 
 
-def metric_name(key: str) -> str:
-    """Return the name of a metric of `Result.summary` for people."""
+def metric_name(key: str, noun: str = "image") -> str:
+    """Return the name of a metric of `Result.summary` for people. noun: what is counted; see `Result.noun`."""
     for end, bound in (("_low", "from"), ("_high", "to")):
         if key.endswith(end):
             return f"95 % interval {bound}"
@@ -92,14 +94,17 @@ def metric_name(key: str) -> str:
         kind, name, rest = average.groups()
         between = "@0." if name == "pck" else " " * rest.isalpha()
         return f"{kind} {name.upper()}{between}{rest}"
-    return METRIC_NAMES.get(key, key.replace("_", " "))
+    return METRIC_NAMES.get(key, key.replace("_", " ")).format(noun=noun)
 
 
 def metrics_table(results: Mapping[str, Result]) -> str:
     """Return the metrics of every split, one metric a row."""
     summaries = {split: result.summary() for split, result in results.items()}
     keys = list(dict.fromkeys(key for numbers in summaries.values() for key in numbers))
-    rows = tuple((metric_name(key), *(_number(numbers.get(key)) for numbers in summaries.values())) for key in keys)
+    noun = next((result.noun for result in results.values()), "image")
+    rows = tuple(
+        (metric_name(key, noun), *(_number(numbers.get(key)) for numbers in summaries.values())) for key in keys
+    )
     return table(Table(("metric", *summaries), rows, right=frozenset(range(1, len(summaries) + 1))))
 
 

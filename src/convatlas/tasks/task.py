@@ -55,12 +55,17 @@ class Task(Record, ABC):
     """The names of the supported losses; the first one is the default."""
     predicts: ClassVar[str] = "classes"
     """What the network must compute; see `Spec.predicts`."""
+    reads: ClassVar[str] = "images"
+    """What the network must read; see `Spec.reads`."""
+    noun: ClassVar[str] = "image"
+    """What has a target and gets a prediction: an image or a video."""
     progress_columns: ClassVar[tuple[Column, ...]]
     """Metrics of an epoch that are displayed while training: those of `train_metric`, then one of val."""
     unused_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of recipes that this task cannot use: they must have their defaults."""
     options: ClassVar[frozenset[str]] = frozenset(("tta", "ensemble"))
-    """Options of predictions that the task supports: some of top, tta, ensemble, classes, nms, tile, overlap."""
+    """Options of predictions that the task supports: some of top, tta, ensemble, classes, nms, tile, overlap, every,
+    and of the files save, coco, yolo, plot."""
 
     min_classes: ClassVar[int] = 1
     """Minimum number of classes to train on."""
@@ -91,6 +96,11 @@ class Task(Record, ABC):
     def flip_order(self) -> tuple[int, ...]:
         """For each keypoint, the one whose place it takes when an image is flipped; empty without keypoints."""
         return ()
+
+    @classmethod
+    def fits(cls, spec: Spec) -> bool:
+        """Return whether a network can be trained for the task: it reads and predicts what the task needs."""
+        return (spec.reads, spec.predicts) == (cls.reads, cls.predicts)
 
     @classmethod
     def for_spec(cls, spec: Spec, classes: tuple[str, ...]) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.dataset import Images
+from convatlas.data.videos import Videos
 from convatlas.engines.evaluation import compute_outputs, eager_forward
 from convatlas.errors import SpecError
 from convatlas.train.recipe import Recipe
@@ -57,6 +59,8 @@ def unfold_norms(network: Network, weights: Mapping[str, Tensor], images: Images
     handles = [layer.register_forward_pre_hook(watch) for layer in norms]
     device = next(network.parameters()).device
     some = images.subset(torch.linspace(0, len(images) - 1, min(len(images), STATISTICS_IMAGES)).long())
+    if isinstance(some.pixels, Videos):  # one clip of each
+        some = replace(some, pixels=some.pixels.at_random(0, 0)[torch.arange(len(some))][:, None])
     try:
         compute_outputs(eager_forward(network, preprocessing, device), some, collect=lambda *_: [])
     finally:

@@ -56,6 +56,7 @@ class Candidate:
     """A network within the budget, with the input that it would be trained with.
 
     params, macs: for one image. latency_s: lower quartile of the seconds for one image on this machine.
+    frames: of a clip, if they are not those of the network's row.
     weights: name of the weights that it starts from; empty for random ones. scores: on val after each of its rungs
     in the search. error: why it could not be trained, or empty.
     """
@@ -70,10 +71,11 @@ class Candidate:
     weights: str = ""
     scores: tuple[float, ...] = ()
     error: str = ""
+    frames: int | None = None
 
     @property
     def spec(self) -> Spec:
-        return adapted(CATALOG[self.name].spec, stem=self.stem, resolution=self.resolution)
+        return adapted(CATALOG[self.name].spec, stem=self.stem, resolution=self.resolution, frames=self.frames)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the candidate as a row of candidates.csv; scores are separated by spaces."""
@@ -121,7 +123,7 @@ class ModelSelection:
         score, limit = self.baseline.score, min(1.0, self.baseline.upper_bound)
         return (
             f"search inconclusive: after {self.rung_seconds[-1]:.0f} s, no candidate is clearly better than "
-            f"{self.baseline.text} ({score:.2%}, and up to {limit:.1%} by chance on so few images); increase "
+            f"{self.baseline.text} ({score:.2%}, and up to {limit:.1%} by chance on so small a val split); increase "
             "--search-time, download weights (`convatlas weights pull`), or name a network"
         )
 

@@ -17,20 +17,21 @@ from convatlas.data.open import open_for_training
 from convatlas.data.readers.memory import Data
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError
-from convatlas.models.catalog import adapted, resolve
+from convatlas.models.catalog import resolve
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.distributed import init_distributed
 from convatlas.train.fit import check_start, prepare_run
-from convatlas.train.given import copy_module
+from convatlas.train.given import copy_module, reads_of
 from convatlas.train.initial_weights import AUTO, choose_weights
-from convatlas.train.preparation import choose_recipe, source_for
+from convatlas.train.preparation import choose_recipe, source_for, spec_for
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields, check_fields
 from convatlas.train.resume import open_run
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CONFIG, create_default_folder, write_table
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
+from convatlas.weights.inflate import Inflation
 
 FOLDS = "folds.csv"
 
@@ -86,7 +87,8 @@ class CrossValidation:
         ]
 
     def __repr__(self) -> str:
-        lines = [f"{'fold':>4}  {'images':>8}  {self.headline}"]
+        noun = self.runs[0].task.noun
+        lines = [f"{'fold':>4}  {f'{noun}s':>8}  {self.headline}"]
         lines += [f"{row['fold']:>4}  {row['n']:>8,}  {row[self.headline]:.4f}" for row in self.to_plain()]
         return "\n".join([*lines, f"mean {self.mean:.4f}, standard deviation {self.std:.4f}; runs in {self.folder}"])
 
@@ -98,6 +100,7 @@ def cross_validate(
     folds: int = 5,
     task: str | None = None,
     weights: str | Path | None = AUTO,
+    inflate: Inflation | None = None,
     recipe: str | Recipe | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -121,18 +124,23 @@ def cross_validate(
     check_fields(cross_validate, fields)
     data_options, execution = data_options or DataOptions(), execution or ExecutionOptions()
     with progress_callback(progress) as report:
-        source = open_for_training(data, val_share=0, download=download, progress=report)
+        reads = reads_of(model) if isinstance(model, nn.Module) else resolve(model)[1].spec.reads
+        source = open_for_training(
+            data, reads=reads, group_pattern=data_options.group_pattern, val_share=0, download=download, progress=report
+        )
         _check_folds(source, folds)
         check_start(data, None if out is None else Path(out) / "fold-0", options or RunOptions())
         distributed = init_distributed(resolve_device(execution.device))
         given = copy_module(model, source, data_options, weights) if isinstance(model, nn.Module) else None
         name, row = resolve(given.spec if given else cast(str | Spec, model))
-        spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
+        spec = spec_for(row.spec, data_options)
         source_for(source, spec, name, task)  # raises an error before the directory of the runs exists
         initial = (
             given.initial
             if given
-            else choose_weights(weights, spec, network=name, stem=data_options.stem, download=download, progress=report)
+            else choose_weights(
+                weights, spec, network=name, stem=data_options.stem, inflate=inflate, download=download, progress=report
+            )
         )
         run_recipe = choose_recipe(recipe, row, pretrained=bool(initial.name) and given is None, fields=fields)
         folder = Path(out) if out is not None else None
@@ -144,10 +152,11 @@ def cross_validate(
             part = folder / f"fold-{number}"
             if distributed.broadcast((part / CONFIG).exists() if distributed.is_main else None):
                 run = open_run(part, data=source, module=given.needed if given else None, progress=report)
-                _check_same(run, part, name, initial.name, run_recipe, seed, (number, folds))
+                chosen = dataclasses.replace(data_options, fold=(number, folds))
+                _check_same(run, part, name, initial.name, inflate, run_recipe, seed, chosen)
             else:
                 run = prepare_run(
-                    source, model, task=task, weights=weights, recipe=run_recipe, seed=seed, out=part,
+                    source, model, task=task, weights=weights, inflate=inflate, recipe=run_recipe, seed=seed, out=part,
                     download=download, execution=execution, options=options, progress=report,
                     data_options=dataclasses.replace(data_options, fold=(number, folds)),
                 )  # fmt: skip
@@ -177,21 +186,27 @@ def _fold_events(run: Run, number: int, folds: int, progress: Progress) -> Itera
 def _check_folds(source: Source, folds: int) -> None:
     if "val" in source.splits:
         raise DataError(f"{source.name}: must not have a val split for a cross-validation; merge it into train")
-    images = len(source.splits["train"])
-    if not 2 <= folds <= images:
-        raise RunError(f"folds: must be an integer in [2, {images}] (the number of training images), got {folds}")
+    count = len(source.splits["train"])
+    if not 2 <= folds <= count:
+        counted = f"the number of training {source.task.noun}s"
+        raise RunError(f"folds: must be an integer in [2, {count}] ({counted}), got {folds}")
 
 
 def _check_same(
-    run: Run, part: Path, model: str, weights: str, recipe: Recipe, seed: int, fold: tuple[int, int]
-) -> None:
+    run: Run, part: Path, model: str, weights: str, inflate: Inflation | None, recipe: Recipe, seed: int,
+    data_options: DataOptions,
+) -> None:  # fmt: skip
     """Raise RunError that names the arguments in which an existing run differs."""
     config = run.config
     arguments: dict[str, tuple[object, object]] = {
         "model": (model, config.model),
         "weights": (weights, config.weights),
         "seed": (seed, config.seed),
-        "fold": (fold, config.data_options.fold),
+        "inflate": (inflate, config.inflate),
+        **{
+            name: (getattr(data_options, name), getattr(config.data_options, name))
+            for name in ("fold", "group_pattern", "resolution", "stem", "channels", "frames", "frame_rate", "clips")
+        },
         "recipe": (recipe.lengthened(run.steps_per_epoch), config.recipe),
     }
     different = [argument for argument, (new, old) in arguments.items() if new != old]

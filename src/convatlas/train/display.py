@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from convatlas.data.class_names import mirrored_classes
 from convatlas.data.dataset import UnreadableImage
-from convatlas.errors import printable
+from convatlas.errors import listed, printable
 from convatlas.system.progress import Progress, progress_display
 from convatlas.tasks.result import Result
 from convatlas.tasks.table import pluralize
@@ -61,6 +62,17 @@ class Display:
             )
         if config.preprocessing.is_whole:
             self._print(f"images: whole; {config.preprocessing.input_text}")
+        if (sampling := config.preprocessing.sampling) is not None:
+            self._print(
+                f"clips: {config.preprocessing.input_text}; one of each video in an epoch, at a random place, and "
+                f"{sampling.clips} in evaluation"
+            )
+        if config.recipe.augment.flip and (pairs := mirrored_classes(run.task.classes)):
+            turn_off = "--set flip=false" if self.command else "flip=False"
+            self._print(
+                f"flip: half of the {run.task.noun}s are flipped horizontally, which exchanges the classes "
+                f"{listed(f'{a} and {b}' for a, b in pairs)}; {turn_off} turns it off"
+            )
         if config.spec.training_note:
             self._print(config.spec.training_note)
         if last := last_frozen(run.network, config.recipe):
@@ -99,7 +111,8 @@ class Display:
         """Print the metrics of a finished run, what they are worth, and where its files are."""
         for split, result in run.results.items():
             epoch = f"best epoch {run.state.best_epoch}" if run.dataset.val else "last epoch"
-            self.print_result(split, result, f"; {epoch}" + (", selected on these images" if split == "val" else ""))
+            selected = f", selected on these {run.task.noun}s" if split == "val" else ""
+            self.print_result(split, result, f"; {epoch}{selected}")
             verdict = result.verdict(run.task.baseline(run.dataset.splits[split].targets))
             self.print_verdict(split, verdict)
         self.print_skipped(run.dataset.unreadable)
@@ -127,7 +140,7 @@ class Display:
         for image in unreadable[:MAX_SKIPPED]:
             self._print(f"skipped: {image.reason}")
         if len(unreadable) > MAX_SKIPPED:
-            self._print(f"skipped: {len(unreadable):,} unreadable images in total")
+            self._print(f"skipped: {len(unreadable):,} unreadable files in total")
 
     def print_notes(self, run: Run) -> None:
         """Print what went wrong without an effect on the model."""
@@ -143,6 +156,7 @@ class EpochTable:
 
     def __init__(self, display: Display, run: Run, name: str = "training") -> None:
         self.display, self.run, self.name = display, run, name
+        self.reads = run.task.reads
         self.epochs, self.batch = run.config.recipe.epochs, run.config.recipe.batch
         self.first, self.start = run.state.step, time.monotonic()
         least = WIDE if len(run.task.progress_columns) <= 2 else NARROW
@@ -162,7 +176,7 @@ class EpochTable:
         done = event.number + 1
         rate = (done - self.first) * self.batch / max(time.monotonic() - self.start, 1e-6)
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-        self.display.progress(f"{self.name}: {event.describe()}, {speed} images/s", done, self.run.total_steps)
+        self.display.progress(f"{self.name}: {event.describe()}, {speed} {self.reads}/s", done, self.run.total_steps)
 
     def _print_epoch(self, epoch: Epoch, style: str = "") -> None:
         """Print the row of an epoch; of a long training, every n-th one and the last."""

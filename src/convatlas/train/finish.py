@@ -91,9 +91,10 @@ def run_header(
     options = config.data_options
     training = TrainingRecord(
         data=data, fingerprint=config.fingerprint, recipe=config.recipe.to_plain(), seed=config.seed,
-        val_share=options.val_share, fold=options.fold, max_unreadable=options.max_unreadable,
-        annotation_faults=config.annotation_faults, weights=config.weights, execution=config.execution.to_plain(),
-        versions=dict(config.versions), epoch=epoch, elapsed_s=round(seconds, 2), changes=config.changes,
+        val_share=options.val_share, fold=options.fold, group_pattern=options.group_pattern,
+        max_unreadable=options.max_unreadable, annotation_faults=config.annotation_faults, weights=config.weights,
+        execution=config.execution.to_plain(), versions=dict(config.versions), epoch=epoch,
+        elapsed_s=round(seconds, 2), changes=config.changes,
     )  # fmt: skip
     return Header(
         name=config.model, task=config.task, spec=config.spec, preprocessing=config.preprocessing,

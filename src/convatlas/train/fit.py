@@ -17,18 +17,18 @@ from convatlas.data.open import open_data, open_for_training
 from convatlas.data.readers.memory import Data
 from convatlas.draw import charts
 from convatlas.errors import RunError, brief
-from convatlas.models.catalog import adapted, reads_clips, resolve
+from convatlas.models.catalog import resolve
 from convatlas.system.devices import resolve_device
 from convatlas.system.load import LoadMeter
 from convatlas.system.progress import Progress
 from convatlas.train.batch_norm import check_batch, min_images, unfold_norms
-from convatlas.train.cpu import fused_norm
+from convatlas.train.cpu import conv3d, fused_norm
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.cpu.threads import choose_threads
 from convatlas.train.cpu.tune import choose_plan
 from convatlas.train.display import training_display
 from convatlas.train.distributed import init_distributed
-from convatlas.train.given import copy_module
+from convatlas.train.given import copy_module, reads_of
 from convatlas.train.initial_weights import AUTO, choose_weights
 from convatlas.train.loggers import check_loggers
 from convatlas.train.preparation import (
@@ -38,6 +38,7 @@ from convatlas.train.preparation import (
     load_data,
     preprocessing_for,
     source_for,
+    spec_for,
 )
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields, check_fields
@@ -46,6 +47,7 @@ from convatlas.train.run_folder import LR_FINDER, UNREADABLE, check_out, start_r
 from convatlas.train.session import current_versions
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunConfig, RunOptions, write_config
 from convatlas.train.state import State
+from convatlas.weights.inflate import Inflation
 from convatlas.weights.open import open_weights
 
 
@@ -61,6 +63,7 @@ def prepare_run(
     *,
     task: str | None = None,
     weights: str | Path | None = AUTO,
+    inflate: Inflation | None = None,
     recipe: str | Recipe | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -92,18 +95,28 @@ def prepare_run(
         # 1. what is trained: network, recipe, task
         given = None
         if isinstance(model, nn.Module):
-            data = distributed.rank0_first(lambda report: open_data(data, download=download, progress=report), progress)
+            reads = reads_of(model)
+            data = distributed.rank0_first(
+                lambda report: open_data(
+                    data, reads=reads, group_pattern=data_options.group_pattern, download=download, progress=report
+                ),
+                progress,
+            )
             given = copy_module(model, data, data_options, weights)
             if distributed.world_size > 1:  # random weights differ between ranks
                 given.network.load_state_dict(distributed.broadcast(given.network.state_dict()))
             model = given.spec
         name, row = resolve(model)
-        spec = adapted(row.spec, stem=data_options.stem, resolution=data_options.resolution)
-        if reads_clips(spec):
-            raise RunError(f"{name}: reads clips; training on clips is not supported yet, choose a network for images")
+        spec = spec_for(row.spec, data_options)
         opened = distributed.rank0_first(  # downloads the data, or probes new files
             lambda report: open_for_training(
-                data, val_share=data_options.val_share, fold=data_options.fold, download=download, progress=report
+                data,
+                reads=spec.reads,
+                group_pattern=data_options.group_pattern,
+                val_share=data_options.val_share,
+                fold=data_options.fold,
+                download=download,
+                progress=report,
             ),
             progress,
         )
@@ -111,7 +124,15 @@ def prepare_run(
         spec = source.task.adapted(spec)
         initial = distributed.rank0_first(
             lambda report: (
-                choose_weights(weights, spec, network=name, stem=data_options.stem, download=download, progress=report)
+                choose_weights(
+                    weights,
+                    spec,
+                    network=name,
+                    stem=data_options.stem,
+                    inflate=inflate,
+                    download=download,
+                    progress=report,
+                )
                 if given is None
                 else given.initial
             ),
@@ -119,7 +140,7 @@ def prepare_run(
         )
         pretrained = bool(initial.name) and given is None
         run_recipe = choose_recipe(recipe, row, pretrained=pretrained, fields=fields)
-        checkpoint = open_weights(initial.name, spec, name=name, row=row) if pretrained else None
+        checkpoint = open_weights(initial.name, spec, name=name, row=row, inflate=inflate) if pretrained else None
         if checkpoint:
             spec = checkpoint.spec_for(spec)
         images_at_once = run_recipe.micro_batch or run_recipe.batch
@@ -142,10 +163,11 @@ def prepare_run(
         fused_norms = execution.fused_norms and distributed.world_size == 1
         if device.type == "cpu" and fused_norms:
             fused_norm.compile_in_background(network)
+            conv3d.compile_in_background(network)
 
         # 4. the data
         base = checkpoint.preprocessing if checkpoint else given.preprocessing if given else row.preprocessing
-        preprocessing = preprocessing_for(source, base, spec.resolution, channels, seed, data_options)
+        preprocessing = preprocessing_for(source, base, spec, channels, seed, data_options)
         dataset = distributed.rank0_first(
             lambda report: load_data(source, preprocessing, run_recipe, seed, data_options, report), progress
         )
@@ -179,6 +201,7 @@ def prepare_run(
             model=name,
             weights=initial.name,
             weights_reason=initial.reason,
+            inflate=inflate,
             task=run_task,
             spec=spec,
             preprocessing=preprocessing,
@@ -220,6 +243,7 @@ def fit(
     *,
     task: str | None = None,
     weights: str | Path | None = AUTO,
+    inflate: Inflation | None = None,
     recipe: str | Recipe | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -241,6 +265,8 @@ def fit(
     weights: initial weights. "auto": the network's published weights if they are cached (or `download` is given), or
         imported ones; random weights if no published ones fit. "none": random weights. Others as for `convatlas.build`.
         The head is random if the classes differ.
+    inflate: "mean" or "center": `weights` are those of a network for images, such as resnet18, and become those of its
+        counterpart for clips, such as r3d_18; see `convatlas.build`.
     recipe: a Recipe, its name or a YAML file; by default "finetune" with weights, else the network's own.
     download: allow to download the data set and published weights.
     seed: of initial weights, order, augmentation and the val split, if the data has none.
@@ -253,8 +279,8 @@ def fit(
     """
     with training_display(progress) as display:
         run = prepare_run(
-            data, model, task=task, weights=weights, recipe=recipe, seed=seed, out=out, find_lr=find_lr,
-            download=download, data_options=data_options, execution=execution, options=options,
+            data, model, task=task, weights=weights, inflate=inflate, recipe=recipe, seed=seed, out=out,
+            find_lr=find_lr, download=download, data_options=data_options, execution=execution, options=options,
             progress=display.progress, **fields,
         )  # fmt: skip
         display.print_header(run)

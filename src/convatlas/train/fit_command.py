@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from convatlas.models.catalog import CATALOG
+from convatlas.models.families import inflated
 from convatlas.models.families.rcnn import KINDS, FasterRCNN, on_body
 from convatlas.tasks.task import Task
+from convatlas.train.preparation import spec_for
 from convatlas.train.recipe import RECIPES, Recipe
 from convatlas.train.settings import DataOptions, RunConfig
 
@@ -40,6 +42,8 @@ def fit_command(config: RunConfig) -> str:
         return ""
     name, changes = nearest_recipe(config.recipe)
     words = ["convatlas", "fit", config.data, *model, "--weights", config.weights or "none"]
+    if config.inflate is not None:
+        words += ["--inflate", config.inflate]
     words += ["--recipe", name]
     for field, (_, value) in changes.items():
         words += [f"--{field}", f"{value}"] if field in OWN_OPTIONS else ["--set", f"{field}={_field(value)}"]
@@ -56,6 +60,14 @@ def _model_words(config: RunConfig) -> list[str]:
     if config.model in CATALOG:
         return ["--model", config.model, *task]
     kind, _, body = config.model.partition("-")
+    if isinstance(spec, inflated.Inflated) and body in CATALOG:
+        known: dict[str, str | inflated.Inflated] = {kind: kind}
+        known |= {name: row.spec for name, row in CATALOG.items() if isinstance(row.spec, inflated.Inflated)}
+        for name, network in known.items():
+            default = spec_for(inflated.on_body(network, CATALOG[body]), config.data_options)
+            if default.replaced({"body": spec.body}) == spec:  # weights may change cells of the body
+                return ["--model", name, "--body", body]
+        return []
     if kind not in KINDS or body not in CATALOG:
         return []
     chosen = {name: value for name, value in spec.to_plain().items() if name in ("resolution", "max_size", "norm")}
@@ -75,6 +87,11 @@ def _field(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _number(value: float) -> str:
+    """Return a number with all of its digits."""
+    return f"{value:g}" if float(f"{value:g}") == value else str(value)
+
+
 def _data_words(options: DataOptions) -> list[str]:
     default, words = DataOptions(), []
     if options.resolution is not None:
@@ -84,7 +101,12 @@ def _data_words(options: DataOptions) -> list[str]:
     if options.channels is not None:
         words += ["--channels", str(options.channels)]
     if options.val_share != default.val_share:
-        words += ["--val-share", f"{options.val_share:g}"]
+        words += ["--val-share", _number(options.val_share)]
+    for name in ("frames", "frame_rate", "clips"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", _number(value)]
+    if options.group_pattern:
+        words += ["--group-pattern", options.group_pattern]
     if options.max_unreadable != default.max_unreadable:
-        words += ["--max-unreadable", f"{options.max_unreadable:g}"]
+        words += ["--max-unreadable", _number(options.max_unreadable)]
     return words

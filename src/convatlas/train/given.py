@@ -53,6 +53,12 @@ class GivenNetwork:
         return self.module if isinstance(self.spec, OwnModule) else None
 
 
+def reads_of(module: nn.Module) -> str:
+    """Return what a module reads, see `Spec.reads`: images, unless it is a network of the catalog."""
+    spec = module.spec if isinstance(module, Network) else None
+    return spec.reads if isinstance(spec, Spec) else Spec.reads
+
+
 def copy_module(
     module: nn.Module, source: Source, options: DataOptions, weights: str | Path | None = None
 ) -> GivenNetwork:

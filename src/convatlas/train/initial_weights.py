@@ -8,11 +8,12 @@ from pathlib import Path
 
 from convatlas.core.spec import Spec
 from convatlas.errors import WeightsError, WeightsNotCachedError
-from convatlas.models.catalog import CATALOG, Stem, reads_clips
+from convatlas.models.catalog import CATALOG, Stem
 from convatlas.system.progress import Progress
 from convatlas.weights.detector import networks_with_weights, points_of, with_points
 from convatlas.weights.fetch import is_published_file, pull, wrong_digest
 from convatlas.weights.imported import ImportedWeights, list_imported
+from convatlas.weights.inflate import Inflation, image_network
 from convatlas.weights.open import published_weights
 from convatlas.weights.pretrained import Weights, has_cached_files, list_weights
 from convatlas.weights.sizes import sizes_of
@@ -34,22 +35,31 @@ class InitialWeights:
 
 
 def choose_weights(
-    weights: str | Path | None, spec: Spec, *, network: str, stem: Stem = "default", download: bool = False,
-    progress: Progress | None = None,
+    weights: str | Path | None, spec: Spec, *, network: str, stem: Stem = "default", inflate: Inflation | None = None,
+    download: bool = False, progress: Progress | None = None,
 ) -> InitialWeights:  # fmt: skip
     """Return the weights that a training starts from.
 
     weights: "auto"; "none" or None; or weights by name or file, see `open_weights`.
-    spec, network: the network and its name. stem: of the network. download: allow to download published weights.
+    spec, network: the network and its name. stem: of the network. inflate: take weights of its counterpart for images;
+    see `open_weights`. download: allow to download published weights.
     "auto" takes, first for the network and then for the body of a detector, in this order: the library's default if it
     is cached, other cached weights, imported ones, and with `download` the default. Cached files that are not the
     published ones are never used.
     Raises WeightsNotCachedError if only a download would give published weights.
     """
+    if inflate is not None:
+        if weights is None or str(weights) == NONE:
+            raise WeightsError(f"inflate: needs weights, got {inflate} with random ones")
+        network, row = image_network(spec, inflate)
+        spec = row.spec
     if weights is None or str(weights) == NONE:
         return InitialWeights(reason="as chosen")
     if str(weights) == AUTO:
-        return _choose_automatically(spec, network, stem, download, progress)
+        chosen = _choose_automatically(spec, network, stem, download, progress)
+        if inflate is not None and not chosen.name:
+            raise WeightsError(f"inflate: needs weights, but {chosen.reason}")
+        return chosen
     record = published_weights(weights, spec, network)
     if record is None:
         return InitialWeights(str(weights))
@@ -63,7 +73,7 @@ def _choose_automatically(
     spec: Spec, network: str, stem: Stem, download: bool, progress: Progress | None
 ) -> InitialWeights:
     networks = {name: part for name, part in networks_with_weights(spec, network).items() if name in CATALOG}
-    if not networks or reads_clips(spec):
+    if not networks:
         return InitialWeights(reason=f"no weights of {network} are published")
     if stem != "default":
         return InitialWeights(reason="published weights do not fit the stem for small images")

@@ -17,7 +17,7 @@ from convatlas.data.rng import derive_key
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError, SpecError, listed
 from convatlas.models.card import Variant
-from convatlas.models.catalog import CATALOG, build_fresh
+from convatlas.models.catalog import CATALOG, adapted, build_fresh
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 from convatlas.train.recipe import Recipe, fine_tuning, get_recipe
@@ -28,6 +28,19 @@ from convatlas.weights.adapt import load_into
 from convatlas.weights.read import Checkpoint
 
 
+def check_clip_options(options: DataOptions, reads: str) -> None:
+    """Raise RunError if options of videos are given for networks that read images."""
+    given = [name for name in ("frames", "frame_rate", "clips") if getattr(options, name) is not None]
+    if given and reads != "clips":
+        raise RunError(f"{listed(given)}: must not be given, because the network reads {reads}, not videos")
+
+
+def spec_for(spec: Spec, options: DataOptions) -> Spec:
+    """Return a network with the stem, the resolution and the frames of the options."""
+    check_clip_options(options, spec.reads)
+    return adapted(spec, stem=options.stem, resolution=options.resolution, frames=options.frames)
+
+
 def source_for(source: Source, spec: Spec, model: str, task: str | None = None) -> Source:
     """Return the data for a task that a network can be trained for.
 
@@ -35,23 +48,29 @@ def source_for(source: Source, spec: Spec, model: str, task: str | None = None) 
     Raises RunError if network and task do not fit, DataError if the data has no targets of the task.
     """
     own, predicts = source.task, spec.predicts
-    chosen = task_named(task) if task is not None else own if own.predicts == predicts else task_predicting(predicts)
-    if chosen.predicts != predicts:
+    if own.reads != spec.reads:
+        raise RunError(
+            f"{model}: reads {spec.reads}, and {source.name} has {own.noun}s; choose "
+            f"{example_networks(own.predicts, own.reads)}"
+        )
+    network_task = task_predicting(predicts, spec.reads)
+    chosen = task_named(task) if task is not None else own if own.predicts == predicts else network_task
+    if chosen.reads == own.reads and chosen.predicts != predicts:
         raise RunError(
             f"task {task} needs a network for {chosen.predicts}, and {model} is one for {predicts}; choose "
-            f"{example_networks(chosen.predicts)}, or --task {task_predicting(predicts).short_name}"
+            f"{example_networks(chosen.predicts, chosen.reads)}, or --task {network_task.short_name}"
         )
     if own.predicts != predicts == Task.predicts:
         raise RunError(
             f"{model}: is a network for {predicts}, and {source.name} has {own.predicts}; choose "
-            f"{example_networks(own.predicts)}"
+            f"{example_networks(own.predicts, own.reads)}"
         )
     return source.for_task(chosen.short_name)
 
 
-def example_networks(predicts: str) -> str:
-    """Return the smallest networks of the catalog for a kind of outputs as text."""
-    rows = {name: row.spec for name, row in CATALOG.items() if row.spec.predicts == predicts}
+def example_networks(predicts: str, reads: str) -> str:
+    """Return the smallest networks of the catalog for a kind of outputs and inputs as text."""
+    rows = {name: row.spec for name, row in CATALOG.items() if (row.spec.predicts, row.spec.reads) == (predicts, reads)}
     return " or ".join(sorted(rows, key=lambda name: rows[name].resolution)[:2])
 
 
@@ -92,7 +111,8 @@ def load_data(
     """Return the prepared data set; raises DataError if there is no split to evaluate on."""
     dataset = source.load(
         preprocessing, seed=seed, val_share=options.val_share, fold=options.fold,
-        for_random_crop=recipe.augment.min_crop_area > 0, max_unreadable=options.max_unreadable, progress=progress,
+        for_random_crop=recipe.augment.min_crop_area > 0, for_random_clips=preprocessing.sampling is not None,
+        max_unreadable=options.max_unreadable, progress=progress,
     )  # fmt: skip
     if dataset.val is None and dataset.test is None:
         raise DataError(f"{source.name}: there is no val or test split to evaluate on; set a val share above 0")
@@ -100,19 +120,30 @@ def load_data(
 
 
 def preprocessing_for(
-    source: Source, base: Preprocessing, resolution: int, channels: int, seed: int, options: DataOptions
+    source: Source, base: Preprocessing, spec: Spec, channels: int, seed: int, options: DataOptions
 ) -> Preprocessing:
-    """Return `base` for another resolution and number of channels, with the statistics of the training images.
+    """Return `base` for the resolution and frames of a network, and another number of channels.
 
-    The statistics are measured for images with more than 8 bits and for other channels than grayscale and RGB.
+    Mean and deviation are those of the training images, if they have more than 8 bits, or other channels than grayscale
+    and RGB.
     """
-    steps = base.for_resolution(resolution).for_channels(channels)
+    steps = _sampled(base, spec, options).for_resolution(spec.resolution).for_channels(channels)
     statistics = source.statistics(channels, seed=seed, val_share=options.val_share, fold=options.fold)
     if statistics is None:
         return steps
     if steps.is_whole:  # the network standardizes them
         return dataclasses.replace(steps, window=statistics.window)
     return dataclasses.replace(steps, window=statistics.window, mean=statistics.mean, std=statistics.std)
+
+
+def _sampled(steps: Preprocessing, spec: Spec, options: DataOptions) -> Preprocessing:
+    """Return the steps with the clips of the options, for networks that read clips."""
+    if steps.sampling is None:
+        return steps
+    changes = {"rate": options.frame_rate, "clips": options.clips}
+    given = {name: value for name, value in changes.items() if value is not None}
+    sampling = steps.sampling.replaced({**given, "frames": spec.input_shape(1)[1]})
+    return dataclasses.replace(steps, sampling=sampling)
 
 
 def build_network(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from convatlas.train.recipe_fields import RecipeFields
     from convatlas.train.run import Run
     from convatlas.train.settings import DataOptions
+    from convatlas.weights.inflate import Inflation
 
 NUM_IMAGES, NUM_EPOCHS = 6, 6
 """Number of images, and of epochs in which each of them is shown."""
@@ -39,6 +40,7 @@ def preview(
     path: str | Path | None = None,
     task: str | None = None,
     weights: str | Path | None = AUTO,
+    inflate: Inflation | None = None,
     recipe: str | Recipe | None = None,
     seed: int = 0,
     download: bool = False,
@@ -64,8 +66,9 @@ def preview(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, progress_display(progress) as report:
         run = prepare_run(
-            data, model, task=task, weights=weights, recipe=recipe, seed=seed, out=Path(folder) / "run",
-            download=download, data_options=data_options, execution=execution, progress=report, **fields,
+            data, model, task=task, weights=weights, inflate=inflate, recipe=recipe, seed=seed,
+            out=Path(folder) / "run", download=download, data_options=data_options, execution=execution,
+            progress=report, **fields,
         )  # fmt: skip
         return preview_run(run, path=path)
 

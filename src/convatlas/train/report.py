@@ -117,13 +117,14 @@ def report(data: ReportData) -> str:
     counts = ", ".join(f"{len(part):,} {name}" for name, part in data.dataset.splits.items())
     counted = totals_of(data.network)
     title = f"{config.model} on {data.dataset.name}"
+    classes = pluralize(len(config.task.classes), "class")
     return document(title, [
-        header(title, f"{pluralize(len(config.task.classes), 'class')}; images: {counts}; seed {config.seed}"),
+        header(title, f"{classes}; {config.task.noun}s: {counts}; seed {config.seed}"),
         result_summary(
             result, data.split, baseline=config.task.baseline(images.targets), sentences=_sentences(data),
             facts=_facts(data, counted),
         ),
-        _next_commands(data.model_file),
+        _next_commands(data.model_file, config.task.noun),
         beside(
             section("Learning curves", figure(_curves(data), "learning curves")),
             section("Metrics", metrics_table(data.results), _calibration(data.calibration)), first=True,
@@ -141,14 +142,14 @@ def _sentences(data: ReportData) -> list[str]:
     sentences = [as_sentence(result.text())]
     if data.split == "val":
         sentences.append(
-            "The best epoch was chosen on these images, so the result is optimistically biased; only a test split "
-            "gives an unbiased one."
+            f"The best epoch was chosen on these {config.task.noun}s, so the result is optimistically biased; only a "
+            "test split gives an unbiased one."
         )
     last = 1 < config.recipe.epochs == len(data.history) == data.best_epoch
     if last and data.dataset.val is not None and result.score < 1:
         sentences.append("The last epoch was the best one: a longer training may be better.")
     if data.dataset.unreadable:
-        sentences.append(f"{pluralize(len(data.dataset.unreadable), 'unreadable image')} skipped.")
+        sentences.append(f"{pluralize(len(data.dataset.unreadable), f'unreadable {config.task.noun}')} skipped.")
     return sentences
 
 
@@ -162,7 +163,7 @@ def _facts(data: ReportData, counted: Cost | Totals) -> dict[str, str]:
         "initial weights": shorten(Path(config.weights).name, MAX_FACT) or "random",
         "input": config.preprocessing.input_text,
         "parameters": _count(counted.parameters),
-        "MACs for one image": _count(counted.macs),
+        f"MACs for one {config.task.reads[:-1]}": _count(counted.macs),
         "model file": _file_size(data.model_file),
     }
 
@@ -184,10 +185,11 @@ def _file_size(path: Path) -> str:
     return f"{path.stat().st_size / 2**20:.2f} MiB" if path.is_file() else ""
 
 
-def _next_commands(model_file: Path) -> str:
+def _next_commands(model_file: Path, noun: str) -> str:
+    """Return the commands that use the model. noun: what it predicts, "image" or "video"."""
     model = shlex.quote(str(model_file))
     return commands("Next steps", {
-        "predict new images": f"convatlas predict {model} IMAGES",
+        f"predict new {noun}s": f"convatlas predict {model} {noun.upper()}S",
         "export it": f"convatlas export {model} --to onnx",
         "serve it over HTTP": f"convatlas serve {model}",
     })  # fmt: skip

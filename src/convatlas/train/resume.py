@@ -137,7 +137,10 @@ def _open_moved(folder: Path, config: RunConfig, data: Data | None, progress: Pr
         name = config.data.removeprefix(IN_MEMORY)
         raise DataError(f"{folder}: its data ({name}) was in memory; in Python, ca.resume({str(folder)!r}, data=...)")
     try:
-        source = open_data(config.data if data is None else data, progress=progress)
+        source = open_data(
+            config.data if data is None else data, reads=config.spec.reads,
+            group_pattern=config.data_options.group_pattern, progress=progress,
+        )  # fmt: skip
         return source.for_task(config.task.short_name)
     except DataError as error:
         if data is not None:

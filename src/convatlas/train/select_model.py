@@ -25,7 +25,7 @@ from convatlas.data.readers.memory import Data
 from convatlas.data.source import Source
 from convatlas.errors import DataError, RunError, SpecError, WeightsError, brief
 from convatlas.models.card import LIBRARIES
-from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, build_fresh, reads_clips
+from convatlas.models.catalog import CATALOG, FAMILIES, Stem, adapted, build_fresh
 from convatlas.system.autotune import time_repeatedly
 from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress, progress_callback
@@ -34,7 +34,13 @@ from convatlas.train.candidates import Budget, Candidate, ModelSelection
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.distributed import init_distributed
 from convatlas.train.initial_weights import AUTO, NONE, cached_weights
-from convatlas.train.preparation import choose_recipe, example_networks, load_data, preprocessing_for
+from convatlas.train.preparation import (
+    check_clip_options,
+    choose_recipe,
+    example_networks,
+    load_data,
+    preprocessing_for,
+)
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields, check_fields
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
@@ -95,11 +101,15 @@ def select_model(
     retain_malloc = execution.retain_malloc and device.type == "cpu"
     settings = process_settings(threads=execution.threads, retain_malloc=retain_malloc)
     with settings, progress_callback(progress) as report:
-        source = open_for_training(data, val_share=data_options.val_share, download=download, progress=report)
+        source = open_for_training(
+            data, reads=task_named(task).reads if task else None, group_pattern=data_options.group_pattern,
+            val_share=data_options.val_share, download=download, progress=report,
+        )  # fmt: skip
+        check_clip_options(data_options, source.task.reads)
         if (predicts := (task_named(task) if task else source.task).predicts) != Task.predicts:
             raise RunError(
                 f"{source.name}: a model selection compares classifiers, and this data has {predicts}; choose "
-                f"{example_networks(predicts)}"
+                f"{example_networks(predicts, source.task.reads)}"
             )
         channels = source.channels if data_options.channels is None else data_options.channels
         candidates = list(find_candidates(source, channels, budget, data_options, weights))
@@ -109,7 +119,7 @@ def select_model(
             fix = ", or download some with `convatlas weights pull`" if weights in LIBRARIES else ""
             raise RunError(
                 f"budget: too low for every network of the catalog{cached} on this machine, got {budget} for one "
-                f"image; raise it{fix}"
+                f"{source.task.reads[:-1]}; raise it{fix}"
             )
         finalists = choose_finalists(candidates)
         search = _Search(source, channels, recipe, fields, seed, device, data_options, execution)
@@ -119,8 +129,10 @@ def select_model(
     return dataclasses.replace(selection, candidates=(*selection.candidates, *others))
 
 
-def _median_short_side(source: Source) -> int:
-    """Return the median of the shorter sides of some training images, in pixels."""
+def _input_side(source: Source, options: DataOptions) -> int:
+    """Return the resolution of the options, or the median of the shorter sides of some training images, in pixels."""
+    if options.resolution is not None:
+        return options.resolution
     train = source.splits["train"]
     if train.pixels is not None:
         return round(statistics.median(map(min, train.sizes)))
@@ -139,20 +151,19 @@ def find_candidates(
     source: Source, channels: int, budget: Budget, options: DataOptions, weights: str
 ) -> Iterator[Candidate]:
     """Yield the networks for images of this size whose parameters and multiply-adds are within the budget."""
-    side = _median_short_side(source) if options.resolution is None else options.resolution
-    small_images = side <= MAX_SMALL_SIDE
+    small_images = source.task.reads == "images" and _input_side(source, options) <= MAX_SMALL_SIDE
     for family, rows in FAMILIES.items():
         for name, row in rows.variants.items():
-            if reads_clips(row.spec) or row.recipe != "default" or row.spec.predicts != source.task.predicts:
+            if row.recipe != "default" or not type(source.task).fits(row.spec):
                 continue
-            for_small_images = row.spec.resolution <= MAX_SMALL_SIDE
+            for_small_images = row.spec.reads == "images" and row.spec.resolution <= MAX_SMALL_SIDE
             if for_small_images and not small_images:
                 continue
             needs_stem = small_images and not for_small_images
             stem: Stem = "cifar" if needs_stem or options.stem == "cifar" else "default"
             resolution = options.resolution or (SMALL if needs_stem else row.spec.resolution)
             try:
-                spec = adapted(row.spec, stem=stem, resolution=resolution)
+                spec = adapted(row.spec, stem=stem, resolution=resolution, frames=options.frames)
                 network = build_fresh(spec, classes=source.task.outputs, channels=channels, device="meta")
             except SpecError:
                 continue  # the family has no stem for small images, or is too deep for the resolution
@@ -162,7 +173,9 @@ def find_candidates(
             library = weights if weights in LIBRARIES else None
             initial = "" if weights == NONE else cached_weights(spec, network=name, stem=stem, library=library)
             if initial or library is None:
-                yield Candidate(name, family, stem, resolution, total.parameters, total.macs, weights=initial)
+                yield Candidate(
+                    name, family, stem, resolution, total.parameters, total.macs, weights=initial, frames=options.frames
+                )
 
 
 @torch.inference_mode()
@@ -245,9 +258,7 @@ class _Search:
             checkpoint = open_weights(candidate.weights, spec, name=candidate.name, row=row)
             spec = checkpoint.spec_for(spec)
         base = checkpoint.preprocessing if checkpoint else row.preprocessing
-        preprocessing = preprocessing_for(
-            self.source, base, candidate.resolution, self.channels, self.seed, self.data_options
-        )
+        preprocessing = preprocessing_for(self.source, base, spec, self.channels, self.seed, self.data_options)
         if preprocessing not in datasets:
             datasets[preprocessing] = load_data(
                 self.source, preprocessing, recipe, self.seed, self.data_options, progress

@@ -25,7 +25,7 @@ from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Calibration, Task
 from convatlas.train.batch_norm import min_images
 from convatlas.train.checkpoint import load_checkpoint, save_checkpoint
-from convatlas.train.cpu import fused_norm
+from convatlas.train.cpu import conv3d, fused_norm
 from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.distributed import Distributed, sync_batch_norms
 from convatlas.train.finish import Evaluator
@@ -226,4 +226,7 @@ class Session:
 def current_versions(device: torch.device, plan: ExecutionPlan, network: Network) -> dict[str, str]:
     """Return the versions on which the last bits of a run depend."""
     versions = {"convatlas": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    return versions | {"fused_norms": fused_norm.compiler_version(network) if plan.uses_fused_norms(device) else "none"}
+    return versions | {
+        "fused_norms": fused_norm.compiler_version(network) if plan.uses_fused_norms(device) else "none",
+        "winograd": conv3d.compiler_version(network) if plan.uses_fast_conv3d(device) else "none",
+    }

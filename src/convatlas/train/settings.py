@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from convatlas.core.clips import ClipCount, FrameRate
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record, at_least, between, from_up_to
-from convatlas.core.spec import Spec
+from convatlas.core.spec import Frames, Spec
 from convatlas.data.annotation_faults import AnnotationFault
 from convatlas.data.splits import MAX_UNREADABLE, VAL_SHARE, Fold
 from convatlas.errors import RunError, SpecError, brief
@@ -22,6 +23,7 @@ from convatlas.train.cpu.execution import MemoryFormat, Precision
 from convatlas.train.loggers import LoggerName
 from convatlas.train.recipe import Recipe
 from convatlas.train.run_folder import CONFIG, LOCK
+from convatlas.weights.inflate import Inflation
 
 MAX_SIZE = 2**20
 """Maximum width, depth, resolution and number of pixels in a configuration."""
@@ -38,6 +40,10 @@ class DataOptions(Record):
         with 0, all are trained on and the last epoch counts.
     fold: (number, count): this one of `count` folds is the val split instead.
     max_unreadable: maximum share of unreadable images, which are skipped and listed; the run does not start above it.
+    group_pattern: a regular expression that is searched in the path of each file in the data; images and videos for
+        which its first group is the same text are one group, such as one recording: they stay in the same split.
+    frames, frame_rate, clips: of networks that read videos: frames of a clip, frames per second, and clips of a video
+        in evaluation; those of the network by default.
     """
 
     error = RunError
@@ -48,6 +54,10 @@ class DataOptions(Record):
     val_share: Annotated[float, from_up_to(0, 1)] = VAL_SHARE
     fold: Fold | None = None
     max_unreadable: Annotated[float, between(0, 1)] = MAX_UNREADABLE
+    group_pattern: str | None = None
+    frames: Frames | None = None
+    frame_rate: FrameRate | None = None
+    clips: ClipCount | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class RunConfig(Record):
     """Everything that determines a run, as written to run.json.
 
     weights: the pretrained weights by name, or a file; empty for random weights. weights_reason: why these.
+    inflate: how weights of images became those of clips.
     annotation_faults: of the data, and how they were treated.
     changes: what was changed when the run was resumed, such as "epochs 20 -> 30 at step 1,200".
     """
@@ -117,16 +128,14 @@ class RunConfig(Record):
     options: RunOptions
     fingerprint: str
     versions: Mapping[str, str]
+    inflate: Inflation | None = None
     annotation_faults: tuple[AnnotationFault, ...] = ()
     changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.preprocessing.resolution != self.spec.resolution:
-            raise RunError(
-                f"RunConfig: preprocessing must give the network's {self.spec.resolution} px, got "
-                f"{self.preprocessing.resolution} px"
-            )
+        if problem := self.preprocessing.misfit(self.spec.input_shape(1)):
+            raise RunError(f"RunConfig: preprocessing {problem}")
         for field, record in (("spec", self.spec), ("preprocessing", self.preprocessing)):
             if (largest := _largest_integer(record.to_plain())) > MAX_SIZE:
                 raise RunError(f"RunConfig: integers of {field} must be <= {MAX_SIZE}, got {largest}")

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from convatlas.data.class_names import class_name
 from convatlas.errors import WeightsError, listed
-from convatlas.weights.pretrained import imagenet_classes
+from convatlas.weights.pretrained import imagenet_classes, kinetics_classes
 
 IMAGENET, IMAGENET_CLASSES = "imagenet", 1000
 """Stands for the 1,000 names of ImageNet, in the order of torchvision and timm; and their number."""
+
+KNOWN = {IMAGENET: imagenet_classes, "kinetics400": kinetics_classes}
+"""Data set -> the names of its classes, in the order of torchvision."""
 
 MAX_BYTES = 2**24
 """Maximum size of a file of class names."""
@@ -19,8 +22,8 @@ MAX_BYTES = 2**24
 def read_class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Return class names in the order of the outputs.
 
-    classes: "imagenet"; a text file with one name a line; a folder, whose folders are the classes in alphabetical
-        order; "a,b,c"; or the names themselves. Raises WeightsError unless all names are different.
+    classes: "imagenet" or "kinetics400"; a text file with one name a line; a folder, whose folders are the classes in
+        alphabetical order; "a,b,c"; or the names themselves. Raises WeightsError unless all names are different.
     """
     where, names = _read(classes)
     names = [class_name(name, where) for name in names]
@@ -34,8 +37,8 @@ def read_class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
 def _read(classes: str | Path | Sequence[str]) -> tuple[object, list[str]]:
     if not isinstance(classes, str | Path):
         return "classes", list(classes)
-    if classes == IMAGENET:
-        return classes, list(imagenet_classes())
+    if classes in KNOWN:
+        return classes, list(KNOWN[str(classes)]())
     path = Path(classes).expanduser()
     if path.is_dir():
         return path, sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
@@ -49,6 +52,6 @@ def _read(classes: str | Path | Sequence[str]) -> tuple[object, list[str]]:
     if "," in str(classes):
         return "classes", str(classes).split(",")
     raise WeightsError(
-        "classes: must be imagenet, a text file with one name a line, a folder of class folders, or a,b,c, got "
-        f"{classes}"
+        f"classes: must be {', '.join(KNOWN)}, a text file with one name a line, a folder of class folders, or a,b,c, "
+        f"got {classes}"
     )

@@ -32,7 +32,13 @@ def describe_preprocessing(steps: Preprocessing) -> str:
             f"side to {steps.max_size} px at most, and standardizes value / 255"
         )
     filter_name = f"{steps.interpolation}{', antialiased' * steps.antialias}"
-    parts = [f"{color}; short side resized to {steps.resize} px ({filter_name})"]
+    size = f"short side resized to {steps.resize} px" if steps.width is None else (
+        f"resized to {steps.resize} x {steps.width} px"
+    )  # fmt: skip
+    parts = [f"{color}; {size} ({filter_name})"]
+    if steps.sampling is not None:
+        clips = pluralize(steps.sampling.clips, "clip")
+        parts.insert(0, f"{clips} of {steps.sampling.text}")
     parts.append(f"center crop of {steps.crop} x {steps.crop} px")
     if steps.pad:
         parts.append(f"border of {steps.pad} px of value {steps.fill}")
@@ -74,7 +80,7 @@ def describe_score(task: Task, metrics: Mapping[str, float | int]) -> str:
         return ""
     form = task.progress_columns[-1].form
     interval = describe_interval(name, metrics, form)
-    images = f" on {metrics['n']:,} images" if "n" in metrics else ""
+    images = f" on {pluralize(int(metrics['n']), task.noun)}" if "n" in metrics else ""
     return f"{metric_name(name)} {metrics[name]:{form}}{interval}{images}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import ModelFileError, WeightsError, listed, nearest
-from convatlas.models.catalog import CATALOG, build_fresh, canonical_name, reads_clips, variant
+from convatlas.models.catalog import CATALOG, build_fresh, canonical_name, variant
 from convatlas.models.index import find_name
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import sha256
@@ -108,8 +108,9 @@ def import_weights(
 
     network: a name of the catalog. file: a checkpoint, as for `convatlas.build`. tag: letters, digits, ".", "_", "-";
     weights with the same name are replaced.
-    classes: the class names in the order of the outputs, as many as the file has: the names, "imagenet", a text file
-        with one name a line, or a folder of class folders. By default those of ImageNet, if there are 1,000 outputs.
+    classes: the class names in the order of the outputs, as many as the file has: the names, "imagenet",
+        "kinetics400", a text file with one name a line, or a folder of class folders. By default those of ImageNet, if
+        there are 1,000 outputs.
     preprocessing: of the images that the weights were trained on, or the fields of it that differ from that of the
         network, such as {"mean": (0.5,) * 3, "resize": 219, "crop": 192, "rotation": 180}.
     license, reported_metrics: what the publisher states, such as "Apache-2.0" and {"top1": 70.9}.
@@ -117,8 +118,6 @@ def import_weights(
     """
     network = canonical_name(network)
     row = variant(network)
-    if reads_clips(row.spec):
-        raise WeightsError(f"{network}: reads clips; only weights of networks for images can be imported")
     if not _TAG.fullmatch(tag):
         raise WeightsError(f"tag must be letters, digits and .-_ (at most 100), got {tag!r}")
     path, key = split_key(file)

@@ -60,10 +60,12 @@ class Header(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.preprocessing.resolution != self.spec.resolution:
+        if problem := self.preprocessing.misfit(self.spec.input_shape(1)):
+            raise ModelFileError(f"Header: preprocessing {problem}")
+        if not self.task.fits(self.spec):
             raise ModelFileError(
-                f"Header: preprocessing must give the network's {self.spec.resolution} px, "
-                f"got {self.preprocessing.resolution} px"
+                f"Header: task must be for a network that reads {self.spec.reads} and predicts {self.spec.predicts}, "
+                f"got {self.task.short_name}"
             )
         thresholds = len(self.calibration.thresholds)
         if thresholds not in (0, self.task.outputs):

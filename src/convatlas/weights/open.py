@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
-from convatlas.core.spec import Spec, diff
+from convatlas.core.spec import ClipSpec, Spec, diff
 from convatlas.errors import SpecError, WeightsError, listed, nearest
 from convatlas.models.card import LIBRARIES, Variant
 from convatlas.models.catalog import CATALOG, variant
@@ -27,6 +27,7 @@ from convatlas.weights.detector import (
 from convatlas.weights.fetch import pull
 from convatlas.weights.files import read_checkpoint_file, split_key, weights_in
 from convatlas.weights.imported import find_imported, is_imported_name, list_imported
+from convatlas.weights.inflate import HINT, Inflation, image_network, inflate_checkpoint, read_with_hint
 from convatlas.weights.pretrained import Weights, find_weights, list_weights
 from convatlas.weights.read import Checkpoint, read_checkpoint
 
@@ -56,7 +57,8 @@ def published_weights(weights: str | Path | Enum, spec: Spec, name: str) -> Weig
     owner = find_name(prefix, CATALOG)
     if at and owner and ":" in rest:
         if owner not in networks:
-            raise WeightsError(f"{source}: are weights of {owner}, not of {' or '.join(networks)}")
+            hint = f"; {HINT}" if (spec.reads, variant(owner).spec.reads) == ("clips", "images") else ""
+            raise WeightsError(f"{source}: are weights of {owner}, not of {' or '.join(networks)}{hint}")
         return find_weights(source)
     library, _, tag = source.partition(":")
     if library in LIBRARIES:
@@ -91,15 +93,23 @@ def _is_imported(network: str, tag: str) -> bool:
     return network in CATALOG and any(each.name == f"{network}@{tag}" for each in list_imported(network))
 
 
-def open_weights(weights: str | Path | Enum, spec: Spec, *, name: str, row: Variant) -> Checkpoint:
+def open_weights(
+    weights: str | Path | Enum, spec: Spec, *, name: str, row: Variant, inflate: Inflation | None = None
+) -> Checkpoint:
     """Return weights for a network.
 
     weights: published ones, see `published_weights`; "network@tag" or "tag" of imported weights; a model file; or a
         checkpoint of convatlas or of another library, which is a file, the index of shards, or a folder, with ":key"
         for one of several state dicts in it.
     spec, name, row: the network, its name, and its row of the catalog.
+    inflate: the weights are those of the counterpart for images of a network for clips, and inflated so; see
+        `Inflation`.
     Raises WeightsError or ModelFileError if they cannot be opened or are of another network.
     """
+    if inflate is not None:
+        source_name, source_row = image_network(spec, inflate)
+        checkpoint = open_weights(weights, source_row.spec, name=source_name, row=source_row)
+        return inflate_checkpoint(checkpoint, spec, row, inflate)
     if record := published_weights(weights, spec, name):
         if record.network != name.removesuffix("-custom") and (body := body_of(spec)):
             return weights_of_body(_open_published(record, body[1].spec, *body), spec, row)
@@ -133,7 +143,7 @@ def _open_checkpoint(path: Path, spec: Spec, name: str, row: Variant, key: str) 
 
     body = body_of(spec)
     if body is None:
-        return read(spec)
+        return read_with_hint(lambda: read(spec), spec, file)
     try:
         checkpoint = read(spec)
         if any(name.startswith("head.") for name in checkpoint.tensors):
@@ -185,7 +195,7 @@ def _open_model_file(path: Path, spec: Spec, name: str, row: Variant) -> Checkpo
         return weights_of_body(_open_model_file(path, body[1].spec, *body), spec, row)
     if isinstance(header.spec, OwnModule):
         raise WeightsError(f"{path}: the model file must contain {name}, got the own module {header.spec.module}")
-    theirs = header.spec.scaled(resolution=spec.resolution)
+    theirs = _for_input_of(header.spec, spec)
     ours = with_points(spec, points_of(theirs))
     changes = diff(ours, theirs)
     if not {_cell_name(path) for path in changes} <= WEIGHTS_CELLS:
@@ -200,6 +210,13 @@ def _open_model_file(path: Path, spec: Spec, name: str, row: Variant) -> Checkpo
         {field: getattr(theirs, field) for field in fields}, tensors,
     )  # fmt: skip
     return checkpoint if ours == spec else weights_for_points(checkpoint, checkpoint.spec_for(spec))
+
+
+def _for_input_of(theirs: Spec, spec: Spec) -> Spec:
+    """Return a spec at the resolution and with the frames of another one, on which no weights depend."""
+    theirs = theirs.scaled(resolution=spec.resolution)
+    both = isinstance(theirs, ClipSpec) and isinstance(spec, ClipSpec)
+    return theirs.replaced({"frames": spec.input_shape(1)[1]}) if both else theirs
 
 
 def _cell_name(path: str) -> str:

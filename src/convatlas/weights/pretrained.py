@@ -190,7 +190,8 @@ def _read_torchvision(network: str, upstream_name: str) -> list[Weights]:
         meta = record.meta
         if not meta["categories"]:
             continue  # predictions need class names
-        preprocessing = row.preprocessing if row.preprocessing.is_whole else _preprocessing_of(record, row)
+        ours = row.preprocessing.is_whole or row.preprocessing.sampling
+        preprocessing = row.preprocessing if ours else _preprocessing_of(record, row)
         # the first category of a detector is the background
         categories = meta["categories"][row.preprocessing.is_whole :]
         url = str(record.url)
@@ -269,6 +270,13 @@ def imagenet_classes() -> tuple[str, ...]:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return number_duplicates(list(_IMAGENET_CATEGORIES))
+
+
+def kinetics_classes() -> tuple[str, ...]:
+    """Return the names of the 400 classes of Kinetics-400 in the order of torchvision."""
+    from torchvision.models._meta import _KINETICS400_CATEGORIES
+
+    return tuple(_KINETICS400_CATEGORIES)
 
 
 def number_duplicates(names: list[str]) -> tuple[str, ...]:

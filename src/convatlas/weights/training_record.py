@@ -18,7 +18,7 @@ class TrainingRecord(Record):
 
     data, fingerprint: name and fingerprint of the data, without its path.
     recipe, execution, versions: of the run. seed: of initial weights, order, augmentation and splits.
-    val_share, fold: how val was split off. max_unreadable: maximum share of unreadable images.
+    val_share, fold, group_pattern: how val was split off. max_unreadable: maximum share of unreadable images.
     annotation_faults: of the data, and how they were treated.
     weights: the initial weights. epoch: of these weights, from 1 on. elapsed_s: seconds of training.
     source: URL of published weights, or the name of an imported file. source_sha256: digest of that file.
@@ -35,6 +35,7 @@ class TrainingRecord(Record):
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
     val_share: Annotated[float, from_up_to(0, 1)] = 0.0
     fold: Fold | None = None
+    group_pattern: str | None = None
     max_unreadable: Annotated[float, between(0, 1)] = MAX_UNREADABLE
     annotation_faults: tuple[AnnotationFault, ...] = ()
     weights: str = ""

@@ -213,6 +213,7 @@ def folder_of(root: Path, ending: str, low: NDArray[Any], high: NDArray[Any], no
     return root
 
 
+SPEC = ca.spec("cifar_resnet20").scaled(resolution=20)
 BANDS = np.array([900] * 6, np.uint16)
 CASES = {
     # 1000 and 1100 of 65535 are the same of 255
@@ -228,7 +229,7 @@ CASES = {
 def test_prepared_images_keep_what_8_bits_and_three_channels_would_lose(tmp_path: Path, case: str, crop: bool) -> None:
     ending, low, high, noise = CASES[case]
     source = open_data(folder_of(tmp_path / "data", ending, low, high, noise))
-    steps = preprocessing_for(source, Preprocessing(resize=20, crop=20), 20, source.channels, 0, DataOptions())
+    steps = preprocessing_for(source, Preprocessing(resize=20, crop=20), SPEC, source.channels, 0, DataOptions())
     assert steps.channels == (1 if low.ndim == 0 else len(low))
     assert (steps.window is None) == (low.dtype == np.uint8)
     data = source.load(steps, for_random_crop=crop)

@@ -108,7 +108,7 @@ def test_groups_that_cannot_be_shared_out_are_told(own_images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("a,b\n1,2\n", "there is no column file, path, image, filename; columns found: a, b; expected"),
+    [("a,b\n1,2\n", "there is no column file, path, image, video, filename; columns found: a, b; expected"),
      ("file,label\nnone.jpg,cat\n", "does not exist"),
      ("file,label\n", "has no rows"), ("file,label\n00.jpg,\n", "line 2: no label"),
      ("file,label,split\n00.jpg,ant,holdout\n", "split must be train, val or test, got 'holdout'"),

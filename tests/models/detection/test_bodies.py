@@ -11,7 +11,7 @@ import torch
 from convatlas.core.features import taps_by_stride
 from convatlas.core.spec import Spec
 from convatlas.errors import SpecError
-from convatlas.models.catalog import CATALOG, build_fresh, reads_clips, resolve
+from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.detection.body import STRIDES, build_body
 from convatlas.models.detection.rows import BoxHead, Proposals
 from convatlas.models.families.rcnn import FasterRCNN
@@ -39,7 +39,7 @@ def small(name: str) -> FasterRCNN:
 
 def has_four_strides(spec: Spec) -> bool:
     with torch.device("meta"):
-        return not reads_clips(spec) and len(taps_by_stride(spec.build(classes=2, channels=3))) >= 4
+        return spec.reads == "images" and len(taps_by_stride(spec.build(classes=2, channels=3))) >= 4
 
 
 def in_full(names: Sequence[str]) -> list[Any]:

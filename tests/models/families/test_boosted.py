@@ -17,7 +17,7 @@ from convatlas.weights.modelfile import Header, read_model_file, write_model_fil
 from tiny_networks import CLASSIFIERS, tiny
 
 # the clips of the video networks have learners of their own kind, and ConvNet 1989 begins with a border of -1
-OTHERS = ("ConvNet1989", "Boosted", "VideoResNet")
+OTHERS = ("ConvNet1989", "Boosted", "VideoResNet", "Inflated")
 KINDS = {type(CATALOG[name].spec).__name__: name for name in CLASSIFIERS}
 BACKBONES = sorted(name for kind, name in KINDS.items() if kind not in OTHERS)
 

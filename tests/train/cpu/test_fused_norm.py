@@ -131,6 +131,20 @@ def test_nan_and_infinity_propagate(act: type[nn.Module] | None, kind: torch.dty
 
 
 @needs_compiler
+def test_clips_are_images_of_more_rows() -> None:
+    x, gradient = maps(2, 20, 12, 5), maps(2, 20, 12, 5, seed=1)
+    images = forward_backward(layers(20, nn.ReLU, fused=True), x, gradient)
+    norm = nn.BatchNorm3d(20, eps=1e-3, momentum=0.2)
+    norm.load_state_dict(layers(20, None, fused=False)[0].state_dict())
+    chain = Chain(norm, nn.ReLU()).train()
+    fused_norm.install(chain)
+    assert count_swapped(chain) == 2
+    clips = forward_backward(chain, x.unflatten(2, (3, 4)), gradient.unflatten(2, (3, 4)))
+    for ours, reference in zip(clips, images, strict=True):
+        assert torch.equal(ours.flatten(2, 3) if ours.ndim == 5 else ours, reference)
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "resnet50"])
 def test_gradients_of_a_network_are_close(name: str) -> None:
     torch.manual_seed(0)

@@ -39,7 +39,6 @@ def choose(spec: Spec, **options: Any) -> PlanChoice:
         ("resnet18", {"memory_format": "diagonal"}, "memory_format: must be auto, contiguous, channels_last, mkldnn"),
         ("resnet18", {"precision": "float8"}, "precision: must be auto, float32, bfloat16, got float8"),
         ("resnet18", {"precision": "bfloat16"}, "precision: bfloat16 is emulated on this cpu"),
-        ("r3d_18", {"memory_format": "channels_last"}, "memory_format: channels_last is not possible"),
     ],
 )
 @pytest.mark.usefixtures("without_bfloat16")

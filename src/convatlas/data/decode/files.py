@@ -20,6 +20,16 @@ EXTENSIONS = frozenset(
 )  # fmt: skip
 """Suffixes of image files, in lower case."""
 
+VIDEO_EXTENSIONS = frozenset(
+    (
+        ".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v",
+        ".vob", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".mxf", ".dv", ".rm",
+        ".rmvb", ".nut", ".ivf", ".y4m", ".mjpeg", ".mjpg", ".h261", ".h263", ".h264", ".264", ".h265", ".265", ".hevc",
+        ".h266", ".266", ".vvc", ".obu",
+    )
+)  # fmt: skip
+"""Suffixes of video files, in lower case."""
+
 NPY = b"\x93NUMPY"
 """First bytes of .npy files."""
 

@@ -62,10 +62,13 @@ def array_source(
 
 
 def task_of(
-    where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None
+    where: object, arrays: Mapping[str, Any], classes: tuple[str, ...] | None, *, reads: str = Task.reads
 ) -> tuple[Task, dict[str, Targets]]:
-    """Return the task that labels of all splits determine, and the targets of each; see `array_source`."""
-    for kind in reversed(TASKS.values()):
+    """Return the task that labels of all splits determine, and the targets of each; see `array_source`.
+
+    reads: whether they are the labels of "images" or of "clips".
+    """
+    for kind in [kind for kind in reversed(TASKS.values()) if kind.reads == reads]:
         result = kind.from_arrays(where, arrays, classes)
         if result is not None:
             return result

@@ -44,7 +44,17 @@ def csv_rows(table: Path, problems: Problems | None = None) -> Iterator[tuple[in
         yield line, row
 
 
-def check_columns(table: Path, columns: Sequence[str]) -> None:
+def first_column(table: object, columns: Sequence[str], accepted: Sequence[str]) -> str:
+    """Return the column with the first of the accepted names, in any case; "" if there is none.
+
+    Raises DataError for two columns of this name.
+    """
+    first = next((column for each in accepted for column in columns if column.lower() == each), "")
+    check_columns(table, [column.lower() for column in columns if column.lower() == first.lower()])
+    return first
+
+
+def check_columns(table: object, columns: Sequence[str]) -> None:
     """Raise DataError for two columns of one name."""
     for column in columns:
         if column and columns.count(column) > 1:

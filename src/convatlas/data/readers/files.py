@@ -1,4 +1,4 @@
-"""Data sources that consist of image files."""
+"""Data sources that consist of image files or of videos."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from convatlas.data.manifest import Manifest
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
 from convatlas.data.statistics import channels_and_depth
+from convatlas.data.video_manifest import VideoManifest
 from convatlas.errors import printable
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
@@ -37,4 +38,23 @@ def file_source(
     return Source(
         printable(name), location, task, {**splits, "train": train}, channels, high_bit_depth, manifest,
         ignored or Ignored(), tuple(notes), faults,
+    )  # fmt: skip
+
+
+def video_source(
+    name: str,
+    location: str,
+    task: Task,
+    splits: Mapping[str, Samples],
+    *,
+    ignored: Ignored | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Source:
+    """Return the source of videos, which are RGB of 8 bits; no file is opened."""
+    train = splits["train"].shuffled_once()
+    manifest = VideoManifest(location)
+    return Source(
+        printable(name), location, task, {**splits, "train": train}, 3, manifest=manifest,
+        ignored=ignored or Ignored(), notes=tuple(notes),
     )  # fmt: skip

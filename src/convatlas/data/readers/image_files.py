@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from PIL import features
 
-from convatlas.data.decode.files import EXTENSIONS, HEAD_BYTES, SIGNATURE
+from convatlas.data.decode.files import EXTENSIONS, HEAD_BYTES, SIGNATURE, VIDEO_EXTENSIONS
 from convatlas.data.ignored import DANGLING, Ignored, IgnoredFiles, not_installed
 from convatlas.errors import DataError, printable
 from convatlas.system.extras import is_installed
@@ -26,7 +26,7 @@ NEVER_IMAGES = frozenset(
     (
         ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".log",
         ".py", ".ipynb", ".mat", ".pkl", ".pt", ".pth", ".npz", ".h5", ".parquet", ".zip", ".tar", ".gz", ".7z",
-        ".pdf", ".db", ".ini", ".xmp", ".thm", ".mp4", ".mov", ".avi", ".bak", ".orig", ".tmp", ".part", ".crdownload",
+        ".pdf", ".db", ".ini", ".xmp", ".thm", ".bak", ".orig", ".tmp", ".part", ".crdownload", *VIDEO_EXTENSIONS,
         ".nef", ".nrw", ".cr2", ".cr3", ".dng", ".arw", ".sr2", ".srf", ".srw", ".pef", ".orf", ".rw2", ".raf", ".raw",
         ".3fr", ".erf", ".kdc", ".dcr", ".mrw", ".iiq", ".x3f",
     )
@@ -97,6 +97,28 @@ def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Ignored]:
     """
     files: list[str] = []
     ignored = IgnoredFiles()
+    for entry in walk_files(folder, ignored):
+        if entry.name.endswith(COMMON) and is_file(entry):
+            files.append(entry.path)
+        elif reason := reason_to_ignore(entry):
+            ignored.add(reason, entry.path)
+        else:
+            files.append(entry.path)
+    return files, ignored.build()
+
+
+def walk_files(
+    folder: str | os.PathLike[str],
+    ignored: IgnoredFiles,
+    *,
+    suffixes: Collection[str] = EXTENSIONS,
+    is_leaf: Callable[[list[os.DirEntry[str]]], bool] | None = None,
+) -> Iterator[os.DirEntry[str]]:
+    """Yield the files in a folder and the folders below it, in order of their names, without hidden and system files.
+
+    Links are followed; a folder that is reached a second time is not read again. ignored: gets what is skipped, if it
+    has one of the suffixes. is_leaf: decides by the entries of a folder below whether it is yielded instead of them.
+    """
     real = Path(os.path.realpath(folder))
     visited = {_identity(path) for path in (real, *real.parents)}
     stack = [iter(scan(os.fspath(folder)))]
@@ -105,20 +127,20 @@ def list_images(folder: str | os.PathLike[str]) -> tuple[list[str], Ignored]:
         if entry is None:
             stack.pop()
         elif entry.name.endswith(COMMON) and entry.name[0] != "." and is_file(entry):
-            files.append(entry.path)
+            yield entry
         elif is_skipped(entry.name):
-            add_skipped(entry, ignored)
-        elif is_folder(entry):
-            if (identity := _identity(entry.path)) in visited:
-                ignored.add("links to folders that are read already", entry.path)
-            elif not holds_runs(entry.path):
-                visited.add(identity)
-                stack.append(iter(scan(entry.path)))
-        elif reason := reason_to_ignore(entry):
-            ignored.add(reason, entry.path)
-        else:
-            files.append(entry.path)
-    return files, ignored.build()
+            add_skipped(entry, ignored, suffixes)
+        elif not is_folder(entry):
+            yield entry
+        elif (identity := _identity(entry.path)) in visited:
+            ignored.add("links to folders that are read already", entry.path)
+        elif not holds_runs(entry.path):
+            visited.add(identity)
+            entries = scan(entry.path)
+            if is_leaf is not None and is_leaf(entries):
+                yield entry
+            else:
+                stack.append(iter(entries))
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -171,6 +193,11 @@ def reason_to_ignore(entry: os.DirEntry[str]) -> str:
         return DANGLING if entry.is_symlink() else "special files"
     if suffix not in NEVER_IMAGES and not entry.name.endswith("~") and _begins_like_an_image(entry.path):
         return ""
+    return other_suffix(suffix)
+
+
+def other_suffix(suffix: str) -> str:
+    """Return the reason of a file that is not used because of its suffix."""
     if not suffix:
         return "without a suffix"
     return suffix if re.fullmatch(r"\.[\w~-]{1,12}", suffix) else "with other suffixes"
@@ -184,18 +211,18 @@ def _begins_like_an_image(path: str) -> bool:
         return False
 
 
-def add_skipped(entry: os.DirEntry[str], ignored: IgnoredFiles) -> None:
-    """Add the images among what is hidden or belongs to the system, by their suffixes."""
+def add_skipped(entry: os.DirEntry[str], ignored: IgnoredFiles, suffixes: Collection[str] = EXTENSIONS) -> None:
+    """Add the files with these suffixes among what is hidden or belongs to the system."""
     if entry.is_dir(follow_symlinks=False):
         reason = f"in {printable(entry.name)}"
-        for name in _below(entry.path):
+        for name in _below(entry.path, suffixes):
             ignored.add(reason, name)
-    elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not entry.name.startswith("._"):
+    elif os.path.splitext(entry.name)[1].lower() in suffixes and not entry.name.startswith("._"):
         ignored.add("hidden", entry.path)  # ._NAME is the resource fork that macOS writes beside NAME
 
 
-def _below(folder: str) -> Iterable[str]:
+def _below(folder: str, suffixes: Collection[str]) -> Iterable[str]:
     for parent, _, names in os.walk(folder):
         for name in names:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("._"):
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("._"):
                 yield os.path.join(parent, name)

@@ -15,6 +15,7 @@ from PIL import Image
 from convatlas.data.readers.array_labels import class_names, read_labels
 from convatlas.data.readers.arrays import array_source, task_of
 from convatlas.data.readers.items import labels_array, read_items, stacked_or_none, to_array, to_pixels
+from convatlas.data.readers.video_arrays import are_videos, video_array_source
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
 from convatlas.data.splits import SPLIT_FOLDERS, split_name
@@ -50,10 +51,13 @@ def read_memory(data: Data, *, progress: Progress | None = None) -> Source:
     """Return the source of data in memory: see `Data`.
 
     Arrays are used as in an .npz file. Of a data set, every item (image, label) is read once, in order, and its image
-    is stored as it is: a PIL image, an array or a tensor. Raises DataError, in one line, for data of another form.
+    is stored as it is: a PIL image, an array or a tensor. Videos: see `video_array_source`. Raises DataError, in one
+    line, for data of another form.
     """
     given = _splits(data)
     name = _name(given)
+    if all(map(are_videos, given.values())):
+        return video_array_source(name, IN_MEMORY + name, given)
     parts = {split: _read_part(part, split, name, progress) for split, part in given.items()}
     classes = next((part.classes for part in parts.values() if part.classes is not None), None)
     _check_classes(name, parts, classes)

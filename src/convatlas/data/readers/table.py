@@ -1,24 +1,27 @@
-"""Tables of images (CSV, TSV, Parquet): one row for each, with its file and targets, optionally split and group."""
+"""Tables of images or videos (CSV, TSV, Parquet): a row for each, with file and targets, optionally split and group."""
 
 from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from convatlas.core.problems import Problems
 from convatlas.data.class_names import class_name, spelling_notes
+from convatlas.data.decode.video_name import VideoName
+from convatlas.data.groups import number_groups
 from convatlas.data.ignored import INSTALL
-from convatlas.data.readers.csv_rows import check_columns, csv_rows
-from convatlas.data.readers.files import file_source
+from convatlas.data.readers.csv_rows import check_columns, csv_rows, first_column
 from convatlas.data.readers.image_files import missing_library
+from convatlas.data.readers.media import IMAGES, MEDIA, VIDEOS, Media, wrong_media
 from convatlas.data.readers.parquet_rows import parquet_rows
+from convatlas.data.readers.row_files import MISSING, VideoColumns, find_file
+from convatlas.data.readers.video_files import is_still, is_video_name
 from convatlas.data.samples import Samples
 from convatlas.data.source import Source
 from convatlas.data.splits import split_name
@@ -29,7 +32,7 @@ from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import SplitTargets, TableRow, Task
 
 COLUMNS = {
-    "file": ("file", "path", "image", "filename"),
+    "file": ("file", "path", "image", "video", "filename"),
     "split": ("split", "set", "fold"),
     "group": ("group", "patient", "subject", "source"),
 }
@@ -38,27 +41,28 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of a table: "" for one that it does not have."""
+    """The columns of a table: "" for one that it does not have. media: what its files are."""
 
     file: str
     split: str
     group: str
     labels: tuple[str, ...]
     task: type[Task]
+    media: Media
+    part: VideoColumns
 
 
-MISSING = frozenset(("nan", "NaN", "NAN", "<NA>"))
-"""What pandas and others write for a missing value, as text."""
-
-
-def read_image_table(table: Path, problems: Problems, *, progress: Progress | None = None) -> Source:
-    """Read a table of images. The task reads the columns of the targets; `problems` collects invalid rows.
+def read_table(
+    table: Path, reads: str | None, problems: Problems, *, progress: Progress | None = None
+) -> Source:  # fmt: skip
+    """Read a table of images or videos. The task reads the columns of the targets; `problems` collects invalid rows.
 
     `file` is relative to the table's own folder. `label` holds the class of an image; for multi-label classification,
     `labels` lists them, separated by |, or each class has a column of 0 and 1. Images of one `group`, such as those of
-    one patient, are never split between train and val.
+    one patient, are never split between train and val. Videos may have the columns of `VideoColumns`.
+    reads: None: the first row decides by the suffix of its file.
     """
-    return _read(table, {table: ""}, problems, progress)
+    return _read(table, {table: ""}, reads, problems, progress)
 
 
 def parquet_shards(folder: Path) -> dict[Path, str]:
@@ -68,12 +72,16 @@ def parquet_shards(folder: Path) -> dict[Path, str]:
     return {file: split for file, split in splits.items() if split}
 
 
-def read_parquet_folder(folder: Path, problems: Problems, *, progress: Progress | None = None) -> Source:
+def read_parquet_folder(
+    folder: Path, reads: str | None, problems: Problems, *, progress: Progress | None = None
+) -> Source:  # fmt: skip
     """Read the Parquet files of `parquet_shards` as one table."""
-    return _read(folder, parquet_shards(folder), problems, progress)
+    return _read(folder, parquet_shards(folder), reads, problems, progress)
 
 
-def _read(location: Path, tables: Mapping[Path, str], problems: Problems, progress: Progress | None) -> Source:
+def _read(
+    location: Path, tables: Mapping[Path, str], reads: str | None, problems: Problems, progress: Progress | None
+) -> Source:
     """Read tables of the same columns: {table: the split of its images, "" if a column specifies it}."""
     columns: _Columns | None = None
     rows: dict[str, list[TableRow]] = {}
@@ -87,18 +95,24 @@ def _read(location: Path, tables: Mapping[Path, str], problems: Problems, progre
         own: _Columns | None = None
         for line, cells in _rows(table, problems):
             place = f"{name}: line {line}"
-            own = own or _find_columns(table, list(cells))
+            own = own or _find_columns(table, cells, reads)
             columns = columns or own
             if own is not columns and own != columns:
                 raise DataError(f"{table}: must have the columns of {next(iter(tables))}, got {listed(cells)}")
             with invalid:
-                path = _find_file(place, folder, cells.get(columns.file, ""))
+                path = (
+                    find_file(place, folder, cells.get(columns.file, ""))
+                    if columns.media is IMAGES
+                    else columns.part.find(place, folder, cells.get(columns.file, ""), cells)
+                )
                 key = path if os.path.isabs(path) else os.path.join(here, path)
                 if (before := places.setdefault(key, place)) is not place:
                     before = before.removeprefix(f"{table}: ")
+                    noun = columns.media.noun
+                    fix = f"an {noun} has" if columns.media is IMAGES else f"a part of a {noun} has"
                     raise DataError(
-                        f"{place}: {cells[columns.file]} is in {before} already; an image has one row, and several "
-                        "labels in a column `labels`"
+                        f"{place}: {cells[columns.file]} is in {before} already; {fix} one row, and several labels in "
+                        "a column `labels`"
                     )
                 split = split_of_table or _split_of(place, cells.get(columns.split, ""))
                 _name_classes(place, cells, columns, class_names)
@@ -109,14 +123,15 @@ def _read(location: Path, tables: Mapping[Path, str], problems: Problems, progre
         usable = "usable row" if problems.errors else "row"
         text = "has no rows" if columns is None else f"no {usable} is of the split train; give rows of it, or no split"
         raise DataError(f"{location}: {text}")
-    _check_libraries(location, [path for part in paths.values() for path in part], problems)
+    if columns.media is IMAGES:
+        _check_libraries(location, [path for part in paths.values() for path in part], problems)
     task, targets = _targets(location, columns, rows, problems)
     groups = {split: [row.cells.get(columns.group, "") for row in part] for split, part in rows.items()}
-    numbers = _number_groups(groups, paths) if any(map(any, groups.values())) else {}
+    numbers = number_groups(groups, paths)
     splits = {split: Samples(paths[split], targets[split], groups=numbers.get(split)) for split in rows}
     notes = spelling_notes(class_names)
     name = location.stem if location.is_file() else location.resolve().name
-    return file_source(name, str(location.resolve()), task, splits, notes=notes, progress=progress)
+    return columns.media.source(name, str(location.resolve()), task, splits, notes=notes, progress=progress)
 
 
 def _check_libraries(location: Path, paths: Sequence[str], problems: Problems) -> None:
@@ -144,24 +159,6 @@ def _targets(
     return task, {split: targets["train"].take(part) for split, part in zip(rows, numbers, strict=True)}
 
 
-def _find_file(place: str, folder: str, file: str) -> str:
-    """Return the path of the image that a cell names: as it is written, without blanks, or in another normalization."""
-    if not file.strip():
-        raise DataError(f"{place}: no file")
-    path = os.path.join(folder, file)
-    if not os.path.isfile(path):
-        path = os.path.join(folder, file.strip())
-        forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-        other = next(filter(os.path.isfile, forms), None)
-        if other is None:
-            subject = f"{place.rpartition(': ')[2]}: {file.strip()}"
-            raise DataError(f"{place}: {path} does not exist", kind="missing_files", subject=subject)
-        path = other
-    normal = os.path.normpath(path)
-    # x/../a.png is a.png, unless x is a link
-    return normal if ".." not in file or os.path.samefile(normal, path) else os.path.realpath(path)
-
-
 def _name_classes(place: str, cells: dict[str, str], columns: _Columns, class_names: dict[str, str]) -> None:
     """Replace the label of a row by the name of its class, and a missing group by ""; raises DataError without a label.
 
@@ -184,30 +181,27 @@ def _name_classes(place: str, cells: dict[str, str], columns: _Columns, class_na
         cells[columns.group] = "" if group in MISSING else group
 
 
-def _number_groups(groups: Mapping[str, list[str]], paths: Mapping[str, list[str]]) -> dict[str, Tensor]:
-    """Return the number of each image's group, by split; an image without a group is a group of its own."""
-    names = {split: [group or path for group, path in zip(groups[split], paths[split], strict=True)] for split in paths}
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(name for part in names.values() for name in part))}
-    return {split: torch.tensor([numbers[name] for name in part]) for split, part in names.items()}
+def _find_columns(table: Path, cells: Mapping[str, str], reads: str | None) -> _Columns:
+    """Return the columns of a table by their use; raises DataError if no task recognizes the targets.
 
-
-def _find_columns(table: Path, names: Sequence[str]) -> _Columns:
-    """Return the columns of a table by their use; raises DataError if no task recognizes the targets."""
+    cells: of its first row, whose file decides what the table lists, unless `reads` does.
+    """
+    names = list(cells)
 
     def first_of(accepted: Sequence[str]) -> str:
-        first = next((name for each in accepted for name in names if name.lower() == each), "")
-        check_columns(table, [name.lower() for name in names if name.lower() == first.lower()])
-        return first
+        return first_column(table, names, accepted)
 
     file = first_of(COLUMNS["file"])
     if not file:
         raise DataError(
             f"{table}: there is no column {', '.join(COLUMNS['file'])}; columns found: {listed(filter(None, names))}; "
-            "expected one of these for the image files, and label"
+            "expected one of these for the files, and label"
         )
-    # a column with another name than these two may hold targets
-    reserved = {file, first_of(("split",)), first_of(("group",))}
-    for task in reversed(TASKS.values()):
+    media = _media_of(table, cells[file], reads)
+    part = VideoColumns() if media is IMAGES else VideoColumns.among(table, names)
+    # a column with another name than these may hold targets
+    reserved = {file, first_of(("split",)), first_of(("group",)), part.start, part.end, part.fps}
+    for task in [task for task in reversed(TASKS.values()) if task.reads == media.reads]:
         labels = task.label_columns(names, tuple(reserved))
         if labels:
             split, group = (first_of(COLUMNS[use]) for use in ("split", "group"))
@@ -215,11 +209,23 @@ def _find_columns(table: Path, names: Sequence[str]) -> _Columns:
                 class_name(name, table)
             if len(labels) == 1:
                 check_columns(table, [name.lower() for name in names if name.lower() == labels[0].lower()])
-            return _Columns(file, "" if split in labels else split, "" if group in labels else group, labels, task)
+            split, group = "" if split in labels else split, "" if group in labels else group
+            return _Columns(file, split, group, labels, task, media, part)
     raise DataError(
         f"{table}: no labels; columns found: {listed(filter(None, names))}; expected a column label, labels, or one of "
         "0 and 1 for each class"
     )
+
+
+def _media_of(table: Path, file: str, reads: str | None) -> Media:
+    """Return what a table lists, by the file of its first row; raises DataError if a network reads something else."""
+    path = os.path.join(table.parent, file.strip())
+    with suppress(DataError):  # it is told with its line
+        path = VideoName.parse(path).path
+    found = VIDEOS if file.strip() and is_video_name(path) else IMAGES
+    if (reads == "images" and found is VIDEOS) or (reads == "clips" and is_still(path)):
+        raise wrong_media(table, found)
+    return MEDIA[reads] if reads else found
 
 
 def _split_of(place: str, text: str) -> str:

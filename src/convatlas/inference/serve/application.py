@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +13,12 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
+from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import DataError, printable, shorten
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.along_time import to_video_prediction
+from convatlas.inference.contents import EncodedFile
 from convatlas.inference.model import Model
-from convatlas.inference.options import refusal
+from convatlas.inference.options import PredictOptions, refusal
 from convatlas.inference.predict import to_prediction
 from convatlas.inference.serve.batcher import Batcher, QueueFullError
 from convatlas.inference.serve.form import FormReader
@@ -23,6 +26,11 @@ from convatlas.inference.serve.limits import Limits
 from convatlas.inference.serve.middleware import RequestLimiter
 from convatlas.inference.serve.pages import accepts_page, api_page, predict_page
 from convatlas.inference.serve.token import read_token
+from convatlas.inference.serve.videos import PredictedVideo
+from convatlas.inference.videos import check_every
+from convatlas.system.quantities import SIZE, TIME
+from convatlas.tasks.prediction import Prediction
+from convatlas.weights.modelfile import Header
 
 TOP = 3
 """Default number of classes in `probabilities`, as in the command `predict`."""
@@ -36,13 +44,15 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
     token = read_token(token)
     registry = prometheus.CollectorRegistry()
     requests = prometheus.Counter("convatlas_requests", "Requests by status.", ["status"], registry=registry)
-    images = prometheus.Counter("convatlas_images", "Images predicted.", registry=registry)
+    header, noun = model.header, model.header.task.noun
+    nouns = f"{noun.capitalize()}s"
+    predicted = prometheus.Counter(f"convatlas_{noun}s", f"{nouns} predicted.", registry=registry)
     latency = prometheus.Histogram("convatlas_seconds", "Seconds from request to response.", registry=registry)
     sizes = prometheus.Histogram(
-        "convatlas_batch", "Images in a batch.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry
+        "convatlas_batch", "Images or clips in a batch.", buckets=[1, 2, 4, 8, 16, 32, 64], registry=registry
     )
     batcher = Batcher(model, limits, on_batch=sizes.observe)
-    queued = prometheus.Gauge("convatlas_queued", "Images in the queue.", registry=registry)
+    queued = prometheus.Gauge("convatlas_queued", f"{nouns} in the queue.", registry=registry)
     queued.set_function(lambda: batcher.queued)
 
     @asynccontextmanager
@@ -51,10 +61,11 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         yield
         await batcher.stop()
 
-    header = model.header
+    name = header.task.name
+    kind = name.capitalize() if noun in name else f"{noun.capitalize()} {name}"
     app = FastAPI(
         title=f"convatlas: {header.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None,
-        description=f"Image {header.task.name}.",
+        description=f"{kind}.",
     )  # fmt: skip
 
     @app.get("/health", response_description="The server is running; needs no token.")
@@ -70,8 +81,9 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         description = {
             "name": header.name, "task": header.task.name, "classes": list(header.classes), "engine": str(model.engine),
             "license": header.license or None, "input_px": header.preprocessing.resolution,
-            "preprocessing": header.preprocessing.to_plain(),
-            "options": ["threshold", *(header.task.options & {"top"})],
+            "preprocessing": header.preprocessing.to_plain(), "noun": noun,
+            "options": ["threshold", *sorted(header.task.options & {"top", "every"})],
+            "limits": limits_text(limits, header.preprocessing),
         }  # fmt: skip
         return JSONResponse(description, headers={"Vary": "Accept"})
 
@@ -90,7 +102,12 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
         first = error.errors()[0]
         return JSONResponse({"detail": shorten(printable(f"{first['loc'][-1]}: {first['msg']}"), 200)}, 422)
 
-    @app.post("/predict", openapi_extra=_REQUEST, responses=_RESPONSES, response_model=None)
+    text = f"Predict the {noun} in the body, or the {noun}s of a form; one prediction for each, in order."
+
+    @app.post(
+        "/predict", openapi_extra=_request_body(noun), responses=_RESPONSES, response_model=None,
+        description=f"{text} {limits_text(limits, header.preprocessing)}",
+    )  # fmt: skip
     async def predict(
         request: Request,
         top: Annotated[
@@ -101,23 +118,31 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
             float | None,
             Query(ge=0, le=1, description="Minimum probability of a class or an object; by default the model's own."),
         ] = None,
-    ) -> JSONResponse:
-        """Predict the image in the body, or the images of a form; one prediction for each, in order."""
+        every: Annotated[
+            float | None,
+            Query(gt=0, description="Seconds from the start of one clip to that of the next, for predictions along "
+                                    "time; of networks that read clips."),
+        ] = None,
+    ) -> JSONResponse:  # fmt: skip
         start = time.perf_counter()
-        if top is not None and "top" not in header.task.options:
-            raise HTTPException(422, str(refusal(header.task, "top")))
-        sent = await _read_images(request, limits)
+        for option, value in (("top", top), ("every", every)):
+            if value is not None and option not in header.task.options:
+                raise HTTPException(422, str(refusal(header.task, option)))
+        options = PredictOptions(threshold=threshold, top=top or TOP, every=every)
+        if every is not None:
+            try:
+                check_every(every, header.preprocessing)
+            except DataError as error:
+                raise HTTPException(422, str(error)) from None
+        sent = await _read_files(request, limits, noun)
         try:
-            rows = await batcher.decode_outputs(sent)
+            rows = await batcher.decode_outputs(sent, every)
         except QueueFullError:
-            message = f"the queue is full ({limits.queue} images); try again later"
+            message = f"the queue is full ({limits.queue} {noun}s); try again later"
             raise HTTPException(503, message, headers={"Retry-After": "1"}) from None
-        predictions = [
-            to_prediction(name, row, header, threshold=threshold, top=top or TOP)
-            for (name, _), row in zip(sent, rows, strict=True)
-        ]
+        predictions = [_to_prediction(name, row, header, options) for (name, _), row in zip(sent, rows, strict=True)]
         num_readable = sum(not prediction.error for prediction in predictions)
-        images.inc(num_readable)
+        predicted.inc(num_readable)
         latency.observe(time.perf_counter() - start)
         plain = [prediction.to_plain() for prediction in predictions]
         # what is no error of reading is one of the network, such as NaN
@@ -135,28 +160,51 @@ def build_application(model: Model, limits: Limits, *, token: str | None = None)
     return limiter
 
 
-async def _read_images(request: Request, limits: Limits) -> list[EncodedImage]:
-    """Return the images of a request; raises HTTPException (4xx) if there are none."""
+def _to_prediction(name: str, row: Any, header: Header, options: PredictOptions) -> Prediction:
+    if isinstance(row, PredictedVideo):
+        return to_video_prediction(name, row.row, row.seconds, row.windows, header, options)
+    return to_prediction(name, row, header, threshold=options.threshold, top=options.top)
+
+
+def limits_text(limits: Limits, preprocessing: Preprocessing) -> str:
+    """Return the limits of a request in one line."""
+    size = f"A request has at most {_with_space(SIZE.format(limits.request_bytes))}"
+    if preprocessing.sampling is None:
+        return f"{size} and {limits.request_images:,} images, an image {limits.image_pixels:,} pixels."
+    return (
+        f"{size} and {limits.request_images:,} videos, a video {_with_space(TIME.format(limits.video_seconds))}, "
+        f"{limits.video_frames:,} frames of {limits.of_videos.frame_pixels:,} pixels, and {limits.video_clips:,} "
+        "clips along time."
+    )
+
+
+def _with_space(quantity: str) -> str:
+    return re.sub(r"(?<=\d)(?=[^\W\d])", " ", quantity)
+
+
+async def _read_files(request: Request, limits: Limits, noun: str) -> list[EncodedFile]:
+    """Return the images or videos of a request; raises HTTPException (4xx) if there are none."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
+    kinds = dict.fromkeys((f"{noun}/", "image/"))  # a GIF is a video, too
     if kind == "multipart/form-data":
-        images = await _read_form(request, content_type, limits.request_images)
-    elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
+        files = await _read_form(request, content_type, limits.request_images, noun)
+    elif kind.startswith(tuple(kinds)) or kind in ("application/octet-stream", ""):
         body = bytearray()
         await _read_body(request, body.extend, body.clear)
-        images = [EncodedImage("image 0", bytes(body))]
+        files = [EncodedFile(f"{noun} 0", bytes(body))]
     else:
-        raise HTTPException(415, f"content type must be image/... or multipart/form-data, got {shorten(kind, 80)}")
-    if not any(data for _, data in images):
-        raise HTTPException(422, "the request contains no image")
-    return images
+        raise HTTPException(415, f"content type must be {noun}/... or multipart/form-data, got {shorten(kind, 80)}")
+    if not any(data for _, data in files):
+        raise HTTPException(422, f"the request contains no {noun}")
+    return files
 
 
-async def _read_form(request: Request, content_type: str, max_images: int) -> list[EncodedImage]:
+async def _read_form(request: Request, content_type: str, max_files: int, noun: str) -> list[EncodedFile]:
     try:
-        form = FormReader(content_type, max_images)
+        form = FormReader(content_type, max_files, noun)
         await _read_body(request, form.write, form.clear)
-        return [EncodedImage(printable(name), data) for name, data in form.images()]
+        return [EncodedFile(printable(name), data) for name, data in form.files()]
     except DataError as error:
         raise HTTPException(400, str(error)) from None
 
@@ -171,27 +219,18 @@ async def _read_body(request: Request, write: Callable[[bytes], None], clear: Ca
         raise
 
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_REQUEST: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/*": _BINARY,
-            "application/octet-stream": _BINARY,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-        },
-    }
-}
+_BINARY = {"type": "string", "format": "binary"}
 _PREDICTIONS = {
     "type": "object", "required": ["predictions"],
     "properties": {"predictions": {"type": "array", "items": {"$ref": "#/components/schemas/Prediction"}}},
 }  # fmt: skip
 _DETAIL = {"type": "object", "required": ["detail"], "properties": {"detail": {"type": "string"}}}
+
+
+def _request_body(noun: str) -> dict[str, Any]:
+    form = {"type": "object", "properties": {f"{noun}s": {"type": "array", "items": _BINARY}}}
+    kinds = {kind: {"schema": _BINARY} for kind in (f"{noun}/*", "image/*", "application/octet-stream")}
+    return {"requestBody": {"required": True, "content": {**kinds, "multipart/form-data": {"schema": form}}}}
 
 
 def _response(description: str, *schemas: dict[str, Any]) -> dict[str, Any]:
@@ -200,13 +239,13 @@ def _response(description: str, *schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: _response("One prediction for each image, in order; an unreadable image has an error.", _PREDICTIONS),
-    400: _response("The form or the request is damaged, or has too many images.", _DETAIL),
+    200: _response("One prediction for each image or video, in order; an unreadable one has an error.", _PREDICTIONS),
+    400: _response("The form or the request is damaged, or has too many files.", _DETAIL),
     401: _response("The token is missing or wrong.", _DETAIL),
     408: _response("The request took or paused for too long.", _DETAIL),
     413: _response("The request has too many bytes.", _DETAIL),
     415: _response("The content type or encoding is not supported.", _DETAIL),
-    422: _response("The request contains no readable image, or a bad parameter.", _PREDICTIONS, _DETAIL),
+    422: _response("The request contains no readable image or video, or a bad parameter.", _PREDICTIONS, _DETAIL),
     500: _response("The network failed.", _PREDICTIONS),
     503: _response("The queue or the memory for requests is full.", _DETAIL),
 }

@@ -1,10 +1,9 @@
-"""Collect the images of concurrent requests into batches."""
+"""Collect the images, or the clips of videos, of concurrent requests into batches."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any
 
 from convatlas.data.decode.headers import read_header
 from convatlas.errors import DataError, EngineError, brief
-from convatlas.inference.images import EncodedImage, Views, load_views
+from convatlas.inference.contents import EncodedFile
+from convatlas.inference.images import Views, load_views
 from convatlas.inference.model import Model
 from convatlas.inference.options import PredictOptions
 from convatlas.inference.predict import predict_views
 from convatlas.inference.serve.limits import Limits
+from convatlas.inference.serve.pixel_budget import PixelBudget
+from convatlas.inference.serve.videos import VideoReader
 from convatlas.system.cores import count_cores
 
 logger = logging.getLogger(__name__)
@@ -26,30 +28,10 @@ class QueueFullError(Exception):
     """The queue has no room for the images of a request."""
 
 
-class PixelBudget:
-    """Limits the pixels of the images in memory at the same time; first come, first served."""
-
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
-        self._turn, self._changed = threading.Lock(), threading.Condition()
-
-    def take(self, pixels: int) -> None:
-        """Wait until `pixels` are free, and take them; at most the whole budget."""
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-
-    def give_back(self, pixels: int) -> None:
-        """Make `pixels` free again."""
-        with self._changed:
-            self._free += pixels
-            self._changed.notify_all()
-
-
 class Batcher:
-    """Decodes images in threads and runs the network on batches in one thread.
+    """Decodes images or videos in threads and runs the network on batches in one thread.
 
-    on_batch: called with the number of images of each batch.
+    on_batch: called with the number of images, or of clips, of each batch.
     """
 
     def __init__(self, model: Model, limits: Limits, *, on_batch: Callable[[int], None] = lambda count: None) -> None:
@@ -60,6 +42,9 @@ class Batcher:
         self._pixels = PixelBudget(limits.image_pixels)
         self._readers = ThreadPoolExecutor(count_cores(), "read")
         self._runner = ThreadPoolExecutor(1, "run")
+        steps = model.header.preprocessing
+        self._videos = VideoReader(steps, limits, self._compute, self._readers, self._pixels)
+        self._reads_videos = steps.sampling is not None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -71,38 +56,46 @@ class Batcher:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._runner.shutdown(wait=False, cancel_futures=True)
 
-    async def decode_outputs(self, images: list[EncodedImage]) -> list[Any]:
+    async def decode_outputs(self, sent: list[EncodedFile], every: float | None = None) -> list[Any]:
         """Return for each image its decoded outputs (outputs,), its objects, or why it has none.
 
-        That is a DataError for an unreadable image, an EngineError if the network failed. Raises QueueFullError.
+        That is a DataError for an unreadable image, an EngineError if the network failed. For videos, see
+        `PredictedVideo`; every: see `PredictOptions`. Raises QueueFullError.
         """
-        if self.queued + len(images) > self.limits.queue:
+        if self.queued + len(sent) > self.limits.queue:
             raise QueueFullError
-        self.queued += len(images)
+        self.queued += len(sent)
         try:
-            return list(await asyncio.gather(*map(self._process, images)))
+            return list(await asyncio.gather(*(self._process(each, every) for each in sent)))
         finally:
-            self.queued -= len(images)
+            self.queued -= len(sent)
 
-    async def _process(self, image: EncodedImage) -> Any:
-        loop = asyncio.get_running_loop()
+    async def _process(self, sent: EncodedFile, every: float | None) -> Any:
         try:
-            views, pixels = await loop.run_in_executor(self._readers, self._read, image)
-        except DataError as error:
+            return await (self._videos.predict(sent, every) if self._reads_videos else self._predict_image(sent))
+        except (DataError, EngineError) as error:
             return error
-        except Exception as error:  # whatever fails with one image ends no other image and no request
-            logger.exception("%s: reading failed", image.name)
-            return DataError(f"{image.name}: cannot be read ({brief(error)})")
-        future: asyncio.Future[Any] = loop.create_future()
+        except Exception as error:  # whatever fails with one image or video ends no other one and no request
+            logger.exception("%s: reading failed", sent.name)
+            return DataError(f"{sent.name}: cannot be read ({brief(error)})")
+
+    async def _predict_image(self, image: EncodedFile) -> Any:
+        views, pixels = await asyncio.get_running_loop().run_in_executor(self._readers, self._read, image)
+        try:
+            return await self._compute(views)
+        finally:
+            self._pixels.give_back(pixels)
+
+    async def _compute(self, views: Views) -> Any:
+        """Return the decoded outputs of an image, video or clip. Raises EngineError if the network fails."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((views, future))
         try:
             return await future
         except Exception as error:
-            return EngineError(f"the network failed ({brief(error)})")
-        finally:
-            self._pixels.give_back(pixels)
+            raise EngineError(f"the network failed ({brief(error)})") from error
 
-    def _read(self, image: EncodedImage) -> tuple[Views, int]:
+    def _read(self, image: EncodedFile) -> tuple[Views, int]:
         """Return the views of an image, and the pixels that its whole image takes until it is predicted."""
         header, limit = read_header(Path(image.name), data=image.data), self.limits.image_pixels
         pixels = self.limits.count_pixels(header)
@@ -126,7 +119,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._next_batch(loop)
-            self.on_batch(len(batch))
+            self.on_batch(sum(len(views.corners) for views, _ in batch) if self._reads_videos else len(batch))
             rows = await loop.run_in_executor(self._runner, self._predict, [views for views, _ in batch])
             for (_, future), row in zip(batch, rows, strict=True):
                 if future.done():
@@ -137,7 +130,7 @@ class Batcher:
                     future.set_result(row)
 
     def _predict(self, images: list[Views]) -> list[Any]:
-        """Return the decoded outputs of each image; if a batch fails, its images are predicted one by one."""
+        """Return the decoded outputs of each image, video or clip; if a batch fails, they are predicted one by one."""
         try:
             return predict_views(self.model, images, self.options)
         except Exception as error:  # whatever the engine raises, the requests must end and the server go on

@@ -1,4 +1,4 @@
-"""Read the image files of a multipart form while its body arrives (RFC 7578)."""
+"""Read the image or video files of a multipart form while its body arrives (RFC 7578)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from urllib.parse import unquote_to_bytes
 from python_multipart.multipart import MultipartParser
 
 from convatlas.errors import DataError, foreign_errors
-from convatlas.inference.images import EncodedImage
+from convatlas.inference.contents import EncodedFile
 
 MAX_FIELDS = 64
-"""Maximum number of parts of a form that are not image files; they are ignored."""
+"""Maximum number of parts of a form that are no files; they are ignored."""
 
 MAX_NAME = 200
-"""Maximum number of characters of the name of an image."""
+"""Maximum number of characters of the name of a file."""
 
 _PARAMETER = re.compile(r';\s*([\w.!#$&+^`|~-]+)(\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
 _WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:|\\)\\.*\\|[A-Za-z]:\\")
@@ -25,21 +25,21 @@ _WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:|\\)\\.*\\|[A-Za-z]:\\")
 class _Part:
     headers: dict[bytes, bytes] = field(default_factory=dict)
     data: bytearray = field(default_factory=bytearray)
-    name: str | None = None  # None: not an image file
+    name: str | None = None  # None: not a file
 
 
 class FormReader:
-    """Collects the image files of a form.
+    """Collects the image or video files of a form.
 
-    Names are read as UTF-8 or else as Latin-1, whatever `charset` the client gives. A part is an image file if it has
-    a file name, as `filename` or as `filename*` (RFC 5987), or the type of an image.
+    Names are read as UTF-8 or else as Latin-1, whatever `charset` the client gives. A part is a file if it has a file
+    name, as `filename` or as `filename*` (RFC 5987), or the type of an image or video.
     """
 
-    def __init__(self, content_type: str, max_images: int) -> None:
+    def __init__(self, content_type: str, max_files: int, noun: str = "image") -> None:
         boundary = parameters(content_type).get("boundary", "")
         if not boundary:
             raise DataError("a form must have a boundary in its content type")
-        self._max_images = max_images
+        self._max_files, self._noun = max_files, noun
         self._files: list[_Part] = []
         self._num_fields = 0
         self._part = _Part()
@@ -62,15 +62,15 @@ class FormReader:
         for part in self._files:
             part.data.clear()
 
-    def images(self) -> list[EncodedImage]:
-        """Return the image files, once the body is complete. Raises DataError if the form is not."""
+    def files(self) -> list[EncodedFile]:
+        """Return the files, once the body is complete. Raises DataError if the form is not."""
         if not self._is_complete:
             raise DataError("the form: must end with its boundary and --; it is cut off")
-        images = []
+        files = []
         for number, part in enumerate(self._files):
-            images.append(EncodedImage(part.name or f"image {number}", bytes(part.data)))
+            files.append(EncodedFile(part.name or f"{self._noun} {number}", bytes(part.data)))
             part.data = bytearray()
-        return images
+        return files
 
     def _begin_part(self) -> None:
         self._part = _Part()
@@ -89,13 +89,13 @@ class FormReader:
         headers = self._part.headers
         given = parameters(headers.get(b"content-disposition", b"").decode("latin-1"))
         kind = headers.get(b"content-type", b"").lower()
-        if "filename" in given or kind.startswith((b"image/", b"application/octet-stream")):
+        if "filename" in given or kind.startswith((b"image/", b"video/", b"application/octet-stream")):
             self._part.name = _file_name(given.get("filename", ""))
             self._files.append(self._part)
         else:
             self._num_fields += 1
-        if len(self._files) > self._max_images or self._num_fields > MAX_FIELDS:
-            raise DataError(f"a form must have at most {self._max_images} images and {MAX_FIELDS} other fields")
+        if len(self._files) > self._max_files or self._num_fields > MAX_FIELDS:
+            raise DataError(f"a form must have at most {self._max_files} {self._noun}s and {MAX_FIELDS} other fields")
 
     def _end(self) -> None:
         self._is_complete = True

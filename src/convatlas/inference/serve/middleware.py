@@ -82,7 +82,7 @@ class _Exchange:
                 raise HTTPException(400, "a request must not have both Content-Length and Transfer-Encoding")
             if encoding not in (b"identity", b""):
                 name = encoding.decode("latin-1")[:40]
-                raise HTTPException(415, f"Content-Encoding must be identity, got {name}; send the image as it is")
+                raise HTTPException(415, f"Content-Encoding must be identity, got {name}; send the file as it is")
             self._reserve(self._announced)
         except HTTPException as error:
             return JSONResponse({"detail": error.detail}, error.status_code, error.headers)

@@ -1,4 +1,4 @@
-"""The pages of the server for browsers: one that predicts dropped images, and one that describes the API.
+"""The pages of the server for browsers: one that predicts dropped files, and one that describes the API.
 
 They contain nothing about the model, use no other server, and run no script but their own.
 """
@@ -21,6 +21,11 @@ curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg 'ADDRESS/predict?top=3
 curl -F images=@cat.jpg -F images=@dog.jpg 'ADDRESS/predict?threshold=0.8'
 curl -H 'Authorization: Bearer TOKEN' -F images=@cat.jpg ADDRESS/predict"""
 
+VIDEO_EXAMPLES = """\
+curl -H 'Content-Type: video/mp4' --data-binary @dance.mp4 'ADDRESS/predict?top=3'
+curl -F videos=@dance.mp4 -F videos=@jump.mp4 'ADDRESS/predict?every=1'
+curl -H 'Authorization: Bearer TOKEN' -F videos=@dance.mp4 ADDRESS/predict"""
+
 
 def accepts_page(accept: str) -> bool:
     """Return whether a client with this Accept header is a browser, which gets a page instead of JSON."""
@@ -33,7 +38,7 @@ def _predict_page() -> str:
 
 
 def predict_page() -> HTMLResponse:
-    """Return the page on which images are dropped; its script reads the model and the predictions as JSON."""
+    """Return the page on which images or videos are dropped; its script reads the model and the predictions as JSON."""
     return _respond(_predict_page())
 
 
@@ -44,11 +49,12 @@ def api_page(api: Mapping[str, Any], address: str) -> HTMLResponse:
     """
     style = _blocks(_predict_page(), "style")[0]
     fields = api["components"]["schemas"]["Prediction"]["properties"]
+    examples = VIDEO_EXAMPLES if "seconds" in fields else EXAMPLES
     parts = [
         "<h1>API description</h1>",
         '<p class="note">For programs: <a href="openapi.json">openapi.json</a> (OpenAPI 3.1). '
-        '<a href="./">Predict images in the browser</a>.</p>',
-        f"<pre>{html.escape(EXAMPLES.replace('ADDRESS', address.rstrip('/')))}</pre>",
+        '<a href="./">Predict in the browser</a>.</p>',
+        f"<pre>{html.escape(examples.replace('ADDRESS', address.rstrip('/')))}</pre>",
         *(
             part
             for path, operations in api["paths"].items()
@@ -109,6 +115,7 @@ def _respond(page: str) -> HTMLResponse:
 
     policy = (
         f"default-src 'none'; script-src {sources('script')}; style-src {sources('style')}; img-src blob: data:; "
+        "media-src blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     headers = {

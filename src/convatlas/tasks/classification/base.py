@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from convatlas.core.auxiliary import Criterion
@@ -208,6 +209,17 @@ class LabelTask(Task):
 
     def decode(self, outputs: Tensor, calibration: Calibration) -> Tensor:
         return self.loss_function.probabilities(outputs / calibration.temperature)
+
+    def evaluate(self, outputs: Tensor, targets: Targets, calibration: Calibration | None = None) -> LabelResult:
+        calibration, labels = calibration or Calibration(), targets.tensor("label")
+        with torch.inference_mode():
+            loss = self.loss_function.function(outputs, labels, 0.0).mean().item()
+            probabilities = self.decode(outputs, calibration)
+        return self.result_of(probabilities, labels, loss, calibration)
+
+    @abstractmethod
+    def result_of(self, probabilities: Tensor, labels: Tensor, loss: float, calibration: Calibration) -> LabelResult:
+        """Return the result for decoded outputs (n, classes), labels and their mean loss."""
 
     def unreadable(self, source: str, error: str) -> ClassPrediction:
         return ClassPrediction(source, error)

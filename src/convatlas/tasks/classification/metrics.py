@@ -59,6 +59,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
 def fit_temperature(outputs: Tensor, labels: Tensor) -> float:
     """Return the temperature in [0.25, 10] that minimizes the cross entropy of logits (Guo et al. 2017, section 4.2).
 
+    outputs: (n, classes), or (n, clips, classes) for videos, whose probabilities are averaged over the clips.
     For labels (n, classes), the binary cross entropy of sigmoids. The bounds matter for few images that are all
     predicted correctly: their best temperature would be zero.
     """
@@ -68,11 +69,20 @@ def fit_temperature(outputs: Tensor, labels: Tensor) -> float:
 
     def loss(log: float) -> float:
         scaled = logits / np.exp(log)
+        if scaled.ndim == 3:
+            return _loss_of_means(scaled, labels)
         if labels.ndim == 2:
             return float(F.binary_cross_entropy_with_logits(scaled, labels.double()))
         return float(F.cross_entropy(scaled, labels))
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.25), np.log(10)), method="bounded").x))
+
+
+def _loss_of_means(logits: Tensor, labels: Tensor) -> float:
+    """Return the cross entropy of the mean probabilities over clips; logits: (n, clips, classes)."""
+    if labels.ndim == 2:
+        return float(F.binary_cross_entropy(logits.sigmoid().mean(1), labels.double()))
+    return float(F.nll_loss(logits.softmax(-1).mean(1).clamp(min=1e-300).log(), labels))
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:

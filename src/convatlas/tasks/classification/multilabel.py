@@ -120,13 +120,13 @@ class MultilabelResult(LabelResult):
         return self.probabilities.flatten(), self.labels.bool().flatten()
 
     def text(self) -> str:
-        wrong = f"{self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
+        wrong = f"{self.num_errors:,} of {pluralize(self.n, self.noun)} wrong"
         return f"mean average precision {self.score:.2%}, {wrong}{self.note and f'; {self.note}'}"
 
     def table(self) -> MetricTable:
         columns = (
-            Column("class", "class"), Column("n", "images", ","), Column("true_positives", "true positives", ","),
-            Column("false_positives", "false positives", ","),
+            Column("class", "class"), Column("n", f"{self.noun}s", ","),
+            Column("true_positives", "true positives", ","), Column("false_positives", "false positives", ","),
             Column("average_precision", "average precision", ".2%"), Column("precision", "precision", ".2%"),
             Column("recall", "recall", ".2%"), Column("f1", "F1", ".2%"), Column("threshold", "threshold", ".2%"),
         )  # fmt: skip
@@ -140,14 +140,15 @@ class MultilabelResult(LabelResult):
         return {
             "Precision and recall": PageFigure(
                 charts.precision_recall(self.probabilities, self.labels, self.average_precisions, self.classes),
-                "A point for each threshold: recall is the share of a class's images that are predicted, precision the "
-                "share of its predictions that are correct. The closer to the upper right corner, the better.",
+                f"A point for each threshold: recall is the share of a class's {self.noun}s that are predicted, "
+                "precision the share of its predictions that are correct. The closer to the upper right corner, the "
+                "better.",
                 numbered(self.classes),
             ),
             "Calibration": PageFigure(
                 charts.reliability(bins),
                 "Probabilities of all classes in groups, with their number below: on the dashed line, the share of "
-                "images with the class equals its probability; below it, the network is overconfident.", {},
+                f"{self.noun}s with the class equals its probability; below it, the network is overconfident.", {},
             ),
         }  # fmt: skip
 
@@ -268,12 +269,9 @@ class MultilabelClassification(LabelTask):
     def _thresholds(self, calibration: Calibration) -> tuple[float, ...]:
         return calibration.thresholds or (0.5,) * self.outputs
 
-    def evaluate(self, outputs: Tensor, targets: Targets, calibration: Calibration | None = None) -> MultilabelResult:
-        calibration = calibration or Calibration()
-        labels = targets.tensor("label")
-        with torch.inference_mode():
-            loss = self.loss_function.function(outputs, labels, 0.0).mean().item()
-            probabilities = self.decode(outputs, calibration)
+    def result_of(
+        self, probabilities: Tensor, labels: Tensor, loss: float, calibration: Calibration
+    ) -> MultilabelResult:
         thresholds = torch.tensor(self._thresholds(calibration))
         return MultilabelResult(probabilities, labels, loss, self.classes, thresholds)
 
@@ -298,7 +296,7 @@ class MultilabelClassification(LabelTask):
         if not present.numel() or bool(present.all()):
             return None
         share = float(present.mean())
-        return Baseline("ranking the images at random", share, metrics.upper_bound(share, len(label)))
+        return Baseline(f"ranking the {self.noun}s at random", share, metrics.upper_bound(share, len(label)))
 
 
 def _lists_labels(columns: Sequence[str]) -> bool:

@@ -94,13 +94,13 @@ class ClassificationResult(LabelResult):
         return "" if present == len(self.classes) else f"{present:,} of {len(self.classes):,} classes present"
 
     def text(self) -> str:
-        wrong = f"{self.num_errors:,} of {pluralize(self.n, 'image')} wrong"
+        wrong = f"{self.num_errors:,} of {pluralize(self.n, self.noun)} wrong"
         return f"accuracy {self.accuracy:.2%}, {wrong}{self.note and f'; {self.note}'}"
 
     def table(self) -> MetricTable:
         counts = self.confusion
         columns = (
-            Column("class", "class"), Column("n", "images", ","), Column("correct", "correct", ","),
+            Column("class", "class"), Column("n", f"{self.noun}s", ","), Column("correct", "correct", ","),
             Column("precision", "precision", ".2%"), Column("recall", "recall", ".2%"), Column("f1", "F1", ".2%"),
         )  # fmt: skip
         values = (
@@ -120,8 +120,8 @@ class ClassificationResult(LabelResult):
         return {
             "Confusion matrix": PageFigure(
                 charts.confusion(self.confusion, self.classes),
-                "A row has the images of one true class and sums to 100 %; a column has the predictions of one class. "
-                f"Correct predictions are on the diagonal; a darker cell is a larger share of its row.{numbers}",
+                f"A row has the {self.noun}s of one true class and sums to 100 %; a column has the predictions of one "
+                f"class. Correct predictions are on the diagonal; a darker cell is a larger share of its row.{numbers}",
                 names, pairs,
             ),
             "Calibration": PageFigure(
@@ -142,7 +142,7 @@ class ClassificationResult(LabelResult):
             for i in order if errors[i]
         ]  # fmt: skip
         columns = (
-            Column("true", "true class"), Column("predicted", "predicted class"), Column("n", "images", ","),
+            Column("true", "true class"), Column("predicted", "predicted class"), Column("n", f"{self.noun}s", ","),
             Column("share", "of the true class", ".1%"),
         )  # fmt: skip
         texts = MetricTable(columns, tuple(rows))
@@ -248,13 +248,9 @@ class Classification(LabelTask):
 
     # --- evaluation and prediction
 
-    def evaluate(
-        self, outputs: Tensor, targets: Targets, calibration: Calibration | None = None
+    def result_of(
+        self, probabilities: Tensor, labels: Tensor, loss: float, calibration: Calibration
     ) -> ClassificationResult:
-        labels = targets.tensor("label")
-        with torch.inference_mode():
-            loss = self.loss_function.function(outputs, labels, 0.0).mean().item()
-            probabilities = self.decode(outputs, calibration or Calibration())
         return ClassificationResult(probabilities, labels, loss, self.classes)
 
     def calibrate(self, outputs: Tensor, targets: Targets) -> Calibration:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from convatlas.core.compose import Chain
+from convatlas.core.memory_format import CHANNELS_LAST
 from convatlas.core.network import Network
 from convatlas.core.record import Record
 from convatlas.errors import ConvatlasError, RunError
 from convatlas.train.cpu import (
     boxes_fp32,
+    conv3d,
     depthwise_bf16,
     frozen_norm,
     fused_norm,
@@ -42,8 +44,8 @@ class ExecutionPlan(Record):
     """How the steps of a training are executed.
 
     compiled: with torch.compile. fused_norms: with the fused batch-norm kernels of `fused_norm`, on CPUs with a C
-    compiler and in channels_last. Detectors in channels_last on CPUs also run with `frozen_norm` and `rpn_head`;
-    contiguous float32 is the plain network.
+    compiler and in channels_last. On CPUs in channels_last, detectors also run with `frozen_norm` and `rpn_head`, and
+    networks for clips with `conv3d`; contiguous float32 is the plain network.
     """
 
     error: ClassVar[type[ConvatlasError]] = RunError
@@ -68,19 +70,28 @@ class ExecutionPlan(Record):
             fused_norm.install(network)
         if self.precision == "bfloat16":
             boxes_fp32.install(network)
+        if device.type == "cpu" and self.precision == "bfloat16":
+            conv3d.install_exact(network)
         if device.type == "cpu" and not self.compiled:
             if self.precision == "bfloat16":
                 linear_fp32.install(network)
+            if self.uses_fast_conv3d(device):
+                conv3d.install_fast(network)
             if channels_last:
                 if self.precision == "bfloat16":
                     depthwise_bf16.install(network)
                 frozen_norm.install(network)
                 rpn_head.install(network)
-        return network.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        axes = 1 + len(network.input_shape)
+        return network.to(memory_format=CHANNELS_LAST[axes] if channels_last else torch.contiguous_format)
 
     def uses_fused_norms(self, device: torch.device) -> bool:
         """Return whether this plan runs batch norms with the fused kernels on the device, if they can be compiled."""
         return device.type == "cpu" and self.fused_norms and self.memory_format == "channels_last" and not self.compiled
+
+    def uses_fast_conv3d(self, device: torch.device) -> bool:
+        """Return whether this plan runs 3-D convolutions on the device in another way than torch, if it is faster."""
+        return device.type == "cpu" and self.memory_format == "channels_last" and not self.compiled
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context in which a forward pass runs."""

@@ -18,8 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from convatlas.core.memory_format import CHANNELS_LAST
 from convatlas.system.c_library import CLibrary, compiler, version_of
 from convatlas.train.swap_forward import swap_forward
+
+Norm = nn.BatchNorm2d | nn.BatchNorm3d
+
+NORMS: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+"""Batch norm -> the number of axes of its input."""
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.Hardswish: 3, nn.SiLU: 4}
 """Activation layer -> its number in fused_norm.c, where 0 means none."""
@@ -77,15 +83,19 @@ def compile_in_background(network: nn.Module) -> None:
         KERNELS.compile_in_background()
 
 
-def _norms(network: nn.Module) -> Iterator[tuple[nn.BatchNorm2d, nn.Module | None]]:
+def _norms(network: nn.Module) -> Iterator[tuple[Norm, nn.Module | None]]:
     """Yield (batch norm, the activation right behind it in the same chain or None) where the kernels apply."""
     whole = getattr(network, "chains_run_whole", True)
     for parent in network.modules():
         layers = list(parent._modules.values())
         behind = [*layers[1:], None] if whole and isinstance(parent, nn.Sequential) else [None] * len(layers)
         for norm, after in zip(layers, behind, strict=True):
-            if type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None:
+            if isinstance(norm, Norm) and type(norm) in NORMS and _has_statistics(norm):
                 yield norm, after if type(after) in ACTIVATIONS else None
+
+
+def _has_statistics(norm: Norm) -> bool:
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 def install(network: nn.Module) -> None:
@@ -103,9 +113,9 @@ def _identity(layer: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def _forward(norm: nn.BatchNorm2d, activation: nn.Module | None, x: Tensor) -> Tensor:
+def _forward(norm: Norm, activation: nn.Module | None, x: Tensor) -> Tensor:
     if not (norm.training and torch.is_grad_enabled() and _is_supported(x, norm)):
-        y = nn.BatchNorm2d.forward(norm, x)
+        y = type(norm).forward(norm, x)
         plain: Tensor = y if activation is None else type(activation).forward(activation, y)
         return plain
     assert norm.num_batches_tracked is not None
@@ -115,20 +125,20 @@ def _forward(norm: nn.BatchNorm2d, activation: nn.Module | None, x: Tensor) -> T
     return fused
 
 
-def _is_supported(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+def _is_supported(x: Tensor, norm: Norm) -> bool:
     return (
         x.device.type == norm.weight.device.type == "cpu"
         and x.dtype in TYPE_NAMES
         and norm.weight.dtype == torch.float32
-        and x.ndim == 4
+        and x.ndim == NORMS[type(norm)]
         and x.shape[1] == norm.num_features
         and x.numel() > x.shape[1]
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.is_contiguous(memory_format=CHANNELS_LAST[x.ndim])
     )
 
 
-def _run_forward(library: ctypes.CDLL, x: Tensor, norm: nn.BatchNorm2d, kind: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (y, mean, inverse standard deviation) of x (n, c, h, w); updates the running statistics."""
+def _run_forward(library: ctypes.CDLL, x: Tensor, norm: Norm, kind: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (y, mean, inverse standard deviation) of x (n, c, *space); updates the running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     y, mean, inv_std = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.weight)
@@ -141,7 +151,7 @@ def _call(
     library: ctypes.CDLL, direction: str, kind: int, maps: Sequence[Tensor], vectors: Sequence[Tensor],
     *numbers: float | None,
 ) -> None:  # fmt: skip
-    """Call a kernel. maps: of the same shape (n, c, h, w). vectors: (c,). numbers: what the kernel takes besides."""
+    """Call a kernel. maps: of the same shape (n, c, *space). vectors: (c,). numbers: what the kernel takes besides."""
     x = maps[0]
     failed = getattr(library, f"{direction}_{TYPE_NAMES[x.dtype]}")(
         kind, *(each.data_ptr() for each in maps), x.numel() // x.shape[1], x.shape[1],
@@ -157,7 +167,7 @@ def _num_threads(x: Tensor) -> int:
 
 class _FusedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kind: int) -> Tensor:
+    def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, kind: int) -> Tensor:
         library = KERNELS.load()
         assert library is not None
         y, mean, inv_std = _run_forward(library, x, norm, kind)
@@ -169,7 +179,7 @@ class _FusedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, bias, mean, inv_std = context.saved_tensors
-        grad_y = grad_y.contiguous(memory_format=torch.channels_last)
+        grad_y = grad_y.contiguous(memory_format=CHANNELS_LAST[x.ndim])
         grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
         library = KERNELS.load()
         assert library is not None

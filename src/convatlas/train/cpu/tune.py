@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import torch
 
 from convatlas.core.cost import totals_of
+from convatlas.core.memory_format import CHANNELS_LAST
 from convatlas.core.network import Network
 from convatlas.core.spec import Spec
 from convatlas.errors import RunError
@@ -58,8 +59,8 @@ def candidate_plans(
 
     Raises RunError for a value that is unknown, or not possible with this network or device.
     """
-    takes_images = len(network.input_shape) == 3 and network.takes_channels_last
-    formats: list[MemoryFormat] = ["channels_last", "contiguous"] if takes_images else ["contiguous"]
+    channels_last = 1 + len(network.input_shape) in CHANNELS_LAST and network.takes_channels_last
+    formats: list[MemoryFormat] = ["channels_last", "contiguous"] if channels_last else ["contiguous"]
     if supports_mkldnn(network, device) and not compiled and precision != "bfloat16":
         formats.insert(0, "mkldnn")
     precisions: list[Precision] = ["float32", "bfloat16"] if supports_bfloat16(device) else ["float32"]

@@ -1,0 +1,1 @@
+"""Videos: classification of clips, whose probabilities are averaged over a video."""
