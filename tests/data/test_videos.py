@@ -128,6 +128,12 @@ def test_all_frames_of_a_clip_are_augmented_alike(folder: Path) -> None:
     torch.testing.assert_close(inputs, inputs[:, :, :1].expand_as(inputs), rtol=0, atol=1e-5)
 
 
+def test_a_rank_without_clips_has_an_empty_batch(folder: Path) -> None:
+    for batch in loader(load(folder), shard=lambda indices: indices[:0]).epoch(0):
+        assert isinstance(batch.inputs, torch.Tensor)
+        assert batch.inputs.shape == (0, 3, 4, 16, 16)
+
+
 def test_random_clips_are_at_every_place(folder: Path) -> None:
     data = load(folder, crop=False)
     videos = data.train.pixels

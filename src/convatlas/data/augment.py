@@ -167,10 +167,10 @@ def crop_and_resize_clips(
     lengths = (extent[::frames] * sides).round().long().clamp(min=1)
     first = torch.minimum((start[::frames] * sides).round().long(), sides - lengths)
     exact = pixels if pixels.device.type == "cpu" else pixels.float()  # other devices have no kernel for uint8
-    clips = []
-    for clip, box, mirrored in zip(
-        exact.split(frames), torch.cat([first, lengths], 1).tolist(), flip[::frames].tolist(), strict=True
-    ):
+    clips = [exact.new_empty(0, exact.shape[1], size, size)]  # a rank may have no clip of the last batch
+    each = exact.unflatten(0, (len(exact) // frames, frames))
+    boxes = torch.cat([first, lengths], 1).tolist()
+    for clip, box, mirrored in zip(each, boxes, flip[::frames].tolist(), strict=True):
         top, left, height, width = box
         part = resize(clip[..., top : top + height, left : left + width], (size, size), "bilinear", antialias=True)
         clips.append(part.flip(-1) if mirrored else part)
