@@ -108,7 +108,8 @@ def _grad_weight(grad_y: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddin
     for left in [*range(0, width - 3, 3), width - 3]:
         strip, before = weight[..., left : left + 3], padding[1] - left
         after = (grad_y.shape[3] - 1) * step + 3 - before - x.shape[3]
-        shifted = F.pad(x, (before, after, padding[0], padding[0]))  # negative padding crops
+        padded = F.pad(x, (max(before, 0), max(after, 0), padding[0], padding[0]))
+        shifted = padded[..., max(-before, 0) : padded.shape[3] - max(-after, 0)]
         grads = _torch_backward(grad_y, shifted, strip, stride, (0, 0), (False, True, False))
         grad_weight[..., left : left + 3] = grads[1]
     return grad_weight
