@@ -100,3 +100,30 @@ class SideProcess:
         if not line:
             raise SystemExit(f"a side failed: {' '.join(map(str, self.process.args))}")
         return line
+
+
+def compare_epochs(sides: Mapping[str, SideProcess], epochs: int, *, baseline: str) -> None:
+    """Print the speed of each side in each epoch and in all, and of the others relative to the baseline; end the sides.
+
+    A step of a side is an epoch, and yields how many images or clips it had. Every other epoch has the reverse order.
+    """
+    print(f"{'epoch':>6}" + "".join(f"{name:>20}" for name in sides) + f"{'ratios':>14}", flush=True)
+    seconds = dict.fromkeys(sides, 0.0)
+    counts = dict.fromkeys(sides, 0)
+
+    def line(title: object, speeds: Mapping[str, float]) -> None:
+        cells = "".join(f"{speeds[name]:>20.1f}" for name in sides)
+        ratios = " ".join(f"{speeds[name] / speeds[baseline]:>6.2f}" for name in sides if name != baseline)
+        print(f"{title:>6}{cells} {ratios}", flush=True)
+
+    for epoch in range(1, epochs + 1):
+        speeds = {}
+        for name in list(sides)[:: 1 if epoch % 2 else -1]:
+            report = sides[name].step()
+            seconds[name] += report.seconds
+            counts[name] += report.value
+            speeds[name] = report.value / report.seconds
+        line(epoch, speeds)
+    line("all", {name: counts[name] / seconds[name] for name in sides})
+    for side in sides.values():
+        side.close()

@@ -40,7 +40,7 @@ from convatlas.data.augment import Augment
 from convatlas.data.loader import BatchLoader
 from convatlas.data.open import open_data
 from convatlas.models.catalog import variant
-from interleave import SideProcess, serve_steps
+from interleave import SideProcess, compare_epochs, serve_steps
 
 PYAV, CACHED, STREAMED = "PyAV", "convatlas", "convatlas streamed"
 SIDES = (PYAV, CACHED, STREAMED)
@@ -123,26 +123,7 @@ def pyav_epochs(data: Path, sampling: ClipSampling, batch: int, crop_area: float
 def compare(arguments: argparse.Namespace, command: list[str]) -> None:
     sides = {name: SideProcess(__file__, "--serve", name, *command) for name in SIDES}
     print(f"{os.cpu_count()} cores; clips/s of whole epochs, batch {arguments.batch}, {arguments.workers} workers")
-    print(f"{'epoch':>6}" + "".join(f"{name:>20}" for name in SIDES) + f"{'ratios':>14}", flush=True)
-    seconds = dict.fromkeys(SIDES, 0.0)
-    counts = dict.fromkeys(SIDES, 0)
-
-    def line(title: object, speeds: dict[str, float]) -> None:
-        cells = "".join(f"{speed:>20.1f}" for speed in speeds.values())
-        ratios = " ".join(f"{speeds[name] / speeds[PYAV]:>6.2f}" for name in (CACHED, STREAMED))
-        print(f"{title:>6}{cells} {ratios}", flush=True)
-
-    for epoch in range(1, arguments.epochs + 1):
-        speeds = {}
-        for name in SIDES if epoch % 2 else SIDES[::-1]:
-            report = sides[name].step()
-            seconds[name] += report.seconds
-            counts[name] += report.value
-            speeds[name] = report.value / report.seconds
-        line(epoch, {name: speeds[name] for name in SIDES})
-    line("all", {name: counts[name] / seconds[name] for name in SIDES})
-    for side in sides.values():
-        side.close()
+    compare_epochs(sides, arguments.epochs, baseline=PYAV)
 
 
 def main() -> None:

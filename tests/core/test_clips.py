@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convatlas.core.clips import ClipSampling, clip_starts, sample_numbers
+from convatlas.core.clips import ClipSampling, clip_starts
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import SpecError
+from shown_frames import sample_numbers
 
 STEPS = Preprocessing(
     resize=16, width=21, crop=14, antialias=False, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3),

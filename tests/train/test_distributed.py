@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from convatlas.system.progress import Progress
 from convatlas.train import distributed, run_folder
 from convatlas.train.distributed import Distributed
 from convatlas.train.resume import open_run
+from killed_runs import metrics_table
 from scripts import TERMINATED, launch
 
 CHILD = """
@@ -86,11 +86,6 @@ def train(count: int, folder: Path, script: Path, kill: int = -1) -> subprocess.
     return launch(count, str(script), str(folder), str(kill))
 
 
-def table(folder: Path) -> list[dict[str, float]]:
-    with (folder / run_folder.METRICS).open() as file:
-        return [{k: float(v) for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     base = tmp_path_factory.mktemp("distributed")
@@ -102,7 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_all_world_sizes_have_the_same_results(runs: dict[int, Path], count: int) -> None:
-    for one, other in zip(table(runs[1]), table(runs[count]), strict=True):
+    for one, other in zip(metrics_table(runs[1]), metrics_table(runs[count]), strict=True):
         assert other == pytest.approx(one, rel=1e-3)
     alone, parallel = (load_file(runs[n] / run_folder.MODEL) for n in (1, count))
     for name, tensor in alone.items():

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import random
-import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import convatlas as ca
-from convatlas.errors import RunError
-from convatlas.train.resume import read_progress
 from convatlas.weights.modelfile import read_header
+from killed_runs import check_kills, metrics_table
 from scripts import launch
 from video_files import moving_square, write_video
 
@@ -28,7 +20,6 @@ sys.path.insert(0, sys.argv[1])
 from convatlas.models.families.video_resnet import VideoResNet
 from convatlas.train.fit import fit
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
-from scripts import launch
 
 _, _, data, out, epochs = sys.argv
 spec = VideoResNet(("3d",) * 4, (1,) * 4, (4, 4, 8, 8), stem=(4,), frames=4, resolution=16)
@@ -61,46 +52,20 @@ def child(tmp_path: Path) -> Path:
     return path
 
 
-def table(folder: Path) -> list[dict[str, float]]:
-    with (folder / "metrics.csv").open() as file:
-        return [{k: float(v) for k, v in row.items() if k != "elapsed_s"} for row in csv.DictReader(file)]
-
-
 @pytest.mark.slow
 def test_two_ranks_have_the_results_of_one(data: Path, child: Path, tmp_path: Path) -> None:
     for count in (1, 2):
         done = launch(count, str(child), TESTS, str(data), str(tmp_path / f"{count}"), "3")
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = table(tmp_path / "1"), table(tmp_path / "2")
+    one, two = metrics_table(tmp_path / "1"), metrics_table(tmp_path / "2")
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     stated = read_header(tmp_path / "2" / "model.safetensors").metrics["val"]
     assert ca.finish(tmp_path / "2", progress=False).results["val"].summary() == stated
 
 
-def wait_for(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the checkpoint of a run is of this step or a later one, or the process ends."""
-    while process.poll() is None:
-        with suppress(RunError):  # a checkpoint that is replaced at this moment
-            if read_progress(folder).step >= step:
-                return
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_a_training_that_is_killed_ten_times_ends_in_the_same_bits(data: Path, child: Path, tmp_path: Path) -> None:
-    command, run = [sys.executable, str(child), TESTS, str(data)], tmp_path / "run"
-    subprocess.run([*command, str(tmp_path / "whole"), "20"], check=True, capture_output=True)
-    resume = [sys.executable, "-m", "convatlas", "resume", str(run)]
-    choose = random.Random(0)
-    for kill in range(10):
-        process = subprocess.Popen(resume if kill else [*command, str(run), "20"], stdout=subprocess.DEVNULL)
-        wait_for(run, read_progress(run).step + choose.randint(1, 4), process)
-        time.sleep(choose.uniform(0, 0.02))  # anywhere in a step
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run(resume, check=True, capture_output=True)
-    assert table(run) == table(tmp_path / "whole")
-    for name in ("model.safetensors", "last.safetensors"):
-        ours, theirs = load_file(run / name), load_file(tmp_path / "whole" / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    command, run, whole = [sys.executable, str(child), TESTS, str(data)], tmp_path / "run", tmp_path / "whole"
+    subprocess.run([*command, str(whole), "20"], check=True, capture_output=True)
+    check_kills([*command, str(run), "20"], run, whole, kills=10, pause_s=0.02)

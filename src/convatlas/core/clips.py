@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -67,17 +65,3 @@ def tolerance(rate: float) -> float:
 def count_samples(seconds: float, rate: float) -> int:
     """Return the number of frames of a video of this duration at frames per second."""
     return max(0, math.ceil((seconds - tolerance(rate)) * rate))
-
-
-def sample_numbers(times: Sequence[float], end: float, rate: float, *, start: float = 0.0) -> list[int]:
-    """Return the numbers of the frames that are shown at start, start + 1/rate, start + 2/rate, ... before `end`.
-
-    times: when each frame appears, in seconds, in increasing order; a frame is shown until the next one appears.
-    At a rate that divides the video's own, every second (third, ...) frame is taken.
-    """
-    numbers = []
-    k = 0
-    while (time := start + k / rate) < end - tolerance(rate):
-        numbers.append(max(0, bisect.bisect_right(times, time + tolerance(rate)) - 1))
-        k += 1
-    return numbers

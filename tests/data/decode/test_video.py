@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convatlas.core.clips import sample_numbers
 from convatlas.data.decode.video import Video, open_video
 from convatlas.data.decode.video_info import Frame
 from convatlas.data.decode.video_name import VideoName
 from convatlas.data.decode.video_rgb import RgbConverter
 from convatlas.data.threads import map_in_threads
 from convatlas.errors import DataError
+from shown_frames import sample_numbers
 from video_files import ffmpeg_frames, moving_square, set_display_matrix, write_sound, write_video
 
 pytest.importorskip("av")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convatlas.core.clips import sample_numbers
 from convatlas.data.decode.video import open_video
 from convatlas.errors import DataError
+from shown_frames import sample_numbers
 from video_files import ffmpeg_frames
 
 pytest.importorskip("av")

@@ -54,11 +54,17 @@ class UnavailableError(DataError):
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the contents of a file; raises DataError if it is missing or too large, else UnavailableError."""
+    with file_errors(path), open(path, "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
+            raise DataError(f"{path}: an image file must have <= {MAX_FILE_BYTES:,} bytes, got {size:,}")
+        return file.read()
+
+
+@contextmanager
+def file_errors(path: object) -> Iterator[None]:
+    """Turn errors of opening and reading a file into DataError if it is missing, else UnavailableError."""
     try:
-        with open(path, "rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
-                raise DataError(f"{path}: an image file must have <= {MAX_FILE_BYTES:,} bytes, got {size:,}")
-            return file.read()
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:

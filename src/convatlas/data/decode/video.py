@@ -11,7 +11,7 @@ from functools import partial
 from typing import IO
 
 from convatlas.core.clips import tolerance
-from convatlas.data.decode.files import HEAD_BYTES, SIGNATURE, VIDEO_EXTENSIONS, UnavailableError
+from convatlas.data.decode.files import HEAD_BYTES, SIGNATURE, VIDEO_EXTENSIONS, UnavailableError, file_errors
 from convatlas.data.decode.video_frames import ANIMATED, AnimationSource, FolderSource
 from convatlas.data.decode.video_info import (
     MAX_FRAME_SECONDS,
@@ -25,7 +25,7 @@ from convatlas.data.decode.video_info import (
 )
 from convatlas.data.decode.video_name import VideoName
 from convatlas.data.decode.video_pyav import FileSource
-from convatlas.errors import DataError, brief
+from convatlas.errors import DataError
 
 
 class Video:
@@ -56,8 +56,8 @@ class Video:
     def sampled(self, rate: float, *, first: int = 0, count: int | None = None) -> Iterator[Rgb]:
         """Yield the frames that are shown at start + k / rate for k = first, first + 1, ...
 
-        start: of the part that the name means; frames end where that part ends, or after `count` frames. They are those
-        of `core.clips.sample_numbers`, uint8 (height, width, 3); a frame that is shown again is the same array.
+        start: of the part that the name means; frames end where that part ends, or after `count` frames. They are uint8
+        (height, width, 3), and may appear `core.clips.tolerance` late; a frame that is shown again is the same array.
         Raises DataError where a frame cannot be decoded.
         """
         start, late = self.name.start, tolerance(rate)
@@ -168,13 +168,7 @@ def _is_folder(path: str) -> bool:
 
 def _open_file(path: str) -> IO[bytes]:
     """Open a file; raises DataError if it is missing or not a file, else UnavailableError."""
-    try:
+    with file_errors(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DataError(f"{path}: is neither a file nor a folder of frames")
         return open(path, "rb")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UnavailableError(f"{path}: cannot be read: {error.strerror or brief(error)}") from error
-    except ValueError as error:  # a zero byte in the name
-        raise DataError(f"{path}: not the name of a file") from error

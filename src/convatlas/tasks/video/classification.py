@@ -39,7 +39,8 @@ class ClipTask(LabelTask):
         calibration, labels = calibration or Calibration(), targets.tensor("label")
         clip_targets = Targets(label=labels.repeat_interleave(outputs.shape[1], 0))
         clips = super().evaluate(outputs.flatten(0, 1), clip_targets, calibration)
-        return self.video_result(self.decode(outputs, calibration), labels, clips, calibration)
+        probabilities = clips.probabilities.unflatten(0, outputs.shape[:2]).mean(1)  # as `decode` averages them
+        return self.video_result(probabilities, labels, clips, calibration)
 
     @abstractmethod
     def video_result(
