@@ -22,11 +22,14 @@ def time_interleaved(
     warmup: int = 1,
     min_seconds: float = 0.0,
     pause_s: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
     """Return the seconds of one call of each side in each round; the order is reversed in every other round.
 
     warmup: rounds before the timed ones. min_seconds: duration for which a side is repeated within a round.
     pause_s: wait before a side, so that the threads of the previous one stop spinning; the side then runs once untimed.
+    clock: `time.process_time` counts the seconds of the processor, which with one thread are about those of a quiet
+        machine.
     """
     times: Times = {name: [] for name in sides}
     for number in range(-warmup, rounds):
@@ -34,12 +37,12 @@ def time_interleaved(
             if pause_s:
                 time.sleep(pause_s)
                 sides[name]()
-            start, repeats = time.perf_counter(), 0
-            while repeats == 0 or time.perf_counter() - start < min_seconds:
+            start, repeats = clock(), 0
+            while repeats == 0 or clock() - start < min_seconds:
                 sides[name]()
                 repeats += 1
             if number >= 0:
-                times[name].append((time.perf_counter() - start) / repeats)
+                times[name].append((clock() - start) / repeats)
     return times
 
 

@@ -2,7 +2,7 @@
 
     python docs/figures.py [NAME...]
 
-Without names all are drawn; `demo.png` takes half a minute, because it trains a network.
+Without names all are drawn; some take half a minute, because they train a network.
 """
 
 from __future__ import annotations
@@ -16,13 +16,25 @@ from PIL import Image, ImageChops, ImageStat
 
 DOCS = Path(__file__).resolve().parent
 
+DIGIT = "run/examples/7-digits-81.png"
+"""An image that `convatlas demo --out run` writes."""
+
 COMMANDS = {
-    "demo.png": ("demo --out run", "run/overview.png"),
-    "googlenet.png": ("draw googlenet -o googlenet.png", "googlenet.png"),
-    "resnet50.png": ("draw resnet50 -o resnet50.png", "resnet50.png"),
-    "timeline.png": ("timeline -o timeline.png", "timeline.png"),
+    "demo.png": (("demo --out run",), "run/overview.png"),
+    "diagnose-sigmoid.png": (("diagnose-sigmoid.py",), "diagnose-sigmoid.png"),
+    "explain.png": (("demo --out run", f"explain run {DIGIT} -o explain.png"), "explain.png"),
+    "features.png": (
+        (
+            "demo --out run",
+            f"features run {DIGIT} --layer stages.0 --channel 9 --maps 6 --data digits --maximize -o features.png",
+        ),
+        "features.png",
+    ),
+    "googlenet.png": (("draw googlenet -o googlenet.png",), "googlenet.png"),
+    "resnet50.png": (("draw resnet50 -o resnet50.png",), "resnet50.png"),
+    "timeline.png": (("timeline -o timeline.png",), "timeline.png"),
 }
-"""Figure -> the arguments of `convatlas` that draw it, and the file that they write."""
+"""Figure -> the arguments of `convatlas`, or the script in this folder, that draw it, and the file that they write."""
 
 COARSE = (160, 90)
 """Size in pixels at which two figures are compared, so that fonts and rounding do not count."""
@@ -30,8 +42,10 @@ COARSE = (160, 90)
 
 def draw(name: str, folder: Path) -> Path:
     """Draw a figure in a folder and return its file."""
-    arguments, file = COMMANDS[name]
-    subprocess.run([sys.executable, "-m", "convatlas", *arguments.split()], cwd=folder, check=True, capture_output=True)
+    commands, file = COMMANDS[name]
+    for command in commands:
+        program = [str(DOCS / command)] if command.endswith(".py") else ["-m", "convatlas", *command.split()]
+        subprocess.run([sys.executable, *program], cwd=folder, check=True, capture_output=True)
     return folder / file
 
 

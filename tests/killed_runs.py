@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from convatlas.errors import RunError
 from convatlas.train.resume import read_progress
-from convatlas.train.run_folder import METRICS
+from convatlas.train.run_folder import DIAGNOSTICS, METRICS
 
 
 def metrics_table(folder: Path) -> list[dict[str, float]]:
@@ -42,6 +42,7 @@ def check_kills(start: Sequence[str], run: Path, whole: Path, *, kills: int, pau
         assert process.wait() == -signal.SIGKILL
     subprocess.run(resume, check=True, capture_output=True)
     assert metrics_table(run) == metrics_table(whole)
+    assert (run / DIAGNOSTICS).read_bytes() == (whole / DIAGNOSTICS).read_bytes()
     for name in ("model.safetensors", "last.safetensors"):
         ours, theirs = load_file(run / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -17,7 +17,7 @@ ROOT = Path(convatlas.__file__).parent
 
 FLOORS = (
     ("_version", "errors"), ("system",), ("core",), ("layers",), ("models",), ("draw",), ("tasks",), ("data",),
-    ("weights",), ("engines",), ("inference", "train"), ("explain", "search", "experiments", "overview"),
+    ("weights",), ("engines",), ("explanation",), ("inference", "train"), ("search", "experiments", "overview"),
     ("cli", "workbench", "__main__"),
 )  # fmt: skip
 """Packages by floor, the lowest first. A module imports from lower floors and from its own package."""

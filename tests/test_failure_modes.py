@@ -382,7 +382,8 @@ OFTEN = ["--checkpoint-every", 1]
 def test_a_much_too_high_learning_rate_ends_in_one_line(
     convatlas: Command, tmp_path: Path, model: str, more: list[object]
 ) -> None:
-    folder, files = tmp_path / "run", ["checkpoint.pt", "run.json"] if 1 in more else ["run.json"]
+    checkpoint = ["checkpoint.pt"] if 1 in more else []
+    folder, files = tmp_path / "run", [*checkpoint, "diagnostics.csv", "run.json"]
     parts = ["loss on val", "learning rate"] if 512 in more else ["10 steps up to step", "not finite", "than 1e+06"]
     outcome = convatlas("fit", "digits", "--model", model, "--lr", 1e6, "--out", folder, *more)
     check_refused(outcome, *parts)
@@ -401,7 +402,7 @@ def test_a_much_too_high_learning_rate_leaves_the_initial_weights(
         "--set", "head_epochs=0", "--out", tmp_path / "run",
     )  # fmt: skip
     check_refused(outcome, "not finite", "learning rate")
-    assert check_whole(tmp_path / "run") == ["checkpoint.pt", "run.json"]
+    assert check_whole(tmp_path / "run") == ["checkpoint.pt", "diagnostics.csv", "run.json"]
     run, initial = open_run(tmp_path / "run"), ca.load(model_file).module.state_dict()
     assert run.state.step == 0
     assert all(torch.equal(value, initial[name]) for name, value in run.network.state_dict().items())

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from convatlas.draw.diagram import diagram
     from convatlas.draw.timeline import timeline
     from convatlas.errors import ConvatlasError
+    from convatlas.inference.embed import embed
     from convatlas.inference.export import export
-    from convatlas.inference.model import Ensemble, evaluate, load, predict
+    from convatlas.inference.model import Ensemble, evaluate, explain, load, predict
     from convatlas.models.catalog import spec, variant
     from convatlas.models.describe import list_models
     from convatlas.models.families.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
     from convatlas.models.register import register, unregister
     from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
+    from convatlas.overview.diagnose import diagnose
     from convatlas.overview.look import compare, show
     from convatlas.tasks.detection.coco import evaluate_coco
     from convatlas.tasks.detection.objects import Objects
@@ -68,13 +70,15 @@ _ROOMS = {
     "draw.diagram": ("diagram",),
     "draw.timeline": ("timeline",),
     "errors": ("ConvatlasError",),
+    "inference.embed": ("embed",),
     "inference.export": ("export",),
-    "inference.model": ("Ensemble", "evaluate", "load", "predict"),
+    "inference.model": ("Ensemble", "evaluate", "explain", "load", "predict"),
     "models.catalog": ("spec", "variant"),
     "models.describe": ("list_models",),
     "models.families.rcnn": ("FasterRCNN", "KeypointRCNN", "MaskRCNN"),
     "models.register": ("register", "unregister"),
     "models.scaling": ("fit_budget", "scale_compound", "scale_fast"),
+    "overview.diagnose": ("diagnose",),
     "overview.look": ("compare", "show"),
     "tasks.detection.coco": ("evaluate_coco",),
     "tasks.detection.objects": ("Objects",),
@@ -99,12 +103,12 @@ _LISTS = ("list_networks", "networks", "models", "list_architectures", "availabl
 
 __all__ = [
     "Augment", "Budget", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
-    "FasterRCNN", "KeypointRCNN", "MaskRCNN", "Network", "Objects", "Preprocessing", "Product", "Recipe", "RunOptions",
-    "Skeleton", "Sum", "build", "check_data", "compare", "convert_data", "cost", "cross_validate", "diagram", "diff",
-    "evaluate", "evaluate_coco", "export", "feature_info", "finish", "fit", "fit_budget", "import_weights",
-    "list_models", "list_weights", "load", "param_groups_by_depth", "predict", "preview", "read_skeleton", "register",
-    "resume", "scale_compound", "scale_fast", "select_model", "show", "spec", "summary", "taps", "taps_at_strides",
-    "timeline", "unregister", "variant",
+    "FasterRCNN", "KeypointRCNN", "MaskRCNN", "Network", "Objects", "Preprocessing", "Product", "Recipe",
+    "RunOptions", "Skeleton", "Sum", "build", "check_data", "compare", "convert_data", "cost", "cross_validate",
+    "diagnose", "diagram", "diff", "embed", "evaluate", "evaluate_coco", "explain", "export", "feature_info",
+    "finish", "fit", "fit_budget", "import_weights", "list_models", "list_weights", "load", "param_groups_by_depth",
+    "predict", "preview", "read_skeleton", "register", "resume", "scale_compound", "scale_fast", "select_model",
+    "show", "spec", "summary", "taps", "taps_at_strides", "timeline", "unregister", "variant",
 ]  # fmt: skip
 
 

@@ -76,6 +76,14 @@ class RunError(ConvatlasError):
     """A training run that cannot start, continue or be read."""
 
 
+class DivergedError(RunError):
+    """A training whose loss or gradients are not finite."""
+
+
+class ExperimentError(ConvatlasError):
+    """An experiment that does not exist, or whose log is of another version or damaged."""
+
+
 class MachineError(ConvatlasError):
     """Something that this machine cannot do: a missing device, a file that cannot be written, a full disk."""
 

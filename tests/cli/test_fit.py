@@ -22,8 +22,8 @@ def test_fit_leaves_a_complete_run_directory(convatlas: Command, images: Path, t
     outcome, run = convatlas(*fit_arguments(images, tmp_path / "run", "--license", "CC0-1.0")), tmp_path / "run"
     assert (outcome.code, outcome.err) == (0, "")
     assert {path.name for path in run.iterdir()} == {
-        "run.json", "metrics.csv", "curves.png", "report.html", "model.safetensors", "last.safetensors",
-        "checkpoint.pt",
+        "run.json", "diagnostics.csv", "metrics.csv", "curves.png", "report.html", "model.safetensors",
+        "last.safetensors", "checkpoint.pt",
     }  # fmt: skip
     config = json.loads((run / "run.json").read_text())
     assert (config["model"], config["task"]["classes"], config["recipe"]["epochs"]) == (

@@ -102,6 +102,10 @@ def commands(run: Run, images: Path, image: Path) -> Iterator[tuple[object, ...]
         ("evaluate", run.model_file, images),
     )
     yield ("predict", run.model_file, image)
+    yield from (("explain", run.model_file, image, "--randomize"), ("diagnose", run.folder), ("diagnose", "lenet5"))
+    yield ("features", run.model_file, image, "--layer", "stages.0", "--channel", "0", "--data", images)
+    yield ("features", run.model_file, image, "--maximize", "--class", run.task.classes[0], "--steps", "2")
+    yield ("embed", run.model_file, images, "--nearest", image)
 
 
 def test_the_keys_of_all_commands_are_those_of_the_page(
@@ -116,6 +120,7 @@ def test_the_keys_of_all_commands_are_those_of_the_page(
     convatlas("evaluate", colored.model_file, images, "--csv", table)
     check_csv(table.read_text())
     check_csv((colored.folder / "metrics.csv").read_text())
+    check_csv((colored.folder / "diagnostics.csv").read_text())
 
 
 def test_the_keys_of_slow_commands_are_those_of_the_page(tmp_path: Path) -> None:

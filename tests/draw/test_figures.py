@@ -40,6 +40,6 @@ def test_figures_that_differ_are_noticed(figures: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo.png", "googlenet.png", "resnet50.png", "timeline.png"])
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.png")))
 def test_the_figure_is_the_one_of_the_page(figures: Any, name: str, tmp_path: Path) -> None:
     assert figures.difference(DOCS / name, figures.draw(name, tmp_path)) < MAX_DIFFERENCE

@@ -231,7 +231,7 @@ def test_the_most_confident_errors_are_shown(trained: Run) -> None:
     result = trained.results["test"]
     assert isinstance(result, ClassificationResult)
     shown = page(trained)
-    assert shown.tags.count("figure") == len(shown.sources) == 3 + min(24, result.num_errors)
+    assert shown.tags.count("figure") == len(shown.sources) == 4 + min(24, result.num_errors)
     confidences = [float(share) for share in re.findall(r"(\d+\.\d)%\s+is", shown.text)]
     assert len(confidences) == min(24, result.num_errors)
     assert confidences == sorted(confidences, reverse=True)

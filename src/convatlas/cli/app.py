@@ -10,12 +10,29 @@ from typing import Annotated, Any, cast
 import typer
 
 from convatlas._version import __version__
-from convatlas.cli import console, data, demo, deploy, evaluate, fit, look, recipes, runs, use, weights
+from convatlas.cli import (
+    console,
+    data,
+    demo,
+    deploy,
+    diagnose,
+    embed,
+    evaluate,
+    experiment,
+    explain,
+    features,
+    fit,
+    look,
+    recipes,
+    runs,
+    use,
+    weights,
+)
 from convatlas.cli.help import HelpCommand, HelpGroup
 from convatlas.errors import ConvatlasError, brief
 from convatlas.system.load import shorten_spinning
 
-LOOK, TRAIN, USE = "Explore networks", "Train", "Use a model"
+LOOK, TRAIN, USE, EXPLAIN = "Explore networks", "Train", "Use a model", "Explain"
 
 app = typer.Typer(
     name="convatlas",
@@ -34,6 +51,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     LOOK: (look.list_, look.show, look.cost, look.compare, look.draw, look.timeline, look.scale),
     TRAIN: (fit.fit, runs.resume, runs.finish, recipes.recipes, demo.demo),
     USE: (use.predict, evaluate.evaluate, deploy.export, deploy.bench, deploy.serve),
+    EXPLAIN: (explain.explain, features.features, embed.embed, diagnose.diagnose, experiment.experiment),
 }
 
 

@@ -208,6 +208,11 @@ def fit(
         option("Interval between checkpoints: a time such as 30s, or a number of steps such as 100 (and 30s at most).",
                metavar="INTERVAL", panel=OUTPUT, read=quantities.interval, default="30s"),
     ] = CHECKPOINT_INTERVAL,
+    diagnostics: Annotated[
+        bool,
+        option("Measure activations and gradients by layer in one step of each epoch, for the report and `convatlas "
+               "diagnose`.", "--diagnostics/--no-diagnostics", panel=OUTPUT),
+    ] = True,
     license: Annotated[
         str, option("License of the weights, for the model file, for example CC-BY-4.0.", metavar="NAME", panel=OUTPUT)
     ] = "",
@@ -248,7 +253,9 @@ def fit(
     budget: dict[str, float | None] = {"latency_s": max_latency, "params": max_params, "macs": max_macs}
     limits = {name: value for name, value in budget.items() if value is not None}
     selection: ModelSelection | None = None
-    run_options = RunOptions().replaced({"log": tuple(log or ()), "license": license, **_checkpoints(checkpoint_every)})
+    run_options = RunOptions().replaced({
+        "log": tuple(log or ()), "license": license, "diagnostics": diagnostics, **_checkpoints(checkpoint_every),
+    })  # fmt: skip
     if model == "auto":
         check_start(data, None if folds else out, run_options)  # before the search, which takes minutes
         with console.progress_bar() as progress:

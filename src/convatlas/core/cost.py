@@ -14,6 +14,7 @@ from convatlas.core import cost_rules as cost_rules  # registers the rules of to
 from convatlas.core.auxiliary import Auxiliary
 from convatlas.core.compose import Chain, Concat, Join, Product, Sum
 from convatlas.core.network import Network, named_layers
+from convatlas.core.reach import Reach, unite
 from convatlas.core.signal import LayerCost, PairSignal, Signal, Tally, count_parameters, rule, walk
 from convatlas.core.table import Table, by_x
 from convatlas.errors import CostError
@@ -144,7 +145,8 @@ def cost(tree: nn.Module, shape: Sequence[int] | None = None) -> Cost:
         shape = tree.input_shape
     if not isinstance(shape, Sequence) or not shape or not all(type(size) is int and size > 0 for size in shape):
         raise CostError(f"cost: the shape must be (channels, height, width), integers >= 1, got {shape!r}")
-    x = Signal(tuple(shape), (1,) * (len(shape) - 1), (1,) * (len(shape) - 1))
+    ones = (1,) * (len(shape) - 1)
+    x = Signal(tuple(shape), ones, ones, reach=Reach.of_input(shape[1:]))
     tally = Tally()
     y = walk(tree, x, tally)
     layers = len(tally.layers)
@@ -219,6 +221,7 @@ def _(join: Join, x: Signal, tally: Tally) -> Signal:
         local[0].stride,
         is_global=all(y.is_global for y in outputs),
         depth=(min if isinstance(join, Product) else max)(y.depth for y in outputs),
+        reach=unite([y.reach for y in local]),
     )
 
 

@@ -44,6 +44,7 @@ def slide(
         pads = tuple(span - 1 if padding == "same" else 0 for span in spans)
     else:
         pads = tuple(2 * p for p in _per_axis(padding, axes))
+    before = tuple(pad // 2 for pad in pads)
     spatial = []
     for size, span, step, pad in zip(x.spatial, spans, strides, pads, strict=True):
         out = (size + pad - span) // step + 1
@@ -62,6 +63,7 @@ def slide(
             f + (span - 1) * s for f, span, s in zip(x.receptive_field, spans, x.stride, strict=True)
         ),
         stride=tuple(s * step for s, step in zip(x.stride, strides, strict=True)),
+        reach=x.reach.slide(spatial, spans, strides, before, dilations),
     )
 
 
@@ -108,7 +110,8 @@ def _transposed(layer: nn.ConvTranspose2d, x: Signal, tally: Tally) -> Signal:
             x.spatial, layer.stride, padding, layer.dilation, layer.kernel_size, layer.output_padding, strict=True
         )
     )
-    y = x.like((layer.out_channels, *spatial))
+    windows = zip(spatial, layer.kernel_size, layer.stride, padding, layer.dilation, strict=True)
+    y = replace(x, shape=(layer.out_channels, *spatial), reach=x.reach.spread(list(windows)))
     macs = x.size * layer.out_channels // layer.groups * math.prod(layer.kernel_size)
     biases = y.size if layer.bias is not None else 0
     return tally.add(layer, x, y, macs=macs, activations=y.size, connections=macs + biases)
@@ -162,13 +165,14 @@ def _adaptive_pool(layer: AdaptivePool, x: Signal, tally: Tally) -> Signal:
     if min(sizes) < 1:
         raise tally.error(layer, f"its output sizes must be >= 1, got {layer.output_size}")
     if set(sizes) == {1}:
-        return tally.add(layer, x, replace(x, shape=(x.channels, *sizes), is_global=True))
+        return tally.add(layer, x, replace(x, shape=(x.channels, *sizes), is_global=True, reach=x.reach.pool(sizes)))
     windows = [
         max(-(-(i + 1) * size // out) - i * size // out for i in range(out))
         for size, out in zip(x.spatial, sizes, strict=True)
     ]
     field = tuple(f + (w - 1) * s for f, w, s in zip(x.receptive_field, windows, x.stride, strict=True))
-    return tally.add(layer, x, replace(x, shape=(x.channels, *sizes), receptive_field=field))
+    y = replace(x, shape=(x.channels, *sizes), receptive_field=field, reach=x.reach.pool(sizes))
+    return tally.add(layer, x, y)
 
 
 def _pad(layer: Pad, x: Signal, tally: Tally) -> Signal:
@@ -176,7 +180,8 @@ def _pad(layer: Pad, x: Signal, tally: Tally) -> Signal:
     # torch lists (left, right) of the last axis first
     pairs = list(zip(layer.padding[0::2], layer.padding[1::2], strict=True))[::-1]
     spatial = tuple(size + sum(pair) for size, pair in zip(x.spatial, pairs, strict=True))
-    return tally.add(layer, x, x.like((x.channels, *spatial)))
+    y = replace(x, shape=(x.channels, *spatial), reach=x.reach.pad(pairs))
+    return tally.add(layer, x, y)
 
 
 def _flatten(layer: nn.Flatten, x: Signal, tally: Tally) -> Signal:

@@ -84,6 +84,11 @@ class Network(nn.Module):
             x = layer(x)
         return x
 
+    def first_inputs(self, x: Any) -> Tensor:
+        """Return what the first layer reads, (n, channels, *space), for the inputs of the network; `taps` needs it."""
+        first: Tensor = x
+        return first
+
     def forward_from(self, path: str, features: Features) -> Any:
         """Return the outputs of the network, given the output of the layer `path` on the main path.
 

@@ -7,6 +7,8 @@ takes the place of its forward pass::
     @rule.register
     def _(layer: MyLayer, x: Signal, tally: Tally) -> Signal:
         return tally.add(layer, x, x.like(shape), macs=...)
+
+A layer that moves positions, as a stride does, also gives `replace(x, ..., reach=...)`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from convatlas.core.reach import UNKNOWN, Reach
 from convatlas.errors import CostError
 
 
@@ -32,6 +35,7 @@ class Signal:
     stride: distance in input pixels between neighboring elements.
     is_global: every element depends on the whole image (after global pooling, flattening, a global gate).
     depth: number of layers that multiply by weights on the longest path so far, gates ignored: the "50" of ResNet-50.
+    reach: the input pixels that each position depends on; global gates are ignored.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +43,7 @@ class Signal:
     stride: tuple[int, ...]
     is_global: bool = False
     depth: int = 0
+    reach: Reach = field(default=UNKNOWN, compare=False, repr=False)
 
     @property
     def channels(self) -> int:

@@ -173,6 +173,12 @@ def figure(content: PageFigure, title: str) -> str:
     return beside(drawn, subheading(heading) + table(rows), first=True)
 
 
+def image(content: bytes, kind: str, caption: str) -> str:
+    """Return an image file at its own size, if the page has the room, above its caption."""
+    drawn = f'<img alt="{text(caption)}" src="{_address(content, kind)}">'
+    return f"<figure class=plot>{drawn}<figcaption>{text(caption)}</figcaption></figure>"
+
+
 def thumbnails(images: Sequence[Thumbnail]) -> str:
     """Return images in a grid; a click enlarges one, another click makes it small again."""
     return f"<div class=thumbnails>{''.join(map(_thumbnail, images))}</div>" if images else ""

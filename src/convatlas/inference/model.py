@@ -26,10 +26,18 @@ from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.engines.select import EngineChoice, choose_engine
 from convatlas.engines.signature import check_decoding
 from convatlas.errors import DataError, EngineError, InputError, ModelFileError, WeightsError
+from convatlas.explanation.explanation import Explanation
+from convatlas.explanation.feature_view import FeatureView
+from convatlas.explanation.options import ExplainOptions
+from convatlas.explanation.page import Explanations
 from convatlas.inference.collect import Collection
 from convatlas.inference.evaluation import Evaluation
+from convatlas.inference.explanations import explain_collection
+from convatlas.inference.features import FeatureOptions, view_features
+from convatlas.inference.options import PredictOptions
 from convatlas.inference.predict import check_finite
 from convatlas.inference.predictor import Predictor
+from convatlas.inference.splits import load_source
 from convatlas.models.catalog import CATALOG
 from convatlas.models.index import find_name
 from convatlas.system.devices import resolve_device
@@ -110,6 +118,63 @@ class Model(Predictor):
         """Return the model on the engine that `choose` returns."""
         return replace(self, engine_override=self.choose(engine, batch=batch).engine)
 
+    def explain(
+        self, images: Collection, *, label: str | None = None, against: str | None = None, method: str = "auto",
+        layer: str | Sequence[str] = (), object: int = 0, faithfulness: bool = True, randomize: bool = False,
+        steps: int = 32, batch: int | None = None, fetch: bool = False,
+    ) -> Explanation | Explanations:  # fmt: skip
+        """Return the explanation of the prediction for one image or video, or those for many, in order.
+
+        images: as for `predict`. label: the class to explain; by default the most probable one. against: why the
+        class and not this one: the difference of their logits is explained. object: of detectors, the number of the
+        object among those of `label`, or of all, the most probable one first. method: "grad-cam", "hires-cam",
+        "layer-cam", "integrated-gradients" or "occlusion"; by default Grad-CAM where global average pooling follows the
+        layer, else HiResCAM. layer: taps such as "stages.3", of CAMs; the maps of several are averaged; by default the
+        last one with a map. faithfulness: insertion and deletion curves, about 90 forward passes. randomize: the sanity
+        check by random weights. steps: of integrated gradients. batch, fetch: as for `predict`.
+
+        Raises DataError if a single image has no explanation, because it is unreadable for example. Of many images,
+        such an image gives an explanation with an `error`. Raises DataError for a class that is not there, SpecError
+        for a layer, EngineError for an exported file and a method other than occlusion.
+        """
+        options = ExplainOptions.from_plain(
+            {
+                "method": method, "label": label, "against": against, "object": object, "steps": steps,
+                "layers": [layer] if isinstance(layer, str) else list(layer), "faithfulness": faithfulness,
+                "randomize": randomize,
+            },
+            where="explain",
+        )  # fmt: skip
+        return explain_collection(self, images, options, PredictOptions(batch=batch, fetch=fetch))
+
+    def features(
+        self, image: Collection, *, layer: str | None = None, channel: int | None = None,
+        unit: Sequence[int] | None = None, data: Data | None = None, maximize: bool = False, label: str | None = None,
+        maps: int = 8, top: int = 9, steps: int = 256, seed: int = 0, batch: int | None = None, fetch: bool = False,
+        progress: Progress | None = None,
+    ) -> FeatureView:  # fmt: skip
+        """Return what the network computes inside for one image or video; of a video, for its middle clip.
+
+        That is the filters of the first convolution, the `maps` strongest feature maps of each stage, and the receptive
+        field of a unit on the image.
+        layer: a tap such as "stages.3"; by default the last one with a map. channel: by default the strongest one of
+        the layer on this image. unit: its position in the map, (y, x), of clips (frame, y, x); by default that of the
+        largest value. data: a data set, a folder or images, of which the `top` regions that excite the channel most are
+        returned. maximize: also compute an image for which the channel is large, or, with `label`, the logit of that
+        class, by `steps` steps from random pixels of `seed`. batch: of `data`. fetch: as for `predict`.
+
+        Raises DataError for an unreadable image, SpecError for a layer, InputError for a channel, unit or class that is
+        not there, and EngineError for an exported file.
+        """
+        options = FeatureOptions.from_plain(
+            {
+                "layer": layer, "channel": channel, "unit": None if unit is None else list(unit), "maps": maps,
+                "top": top, "maximize": maximize, "label": label, "steps": steps, "seed": seed,
+            },
+            where="features",
+        )  # fmt: skip
+        return view_features(self, image, options, data, PredictOptions(batch=batch, fetch=fetch), progress)
+
     def evaluate(
         self,
         data: Data,
@@ -142,8 +207,6 @@ class Model(Predictor):
     ) -> tuple[Dataset, str]:  # fmt: skip
         """Return data prepared for this model, with targets in the order of its classes, and the split to evaluate."""
         training, steps, task = self.header.training, self.header.preprocessing, self.header.task
-        if max_unreadable is None:
-            max_unreadable = training.max_unreadable
         try:
             source = open_for_evaluation(
                 data, reads=steps.reads, group_pattern=training.group_pattern, progress=progress
@@ -159,15 +222,7 @@ class Model(Predictor):
             for name, samples in source.splits.items()
         }
         source = replace(source, task=task, splits=aligned)
-        try:
-            splits = source.with_val(seed=training.seed, val_share=training.val_share, fold=training.fold)
-        except DataError:  # data other than the training data may have too few images to split
-            splits = aligned
-        dataset = replace(source, splits=splits).load(
-            steps, max_unreadable=max_unreadable, all_classes=False, progress=progress
-        )  # fmt: skip
-        if "val" not in source.splits and dataset.fingerprint() != training.fingerprint:
-            dataset = dataset.without_val()  # not the training data
+        dataset = load_source(source, self.header, max_unreadable=max_unreadable, progress=progress)
         names = (*dataset.splits, "all")
         if split is None:
             split = next(name for name in ("test", "val", "all") if name in names)
@@ -284,11 +339,28 @@ def predict(
     )  # fmt: skip
 
 
+def explain(
+    model: str | os.PathLike[str] | Model, images: Collection, *, label: str | None = None, against: str | None = None,
+    method: str = "auto", layer: str | Sequence[str] = (), object: int = 0, faithfulness: bool = True,
+    randomize: bool = False, steps: int = 32, batch: int | None = None, fetch: bool = False,
+    module: nn.Module | None = None,
+) -> Explanation | Explanations:  # fmt: skip
+    """Explain predictions of a model, or of what `load` takes; see `Model.explain`. module: see `load`."""
+    return _single(model, "explain", module).explain(
+        images, label=label, against=against, method=method, layer=layer, object=object, faithfulness=faithfulness,
+        randomize=randomize, steps=steps, batch=batch, fetch=fetch,
+    )  # fmt: skip
+
+
 def evaluate(
     model: str | os.PathLike[str] | Model, data: Data, *, split: str | None = None, module: nn.Module | None = None
 ) -> Evaluation:  # fmt: skip
     """Measure a model, or what `load` takes, on a data set; see Model.evaluate. module: see `load`."""
+    return _single(model, "evaluate", module).evaluate(data, split=split)
+
+
+def _single(model: str | os.PathLike[str] | Model, function: str, module: nn.Module | None) -> Model:
+    """Return a model, or what `load` opens. Raises InputError for an ensemble."""
     if isinstance(model, Ensemble):
-        raise InputError("evaluate: must be a single model, got an Ensemble; evaluate each of its models")
-    opened = model if isinstance(model, Model) else load(model, module=module)
-    return opened.evaluate(data, split=split)
+        raise InputError(f"{function}: must be a single model, got an Ensemble; {function} each of its models")
+    return model if isinstance(model, Model) else load(model, module=module)

@@ -39,6 +39,10 @@ Load = Callable[[Any, str, Sequence[Preprocessing], PredictOptions], list[Views]
 """Returns the views of an image or video of that name for each preprocessing; raises DataError that names it."""
 
 
+ReadBatch = list[tuple[str, list[Views] | DataError]]
+"""The name of each image or video of a batch, and its views for each preprocessing, or why it is unreadable."""
+
+
 class PredictedRow(NamedTuple):
     """The decoded outputs of an image or video, its objects, or the error because of which it has none.
 
@@ -89,34 +93,15 @@ class MemberGroup:
 
     def rows(self, items: Iterable[Any], load: Load) -> Iterator[PredictedRow]:
         """Yield the row of each image or video, in order; the next batch is read while one is computed."""
-        noun = self.header.task.noun
         size = self.options.items_for(self.header.preprocessing)
-        numbered = enumerate(items)
-        with ThreadPoolExecutor(count_cores()) as readers, ThreadPoolExecutor(1) as prefetcher:
+        for batch in read_batches(items, load, self.preprocessings, self.options, self.header.task.noun, size):
+            yield from self._compute(batch)
 
-            def read(item: Any, name: str) -> Future[list[Views]]:
-                return readers.submit(load, item, name, self.preprocessings, self.options)
-
-            def read_batch() -> list[tuple[str, Future[list[Views]]]]:
-                group = [(display_name(item, noun, i), item) for i, item in islice(numbered, size)]
-                return [(name, read(item, name)) for name, item in group]
-
-            next_batch = prefetcher.submit(read_batch)
-            while batch := next_batch.result():
-                next_batch = prefetcher.submit(read_batch)
-                yield from self._compute(batch)
-
-    def _compute(self, batch: Sequence[tuple[str, Future[list[Views]]]]) -> Iterator[PredictedRow]:
+    def _compute(self, batch: ReadBatch) -> Iterator[PredictedRow]:
         """Yield the rows of one batch."""
-        results: list[tuple[str, list[Views] | DataError]] = []
-        for name, future in batch:
-            try:
-                results.append((name, future.result()))
-            except DataError as error:
-                results.append((name, error))
-        readable = [views for _, views in results if not isinstance(views, DataError)]
+        readable = [views for _, views in batch if not isinstance(views, DataError)]
         rows = iter(self.average(readable) if readable else ())
-        for name, result in results:
+        for name, result in batch:
             if isinstance(result, DataError):
                 yield PredictedRow(name, result)
             else:
@@ -147,6 +132,31 @@ class MemberGroup:
         if len(rows) == 1:
             return rows[0]
         return torch.stack([row[columns] for row, columns in zip(rows, self.order, strict=True)]).mean(0)
+
+
+def read_batches(
+    items: Iterable[Any], load: Load, preprocessings: Sequence[Preprocessing], options: PredictOptions, noun: str,
+    size: int,
+) -> Iterator[ReadBatch]:  # fmt: skip
+    """Yield images or videos in batches of `size`, in order, while the next batch is read by all cores."""
+    numbered = enumerate(items)
+    with ThreadPoolExecutor(count_cores()) as readers, ThreadPoolExecutor(1) as prefetcher:
+
+        def read_batch() -> list[tuple[str, Future[list[Views]]]]:
+            group = [(display_name(item, noun, i), item) for i, item in islice(numbered, size)]
+            return [(name, readers.submit(load, item, name, preprocessings, options)) for name, item in group]
+
+        next_batch = prefetcher.submit(read_batch)
+        while batch := next_batch.result():
+            next_batch = prefetcher.submit(read_batch)
+            yield [(name, _views_or_error(future)) for name, future in batch]
+
+
+def _views_or_error(future: Future[list[Views]]) -> list[Views] | DataError:
+    try:
+        return future.result()
+    except DataError as error:
+        return error
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.fx
@@ -225,11 +226,12 @@ def _(layer: ChannelsLast, x: Signal, tally: Tally) -> Signal:
 @rule.register
 def _(layer: SamePad, x: Signal, tally: Tally) -> Signal:
     *frames, height, width = x.spatial
-    padded = (
-        size + sum(same_border(size, kernel, layer.stride))
-        for size, kernel in zip((height, width), layer.kernel, strict=True)
-    )
-    return tally.add(layer, x, x.like((x.channels, *frames, *padded)))
+    borders = [(0, 0)] * len(frames)
+    borders += [
+        same_border(size, kernel, layer.stride) for size, kernel in zip((height, width), layer.kernel, strict=True)
+    ]
+    padded = (size + sum(border) for size, border in zip(x.spatial, borders, strict=True))
+    return tally.add(layer, x, replace(x, shape=(x.channels, *padded), reach=x.reach.pad(borders)))
 
 
 @rule.register
@@ -239,7 +241,9 @@ def _(layer: PadShortcut, x: Signal, tally: Tally) -> Signal:
     strides = [1] * (len(x.spatial) - 2) + [layer.stride] * 2  # over time 1
     spatial = tuple(-(-size // stride) for size, stride in zip(x.spatial, strides, strict=True))
     stride = tuple(before * own for before, own in zip(x.stride, strides, strict=True))
-    return tally.add(layer, x, Signal((layer.outputs, *spatial), x.receptive_field, stride, x.is_global, x.depth))
+    ones, zeros = [1] * len(strides), [0] * len(strides)
+    reach = x.reach.slide(spatial, ones, strides, zeros, ones)
+    return tally.add(layer, x, replace(x, shape=(layer.outputs, *spatial), stride=stride, reach=reach))
 
 
 @rule.register

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from convatlas.core.cost import cost
 from convatlas.core.network import Network, is_chain, named_layers
+from convatlas.core.spec import Spec
 from convatlas.errors import SpecError
+from convatlas.models.own_module import OwnNetwork
 
 _KEPT_BEHIND = (
     nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten,
@@ -16,6 +21,22 @@ _KEPT_BEHIND = (
 """Layers that are kept behind the classifier: where it is a convolution, pooling follows."""
 
 _DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+
+
+def without_classifier(network: Network, spec: Spec, classes: int) -> Network:
+    """Return a copy of a network that returns features (n, d) in place of its `classes` class scores.
+
+    The copy shares the tensors of the network. spec: what the network was built from. Raises SpecError if the layer of
+    the class scores is not known.
+    """
+    shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
+    copied = copy.deepcopy(network, shared)
+    if isinstance(copied, OwnNetwork):
+        copied.remove_output_layer()
+        return copied
+    with torch.device("meta"):
+        other = spec.build(classes=classes + 1, channels=network.input_shape[0]).state_dict()
+    return remove_classifier(copied, other)
 
 
 def remove_classifier(network: Network, other: Mapping[str, Tensor]) -> Network:

@@ -134,6 +134,14 @@ class OwnNetwork(Network):
                 layer.eval()
         return self
 
+    def remove_output_layer(self) -> None:
+        """Let the module return the input of its output layer. Raises SpecError for a module of a single layer."""
+        if not self.output_layer:
+            name = type(self.module).__name__
+            raise SpecError(f"{name}: has no layer in front of the one that computes class scores")
+        parent, _, name = self.output_layer.rpartition(".")
+        setattr(self.module.get_submodule(parent), name, nn.Identity())
+
     def _output_parameters(self) -> list[nn.Parameter]:
         return list(self.module.get_submodule(self.output_layer).parameters()) if self.output_layer else []
 

@@ -16,9 +16,10 @@ PART = ".part"
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` at the end of the block; after an error `path` is unchanged.
 
+    flush: wait until it is on the disk, as files must be that survive a loss of power.
     Raises MachineError that names the file if it cannot be written (no permission, full disk).
     """
     path = Path(path)
@@ -28,7 +29,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
             raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -37,9 +39,9 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, flush: bool = True) -> None:
     """Write a small text file atomically, as UTF-8; bytes of file names that are not UTF-8 become escapes."""
-    with atomic(path) as file:
+    with atomic(path, flush=flush) as file:
         file.write(text.encode(errors="backslashreplace"))
 
 

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from convatlas.core.auxiliary import Criterion
 from convatlas.core.network import Network
+from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.ragged import Inputs, Outputs
 from convatlas.core.record import Record, above, between
 from convatlas.core.spec import Spec
 from convatlas.errors import DataError, SpecError, listed
+from convatlas.tasks.explained import Explained
 from convatlas.tasks.prediction import Prediction
 from convatlas.tasks.result import Baseline, Result
+from convatlas.tasks.score import Score
 from convatlas.tasks.table import Column
 from convatlas.tasks.targets import Targets
 
@@ -65,7 +68,7 @@ class Task(Record, ABC):
     """Fields of recipes that this task cannot use: they must have their defaults."""
     options: ClassVar[frozenset[str]] = frozenset(("tta", "ensemble"))
     """Options of predictions that the task supports: some of top, tta, ensemble, classes, nms, tile, overlap, every,
-    and of the files save, coco, yolo, plot."""
+    of the files save, coco, yolo, plot, and of explanations object."""
 
     min_classes: ClassVar[int] = 1
     """Minimum number of classes to train on."""
@@ -279,6 +282,34 @@ class Task(Record, ABC):
     def unreadable(self, source: str, error: str) -> Prediction:
         """Return the prediction for an image that has none, because of an error."""
         return Prediction(source, error)
+
+    # --- explanation
+
+    def score(self, decoded: Any, label: str | None = None, against: str | None = None, object: int = 0) -> Score:
+        """Return the score to explain for one image, from its decoded row (outputs,) or its objects.
+
+        label: the class; by default the most probable one. against: the class whose logit is subtracted. object: number
+        of the object, the most probable one first, for tasks that have objects.
+        Raises DataError for a class that is not there, and for a task without explanations.
+        """
+        raise DataError(f"explain: must be a model for classification or detection, got one for {self.name}")
+
+    def explained(self, network: Network, preprocessing: Preprocessing, score: Score | None = None) -> Explained:
+        """Return the network as explanations read it. score: needed by tasks whose outputs depend on it."""
+        return Explained(network, preprocessing)
+
+    def logit(self, outputs: Tensor, score: Score) -> Tensor:
+        """Return the score (n,) of outputs (n, outputs) of `Explained`; gradients flow."""
+        value = outputs[:, score.index]
+        return value if score.against_index is None else value - outputs[:, score.against_index]
+
+    def confidence(self, outputs: Tensor, score: Score, calibration: Calibration) -> Tensor:
+        """Return the probability (n,) of the score's class; of a difference, its share of both probabilities."""
+        decoded: Tensor = self.decode(outputs, calibration)
+        value = decoded[:, score.index]
+        if score.against_index is None:
+            return value
+        return value / (value + decoded[:, score.against_index]).clamp(min=torch.finfo(value.dtype).tiny)
 
     def output_order(self, other: Task, where: object, reference: object) -> Tensor:
         """Return the index of each of this task's outputs among those of another model's task.

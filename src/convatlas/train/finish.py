@@ -12,7 +12,7 @@ from convatlas.core.network import Network
 from convatlas.core.ragged import Outputs
 from convatlas.data.dataset import Dataset, Images
 from convatlas.engines.evaluation import compute_outputs, eager_forward
-from convatlas.errors import RunError
+from convatlas.errors import DivergedError
 from convatlas.tasks.result import Result
 from convatlas.tasks.task import Calibration
 from convatlas.train.distributed import Distributed
@@ -34,7 +34,7 @@ class Evaluator:
     def evaluate(self, network: Network, split: str, *, step: int) -> Result | None:
         """Return the result on a split, without calibration; None if the data does not have the split.
 
-        Raises RunError if the loss is not finite.
+        Raises DivergedError if the loss is not finite.
         """
         images = self.dataset.splits.get(split)
         if images is None:
@@ -46,7 +46,7 @@ class Evaluator:
     def calibrate(self, network: Network, *, step: int) -> tuple[Calibration, dict[str, Result]]:
         """Return the calibration fitted to the network's outputs on val, and the calibrated results on val and test.
 
-        Raises RunError if a loss is not finite.
+        Raises DivergedError if a loss is not finite.
         """
         task = self.config.task
         parts = {split: images for split, images in self.dataset.splits.items() if split != "train"}
@@ -75,7 +75,7 @@ def _check_finite(result: Result, network: Network, split: str, step: int) -> No
     if result.loss is not None and not math.isfinite(result.loss):
         name = nonfinite_tensor(network)
         where = f"; the weights {name} are not finite" if name else ""
-        raise RunError(f"the loss on {split} is {result.loss} after step {step}{where}; use a lower learning rate")
+        raise DivergedError(f"the loss on {split} is {result.loss} after step {step}{where}; use a lower learning rate")
 
 
 def run_header(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import count
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn, optim
 
 from convatlas.core.network import Network
 from convatlas.data.loader import BatchLoader
-from convatlas.errors import RunError, brief
+from convatlas.errors import DivergedError, RunError, brief
 from convatlas.system.devices import is_out_of_memory
 from convatlas.tasks.targets import Batch
 from convatlas.train.cpu.execution import ExecutionPlan
+from convatlas.train.diagnostics import Recorder
 from convatlas.train.distributed import Distributed
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.nonfinite import find_nonfinite, nonfinite_images
@@ -41,18 +43,20 @@ def train(
     class_weights: Tensor | None = None,
     distributed: Distributed | None = None,
     names: Sequence[str] = (),
+    recorder: Recorder | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Train from step `start` to the end of the recipe, or without end; yield after each step.
 
     skipped: number of consecutive non-finite steps before `start`. plan: how steps are executed. ema: is updated after
     every step. class_weights: (classes,), weights of the classes in the loss. distributed: the process
-    group. names: of the training images, for errors. stop_requested: whether this rank was asked to stop; if any was,
-    all get a step with `stop`.
+    group. names: of the training images, for errors. recorder: selects the steps that are measured.
+    stop_requested: whether this rank was asked to stop; if any was, all get a step with `stop`.
     Everything random in a step (batch, augmentation, dropout) is a function of the seed and the step, so a training
     resumed at step n with the state of step n equals the uninterrupted one.
-    A step whose loss or gradient is not finite is rolled back; its remark names the images. Raises RunError that names
-    the step, the images and the first layer that is not finite if that happens `MAX_SKIPPED_STEPS` times in a row.
+    A step whose loss or gradient is not finite is rolled back; its remark names the images. Raises DivergedError that
+    names the step, the images and the first layer that is not finite if that happens `MAX_SKIPPED_STEPS` times in a
+    row.
     """
     distributed = distributed or Distributed()
     runner = StepRunner(
@@ -71,10 +75,14 @@ def train(
 
             # forward and backward; copies of the buffers allow a rollback
             buffers = [buffer.clone() for buffer in network.buffers()]
-            outputs, loss = runner.backward_with_oom_retry(batch, buffers)
+            probe = recorder.probe(network, number, skipped) if recorder else None
+            with probe or nullcontext():
+                outputs, loss = runner.backward_with_oom_retry(batch, buffers)
 
             # all-reduce gradients, loss and metrics
             distributed.all_reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
+            if probe:
+                probe.read_gradients()
             metrics = loader.task.train_metric(outputs, batch.targets).sum(0)
             sums = torch.cat([loss.reshape(1), metrics.reshape(-1).to(loss)])
             stop = False
@@ -94,6 +102,8 @@ def train(
             finite = math.isfinite(loss_value) and math.isfinite(norm_value)
             if finite:
                 optimizer.step()
+                if probe:
+                    probe.read_update()
                 if ema:
                     ema.update(network)
             else:
@@ -108,12 +118,12 @@ def train(
                 if not math.isfinite(loss_value):
                     where, fix = find_nonfinite(runner, batch, recipe.lr)
                 where += f", {which}" if which else ""
-                raise RunError(
+                raise DivergedError(
                     f"{skipped} steps up to step {number} (epoch {epoch + 1}) were not finite, first in {where}; {fix}"
                 )
             yield Step(
                 number, epoch, lr, loss_value, outputs, batch, tuple(metric_sums) if finite else (),
-                skipped=not finite, stop=stop, remark=remark,
+                skipped=not finite, stop=stop, remark=remark, layers=probe.statistics() if probe else (),
             )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from convatlas.draw.page import (
     table,
 )
 from convatlas.errors import brief, shorten
+from convatlas.explanation.flow import MeasuredStep
 from convatlas.system.files import write_text
 from convatlas.tasks.result import Result
 from convatlas.tasks.result_page import (
@@ -42,6 +43,7 @@ from convatlas.tasks.result_page import (
 )
 from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Calibration
+from convatlas.train.diagnosis import Diagnosis
 from convatlas.train.fit_command import fit_command, nearest_recipe
 from convatlas.train.run_folder import CURVES, MODEL, REPORT, UNREADABLE
 from convatlas.train.settings import RunConfig
@@ -60,8 +62,8 @@ MAX_CLASSES = 200
 class ReportData:
     """The contents of a report.
 
-    folder: the run directory. history: one row of metrics for each epoch. seconds: of training. curves: the learning
-    curves, if they are drawn already.
+    folder: the run directory. history: one row of metrics for each epoch. seconds: of training. diagnostics: measured
+    steps. curves: the learning curves, if they are drawn already.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class ReportData:
     calibration: Calibration
     history: Sequence[Mapping[str, float]]
     seconds: float
+    diagnostics: tuple[MeasuredStep, ...] = ()
     curves: Figure | None = None
 
     @property
@@ -130,6 +133,7 @@ def report(data: ReportData) -> str:
             section("Metrics", metrics_table(data.results), _calibration(data.calibration)), first=True,
         ),
         *result_sections(result, images.pixels, images.names),
+        _flow_section(data),
         _data_section(data),
         beside(_how_it_was_run(data), section("Cost of the network", pairs(_totals(counted)))),
         _recipe_section(data),
@@ -205,6 +209,23 @@ def _curves(data: ReportData) -> PageFigure:
             else f"{reading[:-1]}, and the metric of val after it."
         )
     return PageFigure(data.curves or charts.curves(data.history, data.config.task.progress_columns), reading, {})
+
+
+def _flow_section(data: ReportData) -> str:
+    """Return gradients, updates and dead units by layer and epoch, and what goes wrong."""
+    if not data.diagnostics:
+        return ""
+    diagnosis = Diagnosis.of(data.config.model, data.config, data.diagnostics, data.history)
+    reading = (
+        "Layers from the input (top) to the output, in one step of each epoch; darker is larger. Gradients that vanish "
+        "fade towards the top; a white row in the middle is a layer that does not learn."
+    )
+    numbers = fold("The most extreme numbers, and from where on they are wrong", table(diagnosis.table()))
+    lines = [line.strip() for line in diagnosis.verdict().splitlines()]
+    return section(
+        "Gradients and activations by layer", listing([as_sentence(line) for line in lines]),
+        figure(PageFigure(diagnosis.figure(), reading, {}), "gradients and activations by layer"), numbers,
+    )  # fmt: skip
 
 
 def _totals(counted: Cost | Totals) -> dict[str, str]:

@@ -13,19 +13,21 @@ from convatlas.core.network import Network
 from convatlas.data.loader import BatchLoader
 from convatlas.data.readers.memory import IN_MEMORY
 from convatlas.errors import RunError
+from convatlas.explanation.flow import MeasuredStep
 from convatlas.system.load import describe_load
 from convatlas.system.progress import Progress
 from convatlas.tasks.result import Result
 from convatlas.tasks.table import pluralize
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.cpu.threads import LoadWatch, fastest_threads, thread_counts
+from convatlas.train.diagnostics import Recorder, rows_of, steps_of
 from convatlas.train.finish import run_header
 from convatlas.train.loggers import Log, RunIdentity
 from convatlas.train.loop import train
 from convatlas.train.lr_finder import LRFinderResult, find_lr
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.report import ReportData, write_reports
-from convatlas.train.run_folder import LAST, METRICS, MODEL, write_table
+from convatlas.train.run_folder import DIAGNOSTICS, LAST, METRICS, MODEL, write_table
 from convatlas.train.session import Session
 from convatlas.train.state import Epoch
 from convatlas.train.step import Step
@@ -84,7 +86,7 @@ class Run(Session):
             self.network, self.optimizer, loader, config.recipe, seed=config.seed, start=state.step,
             skipped=state.consecutive_skips, plan=self.plan, ema=self.ema,
             class_weights=config.task.class_weights(loader.targets, config.recipe.class_weight_power),
-            distributed=self.distributed, names=self.dataset.train.names,
+            distributed=self.distributed, names=self.dataset.train.names, recorder=self._recorder,
             stop_requested=lambda: self._signals.requested,
         )  # fmt: skip
         while not self._out_of_patience():
@@ -113,6 +115,13 @@ class Run(Session):
             ):
                 self.save()
                 saved = time.perf_counter()
+
+    @property
+    def _recorder(self) -> Recorder | None:
+        """What selects the steps that are measured, in one of the processes."""
+        if not (self.config.options.diagnostics and self.distributed.is_main):
+            return None
+        return Recorder(self.steps_per_epoch, activations=not self.plan.compiled)
 
     @property
     def _adapts_threads(self) -> bool:
@@ -151,6 +160,9 @@ class Run(Session):
             state.loss_sum += step.loss * step.batch.size
             state.metric_sums = tuple(map(sum, zip_longest(state.metric_sums, step.metric_sums, fillvalue=0.0)))
             state.images += step.batch.size
+        if step.layers:
+            state.diagnostics += rows_of(MeasuredStep(step.epoch + 1, step.number, step.lr, step.layers))
+            write_table(self.folder / DIAGNOSTICS, state.diagnostics, flush=False)
 
     def find_lr(self, progress: Progress | None = None) -> LRFinderResult:
         """Run the learning-rate finder on a copy of the network. Raises RunError if there are other processes."""
@@ -233,12 +245,12 @@ class Run(Session):
         self.state.finished = True
         self.save()
         # 2. figures and report, on which nothing depends
-        if self.distributed.is_main:
+        if self.distributed.is_main and self.config.options.report:
             notes = self.state.notes
             data = ReportData(
                 folder=self.folder, config=self.config, dataset=self.dataset, network=self.network,
                 results=self.results, calibration=self.calibration, history=self.state.history,
-                seconds=self.state.seconds,
+                seconds=self.state.seconds, diagnostics=steps_of(self.state.diagnostics),
             )  # fmt: skip
             write_reports(self.folder, data, self.state.note)
             if self.state.notes != notes:

@@ -86,9 +86,12 @@ class ExecutionOptions(Record):
 
 @dataclass(frozen=True)
 class RunOptions(Record):
-    """Checkpoints, loggers and license.
+    """Checkpoints, diagnostics, report, loggers and license.
 
     checkpoint_seconds, checkpoint_steps: a checkpoint is written after that time, or that many steps (0: by time only).
+    diagnostics: once an epoch, statistics of activations and gradients by layer are written to diagnostics.csv; the
+        result of the training does not depend on it.
+    report: a finished run draws curves.png and writes report.html.
     log: experiment loggers: "tensorboard", "wandb", "mlflow".
     license: written into the model file.
     """
@@ -97,6 +100,8 @@ class RunOptions(Record):
 
     checkpoint_seconds: Annotated[float, at_least(0)] = 30.0
     checkpoint_steps: Annotated[int, at_least(0)] = 0
+    diagnostics: bool = True
+    report: bool = True
     log: tuple[LoggerName, ...] = ()
     license: str = ""
 

@@ -13,6 +13,7 @@ from convatlas.core.network import Network
 from convatlas.core.ragged import concatenate
 from convatlas.data.rng import derive_key
 from convatlas.errors import RunError, SpecError, brief
+from convatlas.explanation.flow import LayerStatistics
 from convatlas.system.devices import is_out_of_memory
 from convatlas.tasks.table import pluralize
 from convatlas.tasks.targets import Batch
@@ -31,6 +32,7 @@ class Step:
     training metrics; both over all processes. outputs and batch: this process's share.
     skipped: loss or gradient were not finite; weights and statistics are those before the step.
     stop: a rank was asked to stop after this step. remark: why it was skipped, or what changed after it, in one line.
+    layers: the statistics of the layers, in steps that are measured.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Step:
     skipped: bool = False
     stop: bool = False
     remark: str = ""
+    layers: tuple[LayerStatistics, ...] = ()
 
     def describe(self) -> str:
         """Return the step in a few words, for a progress bar."""

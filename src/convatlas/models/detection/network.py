@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from convatlas.core.auxiliary import Features
 from convatlas.core.compose import is_observed
@@ -120,7 +121,7 @@ class RCNN(Network):
     The network and its images are float32; torch.autocast computes its layers in another type. Raises InputError for
     images and targets of another form.
 
-    Taps are read with a batch of the transform: `taps(network, paths, network.transform(images)[0].tensors)`.
+    Taps are read with a batch of the transform: `taps(network, paths, network.first_inputs(images))`.
     """
 
     runs_in_sequence: ClassVar[bool] = False
@@ -145,6 +146,11 @@ class RCNN(Network):
     @compact.setter
     def compact(self, compact: bool) -> None:
         self.transform.compact = compact
+
+    def first_inputs(self, x: Sequence[Tensor]) -> Tensor:
+        """Return the images as one batch: resized, standardized and padded."""
+        batch: Tensor = self.transform(list(x))[0].tensors
+        return batch
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Any]] | None = None) -> Any:
         """Return the detections of each image, or in training the losses; see the class."""
@@ -210,6 +216,22 @@ class RCNN(Network):
         placed: dict[str, Any] = to_device(target, device)
         return placed
 
+    def box_logits(
+        self, images: Any, maps: Sequence[Tensor], boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Return the class logits of the box head for these boxes, (all boxes, 1 + classes), the background first.
+
+        They are what the network computes for a proposal at that place. Gradients flow to the maps.
+        images: an `ImageList` of what the transform returned. maps: of the levels of the body, `maps(images.tensors)`.
+        boxes: (k, 4) of each image, in pixels before it was resized. sizes: (height, width) of each image before that.
+        """
+        heads: Any = self.head.roi_heads
+        resized = [resize_boxes(*each) for each in zip(boxes, sizes, images.image_sizes, strict=True)]
+        pyramid = self.head.pyramid(maps)  # type: ignore[operator]  # torch's type of a part is Tensor | Module
+        regions = heads.box_roi_pool(pyramid, resized, images.image_sizes)
+        logits: Tensor = heads.box_predictor(heads.box_head(regions))[0]
+        return logits
+
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return the maps of the body's levels for a batch (n, channels, h, w)."""
         found: list[Tensor] = []
@@ -239,7 +261,9 @@ class RCNN(Network):
 def _(network: RCNN, x: Signal, tally: Tally) -> Signal:
     """Count the cost of one square image whose sides are padded as the transform pads them."""
     step = network.transform.size_divisible
-    y = x.like((x.channels, *(-(-size // step) * step for size in x.spatial)))
+    padded = tuple(-(-size // step) * step for size in x.spatial)
+    borders = [(0, after - before) for before, after in zip(x.spatial, padded, strict=True)]
+    y = replace(x, shape=(x.channels, *padded), reach=x.reach.pad(borders))
     for name in ("stem", "stages"):
         with tally.inside(name):
             y = walk(network.get_submodule(name), y, tally)

@@ -55,7 +55,11 @@ always(Resize, "resize")
 
 @rule.register
 def _(layer: Resize, x: Signal, tally: Tally) -> Signal:
-    return tally.add(layer, x, x.like((x.channels, *layer.size)))
+    return tally.add(layer, x, _resized(x, layer.size))
+
+
+def _resized(x: Signal, size: tuple[int, ...]) -> Signal:
+    return dataclasses.replace(x, shape=(x.channels, *size), reach=x.reach.resize(size))
 
 
 class Frozen(Chain):
@@ -83,7 +87,7 @@ def _(learner: Frozen, x: Signal, tally: Tally) -> Signal:
     size = x.spatial
     for name, layer in learner.named_children():
         with tally.inside(name):
-            x = tally.add(layer, x, x.like((x.channels, *size))) if isinstance(layer, Resize) else walk(layer, x, tally)
+            x = tally.add(layer, x, _resized(x, size)) if isinstance(layer, Resize) else walk(layer, x, tally)
     return x
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convatlas.core.compose import Chain, Concat, Layer, Pair
 from convatlas.core.network import Network
 from convatlas.core.outline import Box, Kind, Outline, Parallel, Series, always, outline
+from convatlas.core.reach import unite
 from convatlas.core.signal import PairSignal, Signal, Tally, rule, walk
 from convatlas.core.spec import Depth, Resolution, Spec, Width
 from convatlas.errors import SpecError
@@ -160,12 +161,15 @@ def _(cell: Cell, x: PairSignal, tally: Tally) -> PairSignal:
         if sides[0].shape != sides[1].shape:
             raise tally.error(cell, f"node {i} adds {sides[0].shape} and {sides[1].shape}")
         field = tuple(max(axis) for axis in zip(sides[0].receptive_field, sides[1].receptive_field, strict=True))
-        states.append(Signal(sides[0].shape, field, sides[0].stride, depth=max(side.depth for side in sides)))
+        depth, reach = max(side.depth for side in sides), unite([side.reach for side in sides])
+        states.append(Signal(sides[0].shape, field, sides[0].stride, depth=depth, reach=reach))
     chosen = [states[i] for i in cell.out]
     field = tuple(max(axis) for axis in zip(*(signal.receptive_field for signal in chosen), strict=True))
     shape = (sum(signal.channels for signal in chosen), *chosen[0].spatial)
     depth = max(signal.depth for signal in chosen)
-    return PairSignal(Signal(shape, field, chosen[0].stride, depth=depth), x.before if cell.skipped else x.now)
+    reach = unite([signal.reach for signal in chosen])
+    now = Signal(shape, field, chosen[0].stride, depth=depth, reach=reach)
+    return PairSignal(now, x.before if cell.skipped else x.now)
 
 
 @outline.register

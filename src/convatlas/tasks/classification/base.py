@@ -13,10 +13,11 @@ from torch import Tensor
 
 from convatlas.core.auxiliary import Criterion
 from convatlas.draw.names import MAX_NAME
-from convatlas.errors import shorten
+from convatlas.errors import DataError, shorten
 from convatlas.tasks.classification.losses import Loss, class_weights, mean_loss
 from convatlas.tasks.prediction import Prediction
 from convatlas.tasks.result import Result
+from convatlas.tasks.score import Score, score_of
 from convatlas.tasks.targets import Targets
 from convatlas.tasks.task import Calibration, Task
 
@@ -220,6 +221,11 @@ class LabelTask(Task):
     @abstractmethod
     def result_of(self, probabilities: Tensor, labels: Tensor, loss: float, calibration: Calibration) -> LabelResult:
         """Return the result for decoded outputs (n, classes), labels and their mean loss."""
+
+    def score(self, decoded: Tensor, label: str | None = None, against: str | None = None, object: int = 0) -> Score:
+        if object:
+            raise DataError(f"explain: object must be 0 for {self.name}, got {object}; only detectors have objects")
+        return score_of(self.classes, int(decoded.argmax()), label, against)
 
     def unreadable(self, source: str, error: str) -> ClassPrediction:
         return ClassPrediction(source, error)

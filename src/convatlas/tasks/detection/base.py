@@ -11,17 +11,21 @@ from torch import Tensor
 
 from convatlas.core.auxiliary import Criterion
 from convatlas.core.network import Network
+from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.ragged import Inputs, to_device
 from convatlas.errors import DataError
 from convatlas.tasks.classification.labels import class_indices
 from convatlas.tasks.detection import masks
 from convatlas.tasks.detection.drawing import draw
+from convatlas.tasks.detection.explained import ExplainedBox
 from convatlas.tasks.detection.matching import best_thresholds
 from convatlas.tasks.detection.merge import DEFAULT_NMS, merge
 from convatlas.tasks.detection.objects import Objects
 from convatlas.tasks.detection.prediction import DetectionPrediction, count_text
 from convatlas.tasks.detection.result import DetectionResult
 from convatlas.tasks.detection.skeleton import Skeleton
+from convatlas.tasks.explained import Explained
+from convatlas.tasks.score import Score, check_class, score_of
 from convatlas.tasks.targets import Targets
 from convatlas.tasks.task import Calibration, Task
 
@@ -44,7 +48,7 @@ class DetectionTask(Task):
 
     losses = ("detection",)
     needs_every_class = False
-    options = frozenset(("classes", "nms", "tile", "overlap", "save", "coco", "yolo"))
+    options = frozenset(("classes", "nms", "tile", "overlap", "save", "coco", "yolo", "object"))
     unused_fields = frozenset((
         "label_smoothing", "class_weight_power", "dropout", "drop_path", "min_crop_area", "max_shift", "policy",
         "magnitude", "random_erasing", "mixup", "cutmix",
@@ -184,6 +188,41 @@ class DetectionTask(Task):
 
     def unreadable(self, source: str, error: str) -> DetectionPrediction:
         return DetectionPrediction(source, error, classes=self.classes, skeleton=self.own_skeleton)
+
+    # --- explanation
+
+    def score(self, decoded: Objects, label: str | None = None, against: str | None = None, object: int = 0) -> Score:
+        """Return the score of an object: number `object` of those of class `label`, the most probable one first.
+
+        label: by default all objects are counted. Raises DataError for a class, and for an object, that is not there.
+        """
+        check_class(label, self.classes)
+        number = object
+        chosen = decoded if label is None else self.keep_classes(decoded, [label])
+        if not 0 <= number < len(chosen):
+            found = count_text([self.classes[i] for i in decoded.labels.tolist()])
+            kind = "" if label is None else f" of the class {label}"
+            raise DataError(f"explain: object must be the number of an object{kind}, got {number}; there are {found}")
+        scores = torch.ones(len(chosen)) if chosen.scores is None else chosen.scores
+        place = int(scores.argsort(descending=True, stable=True)[number])
+        left, top, right, bottom = chosen.boxes[place].tolist()
+        score = score_of(self.classes, int(chosen.labels[place]), None, against)
+        return replace(score, box=(left, top, right, bottom), size=decoded.size)
+
+    def explained(self, network: Network, preprocessing: Preprocessing, score: Score | None = None) -> Explained:
+        """Return the network as the class logits of the box of a score."""
+        if score is None or score.box is None or score.size is None:
+            raise TypeError(f"{self.name}: the outputs depend on the box of a score")
+        return ExplainedBox(network, preprocessing, score.box, score.size)
+
+    def logit(self, outputs: Tensor, score: Score) -> Tensor:
+        return super().logit(outputs[:, 1:], score)
+
+    def confidence(self, outputs: Tensor, score: Score, calibration: Calibration) -> Tensor:
+        """Return the probability of the class of the box; of a difference, its share of both probabilities."""
+        probabilities = outputs.softmax(1)[:, 1:]
+        value = probabilities[:, score.index]
+        return value if score.against_index is None else value / (value + probabilities[:, score.against_index])
 
 
 def objects_of(targets: Targets) -> Sequence[Objects]:

@@ -1,0 +1,1 @@
+"""Statements of textbooks about convolutional networks as experiments with verdicts; one file each."""

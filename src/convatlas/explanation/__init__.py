@@ -1,0 +1,1 @@
+"""Explanations: heat maps of what a network looks at, their faithfulness, feature views and diagnostics."""
