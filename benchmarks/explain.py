@@ -27,7 +27,8 @@ from convatlas.explanation.explanation import Explanation
 from convatlas.explanation.heatmap import scale_to_one
 from convatlas.explanation.options import ExplainOptions
 from convatlas.inference.images import load_views
-from convatlas.inference.model import Model, from_weights
+from convatlas.inference.load import from_weights
+from convatlas.inference.model import Model
 from convatlas.inference.options import PredictOptions
 from convatlas.weights.pretrained import find_weights
 from interleave import time_interleaved

@@ -34,7 +34,8 @@ from convatlas.explanation.explain import Explainer
 from convatlas.explanation.explanation import Explanation
 from convatlas.explanation.options import CAMS, METHODS, ExplainOptions
 from convatlas.inference.images import load_views
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.inference.options import PredictOptions
 from convatlas.system.progress import progress_display
 

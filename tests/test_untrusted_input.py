@@ -22,7 +22,8 @@ from PIL import Image
 
 from convatlas.errors import ConvatlasError
 from convatlas.inference.contents import EncodedFile
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.train.run import Run
 from http_client import FORM, ask, form, running
 

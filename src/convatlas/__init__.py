@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from convatlas.errors import ConvatlasError
     from convatlas.inference.embed import embed
     from convatlas.inference.export import export
-    from convatlas.inference.model import Ensemble, evaluate, explain, load, predict
+    from convatlas.inference.functions import evaluate, explain, predict
+    from convatlas.inference.load import load
+    from convatlas.inference.model import Ensemble
     from convatlas.models.catalog import spec, variant
     from convatlas.models.describe import list_models
     from convatlas.models.families.rcnn import FasterRCNN, KeypointRCNN, MaskRCNN
@@ -72,7 +74,9 @@ _ROOMS = {
     "errors": ("ConvatlasError",),
     "inference.embed": ("embed",),
     "inference.export": ("export",),
-    "inference.model": ("Ensemble", "evaluate", "explain", "load", "predict"),
+    "inference.functions": ("evaluate", "explain", "predict"),
+    "inference.load": ("load",),
+    "inference.model": ("Ensemble",),
     "models.catalog": ("spec", "variant"),
     "models.describe": ("list_models",),
     "models.families.rcnn": ("FasterRCNN", "KeypointRCNN", "MaskRCNN"),

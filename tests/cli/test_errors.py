@@ -15,7 +15,7 @@ import torch
 
 from commands import Command, check_refused
 from commands import fit_arguments as fit
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 from convatlas.train.run import Run
 
 

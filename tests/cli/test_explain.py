@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from commands import Command, check_refused
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 
 
 @pytest.fixture(autouse=True)

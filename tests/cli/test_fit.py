@@ -12,7 +12,7 @@ from PIL import Image
 from commands import Command, fit_arguments
 from conftest import COLORS
 from convatlas.cli.fit import _network as chosen_network
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.inflated import Inflated
 from convatlas.train.run import Run

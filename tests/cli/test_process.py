@@ -13,7 +13,7 @@ from PIL import Image
 import convatlas as ca
 from commands import Command, Outcome, check_refused, fit_arguments
 from conftest import COLORS, write_images
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -13,7 +13,7 @@ import pytest
 from commands import Command, check_refused
 from conftest import COLORS, write_images
 from convatlas.engines import select
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 from convatlas.train.run import Run
 
 

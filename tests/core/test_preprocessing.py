@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from convatlas.core.preprocessing import Interpolation, Preprocessing
 from convatlas.errors import DataError, SpecError
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 from convatlas.models.catalog import CATALOG
 from convatlas.tasks.classification.single_label import ClassificationResult
 from convatlas.train.run import Run

@@ -21,7 +21,8 @@ from convatlas.engines.folding import fold_norms
 from convatlas.engines.select import choose_engine
 from convatlas.engines.torch import TorchEngine
 from convatlas.errors import EngineError, ModelFileError
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.video_resnet import VideoResNet
 from convatlas.tasks.known import VideoClassification

@@ -19,7 +19,8 @@ from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.errors import EngineError, ModelFileError
 from convatlas.inference.detector_parity import DetectorParity, compare_detectors
 from convatlas.inference.export import ExportResult, export
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.rcnn import FasterRCNN
 from convatlas.tasks.detection.prediction import DetectionPrediction

@@ -19,7 +19,7 @@ from convatlas.data.decode.pixels import read_image
 from convatlas.engines.evaluation import eager_forward
 from convatlas.engines.select import installed_engines
 from convatlas.inference.export import export
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 from convatlas.models.catalog import CATALOG
 from convatlas.tasks.task import Prediction
 from convatlas.weights import modelfile

@@ -20,7 +20,7 @@ from convatlas._version import __version__
 from convatlas.core.network import Network
 from convatlas.engines import onnx_file, onnx_graph, openvino_files
 from convatlas.errors import ModelFileError
-from convatlas.inference.model import load
+from convatlas.inference.load import load
 from convatlas.weights.modelfile import Header
 
 onnx = pytest.importorskip("onnx")

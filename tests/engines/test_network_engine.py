@@ -26,7 +26,8 @@ from convatlas.engines.onnxruntime import OnnxRuntimeEngine
 from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.engines.weights_state import WeightsState
 from convatlas.errors import EngineError
-from convatlas.inference.model import Ensemble, Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Ensemble, Model
 from convatlas.weights.modelfile import Header
 
 pytest.importorskip("onnxruntime")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from convatlas.cli.app import app
 from convatlas.errors import ExperimentError
 from convatlas.experiments import registry
 from convatlas.experiments.experiment import Experiment, Size, Trial, Verdict
@@ -87,6 +90,44 @@ def test_an_interrupted_experiment_continues(experiment: Experiment, tmp_path: P
     assert run_trials(experiment, "default", log, Materials()) == results
     assert sorted(log.read_text().splitlines()) == sorted(line.strip() for line in complete)
     assert count(tmp_path) == 8 + 9 - max(lines, 1)
+
+
+WORKER = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from convatlas.experiments.run import _prepare_worker
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_worker) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    with subprocess.Popen([sys.executable, tmp_path / "worker.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline()
+        parent.kill()
+        parent.communicate(timeout=60)  # the pipe ends when the worker, too, has ended
+
+
+def test_a_file_with_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.setattr("convatlas.experiments.claims.__path__", [str(tmp_path)])
+    with pytest.raises(ExperimentError, match=r"^experiment: broken.py: ZeroDivisionError: division by zero$"):
+        registry.find("broken")
+
+
+def test_all_goes_on_after_one_that_cannot_be_run(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "claims" / "broken.py").write_text(
+        (tmp_path / "claims" / "coin.py").read_text().replace("'coin'", "'broken'").replace(
+            "def measure(trial, materials):", "def measure(trial, materials):\n    materials.weights('none')"
+        )
+    )  # fmt: skip
+    done = CliRunner().invoke(app, ["experiment", "--all", "--out", str(tmp_path / "out")])
+    assert str(done.exception) == "experiment: 1 of 2 could not be run: broken"
+    assert (tmp_path / "out" / "coin.md").exists()
 
 
 def test_a_log_of_another_version_or_size_is_refused(experiment: Experiment, tmp_path: Path) -> None:

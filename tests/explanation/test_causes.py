@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from convatlas.explanation.causes import RULES, TrainingFacts, find_causes, find_extremes
-from convatlas.explanation.flow import LayerStatistics, MeasuredStep
+from convatlas.explanation.causes import find_causes, find_extremes
+from convatlas.explanation.rules import RULES, TrainingFacts
+from convatlas.explanation.statistics import LayerStatistics, MeasuredStep
 
 FACTS = TrainingFacts(max_lr=0.1, classes=10)
 PATHS = ("stem", "stages.0", "stages.1", "head")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convatlas.core.compose import Chain, Product
-from convatlas.explanation.flow import MAX_IMAGES, LayerStatistics, Probe, effective_rank, layer_statistics
+from convatlas.explanation.flow import MAX_IMAGES, Probe, effective_rank, layer_statistics
+from convatlas.explanation.statistics import LayerStatistics
 from tiny_networks import build_tiny
 
 

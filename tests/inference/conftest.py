@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.train.run import Run
 
 

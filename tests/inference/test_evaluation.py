@@ -11,7 +11,8 @@ import torch
 
 from commands import Command, check_refused
 from convatlas.inference.evaluation import EvaluatedImage
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.tasks.classification.multilabel import MultilabelResult
 from convatlas.train.run import Run
 

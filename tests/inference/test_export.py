@@ -24,7 +24,8 @@ from convatlas.errors import ConvatlasError, DataError, EngineError, ModelFileEr
 from convatlas.inference import export as exporting
 from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
 from convatlas.inference.export import export, path_beside
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.inference.size_and_speed import SizeAndSpeed
 from convatlas.tasks.known import MultilabelClassification
 from convatlas.train.fit import fit

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands import Command
-from convatlas.inference.model import Ensemble, Model, load, predict
+from convatlas.inference.functions import predict
+from convatlas.inference.load import load
+from convatlas.inference.model import Ensemble, Model
 from convatlas.tasks.classification.base import UNKNOWN, ClassPrediction, LabelTask
 from convatlas.tasks.known import Classification, MultilabelClassification
 from convatlas.tasks.prediction import Predictions

@@ -17,7 +17,8 @@ from PIL import Image
 
 import convatlas as ca
 from convatlas.errors import DataError
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.tasks.classification.base import ClassPrediction
 from convatlas.tasks.classification.single_label import ClassificationResult
 from convatlas.tasks.known import Classification

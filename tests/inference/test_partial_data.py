@@ -16,7 +16,8 @@ from convatlas.data.dataset import Images
 from convatlas.errors import DataError, ModelFileError
 from convatlas.inference.accuracy_change import AccuracyChange, AccuracyCheck
 from convatlas.inference.export import export
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.tasks.classification.single_label import ClassificationResult
 from convatlas.tasks.known import Classification, MultilabelClassification
 from convatlas.tasks.targets import Targets

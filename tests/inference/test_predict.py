@@ -21,7 +21,8 @@ from commands import Command, Outcome, check_refused
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import DataError, EngineError, SpecError
 from convatlas.inference.contents import EncodedFile
-from convatlas.inference.model import Ensemble, Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Ensemble, Model
 from convatlas.inference.options import PredictOptions
 from convatlas.tasks.classification.base import UNKNOWN, ClassPrediction
 from convatlas.tasks.known import Classification, MultilabelClassification

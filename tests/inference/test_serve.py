@@ -23,7 +23,8 @@ from PIL import Image
 
 from commands import Command, check_refused
 from convatlas.inference.contents import EncodedFile
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.inference.serve.limits import Limits
 from convatlas.train.run import Run
 from http_client import FORM, ask, form, running

@@ -21,7 +21,8 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.decode.headers import Header as ImageHeader
 from convatlas.errors import DataError, InputError
 from convatlas.inference.contents import EncodedFile
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.inference.serve.limits import Limits
 from convatlas.train.run import Run
 from http_client import BOUNDARY, FORM, ask, connect, drip, form, form_of, head, read_all, running

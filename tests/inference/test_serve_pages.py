@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.train.run import Run
 from http_client import FORM, ask, form, running
 

@@ -17,7 +17,8 @@ from convatlas.inference import export as exporting
 from convatlas.inference.benchmark import plot_latency, write_csv
 from convatlas.inference.check_images import load_check_images
 from convatlas.inference.export import export
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.weights.modelfile import write_model_file
 from random_video_model import CLASSES, random_video_model
 from video_files import moving_square, write_frames, write_video

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convatlas.inference import model
+from convatlas.inference.load import load
 from convatlas.layers.channels import SamePad
 from convatlas.models.catalog import CATALOG, spec
 from convatlas.weights import pretrained
@@ -74,7 +74,7 @@ def test_published_weights_bring_their_cells(record: Weights, peer: nn.Module, t
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
     check(build(NAME, weights=TAG))
-    loaded = model.load(record.name)
+    loaded = load(record.name)
     check(loaded.module)
     assert loaded.header.spec == record.spec
 

@@ -16,7 +16,7 @@ from torch import nn
 import convatlas as ca
 from convatlas.errors import DivergedError, RunError
 from convatlas.overview.diagnose import diagnose_run
-from convatlas.train.diagnostics import DIAGNOSTICS_COLUMNS, Recorder, read_diagnostics, rows_of, steps_of
+from convatlas.train.diagnostics import DIAGNOSTICS_COLUMNS, Recorder, lines_of, read_diagnostics, steps_of
 from convatlas.train.fit import prepare_run
 from convatlas.train.resume import open_run, read_progress
 from convatlas.train.run import Run
@@ -154,8 +154,10 @@ def test_rows_are_read_back(rows_of_two: Path, tmp_path: Path) -> None:
     steps = read_diagnostics(run.folder / DIAGNOSTICS)
     state = read_progress(run.folder)
     assert steps_of(state.diagnostics) == steps
-    assert tuple(row for step in steps for row in rows_of(step)) == state.diagnostics
-    assert tuple(state.diagnostics[0]) == DIAGNOSTICS_COLUMNS
+    assert tuple(line for step in steps for line in lines_of(step)) == state.diagnostics
+    heading, *lines = (run.folder / DIAGNOSTICS).read_text().splitlines()
+    assert tuple(heading.split(",")) == DIAGNOSTICS_COLUMNS
+    assert tuple(lines) == state.diagnostics
     damaged = tmp_path / "damaged.csv"
     for text in (
         "a,b\n1,2\n",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convatlas.inference import model
+from convatlas.inference.load import load
 from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.families.video_resnet import VideoResNet
 from convatlas.tasks.known import VideoClassification
@@ -74,7 +74,7 @@ def test_published_weights_are_downloaded_and_loaded(
     )  # fmt: skip
     monkeypatch.setitem(pretrained._RECORDS, "torchvision", lambda *_: [record])
     assert pull(record) == record.cache_path
-    loaded = model.load(NAME)
+    loaded = load(NAME)
     assert loaded.header.task == VideoClassification(record.classes)
     assert loaded.header.preprocessing.sampling == CATALOG["mc3_18"].preprocessing.sampling
     network = build("mc3_18", weights="DEFAULT").eval()

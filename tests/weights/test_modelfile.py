@@ -22,7 +22,7 @@ from convatlas._version import __version__
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.errors import ConvatlasError, MachineError, ModelFileError, WeightsError
-from convatlas.inference import model
+from convatlas.inference.load import load
 from convatlas.models.catalog import CATALOG
 from convatlas.models.families.lenet import LeNet5Modern
 from convatlas.tasks.known import Classification, task_for
@@ -437,7 +437,7 @@ def test_a_spec_too_large_for_memory_is_refused_before_it_is_built(forged: Calla
 def test_names_of_a_later_version_are_refused_when_the_model_is_opened(forged: Callable[..., Path], field: str) -> None:
     path = forged(task=HEADER.task.to_plain() | {field: "unheard"})
     with pytest.raises(ConvatlasError, match="got 'unheard'") as caught:
-        model.load(path)
+        load(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 

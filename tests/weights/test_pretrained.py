@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convatlas.errors import ConvatlasError, DataError, WeightsError
-from convatlas.inference import model
 from convatlas.inference.labeled_files import list_labeled_files
+from convatlas.inference.load import load
 from convatlas.inference.verify import TopAccuracy, Verification, append_row, verify
 from convatlas.models.catalog import CATALOG, build_fresh, spec
 from convatlas.models.keys import remap_keys, rename
@@ -173,7 +173,7 @@ def test_imported_file_is_used_offline(record: Weights, checkpoint: Path, monkey
     monkeypatch.setenv("CONVATLAS_OFFLINE", "1")
     assert import_published(record, checkpoint) == record.cache_path
     assert build(NAME, weights="torchvision:IMAGENET1K_V1", classes=4).input_shape == (3, 224, 224)
-    loaded = model.load(RECORD)
+    loaded = load(RECORD)
     assert loaded.header.license == ""
     assert loaded.classes == record.classes
 

@@ -30,7 +30,7 @@ def demo(
     from convatlas.cli.console import console, display, table
     from convatlas.core.table import Table
     from convatlas.draw.contact_sheet import overview
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
     from convatlas.train.fit import prepare_run
     from convatlas.train.settings import ExecutionOptions
 

@@ -64,7 +64,7 @@ def export(
 ) -> None:  # fmt: skip
     """Export a model with its preprocessing; the file is written only if its predictions match on real images."""
     from convatlas.inference.export import export, path_beside
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
 
     path = path_beside(model, to, int8=int8 is not None) if out is None else out
     with console.progress_bar() as progress:

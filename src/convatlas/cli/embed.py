@@ -69,7 +69,7 @@ def embed(
     from convatlas.draw.style import check_figure_path
     from convatlas.explanation.embedding import check_features_path
     from convatlas.inference.embed import embed as compute
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
 
     if nearest is None and (sheet is not None or count is not None):
         raise InputError(f"--{'sheet' if sheet is not None else 'count'}: needs --nearest, the image to compare")

@@ -52,7 +52,7 @@ def evaluate(
 
     The data may lack classes of the model.
     """
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
 
     opened = load(model, device=device) if engine is None else load_on_engine(model, engine, device, batch=64)
     with console.progress_bar() as progress:

@@ -9,7 +9,7 @@ import typer
 
 from convatlas.cli import console
 from convatlas.cli.options import DATA, EXECUTION, OUTPUT, integer, option
-from convatlas.errors import InputError
+from convatlas.errors import ConvatlasError, ExperimentError, InputError
 
 
 def experiment(
@@ -47,9 +47,9 @@ def experiment(
     from convatlas.experiments.page import write_page
     from convatlas.experiments.run import run_trials
 
-    known = [registry.find(each) for each in registry.names()]
     if list_:
-        console.table(("experiment", "statement"), [(each.name.replace("_", "-"), each.claim) for each in known])
+        listed = [registry.find(each) for each in registry.names()]
+        console.table(("experiment", "statement"), [(each.name.replace("_", "-"), each.claim) for each in listed])
         return
     if (name is None) == (not all_):
         raise InputError("experiment: needs a NAME or --all, and not both; --list lists the experiments")
@@ -57,12 +57,23 @@ def experiment(
         raise InputError("--full and --smoke exclude each other; give one of them")
     size: Size = "full" if full else "smoke" if smoke else "default"
     folder = out / size if size != "default" else out
-    for each in known if name is None else [registry.find(name)]:
+    wanted = [registry.find(each) for each in (registry.names() if name is None else [name])]
+    failed = []
+    for each in wanted:
         log = folder / "trials" / f"{each.name}.jsonl"
-        with console.progress_bar() as progress:
-            results = run_trials(
-                each, size, log, Materials(data, download), workers=workers, progress=progress
-            )  # fmt: skip
+        try:
+            with console.progress_bar() as progress:
+                results = run_trials(
+                    each, size, log, Materials(data, download), workers=workers, progress=progress
+                )  # fmt: skip
+        except ConvatlasError as error:
+            if not all_:
+                raise
+            failed.append(each.name.replace("_", "-"))
+            console.errors.print(f"{failed[-1]}: {error}")
+            continue
         verdict = write_page(each, size, results, folder)
         console.console.print(f"{each.name.replace('_', '-')}: {verdict.word}. {verdict.reason}")
         console.errors.print(f"{folder / each.name}.md")
+    if failed:
+        raise ExperimentError(f"experiment: {len(failed)} of {len(wanted)} could not be run: {', '.join(failed)}")

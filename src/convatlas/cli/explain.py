@@ -89,7 +89,7 @@ def explain(
     from convatlas.explanation.page import RIGHT, ExplanationPage, as_table, row_of
     from convatlas.inference.explanations import explain_images
     from convatlas.inference.inputs import expand_inputs
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
     from convatlas.inference.options import PredictOptions
 
     suffixes = (*FORMATS, PAGE)

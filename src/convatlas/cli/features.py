@@ -88,7 +88,7 @@ def features(
     that are unreadable are reported; the exit code is then 2.
     """
     from convatlas.draw.style import check_figure_path
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
 
     if out is not None:  # before anything is computed
         check_figure_path(out)

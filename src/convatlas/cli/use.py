@@ -238,7 +238,7 @@ def load_on_engine(name: str, engine: str, device: str, *, batch: int, count: in
 
 def load_for_engine(name: str, engine: str, device: str) -> Model:
     """Load a model on the device that an engine needs."""
-    from convatlas.inference.model import load
+    from convatlas.inference.load import load
 
     cpu_only = engine in ("onnxruntime", "openvino")
     return load(name, device="cpu" if cpu_only and device == "auto" else device)

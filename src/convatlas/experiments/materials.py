@@ -57,10 +57,15 @@ class Materials:
 
     folder: has the data sets in folders, or .npz files, of their names ("mnist", "fashion_mnist", "cifar10", ...), and
     weights in `weights/`. What is not there is looked up by name as `fit` does: in the cache, or with `download`.
+    Raises DataError if there is no such folder.
     """
 
     folder: Path | None = None
     download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.folder is not None and not self.folder.is_dir():
+            raise DataError(f"{self.folder}: no such folder; it must have the data sets in folders of their names")
 
     def path(self, name: str) -> str:
         """Return what `fit` takes as data for a data set by name."""

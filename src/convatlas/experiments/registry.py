@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from convatlas.errors import ExperimentError, nearest
+from convatlas.errors import ExperimentError, brief, nearest
 from convatlas.experiments import claims
 from convatlas.experiments.experiment import Experiment
 
@@ -16,9 +16,12 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Experiment:
-    """Return an experiment by name, with - or _; raises ExperimentError if there is none."""
+    """Return an experiment by name, with - or _; raises ExperimentError if there is none, or its file has an error."""
     module = name.replace("-", "_")
     if module not in names():
         raise ExperimentError(f"experiment: no {name!r}{nearest(name, names())}")
-    experiment: Experiment = importlib.import_module(f"{claims.__name__}.{module}").EXPERIMENT
+    try:
+        experiment: Experiment = importlib.import_module(f"{claims.__name__}.{module}").EXPERIMENT
+    except Exception as error:
+        raise ExperimentError(f"experiment: {module}.py: {type(error).__name__}: {brief(error)}") from error
     return experiment

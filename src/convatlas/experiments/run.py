@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -74,7 +75,15 @@ def _prepare_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # warnings of libraries, once for each process
+
+
+def _exit_with_parent() -> None:
+    """Exit when the process that started this one ends, however it ends: an executor's workers would go on."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _measure(name: str, trial: Trial, materials: Materials) -> Outcome:

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from convatlas.core.network import Network, feature_map
 from convatlas.core.table import Table
 from convatlas.draw.layer_flow import FlowLine, flow_along_network
-from convatlas.explanation.causes import Cause, TrainingFacts, find_causes, relative_gradient
-from convatlas.explanation.flow import LayerStatistics, MeasuredStep, layer_statistics
+from convatlas.explanation.causes import Cause, find_causes
+from convatlas.explanation.flow import layer_statistics
+from convatlas.explanation.rules import TrainingFacts, relative_gradient
+from convatlas.explanation.statistics import LayerStatistics, MeasuredStep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

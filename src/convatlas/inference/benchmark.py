@@ -26,7 +26,8 @@ from convatlas.engines.engine import Engine
 from convatlas.engines.network_engine import check_engine
 from convatlas.engines.select import installed_engines
 from convatlas.errors import EngineError, InputError
-from convatlas.inference.model import EXPORTED, Model, load
+from convatlas.inference.load import EXPORTED, load
+from convatlas.inference.model import Model
 from convatlas.models.catalog import CATALOG, build_fresh, resolve
 from convatlas.models.index import find_name
 from convatlas.models.own_module import OwnModule

@@ -22,7 +22,8 @@ from convatlas.explanation.features import feature_forward
 from convatlas.inference.contents import display_name
 from convatlas.inference.images import load_views
 from convatlas.inference.inputs import VIDEOS
-from convatlas.inference.model import Model, load
+from convatlas.inference.load import load
+from convatlas.inference.model import Model
 from convatlas.inference.options import PredictOptions
 from convatlas.inference.predict import check_finite
 from convatlas.inference.splits import load_source

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-
-from torch import nn
 
 from convatlas.core.cost import totals_of
 from convatlas.core.network import Network
-from convatlas.core.preprocessing import TTA
 from convatlas.core.table import Table
 from convatlas.data.dataset import Dataset
 from convatlas.data.open import open_for_evaluation
 from convatlas.data.readers.memory import Data
-from convatlas.engines import onnx_file, openvino_files
 from convatlas.engines.engine import Engine
 from convatlas.engines.evaluation import compute_outputs
 from convatlas.engines.network_engine import EngineConfig, NetworkEngine
-from convatlas.engines.onnxruntime import OnnxRuntimeEngine
-from convatlas.engines.openvino import OpenVinoEngine
 from convatlas.engines.select import EngineChoice, choose_engine
-from convatlas.engines.signature import check_decoding
-from convatlas.errors import DataError, EngineError, InputError, ModelFileError, WeightsError
+from convatlas.errors import DataError, EngineError
 from convatlas.explanation.explanation import Explanation
 from convatlas.explanation.feature_view import FeatureView
 from convatlas.explanation.options import ExplainOptions
@@ -38,20 +29,9 @@ from convatlas.inference.options import PredictOptions
 from convatlas.inference.predict import check_finite
 from convatlas.inference.predictor import Predictor
 from convatlas.inference.splits import load_source
-from convatlas.models.catalog import CATALOG
-from convatlas.models.index import find_name
-from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
-from convatlas.tasks.known import task_for
-from convatlas.tasks.prediction import Predictions
-from convatlas.weights.build import build
 from convatlas.weights.describe import describe_header
-from convatlas.weights.imported import find_imported, is_imported_name
-from convatlas.weights.modelfile import Header, read_model_file
-from convatlas.weights.pretrained import Weights, find_weights
-from convatlas.weights.run_files import model_file_of
-from convatlas.weights.sizes import sizes_of
-from convatlas.weights.training_record import TrainingRecord
+from convatlas.weights.modelfile import Header
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -244,123 +224,3 @@ class Ensemble(Predictor):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.models[0].classes
-
-
-def load(path: str | os.PathLike[str], *, device: str = "cpu", module: nn.Module | None = None) -> Model:
-    """Open a model file, a run directory, an exported file, or weights by name.
-
-    path: a file, or a run or its directory, whose model file is read; published weights,
-        "resnet50@torchvision:IMAGENET1K_V2"; or imported weights, "resnet50@tag".
-    module: for the file of an own module, one of the same class, whose code is in no file; a copy of it is returned.
-    Published weights are downloaded if they are not cached. Raises ModelFileError or WeightsError, in one line, for
-    files and weights that cannot be used.
-    """
-    if not isinstance(path, str | os.PathLike):
-        kinds = "a model file, a run, an exported file or the name of weights"
-        raise InputError(f"load: must be {kinds}, got {type(path).__name__}")
-    name, path = os.fspath(path), Path(path).expanduser()
-    if is_imported_name(name) and not path.exists():
-        model = Model(*read_model_file(find_imported(name).path))
-    elif find_name(name.partition("@")[0], CATALOG) and not path.exists():
-        model = from_weights(find_weights(name))
-    elif path.suffix.lower() in EXPORTED:
-        return _load_exported(path)
-    else:
-        model = Model(*read_model_file(model_file_of(path), module))
-    model.module.to(resolve_device(device))
-    return model
-
-
-EXPORTED_BATCH = 16
-"""Number of images for which an exported file is prepared."""
-
-EXPORTED = (".onnx", ".xml", ".pt2")
-"""Suffixes of exported files."""
-
-
-def _load_exported(path: Path) -> Model:
-    """Open an exported file: its own runtime is the engine."""
-    if path.suffix.lower() == ".pt2":
-        raise refusal_of_pt2(path)
-    engine: OnnxRuntimeEngine | OpenVinoEngine
-    if path.suffix.lower() == ".onnx":
-        header, graph = onnx_file.read_graph(path)
-        try:
-            engine = OnnxRuntimeEngine(graph.SerializeToString())
-        except EngineError as error:
-            raise ModelFileError(f"{path}: {error}") from error
-    else:
-        header, ir_model = openvino_files.read_model(path)
-        engine = OpenVinoEngine(ir_model, batch=EXPORTED_BATCH)
-    check_decoding(path, header, engine)
-    return Model(None, header, engine)
-
-
-def refusal_of_pt2(path: Path) -> ModelFileError:
-    """Return the error that refuses a .pt2 file."""
-    return ModelFileError(f"{path}: reading it could run code that is hidden in it; use the model file it came from")
-
-
-def from_weights(weights: Weights, *, file: Path | None = None) -> Model:
-    """Return the model of published weights, read from `file` if they are not in the cache."""
-    spec = weights.spec
-    network = (
-        build(weights.network, resolution=spec.resolution, weights=f"{weights.library}:{weights.tag}")
-        if file is None
-        else build(spec, channels=weights.channels, weights=file)
-    )
-    if sizes_of(spec).classes_of(network.state_dict()) != len(weights.classes):
-        raise WeightsError(f"{file}: must have the {len(weights.classes):,} classes of {weights.name}")
-    return Model(network.eval(), header_of(weights))
-
-
-def header_of(weights: Weights) -> Header:
-    """Return the header of published weights."""
-    return Header(
-        name=weights.name, spec=weights.spec, task=task_for(weights.spec, weights.classes),
-        preprocessing=weights.preprocessing, license=weights.license,
-        training=TrainingRecord(
-            source=weights.url, recipe_url=weights.recipe_url, reported_metrics=dict(weights.reported_metrics)
-        ),
-    )  # fmt: skip
-
-
-def predict(
-    model: str | os.PathLike[str] | Predictor, images: Collection, *, top: int | None = None,
-    threshold: float | None = None, tta: TTA = "none", batch: int | None = None, fetch: bool = False,
-    classes: Sequence[str] = (), nms: float | None = None, tile: int | None = None, overlap: float = 0.2,
-    every: float | None = None, module: nn.Module | None = None,
-) -> Predictions:  # fmt: skip
-    """Predict images or videos with a model, or with what `load` takes; see `Model.predict`. module: see `load`."""
-    predictor = model if isinstance(model, Predictor) else load(model, module=module)
-    return predictor.predict(
-        images, top=top, threshold=threshold, tta=tta, batch=batch, fetch=fetch, classes=classes, nms=nms, tile=tile,
-        overlap=overlap, every=every,
-    )  # fmt: skip
-
-
-def explain(
-    model: str | os.PathLike[str] | Model, images: Collection, *, label: str | None = None, against: str | None = None,
-    method: str = "auto", layer: str | Sequence[str] = (), object: int = 0, faithfulness: bool = True,
-    randomize: bool = False, steps: int = 32, batch: int | None = None, fetch: bool = False,
-    module: nn.Module | None = None,
-) -> Explanation | Explanations:  # fmt: skip
-    """Explain predictions of a model, or of what `load` takes; see `Model.explain`. module: see `load`."""
-    return _single(model, "explain", module).explain(
-        images, label=label, against=against, method=method, layer=layer, object=object, faithfulness=faithfulness,
-        randomize=randomize, steps=steps, batch=batch, fetch=fetch,
-    )  # fmt: skip
-
-
-def evaluate(
-    model: str | os.PathLike[str] | Model, data: Data, *, split: str | None = None, module: nn.Module | None = None
-) -> Evaluation:  # fmt: skip
-    """Measure a model, or what `load` takes, on a data set; see Model.evaluate. module: see `load`."""
-    return _single(model, "evaluate", module).evaluate(data, split=split)
-
-
-def _single(model: str | os.PathLike[str] | Model, function: str, module: nn.Module | None) -> Model:
-    """Return a model, or what `load` opens. Raises InputError for an ensemble."""
-    if isinstance(model, Ensemble):
-        raise InputError(f"{function}: must be a single model, got an Ensemble; {function} each of its models")
-    return model if isinstance(model, Model) else load(model, module=module)

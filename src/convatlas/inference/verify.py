@@ -16,7 +16,8 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.data.readers.media import MEDIA
 from convatlas.errors import DataError, WeightsError
 from convatlas.inference.labeled_files import LabeledFiles, list_labeled_files
-from convatlas.inference.model import Model, from_weights
+from convatlas.inference.load import from_weights
+from convatlas.inference.model import Model
 from convatlas.inference.predict import check_finite
 from convatlas.inference.upstream import Transform, build_upstream, build_upstream_of_imported, transform_of
 from convatlas.models.catalog import variant

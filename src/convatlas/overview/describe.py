@@ -13,7 +13,7 @@ from convatlas.core.cost import totals_of
 from convatlas.core.table import Table, Text
 from convatlas.engines import onnx_file, openvino_files
 from convatlas.errors import ConvatlasError, printable
-from convatlas.inference.model import EXPORTED, header_of, refusal_of_pt2
+from convatlas.inference.load import EXPORTED, header_of, refusal_of_pt2
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.index import find_name
 from convatlas.models.own_module import OwnModule

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from convatlas.core.table import Table
 from convatlas.draw.layer_flow import FlowPanel, flow_over_time
-from convatlas.explanation.causes import Cause, Extreme, TrainingFacts, find_causes, find_extremes
-from convatlas.explanation.flow import LayerStatistics, MeasuredStep
+from convatlas.explanation.causes import Cause, Extreme, find_causes, find_extremes
+from convatlas.explanation.rules import TrainingFacts
+from convatlas.explanation.statistics import LayerStatistics, MeasuredStep
 from convatlas.tasks.table import pluralize
 from convatlas.train.settings import RunConfig
 

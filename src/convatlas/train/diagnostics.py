@@ -8,17 +8,17 @@ diagnostics.csv has them, a row for each layer and step.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from convatlas.core.network import Network
 from convatlas.errors import RunError
-from convatlas.explanation.flow import LayerStatistics, MeasuredStep, Probe
-
-Row = Mapping[str, Any]
+from convatlas.explanation.flow import Probe
+from convatlas.explanation.statistics import LayerStatistics, MeasuredStep
+from convatlas.system.files import write_text
 
 STEP_COLUMNS = ("epoch", "step", "lr")
 NUMBERS = (
@@ -27,6 +27,8 @@ NUMBERS = (
 )  # fmt: skip
 DIAGNOSTICS_COLUMNS = (*STEP_COLUMNS, "path", "kind", *NUMBERS, "finite")
 """Columns of diagnostics.csv: those of `MeasuredStep`, then those of `LayerStatistics`."""
+
+_HEADING = ",".join(DIAGNOSTICS_COLUMNS)
 
 LAST_SKIPPED = 5
 """Number of non-finite steps in a row after which the next step is measured, too: soon training may stop."""
@@ -47,47 +49,60 @@ class Recorder:
         return None
 
 
-def rows_of(step: MeasuredStep) -> tuple[Row, ...]:
-    """Return the rows of diagnostics.csv of a step; numbers have 6 digits."""
-    return tuple(
-        {
-            "epoch": step.epoch, "step": step.step, "lr": step.lr, "path": layer.path, "kind": layer.kind,
-            **{name: _round(getattr(layer, name)) for name in NUMBERS}, "finite": int(layer.finite),
-        }
-        for layer in step.layers
-    )  # fmt: skip
+def lines_of(step: MeasuredStep) -> tuple[str, ...]:
+    """Return the lines of diagnostics.csv of a step; numbers have 6 digits."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    for layer in step.layers:
+        numbers = (getattr(layer, name) for name in NUMBERS)
+        shown = ("" if number is None else f"{number:.6g}" for number in numbers)
+        table.writerow((step.epoch, step.step, step.lr, layer.path, layer.kind, *shown, int(layer.finite)))
+    return tuple(text.getvalue().split("\n")[:-1])
 
 
-def _round(value: float | None) -> float | None:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def steps_of(rows: Sequence[Row]) -> tuple[MeasuredStep, ...]:
-    """Return the measured steps of rows of the state, or of diagnostics.csv."""
+def steps_of(lines: Iterable[str]) -> tuple[MeasuredStep, ...]:
+    """Return the measured steps of lines of diagnostics.csv. Raises ValueError for damaged ones."""
+    rows = [dict(zip(DIAGNOSTICS_COLUMNS, row, strict=True)) for row in csv.reader(lines)]
     return tuple(
         MeasuredStep(int(epoch), int(step), float(lr), tuple(map(_layer_of, group)))
         for (epoch, step, lr), group in groupby(rows, key=lambda row: tuple(row[name] for name in STEP_COLUMNS))
     )
 
 
-def _layer_of(row: Row) -> LayerStatistics:
-    numbers = {name: None if row[name] in (None, "") else float(row[name]) for name in NUMBERS}
+def _layer_of(row: Mapping[str, str]) -> LayerStatistics:
+    numbers = {name: float(row[name]) if row[name] else None for name in NUMBERS}
     max_rank = numbers.pop("max_rank")
     return LayerStatistics(
-        str(row["path"]), str(row["kind"]), **numbers, max_rank=None if max_rank is None else int(max_rank),
+        row["path"], row["kind"], **numbers, max_rank=None if max_rank is None else int(max_rank),
         finite=bool(int(row["finite"])),
     )  # fmt: skip
+
+
+class DiagnosticsFile:
+    """Writes diagnostics.csv: all lines at first, so that it follows the checkpoint, afterwards only new ones."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written = 0
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write the lines of a training so far."""
+        if self._written:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write("".join(f"{line}\n" for line in lines[self._written :]))
+        else:
+            write_text(self.path, "".join(f"{line}\n" for line in (_HEADING, *lines)), flush=False)
+        self._written = len(lines)
 
 
 def read_diagnostics(path: Path) -> tuple[MeasuredStep, ...]:
     """Read diagnostics.csv. Raises RunError if it is unreadable or damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            table = csv.DictReader(file)
-            if tuple(table.fieldnames or ()) != DIAGNOSTICS_COLUMNS:
-                raise RunError(f"{path}: the columns must be {', '.join(DIAGNOSTICS_COLUMNS)}")
-            return steps_of(list(table))
+            if file.readline().rstrip() != _HEADING:
+                raise RunError(f"{path}: the columns must be {_HEADING}")
+            return steps_of(file)
     except OSError as error:
         raise RunError(f"{path}: unreadable: {error.strerror or error}") from error
-    except (ValueError, TypeError, csv.Error) as error:  # TypeError: of a row without all columns
+    except (ValueError, csv.Error) as error:
         raise RunError(f"{path}: damaged: {error}") from error

@@ -31,7 +31,7 @@ from convatlas.draw.page import (
     table,
 )
 from convatlas.errors import brief, shorten
-from convatlas.explanation.flow import MeasuredStep
+from convatlas.explanation.statistics import MeasuredStep
 from convatlas.system.files import write_text
 from convatlas.tasks.result import Result
 from convatlas.tasks.result_page import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator, Iterator, Mapping
+from functools import cached_property
 from itertools import zip_longest
 
 import torch
@@ -13,14 +14,14 @@ from convatlas.core.network import Network
 from convatlas.data.loader import BatchLoader
 from convatlas.data.readers.memory import IN_MEMORY
 from convatlas.errors import RunError
-from convatlas.explanation.flow import MeasuredStep
+from convatlas.explanation.statistics import MeasuredStep
 from convatlas.system.load import describe_load
 from convatlas.system.progress import Progress
 from convatlas.tasks.result import Result
 from convatlas.tasks.table import pluralize
 from convatlas.train.cpu.execution import process_settings
 from convatlas.train.cpu.threads import LoadWatch, fastest_threads, thread_counts
-from convatlas.train.diagnostics import Recorder, rows_of, steps_of
+from convatlas.train.diagnostics import DiagnosticsFile, Recorder, lines_of, steps_of
 from convatlas.train.finish import run_header
 from convatlas.train.loggers import Log, RunIdentity
 from convatlas.train.loop import train
@@ -123,6 +124,10 @@ class Run(Session):
             return None
         return Recorder(self.steps_per_epoch, activations=not self.plan.compiled)
 
+    @cached_property
+    def _diagnostics_file(self) -> DiagnosticsFile:
+        return DiagnosticsFile(self.folder / DIAGNOSTICS)
+
     @property
     def _adapts_threads(self) -> bool:
         execution = self.config.execution
@@ -161,8 +166,8 @@ class Run(Session):
             state.metric_sums = tuple(map(sum, zip_longest(state.metric_sums, step.metric_sums, fillvalue=0.0)))
             state.images += step.batch.size
         if step.layers:
-            state.diagnostics += rows_of(MeasuredStep(step.epoch + 1, step.number, step.lr, step.layers))
-            write_table(self.folder / DIAGNOSTICS, state.diagnostics, flush=False)
+            state.diagnostics += lines_of(MeasuredStep(step.epoch + 1, step.number, step.lr, step.layers))
+            self._diagnostics_file.write(state.diagnostics)
 
     def find_lr(self, progress: Progress | None = None) -> LRFinderResult:
         """Run the learning-rate finder on a copy of the network. Raises RunError if there are other processes."""

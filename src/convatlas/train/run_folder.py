@@ -244,10 +244,10 @@ def file_identity(path: Path) -> tuple[int, ...] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], *, flush: bool = True) -> None:
-    """Write rows with the same keys as CSV, atomically; flush: see `atomic`."""
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as CSV, atomically."""
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, table.getvalue(), flush=flush)
+    write_text(path, table.getvalue())

@@ -9,7 +9,7 @@ from typing import Annotated
 from convatlas.core.record import Bounds, Record, at_least, between
 from convatlas.errors import RunError, listed
 from convatlas.tasks.result import Result
-from convatlas.train.diagnostics import DIAGNOSTICS_COLUMNS
+from convatlas.train.diagnostics import steps_of
 
 FINITE = Bounds()
 
@@ -65,7 +65,7 @@ class State(Record):
 
     step: the next step. loss_sum, metric_sums, images: sums over the epoch so far, without the `skipped` steps.
     consecutive_skips: number of non-finite steps up to the last one. ema_steps: number of updates of the EMA.
-    history: one row of metrics.csv for each epoch. diagnostics: the rows of diagnostics.csv.
+    history: one row of metrics.csv for each epoch. diagnostics: the lines of diagnostics.csv.
     best_epoch, best_score, best_loss: of the val split, so far; scores are None before the first epoch and without a
         val split; best_loss also for a task without a val loss.
     seconds: time spent in training steps. finished: whether both model files are complete.
@@ -84,7 +84,7 @@ class State(Record):
     consecutive_skips: Annotated[int, at_least(0)] = 0
     ema_steps: Annotated[int, at_least(0)] = 0
     history: tuple[Mapping[str, int | float], ...] = ()  # counts stay integers in metrics.csv
-    diagnostics: tuple[Mapping[str, int | float | str | None], ...] = ()
+    diagnostics: tuple[str, ...] = ()
     best_epoch: Annotated[int, at_least(0)] = 0
     best_score: float | None = None
     best_loss: Annotated[float, FINITE] | None = None
@@ -105,9 +105,10 @@ class State(Record):
                 raise RunError(f"{where}: history[{number - 1}] must have all columns, {listed(missing)} are missing")
             if row["epoch"] != number:
                 raise RunError(f"{where}: history[{number - 1}].epoch must be {number}, got {row['epoch']}")
-        for number, layer in enumerate(self.diagnostics):
-            if tuple(layer) != DIAGNOSTICS_COLUMNS:
-                raise RunError(f"{where}: diagnostics[{number}] must have the columns {listed(DIAGNOSTICS_COLUMNS)}")
+        try:
+            steps_of(self.diagnostics)
+        except ValueError as error:
+            raise RunError(f"{where}: diagnostics must be lines of diagnostics.csv: {error}") from error
         done = len(self.history)
         if self.best_epoch > done or (done and not self.best_epoch):
             raise RunError(f"{where}: best_epoch must be one of {done} epochs in history, got {self.best_epoch}")

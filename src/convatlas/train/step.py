@@ -13,7 +13,7 @@ from convatlas.core.network import Network
 from convatlas.core.ragged import concatenate
 from convatlas.data.rng import derive_key
 from convatlas.errors import RunError, SpecError, brief
-from convatlas.explanation.flow import LayerStatistics
+from convatlas.explanation.statistics import LayerStatistics
 from convatlas.system.devices import is_out_of_memory
 from convatlas.tasks.table import pluralize
 from convatlas.tasks.targets import Batch

@@ -28,9 +28,9 @@ COMBINATIONS = {
     **{" + ".join(pair): pair for pair in combinations(METHODS, 2)}, ALL: METHODS,
 }  # fmt: skip
 """Arm -> its methods."""
-RATES = (0.005, 0.02, 0.08)
+RATES = (0.01, 0.04)
 DROPOUT, DECAY, SHIFT = 0.5, 5e-3, 2
-EPOCHS = {"smoke": 1, "default": 40, "full": 200}
+EPOCHS = {"smoke": 1, "default": 60, "full": 300}
 IMAGES = {"smoke": 100, "default": 500, "full": 2000}
 TEST_IMAGES = {"smoke": 100, "default": 3000, "full": 10_000}
 SEEDS = {"smoke": 1, "default": 4, "full": 10}
@@ -70,17 +70,19 @@ def measure(trial: Trial, materials: Materials) -> dict[str, float]:
     )
     images = train_images.subset(settings["images"], trial.seed)
     measured = test_images.subset(settings["test_images"], 0)
-    name = TUNING_METRIC if settings["tuning"] else "accuracy"
-    is_augmented = "augmentation" in methods
     try:
         done = train(
             images, measured, network(methods), seed=trial.seed, epochs=settings["epochs"], batch=32,
             lr=settings["lr"], schedule="cosine", warmup=1.0, weight_decay=DECAY if "weight decay" in methods else 0.0,
-            max_shift=SHIFT if is_augmented else 0, flip=is_augmented,
+            max_shift=SHIFT if "augmentation" in methods else 0, grad_clip=1.0,
         )  # fmt: skip
     except DivergedError:
-        return {name: 0.1, "train_accuracy": 0.1}
-    return {name: done.accuracy, "train_accuracy": done.history[-1]["train_accuracy"]}
+        accuracy = train_accuracy = 1 / len(images.classes)
+    else:
+        accuracy, train_accuracy = done.accuracy, done.history[-1]["train_accuracy"]
+    if settings["tuning"]:
+        return {TUNING_METRIC: accuracy}
+    return {"accuracy": accuracy, "train_accuracy": train_accuracy}
 
 
 def judge(results: Results) -> Verdict:
@@ -129,12 +131,12 @@ EXPERIMENT = Experiment(
     ),
     protocol=(
         "Three 3x3 convolutions (16, 24 and 32 maps, max pooling after each) and two linear layers (128 units) on 500 "
-        f"images of Fashion-MNIST at {SIDE} px for 40 epochs; test accuracy on 3000. SGD with momentum 0.9, batch 32, "
-        f"a warmup of one epoch and cosine decay. Dropout: rate {DROPOUT:g} before the last layer. Batch norm: after "
-        f"each convolution. Weight decay: {DECAY:g} on all weights. Augmentation: flips, and shifts of up to {SHIFT} "
-        "px. Each of the 12 arms has the best of 3 rates (equal tuning cost) by the accuracy on 3000 images that are "
-        "in neither split, with a seed that is not used afterwards. The strengths of the methods are usual ones and "
-        "not tuned."
+        f"images of Fashion-MNIST at {SIDE} px for 60 epochs; test accuracy on 3000. SGD with momentum 0.9, batch 32, "
+        f"a warmup of one epoch, cosine decay, gradients clipped to a norm of 1. Dropout: rate {DROPOUT:g} before the "
+        f"last layer. Batch norm: after each convolution. Weight decay: {DECAY:g} on all weights. Augmentation: shifts "
+        f"of up to {SHIFT} px. Each of the 12 arms has the best of 2 rates (equal tuning cost) by the accuracy on 3000 "
+        "images that are in neither split, with a seed that is not used afterwards. The strengths of the methods "
+        "are usual ones and not tuned."
     ),
     criterion=(
         "Five statements, each a difference of the test accuracy of at least 1 point with a 95 % interval, paired by "
@@ -148,7 +150,7 @@ EXPERIMENT = Experiment(
     needs=("fashion_mnist",),
     trials=trials,
     measure=measure,
-    metrics={TUNING_METRIC: "tuning accuracy", "train_accuracy": "training accuracy", "accuracy": "test accuracy"},
+    metrics={"train_accuracy": "training accuracy", "accuracy": "test accuracy"},
     judge=judge,
     draw=draw,
 )  # fmt: skip

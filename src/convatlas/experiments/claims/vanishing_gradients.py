@@ -57,11 +57,11 @@ TRAINED = (
     name_of("plain", "ReLU", True), name_of("residual", "ReLU", False), BEST, name_of("dense", "ReLU", True),
 )  # fmt: skip
 """Arms that are trained at both depths."""
-SIGMOID, TANH = TRAINED[:2]
+SIGMOID, TANH, PLAIN_RELU = TRAINED[:3]
 VANISHING = (SIGMOID, TANH)
 """Arms whose gradients vanish, as textbooks say."""
 KEPT = (
-    name_of("plain", "ReLU", False),
+    PLAIN_RELU,
     *(name_of("plain", activation, True) for activation in ACTIVATIONS),
     *(name_of(kind, activation, False) for kind in KINDS[1:] for activation in ACTIVATIONS),
 )
@@ -168,6 +168,11 @@ def change(results: Results, arm: str) -> Effect:
     return paired_effect(f"{arm}: {DEPTHS[-1]} - {DEPTHS[0]} layers", "log10 first / last", deep, shallow)
 
 
+def fall(results: Results, arm: str) -> float:
+    """Return by how many orders of magnitude the gradient of the first layer changes from the least to most layers."""
+    return results.mean(arm, f"first_{DEPTHS[-1]}") - results.mean(arm, f"first_{DEPTHS[0]}")
+
+
 def judge(results: Results) -> Verdict:
     """Count the statements that hold, see the criterion."""
     changes = {arm: change(results, arm) for arm in (*VANISHING, *KEPT)}
@@ -194,9 +199,12 @@ def judge(results: Results) -> Verdict:
     reason = (
         f"{number} of {len(holds)} statements hold. From {DEPTHS[0]} to {DEPTHS[-1]} layers, the gradient of the first "
         f"layer relative to the last changes by {changes[SIGMOID].difference:+.0f} orders of magnitude in {SIGMOID}. "
-        + (f"Not so: {'; '.join(failures)}." if failures else "")
+        + (f"Not so: {'; '.join(failures)}. " if failures else "")
+        + f"The gradient of the first layer itself changes by {fall(results, TANH):+.0f} orders of magnitude in {TANH} "
+        f"and by {fall(results, PLAIN_RELU):+.0f} in {PLAIN_RELU}, where first / last "
+        f"changes by {changes[TANH].difference:+.1f} and {changes[PLAIN_RELU].difference:+.1f}."
     )
-    return Verdict(word, reason.strip(), (*changes.values(), *gaps.values()))
+    return Verdict(word, reason, (*changes.values(), *gaps.values()))
 
 
 def draw(results: Results) -> Figure:
@@ -276,8 +284,8 @@ EXPERIMENT = Experiment(
     trials=trials,
     measure=measure,
     metrics={
-        "ratio_8": "log10 first / last, 8 layers", "ratio_110": "110 layers", "first_8": "log10 of first, 8 layers",
-        "first_110": "110 layers ", "accuracy_8": "test accuracy, 8 layers", "accuracy_56": "56 layers",
+        "ratio_8": "log10 first / last, 8 layers", "ratio_110": "110 layers", "first_8": "log10 first, 8 layers",
+        "first_110": "110 layers", "accuracy_8": "test accuracy, 8 layers", "accuracy_56": "56 layers",
     },
     judge=judge,
     draw=draw,
