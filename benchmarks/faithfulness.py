@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from convatlas.experiments.statistics import bootstrap_interval
 from convatlas.explanation.control_maps import edge_map, random_map
-from convatlas.explanation.explain import Explainer
+from convatlas.explanation.explain import explain_view
 from convatlas.explanation.explanation import Explanation
 from convatlas.explanation.faithfulness import Curves, measure_curves
 from convatlas.explanation.options import CAMS, METHODS, ExplainOptions
@@ -47,10 +47,11 @@ def evenly(files: Sequence[Any], count: int) -> set[int]:
     return {place * len(files) // count for place in range(count)}
 
 
-def explain(model: Model, pixels: Tensor, options: ExplainOptions) -> Explanation:
-    (result,) = Explainer(model.network, model.engine, model.header, options).explain(pixels[None], ["photo"])
-    assert isinstance(result, Explanation)
-    return result
+def bootstrap_interval(values: Sequence[float], *, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean, over draws of values with replacement, seed 0."""
+    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def measure(model: Model, pixels: Tensor, explanations: Sequence[Explanation]) -> Iterator[dict[str, float]]:
@@ -132,7 +133,8 @@ def main() -> None:
                 found = []
                 for method in mine:
                     check = given.random > 0 and place in (checked if method in CAMS else checked_slow)
-                    found.append(explain(model, pixels, replace(options, method=method, randomize=check)))
+                    how = replace(options, method=method, randomize=check)
+                    found.append(explain_view(model.network, model.engine, model.header, pixels, str(file), how))
                     if found[-1].randomization is not None:
                         random[method].append(found[-1].randomization.correlation)
                 for method, row in zip(mine, measure(model, pixels, found), strict=True):

@@ -26,7 +26,7 @@ from torch import nn
 
 from convatlas.models.catalog import CATALOG, build_fresh
 from convatlas.models.keys import remap_keys
-from convatlas.weights.read import family_of
+from convatlas.weights.match import rules_of
 from interleave import Times, medians, time_interleaved
 
 # the most used network of each family that another library has
@@ -78,7 +78,7 @@ def build_pair(
     upstream = build() if upstream_first else None
     ours = build_fresh(name)
     upstream = upstream or build()
-    rules = family_of(spec).key_mappings[library](spec)
+    rules = rules_of(spec)[library]
     ours.load_state_dict(remap_keys(upstream.state_dict(), rules, ours.state_dict()))
     return {"convatlas": ours, "upstream": upstream}
 

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.explanation.control_maps import edge_map, random_map
-from convatlas.explanation.explain import Explainer
-from convatlas.explanation.explanation import Explanation
+from convatlas.explanation.explain import explain_view
 from convatlas.explanation.options import CAMS, METHODS, ExplainOptions
 from convatlas.inference.images import load_views
 from convatlas.inference.load import load
@@ -117,7 +117,6 @@ def main() -> None:
     parser.add_argument("--layer", action="append", default=[], help="layer that the CAMs read; repeatable")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
     model = load(arguments.model)
     methods = arguments.methods.split(",")
     pairs: list[Pair] = []
@@ -168,8 +167,6 @@ def play(
     model: Model, path: Path, boxes: Mapping[str, Tensor], methods: Sequence[str], layers: tuple[str, ...]
 ) -> list[Pair]:
     """Return the pairs of a photo."""
-    from PIL import Image
-
     steps = model.header.preprocessing
     (views,) = load_views(path, str(path), [steps], PredictOptions())
     pixels = views.pixels[0]
@@ -192,8 +189,7 @@ def play(
                 method=method,  # type: ignore[arg-type]
                 label=label, layers=cam_layers, faithfulness=False, stages=False,
             )  # fmt: skip
-            (found,) = Explainer(model.network, model.engine, model.header, options).explain(pixels[None], [str(path)])
-            assert isinstance(found, Explanation)
+            found = explain_view(model.network, model.engine, model.header, pixels, str(path), options)
             points[method] = highest_point(found.heatmap)
             if method == methods[0]:
                 size = tuple(found.heatmap.shape)

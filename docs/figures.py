@@ -22,7 +22,7 @@ DIGIT = "run/examples/7-digits-81.png"
 COMMANDS = {
     "demo.png": (("demo --out run",), "run/overview.png"),
     "diagnose-sigmoid.png": (("diagnose-sigmoid.py",), "diagnose-sigmoid.png"),
-    "explain.png": (("demo --out run", f"explain run {DIGIT} -o explain.png"), "explain.png"),
+    "explain.png": (("explain-shapes.py",), "explain.png"),
     "features.png": (
         (
             "demo --out run",

@@ -50,6 +50,8 @@ def test_what_is_refused(convatlas: Command, colored: Run, tmp_path: Path) -> No
     check_refused(convatlas("diagnose", "lenet5_moder"), "did you mean lenet5_modern?")
     check_refused(convatlas("diagnose", tmp_path), "not a run directory")
     check_refused(convatlas("diagnose", colored.folder, "--depth", 2), "depth is for networks by name")
+    check_refused(convatlas("diagnose", colored.folder, "--seed", 2), "seed is for networks by name")
+    check_refused(convatlas("diagnose", colored.folder, "--download"), "download is for networks by name")
     check_refused(convatlas("diagnose", "lenet5", "--set", "maps"), "--set: must be CELL=VALUE")
     check_refused(
         convatlas("diagnose", "cifar_resnet20", "--set", "depth[0]=2"), "has no cell 'depth[0]'", "did you mean"

@@ -49,6 +49,14 @@ def test_json_is_the_plain_form_and_writes_no_figure(
     assert (tmp_path / "00-features.png").is_file()
 
 
+def test_a_folder_needs_no_classes_but_images(model_file: Path, images: Path, tmp_path: Path) -> None:
+    model, image = ca.load(model_file), images / "val/ant/00.jpg"
+    with pytest.raises(DataError, match="no images in this folder"):
+        model.features(image, data=tmp_path)
+    (tmp_path / "one.jpg").write_bytes(image.read_bytes())
+    assert "in 1 image (" in model.features(image, data=tmp_path).text()
+
+
 def test_unreadable_images_of_the_data_are_reported(
     convatlas: Command, model_file: Path, own_images: Path, tmp_path: Path
 ) -> None:
@@ -62,13 +70,14 @@ def test_unreadable_images_of_the_data_are_reported(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--layer", "stages.00"), ("layer", "stages.00", "did you mean stages.0")),
+        (("--layer", "stages.00"), ("features: layer", "stages.00", "did you mean stages.0")),
         (("--channel", "4000"), ("features: channel must be an integer in [0, ", "got 4000")),
         (("--unit", "900,0"), ("features: unit must be Y,X with Y in [0, ", "got 900,0")),
         (("--unit", "1,2,3"), ("features: unit must be Y,X", "got 1,2,3")),
         (("--unit", "1;2"), ("--unit: must be integers separated by commas",)),
         (("--class", "antt"), ("features: class must be a class of the model, got 'antt'", "did you mean ant?")),
         (("--data", "nowhere"), ("nowhere",)),
+        (("--data", "nowhere/*.png"), ("nowhere/*.png: nothing matches",)),
         (("--out", "figure.gif"), ("figure.gif",)),
         (("--steps", "0"), ("--steps",)),
     ],
@@ -88,7 +97,7 @@ def test_exported_files_and_many_images_are_refused(
     check_refused(convatlas("features", file, images / "val/ant/00.jpg"), "exported file", "use the model file")
     with pytest.raises(EngineError):
         ca.load(file).features(images / "val/ant/00.jpg")
-    check_refused(convatlas("features", model_file, images / "val/ant"), "features: must be one image, got 12")
+    check_refused(convatlas("features", model_file, images / "val/ant"), "features: image must be one image, got 12")
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def mean_and_deviation(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, (torch.einsum("nyx,cyx->nc", mass, grid**2) / total - mean**2).sqrt()
 
 
-def test_moved_digits_keep_their_shape_and_reach_all_shifts():
+def test_moved_digits_keep_their_shape_and_reach_all_shifts() -> None:
     moved = capsules.move(bar(), torch.Generator().manual_seed(0), affine=False)
     mean, deviation = mean_and_deviation(moved)
     scale = capsules.SIDE / 28
@@ -36,7 +36,7 @@ def test_moved_digits_keep_their_shape_and_reach_all_shifts():
     assert deviation.std(0).max() < 0.05
 
 
-def test_affine_digits_have_another_shape():
+def test_affine_digits_have_another_shape() -> None:
     generator = torch.Generator().manual_seed(0)
     mean, deviation = mean_and_deviation(capsules.move(bar(), generator, affine=True))
     assert ((mean - (capsules.SIDE - 1) / 2).abs() < 2.2).all()
@@ -45,16 +45,16 @@ def test_affine_digits_have_another_shape():
     assert height.max() > 1.1
 
 
-def test_networks_have_equal_parameters():
+def test_networks_have_equal_parameters() -> None:
     wanted = cost(build_fresh(capsules.SPEC, classes=10, channels=1)).parameters
     assert sum(each.numel() for each in capsules.equal_cnn().parameters()) == pytest.approx(wanted, rel=0.01)
 
 
-def test_the_wider_base_has_the_multiply_adds_of_the_boosted_network():
+def test_the_wider_base_has_the_multiply_adds_of_the_boosted_network() -> None:
     macs = channel_boosting.macs_of(channel_boosting.BOOSTED)
     assert channel_boosting.macs_of(channel_boosting.wider()) == pytest.approx(macs, rel=0.01)
 
 
-def test_shuffled_channels_are_those_of_another_image():
+def test_shuffled_channels_are_those_of_another_image() -> None:
     shuffled = channel_boosting.Shuffled(torch.nn.Identity())
     assert shuffled(torch.arange(3.0)[:, None]).flatten().tolist() == [2, 0, 1]

@@ -87,6 +87,18 @@ def test_occlusion_finds_the_pixels_that_count() -> None:
     assert max(count for _, count in calls) == 5
 
 
+@pytest.mark.parametrize("size", [(70, 70), (8, 300), (140, 20)])
+def test_occlusion_takes_as_many_passes_for_any_shape(size: tuple[int, int]) -> None:
+    pixels, calls = torch.zeros(1, *size, dtype=torch.uint8), []
+
+    def brightness(batch: Tensor) -> Tensor:
+        calls.append(len(batch))
+        return batch.float().mean((1, 2, 3))
+
+    assert occlusion(pixels, brightness).values.shape == size
+    assert 120 < sum(calls) < 250
+
+
 def test_occlusion_of_a_clip_finds_the_frames_that_count() -> None:
     clip = torch.full((8, 1, SIZE, SIZE), 10, dtype=torch.uint8)
     clip[4:6, :, 6:8, 6:8] = 250

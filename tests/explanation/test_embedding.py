@@ -130,6 +130,14 @@ def test_nearest_images(model: Model, images: Path, tmp_path: Path) -> None:
     assert found.nearest(0).table().columns == ("nearest image", "label", "split", "similarity")
     with pytest.raises(InputError, match=r"nearest: image must be a number in \[0, 71\], got 72"):
         found.nearest(72)
+    assert found.nearest(np.int64(3), 2).neighbors == found.nearest(3, 2).neighbors
+    with pytest.raises(DataError, match="got bool"):
+        found.nearest(True)
+    for count in (0, -1, 2.5):
+        with pytest.raises(InputError, match=f"nearest: count must be an integer >= 1, got {count}"):
+            found.nearest(0, count)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"nearest: k must be an integer >= 1, got {count}"):
+            found.neighbor_accuracy(count)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"missing\.png"):
         found.nearest(tmp_path / "missing.png")
 

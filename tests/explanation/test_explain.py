@@ -94,6 +94,25 @@ def test_outputs_that_are_not_finite_have_no_explanation() -> None:
         explain_view(model.module, model.engine, model.header, random_pixels(model)[0], "one", ExplainOptions())
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_computed_where_the_caller_turned_them_off(model: Model, without: Any) -> None:
+    pixels = random_pixels(model, 1)
+    (expected,) = only(explain(model, pixels))
+    with without():
+        (found,) = only(explain(model, random_pixels(model, 1)))
+    assert torch.equal(found.heatmap, expected.heatmap)
+
+
+def test_an_empty_map_has_no_sanity_check() -> None:
+    model = copy.deepcopy(tiny_model("resnet18"))
+    with torch.no_grad():
+        model.module.head.get_parameter("out.weight").zero_()
+    (found,) = only(explain(model, random_pixels(model, 1), randomize=True))
+    assert not found.heatmap.any()
+    assert found.randomization is None
+    assert "the map is empty" in found.text()
+
+
 def test_several_layers_are_named(model: Model) -> None:
     (found,) = only(explain(model, random_pixels(model, 1), layers=("stages.3", "stages.1"), method="layer-cam"))
     assert found.layer == "stages.3, stages.1"

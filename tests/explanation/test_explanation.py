@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_a_figure_shows_image_map_curves_and_feature_maps(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["bee.png"]
 
 
+@pytest.mark.parametrize("parts", [{}, {"stages": ()}, {"stages": (), "faithfulness": None}])
+def test_texts_end_inside_the_figure(parts: dict[str, Any]) -> None:
+    prediction = replace(BEE, labels=("a long name of a class that is printed in bold " * 4,))
+    figure: Any = explanation(prediction=prediction, **parts).figure()
+    figure.draw_without_rendering()
+    assert figure.texts
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.texts)
+
+
 def test_a_figure_of_a_clip_is_a_strip_of_frames() -> None:
     clip = explanation(8, grid=(4, 4, 4), prediction=VideoPrediction("a.mp4", "", {"bee": 1.0}, ("bee",)))
     image, heatmap = clip.parts.image(), clip.parts.map()
@@ -123,6 +133,13 @@ def test_a_page_is_self_contained_and_lists_errors(tmp_path: Path) -> None:
     assert "gone.png: no such file" in page
     assert "&lt;b&gt;.png" in page
     assert "These maps are no better than edge maps and random maps: do not rely on them." in page
+
+
+@pytest.mark.parametrize("name", ["page.png", "page", "."])
+def test_a_page_has_the_suffix_of_a_page(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"the suffix of a page must be \.html, got "):
+        Explanations([UNREADABLE]).page(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_explanations_print_as_a_table() -> None:

@@ -78,6 +78,12 @@ def test_a_map_is_compared_with_each_control_map() -> None:
         assert measured.is_better == (not verdict.endswith(warning))
 
 
+def test_a_difference_that_rounds_to_zero_has_no_sign() -> None:
+    assert Faithfulness(flat(-0.001), flat(-0.002), flat(-0.1)).verdict.startswith(
+        "insertion minus deletion 0.00, not clearly better than a random map (0.00)"
+    )
+
+
 def test_all_curves_share_their_ends_and_every_image_is_computed_once() -> None:
     image, batches = noisy_image(), []
 

@@ -96,6 +96,8 @@ def test_classes_differences_and_layers_can_be_chosen(model: Model, file: Path, 
         ({"object": -1}, InputError, "object must be an integer >= 0, got -1"),
         ({"method": "gradcam"}, InputError, r"method must be .*grad-cam"),
         ({"method": "occlusion", "layer": "stages.0"}, InputError, "layer must be left out with occlusion"),
+        ({"layer": None}, InputError, "layers must be a list, each item a text, got None"),
+        ({"layer": 3}, InputError, "layers must be a list, each item a text, got 3"),
         ({"steps": 0}, InputError, "steps must be an integer >= 1, got 0"),
     ],
 )

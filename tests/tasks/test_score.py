@@ -65,6 +65,12 @@ def test_confidence_of_a_difference_is_the_share_of_both_probabilities(task: Tas
     assert task.confidence(never, Score("bee", 1, "ant", 0), Calibration()).isfinite().all()
 
 
+def test_the_share_of_two_probabilities_of_zero_is_zero() -> None:
+    assert Score("bee", 1, "ant", 0).probability(torch.tensor([[0.0, 0.0, 1.0], [0.1, 0.3, 0.6]])).tolist() == (
+        pytest.approx([0, 0.75])
+    )
+
+
 def test_confidence_of_multi_label_classification_is_a_sigmoid() -> None:
     task = MultilabelClassification(CLASSES)
     confidence = task.confidence(OUTPUTS, Score("bee", 1), Calibration())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def weights(run: Path) -> list[dict[str, torch.Tensor]]:
     return [load_file(run / name) for name in ("model.safetensors", "last.safetensors")]
 
 
-def check_same_bits(data: object, model: Any, folder: Path, **more: Any) -> Run:
+def check_same_weights(data: object, model: Any, folder: Path, **more: Any) -> Run:
     """Train with and without diagnostics; check that the weights are the same, and return the measured run."""
     measured = fit(data, model, folder / "measured", **more)
     fit(data, model, folder / "plain", diagnostics=False, **more)
@@ -56,6 +57,12 @@ def check_same_bits(data: object, model: Any, folder: Path, **more: Any) -> Run:
     for ours, theirs in zip(weights(folder / "measured"), weights(folder / "plain"), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return measured
+
+
+def check_same_bits(data: object, model: Any, folder: Path, **more: Any) -> Run:
+    """Check that the weights are the same, and that everything is measured; return the measured run."""
+    measured = check_same_weights(data, model, folder, **more)
     steps = read_diagnostics(folder / "measured" / DIAGNOSTICS)
     assert all(layer.finite for step in steps for layer in step.layers)
     assert any(layer.update_ratio for step in steps for layer in step.layers)
@@ -113,6 +120,17 @@ def test_clips(tmp_path: Path) -> None:
     check_same_bits(tmp_path / "moves", tiny("r3d_18_small"), tmp_path, batch=4, data_options=options)
 
 
+@slow
+def test_compiled_networks_have_statistics_of_weights_and_gradients(rows_of_two: Path, tmp_path: Path) -> None:
+    execution = replace(PLAIN, compiled=True)
+    check_same_weights(rows_of_two, "lenet5_modern", tmp_path, execution=execution, epochs=1)
+    found = diagnose_run(tmp_path / "measured")
+    for step in found.steps:
+        assert all(layer.gradient_norm and layer.update_ratio and layer.weight_norm for layer in step.layers)
+        assert not any(layer.activation_std or layer.dead_share or layer.effective_rank for layer in step.layers)
+    found.figure(tmp_path / "flow.png")
+
+
 def test_own_modules(rows_of_two: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
@@ -163,6 +181,9 @@ def test_rows_are_read_back(rows_of_two: Path, tmp_path: Path) -> None:
         "a,b\n1,2\n",
         ",".join(DIAGNOSTICS_COLUMNS) + "\n1,2\n",
         ",".join(DIAGNOSTICS_COLUMNS) + "\n" + "x," * 13 + "x\n",
+        ",".join(DIAGNOSTICS_COLUMNS) + "\n" + lines[0].replace("stem", "st\rem"),
+        ",".join(DIAGNOSTICS_COLUMNS) + "\n" + ",".join(("1", "0", "nan", *lines[0].split(",")[3:])),
+        ",".join(DIAGNOSTICS_COLUMNS) + "\n",
     ):
         damaged.write_text(text)
         with pytest.raises(RunError, match=r"damaged\.csv: ") as caught:
@@ -180,6 +201,7 @@ def test_the_first_step_the_middle_of_epochs_and_a_row_of_failures_are_measured(
     assert probe is not None
     with probe:
         assert not any(layer._forward_hooks for layer in network.modules())
+    assert [layer.path for layer in probe.statistics()] == ["stem.c1", "stages.0.c3", "head.c5", "head.f6", "head.out"]
 
 
 def test_a_training_that_diverges_in_its_first_epoch_is_diagnosed(rows_of_two: Path, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def experiment(
         raise InputError("experiment: needs a NAME or --all, and not both; --list lists the experiments")
     if full and smoke:
         raise InputError("--full and --smoke exclude each other; give one of them")
+    materials = Materials(data, download)
     size: Size = "full" if full else "smoke" if smoke else "default"
     folder = out / size if size != "default" else out
     wanted = [registry.find(each) for each in (registry.names() if name is None else [name])]
@@ -63,9 +64,7 @@ def experiment(
         log = folder / "trials" / f"{each.name}.jsonl"
         try:
             with console.progress_bar() as progress:
-                results = run_trials(
-                    each, size, log, Materials(data, download), workers=workers, progress=progress
-                )  # fmt: skip
+                results = run_trials(each, size, log, materials, workers=workers, progress=progress)
         except ConvatlasError as error:
             if not all_:
                 raise

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 FAITHFULNESS = "Faithfulness"
 
-PAGE = ".html"
-"""Suffix of pages, which show any number of images."""
-
 
 def explain(
     model: ModelFile,
@@ -86,7 +83,7 @@ def explain(
     """
     from convatlas.draw.style import FORMATS
     from convatlas.explanation.options import ExplainOptions
-    from convatlas.explanation.page import RIGHT, ExplanationPage, as_table, row_of
+    from convatlas.explanation.page import PAGE, RIGHT, ExplanationPage, as_table, row_of
     from convatlas.inference.explanations import explain_images
     from convatlas.inference.inputs import expand_inputs
     from convatlas.inference.load import load

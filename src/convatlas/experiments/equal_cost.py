@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -17,8 +18,11 @@ TOLERANCE = 0.02
 """Largest relative difference of costs that are called equal."""
 
 
-def cost_of(build: Callable[[], nn.Module], shape: Sequence[int]) -> Cost:
-    """Return the cost of a network that is built without memory. shape: (channels, h, w) of an image."""
+def cost_of(build: Callable[[], nn.Module], shape: Sequence[int] | None = None) -> Cost:
+    """Return the cost of a network that is built without memory.
+
+    shape: (channels, h, w) of an image; by default that of the network.
+    """
     with torch.device("meta"):
         return cost(build(), shape)
 
@@ -34,8 +38,7 @@ def nearest_cost(
     """
 
     def difference(candidate: Candidate) -> float:
-        with torch.device("meta"):
-            counted = cost(build(candidate), shape)
+        counted = cost_of(partial(build, candidate), shape)
         return max(abs(float(getattr(counted, name)) / target - 1) for name, target in targets.items())
 
     best, least = min(((each, difference(each)) for each in candidates), key=lambda pair: pair[1])

@@ -78,9 +78,12 @@ class Materials:
     def images(self, name: str, split: str, size: int) -> Images:
         """Return a split of a data set in memory, train or test, at `size` px.
 
-        Raises DataError if the data set is neither in the folder nor in the cache.
+        Raises DataError if the data set is neither in the folder nor in the cache, or has no such split.
         """
-        return _load(self.path(name), self.download, size)[split]
+        splits = _load(self.path(name), self.download, size)
+        if split not in splits:
+            raise DataError(f"{self.path(name)}: must have a {split} split, got {', '.join(splits)}")
+        return splits[split]
 
     def weights(self, name: str) -> Path:
         """Return a file of weights, `weights/NAME*` of the folder; raises WeightsError if there is none."""

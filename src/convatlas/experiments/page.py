@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,9 @@ from convatlas._version import __version__
 from convatlas.core.table import Table
 from convatlas.draw.style import save_figure
 from convatlas.errors import ExperimentError, brief
-from convatlas.experiments.experiment import Experiment, Size, Verdict
+from convatlas.experiments.experiment import VERDICTS, Experiment, Size, Verdict
 from convatlas.experiments.results import Results
+from convatlas.experiments.tuning import TUNING_SEED
 from convatlas.system.cores import count_cores
 from convatlas.system.files import write_text
 
@@ -49,8 +51,8 @@ def summary(experiment: Experiment, size: Size, results: Results, verdict: Verdi
 
 
 def _seeds(experiment: Experiment, results: Results) -> list[int]:
-    """Return the seeds of the rows that are in the table; trials of a rate have one of their own."""
-    return sorted({row.seed for row in results if any(metric in row.metrics for metric in experiment.metrics)})
+    """Return the seeds of the rows that are in the table, without that of trials that choose a rate."""
+    return sorted({row.seed for row in results if experiment.metrics.keys() & row.metrics.keys()} - {TUNING_SEED})
 
 
 def _finite(values: Any) -> dict[str, Any]:
@@ -64,24 +66,29 @@ def _finite(values: Any) -> dict[str, Any]:
 
 def page(experiment: Experiment, size: Size, results: Results, verdict: Verdict) -> str:
     """Return the page of an experiment in Markdown."""
-    seeds = sorted({row.seed for row in results if experiment.metrics.keys() & row.metrics.keys()})
+    seeds = ", ".join(map(str, _seeds(experiment, results)))
     minutes = sum(row.seconds for row in results) / 60
-    flags = " --full" if size == "full" else ""
+    flags = f" --{size}" if size != "default" else ""
     data = " --data FOLDER" if experiment.needs else ""
     parts = [
         f"# {experiment.title}",
         f"**Claim.** {experiment.claim}",
         f"**Source.** {experiment.source}",
-        f"**Verdict: {verdict.word}.** {verdict.reason}",
+        f"**Verdict: {verdict.word}.** {verdict.reason}"
+        + (" The size of this run is smoke: its verdict means nothing." if size == "smoke" else ""),
         f"![{experiment.title}]({experiment.name}.png)",
-        f"## Protocol\n\n{experiment.protocol}",
-        f"## What counts as confirmed\n\nWritten before the run: {experiment.criterion}",
-        f"## Numbers\n\nMean and standard deviation over the seeds {', '.join(map(str, seeds))}.\n\n"
+        f"## Protocol\n\n{experiment.protocol}" + (_settings(size, results) if size != "default" else ""),
+        f"## What counts as confirmed\n\n{experiment.criterion[:1].upper()}{experiment.criterion[1:]} Written before "
+        "the run.",
+        f"## Numbers\n\nMean and standard deviation over the seeds {seeds}.{_choices(experiment, results)}\n\n"
         + markdown_table(numbers(experiment, results)),
     ]
     if verdict.effects:
         effects = "\n".join(f"- {effect.text()}" for effect in verdict.effects)
-        parts.append(f"Differences, paired by seed, with Hedges' g as the effect size:\n\n{effects}")
+        parts.append(
+            "Differences, paired by seed, with Hedges' g as the effect size; the intervals cover what the seeds draw, "
+            f"and no other data set:\n\n{effects}"
+        )
     parts += [
         f"## What would change it\n\n{experiment.would_change}",
         f"## Repeat it\n\n```bash\nconvatlas experiment {experiment.name.replace('_', '-')}{flags}{data}\n```\n\n"
@@ -94,6 +101,23 @@ def page(experiment: Experiment, size: Size, results: Results, verdict: Verdict)
 
 def _needs(experiment: Experiment) -> str:
     return f"Needs {', '.join(f'`{name}`' for name in experiment.needs)}. " if experiment.needs else ""
+
+
+def _settings(size: Size, results: Results) -> str:
+    """Return the numbers that all trials of another size than the default one have."""
+    values: dict[str, set[float]] = {}
+    for row in results:
+        for name, value in row.settings.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                values.setdefault(name, set()).add(value)
+    known = ", ".join(f"{name.replace('_', ' ')} {max(found):,}" for name, found in values.items() if len(found) == 1)
+    return f"\n\nThe numbers above are those of the default size; this run has size {size}{': ' * bool(known)}{known}."
+
+
+def _choices(experiment: Experiment, results: Results) -> str:
+    """Return a note on the rows of trials that choose a rate, if the table has some."""
+    found = any(row.seed == TUNING_SEED and experiment.metrics.keys() & row.metrics.keys() for row in results)
+    return f" Trials with seed {TUNING_SEED} choose a rate; their rows have one seed." if found else ""
 
 
 def numbers(experiment: Experiment, results: Results) -> Table:
@@ -120,12 +144,6 @@ def _number(mean: float, spread: float) -> str:
     return text if spread <= 1e-12 * abs(mean) else f"{text} ± {spread:.2g}"
 
 
-def _with_spread(mean: float, spread: float) -> str:
-    """Return "0.8365 ± 0.0016", or "19,306" where all seeds have the same number."""
-    digits = f"{mean:,.0f}" if abs(mean) >= 10_000 else f"{mean:.4g}"
-    return f"{digits} ± {spread:.2g}" if spread else digits
-
-
 def markdown_table(table: Table) -> str:
     rule = ["---:" if i in table.right else "---" for i in range(len(table.columns))]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (table.columns, rule, *table.rows))
@@ -137,23 +155,29 @@ def _cell(value: object) -> str:
 
 def index(folder: Path) -> str:
     """Return the table of the verdicts whose numbers lie in a folder."""
+    found = _summaries(folder.glob("*.json"))
     rows = [
         (f"[{each['title']}]({each['name']}.md)", each["claim"], f"**{each['verdict']}**", each["reason"])
-        for each in _summaries(folder.glob("*.json"))
+        for each in found
     ]
+    counts = Counter(each["verdict"] for each in found)
     head = (
         "# Statements of textbooks, tested\n\nEach statement is an experiment that says beforehand what would confirm "
-        "it, has at least three seeds, and may fail. `convatlas experiment --list` lists them, `convatlas experiment "
-        "NAME` runs one.\n\n"
+        "it, has at least three seeds, and may end as not confirmed. `convatlas experiment --list` lists them, "
+        "`convatlas experiment NAME` runs one. A verdict holds for the networks, images and training times of its "
+        f"page, which are small, and for no others: each page says what would change it. Of {len(found)} statements, "
+        f"{', '.join(f'{counts[word]} {word}' for word in VERDICTS)}.\n\n"
     )
     return head + markdown_table(Table(("experiment", "claim", "verdict", "why"), tuple(rows))) + "\n"
 
 
 def _summaries(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return the summaries in files, as `summary` returns them. Raises ExperimentError for a file of something else."""
     found = []
     for file in sorted(files):
         try:
-            found.append(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ExperimentError(f"{file}: is damaged ({brief(error)}); delete it") from error
+            plain: dict[str, Any] = json.loads(file.read_bytes())
+            found.append({name: plain[name] for name in ("name", "title", "claim", "verdict", "reason")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExperimentError(f"{file}: is no result of an experiment ({brief(error)}); move it away") from error
     return found

@@ -19,7 +19,7 @@ def find(name: str) -> Experiment:
     """Return an experiment by name, with - or _; raises ExperimentError if there is none, or its file has an error."""
     module = name.replace("-", "_")
     if module not in names():
-        raise ExperimentError(f"experiment: no {name!r}{nearest(name, names())}")
+        raise ExperimentError(f"experiment: no {name!r}{nearest(name, names())}; --list lists the experiments")
     try:
         experiment: Experiment = importlib.import_module(f"{claims.__name__}.{module}").EXPERIMENT
     except Exception as error:

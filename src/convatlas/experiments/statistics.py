@@ -46,7 +46,8 @@ class Effect:
 
 def paired_effect(name: str, metric: str, values: ArrayLike, baseline: ArrayLike) -> Effect:
     """Return the effect of values (n,) against a baseline (n,), paired by position."""
-    differences = np.asarray(values, float) - np.asarray(baseline, float)
+    ours, theirs = np.asarray(values, float), np.asarray(baseline, float)
+    differences = ours - theirs
     number = len(differences)
     if number == 0:
         raise ValueError(f"{name}: no pair of {metric}")
@@ -54,15 +55,9 @@ def paired_effect(name: str, metric: str, values: ArrayLike, baseline: ArrayLike
     if number == 1:
         return Effect(name, metric, mean, -math.inf, math.inf, 0.0, 1)
     deviation = float(differences.std(ddof=1))
+    if deviation <= 1e-12 * np.abs([ours, theirs]).max():  # equal but for rounding
+        deviation = 0.0
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, number - 1)) * deviation / math.sqrt(number)
     correction = 1 - 3 / (4 * (number - 1) - 1) if number > 2 else 1.0
     size = correction * mean / deviation if deviation else math.copysign(math.inf, mean) if mean else 0.0
     return Effect(name, metric, mean, mean - half, mean + half, size, number)
-
-
-def bootstrap_interval(values: ArrayLike, *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean of values (n,); for many values, such as images."""
-    array = np.asarray(values, float)
-    means = np.random.default_rng(seed).choice(array, (draws, len(array))).mean(1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)

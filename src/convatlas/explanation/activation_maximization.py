@@ -86,7 +86,7 @@ class MaximizedImage:
 
 def channel_objective(explained: Explained, layer: str, channel: int) -> Objective:
     """Return the mean of a channel over its positions. Raises SpecError or InputError for one that is not there."""
-    explained.check_paths([layer])
+    explained.check_paths([layer], where="features")
     check_channel(channel, explained.shapes[layer][0], layer)
 
     def objective(pixels: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from convatlas.system.extras import import_optional
 from convatlas.tasks.explained import Explained
 
 WINDOW = 1 / 7
-"""Side of an occluded square as a share of the side of the view."""
+"""Side of an occluded square as a share of the side of the view, of a rectangle that of the square of equal area."""
 
 CLIP_WINDOW = 1 / 4
 """Frames that are occluded at once, as a share of the frames of a clip."""
@@ -50,12 +51,12 @@ def integrated_gradients(
 def occlusion(pixels: Tensor, score: ScoreOf, *, batch: int = BATCH) -> HeatMap:
     """Return by how much the score falls where a square of the mean color hides the pixels (Zeiler and Fergus 2014).
 
-    pixels: one image or clip ([frames,] channels, h, w). score: of pixels (n, ...), on any engine. Squares of a seventh
-    of the side overlap by half; those of clips, over a quarter of the frames, do not overlap.
+    pixels: one image or clip ([frames,] channels, h, w). score: of pixels (n, ...), on any engine. Squares, of 1/49 of
+    the pixels, overlap by half; those of clips, over a quarter of the frames, do not overlap.
     """
     captum = _captum("occlusion")
     *frames, channels, height, width = pixels.shape
-    side = max(1, round(WINDOW * min(height, width)))
+    side = max(1, min(height, width, round(WINDOW * math.sqrt(height * width))))
     depth = [max(1, round(CLIP_WINDOW * count)) for count in frames]
     step = side if frames else max(1, side // 2)
     with torch.no_grad():

@@ -20,7 +20,14 @@ from convatlas.core.table import Table
 from convatlas.data.dataset import Images, UnreadableImage
 from convatlas.draw.embedding import draw_embedding
 from convatlas.errors import InputError
-from convatlas.explanation.nearest import NEIGHBORS, NearestImages, Neighbor, NeighborAccuracy, neighbor_accuracy
+from convatlas.explanation.nearest import (
+    NEIGHBORS,
+    NearestImages,
+    Neighbor,
+    NeighborAccuracy,
+    check_count,
+    neighbor_accuracy,
+)
 from convatlas.system.extras import import_optional
 from convatlas.system.files import atomic
 from convatlas.tasks.table import pluralize
@@ -89,20 +96,22 @@ class Embedding:
         """Return the nearest images of one, by the cosine similarity of their features.
 
         image: its number in the data, or an image or video of any kind that `Model.predict` takes. An image of the data
-        is not among its own neighbors. Raises DataError for an unreadable one, and InputError for a number that is not
-        there.
+        is not among its own neighbors. count: of neighbors, at least 1. Raises DataError for an unreadable image, and
+        InputError for a number that is not there.
         """
-        if isinstance(image, int):
-            if not 0 <= image < len(self):
-                raise InputError(f"nearest: image must be a number in [0, {len(self) - 1}], got {image}")
-            name, features, pixels, same = self.names[image], self.features[image], self._pixels(image), [image]
+        check_count(count, "count")
+        if isinstance(image, int | np.integer) and not isinstance(image, bool):
+            number = int(image)
+            if not 0 <= number < len(self):
+                raise InputError(f"nearest: image must be a number in [0, {len(self) - 1}], got {number}")
+            name, features, pixels, same = self.names[number], self.features[number], self._pixels(number), [number]
         else:
             name, features, pixels = self.read(image)
             path = os.path.realpath(name)
             same = [i for i, other in enumerate(self.names) if other == name or os.path.realpath(other) == path]
         similarity = F.normalize(self.features, dim=1) @ F.normalize(features, dim=0)
         similarity[same] = -torch.inf
-        found = similarity.topk(max(0, min(count, len(self) - len(same))))
+        found = similarity.topk(min(count, len(self) - len(same)))
         neighbors = tuple(
             Neighbor(i, self.names[i], self.labels[i], self.splits[i], value)
             for i, value in zip(found.indices.tolist(), found.values.tolist(), strict=True)

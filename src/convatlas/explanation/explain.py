@@ -52,6 +52,8 @@ class Explainer:
     header: Header
     options: ExplainOptions
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def explain(self, pixels: Any, sources: Sequence[str]) -> list[Result]:
         """Return the explanation of each image or clip, in order.
 
@@ -203,7 +205,7 @@ class Explainer:
             faithfulness = measure_faithfulness(
                 lambda x: task.confidence(outputs(x), score, calibration), pixels, heatmap.values, heatmap.grid
             )
-        if options.randomize and self.network is not None:
+        if options.randomize and self.network is not None and heatmap.values.any():  # an empty map has no order
             randomization = randomize_weights(
                 self.network, lambda network: self._heatmap(
                     task.explained(network, self.header.preprocessing, score), method, layers, view, score

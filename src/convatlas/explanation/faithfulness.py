@@ -91,9 +91,9 @@ class Faithfulness:
         words, named = ("no better than", worse) if worse else ("not clearly better than", close)
         if self.is_better:
             words, named = "better than", self.controls
-        numbers = " and ".join(f"{name} ({value:.2f})" for name, value in named.items())
+        numbers = " and ".join(f"{name} ({value:z.2f})" for name, value in named.items())
         warning = "" if self.is_better else ": do not rely on this map"
-        return f"insertion minus deletion {own:.2f}, {words} {numbers}{warning}"
+        return f"insertion minus deletion {own:z.2f}, {words} {numbers}{warning}"
 
     def to_plain(self) -> dict[str, Any]:
         maps = {"heatmap": self.heatmap, "random": self.random, "edges": self.edges}

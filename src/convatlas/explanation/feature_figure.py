@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from convatlas.draw.feature_maps import CAPTION, CELL, MapRow, plot_feature_maps
+from convatlas.draw.feature_maps import CAPTION, CELL, plot_feature_maps, size_of_maps
 from convatlas.draw.regions import filter_image, gray_strip, plot_filters, show, with_regions
 from convatlas.draw.style import INK, NOTE, default_settings, label, new_figure, save_figure
 from convatlas.explanation.activation_maximization import MaximizedImage
 from convatlas.explanation.feature_maps import StageMaps
+from convatlas.explanation.figure import map_rows
 from convatlas.explanation.filters import Filters, to_grays
 from convatlas.explanation.receptive_field import ReceptiveField
 from convatlas.explanation.top_regions import TopRegions
@@ -27,8 +28,8 @@ WIDTH = 9.4
 
 MAPS_TITLE = "strongest feature maps by stage: black is the smallest value of a map, white the largest"
 
-MAX_FILTERS = 96
-"""Maximum number of filters that are drawn."""
+MAX_FILTERS, MAX_MAPS = 96, 12
+"""Maximum number of filters, and of feature maps of a stage, that are drawn."""
 
 Section = tuple[float, Callable[[Any], None]]
 """Height in inches, and a function that draws into a subfigure."""
@@ -108,16 +109,14 @@ def _plot_filters(area: Any, filters: Filters, width: float, height: float) -> N
 
 
 def _stages(stages: Sequence[StageMaps]) -> Section:
-    rows = [
-        MapRow(f"{stage.path}, {stage.count:,} channels", stage.maps, [f"channel {k}" for k in stage.channels])
-        for stage in stages
-    ]
-    width = CAPTION + CELL * max(len(row.maps) for row in rows)
-    heights = (0.2, 0.1 + 1.12 * CELL * len(rows))
+    rows = [row._replace(maps=row.maps[:MAX_MAPS], notes=row.notes[:MAX_MAPS]) for row in map_rows(stages)]
+    width, height = size_of_maps(rows, min(CELL, (WIDTH - CAPTION) / max(len(row.maps) for row in rows)))
+    heights = (0.2, height + 0.05)
+    more = f"; the first {MAX_MAPS} of each stage shown" if any(len(stage.maps) > MAX_MAPS for stage in stages) else ""
 
     def draw(area: Any) -> None:
         head, maps = area.subfigures(2, 1, height_ratios=heights)
-        head.text(0.01, 0.5, MAPS_TITLE, fontsize=7.5, color=NOTE, va="center")
+        head.text(0.01, 0.5, MAPS_TITLE + more, fontsize=7.5, color=NOTE, va="center")
         if width < WIDTH:
             maps, _ = maps.subfigures(1, 2, width_ratios=(width, WIDTH - width))
         plot_feature_maps(maps, rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from convatlas.draw.feature_maps import CAPTION, CELL, MapRow, plot_feature_maps
+from convatlas.draw.feature_maps import CELL, MapRow, plot_feature_maps, size_of_maps
 from convatlas.draw.frame_strip import frame_strip
 from convatlas.draw.heat_map import FINE, enlarge, enlargement, overlay, plot_curves
 from convatlas.draw.objects import class_color, draw_objects
@@ -30,10 +30,13 @@ CURVE = 2.7
 LINE, CAPTION_LINE = 0.19, 0.25
 """Height of a line of text, and of the caption of an image, in inches."""
 
+CLIP_CELL = 1.4
+"""Width of a feature map of a clip, a strip of frames, in inches."""
+
 OUTLINED = " (outline: half of the maximum)"
 
-WRAP = 118
-"""Characters of a line of text."""
+BOLD_WRAP, WRAP = 11, 15
+"""Characters per inch of the first line, which is bold, and of the others."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,19 @@ def draw_explanation(parts: Parts, *, path: str | Path | None = None) -> Figure:
 
     Clips are strips of frames above the curves and the feature maps.
     """
-    lines = [textwrap.wrap(label(line, 300), WRAP) for line in parts.lines]
-    texts = [(piece, "normal" if number else "bold") for number, pieces in enumerate(lines) for piece in pieces]
     is_clip = parts.view.ndim == 4
     images = {"frames" if is_clip else "image": parts.image(), f"heat map{OUTLINED * (not parts.is_fine)}": parts.map()}
     rows = map_rows(parts.stages)
     plots = curves_of(parts.faithfulness) if parts.faithfulness is not None else []
-    columns = max([1, *(len(row.maps) for row in rows)])
-    left, right = 2 * (CURVE + 0.3), (CAPTION + CELL * columns if rows else 0.0)
+    left = 2 * (CURVE + 0.3)
+    right, maps = size_of_maps(rows, CLIP_CELL if is_clip else CELL) if rows else (0.0, 0.0)
     width, (rows_shown, columns_shown) = left + right, next(iter(images.values())).shape[1:]
+    limits = [int(width * (WRAP if number else BOLD_WRAP)) for number in range(len(parts.lines))]
+    lines = [textwrap.wrap(label(line, 300), limit) for line, limit in zip(parts.lines, limits, strict=True)]
+    texts = [(piece, "normal" if number else "bold") for number, pieces in enumerate(lines) for piece in pieces]
     aspect = rows_shown / columns_shown
     shown = 2 * (width * aspect + CAPTION_LINE) if is_clip else min(1.2, aspect) * left / 2 + CAPTION_LINE
-    curves, maps = CURVE * bool(plots), CELL * len(rows) + 0.1 * bool(rows)
-    head = LINE * len(texts) + 0.15
+    curves, head = CURVE * bool(plots), LINE * len(texts) + 0.15
     height = head + (shown + max(curves, maps) if is_clip else max(shown + curves, maps))
     figure = new_figure(width, height)
     for number, (text, weight) in enumerate(texts):
@@ -145,9 +148,11 @@ def _place(
 
 def _show_images(area: Any, images: Mapping[str, Tensor], *, columns: int) -> None:
     """Show images (3, h, w) below their captions."""
+    rows, caption_share = len(images) // columns, CAPTION_LINE * area.dpi / area.bbox.height
     grid = area.add_gridspec(
-        len(images) // columns, columns, left=0.012, right=0.988, top=0.92, bottom=0.01, wspace=0.03, hspace=0.12
-    )
+        rows, columns, left=0.012, right=0.988, top=1 - caption_share, bottom=0, wspace=0.03,
+        hspace=caption_share * rows / (1 - caption_share * rows),
+    )  # fmt: skip
     for cell, (caption, pixels) in zip(grid, images.items(), strict=True):
         axes = area.add_subplot(cell)
         axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="antialiased")

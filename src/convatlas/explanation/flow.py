@@ -65,7 +65,8 @@ class Probe(AbstractContextManager["Probe"]):
         probe.read_update()
         layers = probe.statistics()
 
-    activations: measure activations; without, no hook is installed, as compiled networks need it.
+    activations: measure activations; without, no hook is installed, as compiled networks need it, and activation
+        functions have no statistics.
     activation_gradients: measure the gradients of activations, which takes longer.
     """
 
@@ -74,7 +75,9 @@ class Probe(AbstractContextManager["Probe"]):
         layers = {path: layer for path, layer in network.named_modules() if not path.startswith(inner)}
         self._weights = {path: weights for path, layer in layers.items() if (weights := list(_weights(layer)))}
         self._layers = {
-            path: layer for path, layer in layers.items() if path in self._weights or type(layer) in STEEPNESS
+            path: layer
+            for path, layer in layers.items()
+            if path in self._weights or (activations and type(layer) in STEEPNESS)
         }
         gates = {each for module in network.modules() if isinstance(module, Product) for each in module.modules()}
         self._steepness = {

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from convatlas.core.table import Table
 from convatlas.draw.contact_sheet import Captioned, captioned_images
 from convatlas.draw.frame_strip import frame_strip
-from convatlas.errors import printable
+from convatlas.errors import InputError, printable
 from convatlas.tasks.classification.metrics import accuracy_interval
 
 if TYPE_CHECKING:
@@ -140,12 +140,14 @@ class NeighborAccuracy:
 def neighbor_accuracy(
     features: Tensor, labels: Sequence[str], splits: Sequence[str], k: int = NEIGHBORS
 ) -> NeighborAccuracy | None:
-    """Return how often most of the k nearest images have the label of an image; None without two labels.
+    """Return how often most of the k nearest images have the label of an image.
 
+    None without two labels, and if there are not more than k images with one.
     features: (n, d). Of data with a train split and others, the images are those of the others, and the nearest images
     are of train; otherwise they are all other images. Of more than `MAX_QUERIES` images, evenly spaced ones are
-    measured. Ties go to the label with the higher similarities.
+    measured. Ties go to the label with the higher similarities. Raises InputError unless k is at least 1.
     """
+    check_count(k, "k")
     others = [i for i, split in enumerate(splits) if split != "train"]
     is_split = 0 < len(others) < len(splits)
     candidates = [i for i, split in enumerate(splits) if labels[i] and (not is_split or split == "train")]
@@ -166,3 +168,9 @@ def neighbor_accuracy(
         correct += int((votes.argmax(1) == numbers[part]).sum())
     most = Counter(labels[i] for i in queries).most_common(1)[0][1]
     return NeighborAccuracy(correct, len(queries), k, most / len(queries), "train" if is_split else "")
+
+
+def check_count(count: int, name: str) -> None:
+    """Raise InputError unless a number of images is an integer >= 1."""
+    if type(count) is not int or count < 1:
+        raise InputError(f"nearest: {name} must be an integer >= 1, got {count}")

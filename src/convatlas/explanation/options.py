@@ -9,7 +9,7 @@ from convatlas.core.record import Record, at_least
 from convatlas.errors import InputError
 
 Cam = Literal["grad-cam", "hires-cam", "layer-cam"]
-Method = Literal["grad-cam", "hires-cam", "layer-cam", "integrated-gradients", "occlusion"]
+Method = Literal[Cam, "integrated-gradients", "occlusion"]
 
 CAMS: tuple[Cam, ...] = get_args(Cam)
 """Methods that read the maps of a layer."""
@@ -25,12 +25,12 @@ class ExplainOptions(Record):
     detectors, the number of the object, the most probable one first. layers: taps, of CAMs; by default the last one
     with a map. Maps of several are averaged. steps: of integrated gradients.
     faithfulness: insertion and deletion curves, beside those of a random map and of the edge map. randomize: the sanity
-    check by random weights. stages: the strongest feature maps of each stage.
+    check by random weights, of maps that are not empty. stages: the strongest feature maps of each stage.
     """
 
     error = InputError
 
-    method: Literal["auto"] | Method = "auto"
+    method: Literal["auto", Method] = "auto"
     label: str | None = None
     against: str | None = None
     object: Annotated[int, at_least(0)] = 0

@@ -32,7 +32,7 @@ from convatlas.draw.page import (
     table,
 )
 from convatlas.draw.style import default_settings, lay_out, new_figure
-from convatlas.errors import printable
+from convatlas.errors import InputError, printable
 from convatlas.explanation.explanation import Explanation
 from convatlas.explanation.faithfulness import MARGIN, Faithfulness
 from convatlas.explanation.feature_maps import StageMaps
@@ -47,6 +47,9 @@ READING = (
     "Confidence in the explained class while pixels are inserted into a blurred image, and while they are replaced by "
     "the mean color, the most important ones first. A faithful map has a high insertion and a low deletion curve."
 )
+
+PAGE = ".html"
+"""Suffix of pages, which show any number of images."""
 
 ROWS = 12
 """Maximum number of explanations in a `repr`."""
@@ -113,7 +116,7 @@ def row_of(explanation: Explanation) -> tuple[str, ...]:
         own = measured.heatmap
         values = (own.insertion_area, own.deletion_area, own.difference, measured.random.difference,
                   measured.edges.difference)  # fmt: skip
-        numbers = [f"{value:.2f}" for value in values]
+        numbers = [f"{value:z.2f}" for value in values]
     return (*(printable(text) for text in (each.source, each.prediction.text, each.score.text)), method, *numbers)
 
 
@@ -154,8 +157,11 @@ class ExplanationPage:
         ])  # fmt: skip
 
     def write(self, path: str | Path) -> None:
-        """Write the page atomically."""
-        write_text(Path(path), self.html())
+        """Write the page atomically. Raises InputError for another suffix than .html."""
+        path = Path(path)
+        if path.suffix.lower() != PAGE:
+            raise InputError(f"{path}: the suffix of a page must be {PAGE}, got {path.suffix or 'none'}")
+        write_text(path, self.html())
 
     def _summary(self) -> str:
         """Return the mean of insertion minus deletion, and whether it is above that of the control maps."""
@@ -166,11 +172,11 @@ class ExplanationPage:
         better = sum(each[0] > max(each[1:]) + MARGIN for each in self.differences)
         worse = [name for name, value in (("edge maps", edges), ("random maps", noise)) if value >= own]
         return summary_card(
-            f"{own:.2f}", f"insertion minus deletion, mean of {pluralize(count, self.noun)}",
+            f"{own:z.2f}", f"insertion minus deletion, mean of {pluralize(count, self.noun)}",
             warning=f"These maps are no better than {' and '.join(worse)}: do not rely on them." if worse else "",
             sentences=[f"{better:,} of {pluralize(count, 'map')} {'is' if better == 1 else 'are'} better than both "
                        "control maps of the same image.", READING],
-            facts={"edge maps": f"{edges:.2f}", "random maps": f"{noise:.2f}"},
+            facts={"edge maps": f"{edges:z.2f}", "random maps": f"{noise:z.2f}"},
         )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def measure_receptive_field(
     Raises SpecError that suggests the nearest layer, InputError that states the valid channels and units.
     """
     network, layer = explained.network, layer or explained.default_layer
-    explained.check_paths([layer])
+    explained.check_paths([layer], where="features")
     inputs = explained.network.first_inputs(explained.inputs(pixels))
     with torch.no_grad():
         maps = feature_map(taps(network, [layer], inputs)[layer])[0].float()

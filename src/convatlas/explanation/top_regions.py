@@ -21,6 +21,7 @@ from convatlas.explanation.receptive_field import (
     view_region,
 )
 from convatlas.tasks.explained import Explained
+from convatlas.tasks.table import pluralize
 
 TOP = 9
 """Default number of regions."""
@@ -65,7 +66,7 @@ class TopRegions:
         """What is shown, in one line."""
         return (
             f"receptive fields of the units of {self.layer}, channel {self.channel}, with the largest values in "
-            f"{self.images:,} {self.noun}s (mean of the largest values {self.mean:.3g})"
+            f"{pluralize(self.images, self.noun)} (mean of the largest values {self.mean:.3g})"
         )
 
     def to_plain(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def find_top_regions(
     wins. noun: what the data consists of, "image" or "clip".
     Raises SpecError for a layer, InputError for a channel that is not there.
     """
-    explained.check_paths([layer])
+    explained.check_paths([layer], where="features")
     best: list[tuple[float, int, ExcitingRegion]] = []
     number, total = 0, 0.0
     shape: tuple[int, ...] = ()

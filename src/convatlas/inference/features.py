@@ -130,7 +130,7 @@ def _read_one(image: Collection, header: Header, reading: PredictOptions) -> tup
     collected = collect(image, kind, fetch=reading.fetch)
     items = list(collected.items)
     if len(items) != 1:
-        raise InputError(f"features: must be one {noun}, got {len(items):,}; give one, and others as data")
+        raise InputError(f"features: image must be one {noun}, got {len(items):,}; give one, and others as data")
     name = display_name(items[0], noun, 0)
     (views,) = (load_clips if kind is VIDEOS else load_views)(items[0], name, [steps], reading)
     middle = len(views.pixels) // 2
@@ -192,12 +192,13 @@ def data_items(data: Data, kind: InputKind, progress: Progress | None = None) ->
         return _items_of(open_data(data, reads=reads, progress=progress, problems=Problems()))
     except DataError as error:
         is_name = isinstance(data, str | os.PathLike)
-        if is_name and not os.path.isdir(os.path.expanduser(data)) and not glob.has_magic(os.fspath(data)):
+        is_pattern = is_name and glob.has_magic(os.fspath(data))
+        if is_name and not is_pattern and not os.path.isdir(os.path.expanduser(data)):
             raise
         try:
             return collect(data, kind).items
-        except DataError:
-            raise error from None
+        except DataError as second:  # labels are not read, so that folders of classes need not be asked for
+            raise (second if is_pattern or error.kind == "few_classes" else error) from None
 
 
 def _items_of(source: Source) -> Iterator[Any]:

@@ -25,6 +25,12 @@ from convatlas.weights.run_files import model_file_of
 from convatlas.weights.sizes import sizes_of
 from convatlas.weights.training_record import TrainingRecord
 
+EXPORTED_BATCH = 16
+"""Number of images for which an exported file is prepared."""
+
+EXPORTED = (".onnx", ".xml", ".pt2")
+"""Suffixes of exported files."""
+
 
 def load(path: str | os.PathLike[str], *, device: str = "cpu", module: nn.Module | None = None) -> Model:
     """Open a model file, a run directory, an exported file, or weights by name.
@@ -49,13 +55,6 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu", module: nn.Module
         model = Model(*read_model_file(model_file_of(path), module))
     model.module.to(resolve_device(device))
     return model
-
-
-EXPORTED_BATCH = 16
-"""Number of images for which an exported file is prepared."""
-
-EXPORTED = (".onnx", ".xml", ".pt2")
-"""Suffixes of exported files."""
 
 
 def _load_exported(path: Path) -> Model:

@@ -120,7 +120,7 @@ class Model(Predictor):
         options = ExplainOptions.from_plain(
             {
                 "method": method, "label": label, "against": against, "object": object, "steps": steps,
-                "layers": [layer] if isinstance(layer, str) else list(layer), "faithfulness": faithfulness,
+                "layers": [layer] if isinstance(layer, str) else layer, "faithfulness": faithfulness,
                 "randomize": randomize,
             },
             where="explain",

@@ -67,7 +67,7 @@ def diagnose(
             return propagate_noise(name, network, seed=seed)
     given: dict[str, object] = {
         "depth": depth != 1, "width": width != 1, "cells": cells, "data": data is not None, "resolution": resolution,
-        "channels": channels, "classes": classes, "stem": stem != "default",
+        "channels": channels, "classes": classes, "stem": stem != "default", "download": download, "seed": seed,
     }  # fmt: skip
     if wrong := [argument for argument, value in given.items() if value]:
         raise InputError(f"diagnose: {wrong[0]} is for networks by name, and {source} is a path")

@@ -135,7 +135,7 @@ class Explained:
             return path
         return self._outermost(parent)
 
-    def check_paths(self, paths: Sequence[str]) -> None:
+    def check_paths(self, paths: Sequence[str], *, where: str = "explain") -> None:
         """Raise SpecError for a path that is no tap of the network, or whose output is not a map."""
         for path in paths:
             if path in self.paths:
@@ -143,11 +143,11 @@ class Explained:
             if path in self.shapes:
                 shape = " x ".join(map(str, self.shapes[path]))
                 raise SpecError(
-                    f"explain: layer must have a map, got {path!r} with an output of {shape}; the last layer with a "
+                    f"{where}: layer must have a map, got {path!r} with an output of {shape}; the last layer with a "
                     f"map is {self.default_layer or 'none'}"
                 )
             known = nearest(path, self.paths) or f"; such as {self.default_layer}" * bool(self.paths)
-            raise SpecError(f"explain: layer must be on the main path of the network, got {path!r}{known}")
+            raise SpecError(f"{where}: layer must be on the main path of the network, got {path!r}{known}")
 
 
 def gradients(score: Tensor, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
+from torch import Tensor
+
 from convatlas.core.record import Record, at_least
 from convatlas.errors import DataError, listed, nearest
 
@@ -32,6 +35,18 @@ class Score(Record):
     def text(self) -> str:
         """The score in words: "bee", or "bee and not ant"."""
         return self.label if self.against is None else f"{self.label} and not {self.against}"
+
+    def logit(self, logits: Tensor) -> Tensor:
+        """Return the score (n,) of logits (n, classes); gradients flow."""
+        value = logits[:, self.index]
+        return value if self.against_index is None else value - logits[:, self.against_index]
+
+    def probability(self, probabilities: Tensor) -> Tensor:
+        """Return the probability (n,) of the class, from (n, classes); of a difference, its share of both, 0 of 0."""
+        value = probabilities[:, self.index]
+        if self.against_index is None:
+            return value
+        return value / (value + probabilities[:, self.against_index]).clamp(min=torch.finfo(value.dtype).tiny)
 
 
 def check_class(name: str | None, classes: Sequence[str], field: str = "class") -> None:

@@ -300,16 +300,11 @@ class Task(Record, ABC):
 
     def logit(self, outputs: Tensor, score: Score) -> Tensor:
         """Return the score (n,) of outputs (n, outputs) of `Explained`; gradients flow."""
-        value = outputs[:, score.index]
-        return value if score.against_index is None else value - outputs[:, score.against_index]
+        return score.logit(outputs)
 
     def confidence(self, outputs: Tensor, score: Score, calibration: Calibration) -> Tensor:
         """Return the probability (n,) of the score's class; of a difference, its share of both probabilities."""
-        decoded: Tensor = self.decode(outputs, calibration)
-        value = decoded[:, score.index]
-        if score.against_index is None:
-            return value
-        return value / (value + decoded[:, score.against_index]).clamp(min=torch.finfo(value.dtype).tiny)
+        return score.probability(self.decode(outputs, calibration))
 
     def output_order(self, other: Task, where: object, reference: object) -> Tensor:
         """Return the index of each of this task's outputs among those of another model's task.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -62,20 +63,34 @@ def lines_of(step: MeasuredStep) -> tuple[str, ...]:
 
 def steps_of(lines: Iterable[str]) -> tuple[MeasuredStep, ...]:
     """Return the measured steps of lines of diagnostics.csv. Raises ValueError for damaged ones."""
-    rows = [dict(zip(DIAGNOSTICS_COLUMNS, row, strict=True)) for row in csv.reader(lines)]
+    try:
+        values = list(csv.reader(lines))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    for number, row in enumerate(values, 1):
+        if len(row) != len(DIAGNOSTICS_COLUMNS):
+            raise ValueError(f"row {number} must have {len(DIAGNOSTICS_COLUMNS)} values, got {len(row)}")
+    rows = [dict(zip(DIAGNOSTICS_COLUMNS, row, strict=True)) for row in values]
     return tuple(
-        MeasuredStep(int(epoch), int(step), float(lr), tuple(map(_layer_of, group)))
+        MeasuredStep(int(epoch), int(step), _finite(lr), tuple(map(_layer_of, group)))
         for (epoch, step, lr), group in groupby(rows, key=lambda row: tuple(row[name] for name in STEP_COLUMNS))
     )
 
 
 def _layer_of(row: Mapping[str, str]) -> LayerStatistics:
-    numbers = {name: float(row[name]) if row[name] else None for name in NUMBERS}
+    numbers = {name: _finite(row[name]) if row[name] else None for name in NUMBERS}
     max_rank = numbers.pop("max_rank")
     return LayerStatistics(
         row["path"], row["kind"], **numbers, max_rank=None if max_rank is None else int(max_rank),
         finite=bool(int(row["finite"])),
     )  # fmt: skip
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"numbers must be finite, got {number}")
+    return number
 
 
 class DiagnosticsFile:
@@ -96,13 +111,16 @@ class DiagnosticsFile:
 
 
 def read_diagnostics(path: Path) -> tuple[MeasuredStep, ...]:
-    """Read diagnostics.csv. Raises RunError if it is unreadable or damaged."""
+    """Read diagnostics.csv. Raises RunError if it is unreadable, damaged, or has no measured step."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if file.readline().rstrip() != _HEADING:
                 raise RunError(f"{path}: the columns must be {_HEADING}")
-            return steps_of(file)
+            steps = steps_of(file)
     except OSError as error:
         raise RunError(f"{path}: unreadable: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise RunError(f"{path}: damaged: {error}") from error
+    if not steps:
+        raise RunError(f"{path}: has no measured step")
+    return steps

@@ -218,7 +218,7 @@ def _flow_section(data: ReportData) -> str:
     diagnosis = Diagnosis.of(data.config.model, data.config, data.diagnostics, data.history)
     reading = (
         "Layers from the input (top) to the output, in one step of each epoch; darker is larger. Gradients that vanish "
-        "fade towards the top; a white row in the middle is a layer that does not learn."
+        "fade towards the top; a light row of update-to-weight ratios is a layer that hardly learns."
     )
     numbers = fold("The most extreme numbers, and from where on they are wrong", table(diagnosis.table()))
     lines = [line.strip() for line in diagnosis.verdict().splitlines()]

@@ -164,8 +164,8 @@ EXPERIMENT = Experiment(
         "with 1x1 bottlenecks than those of two 3x3."
     ),
     source=(
-        "Szegedy et al. 2014 (GoogLeNet), sections 3 and 4: 1x1 reductions give Inception networks 3 to 10 times the "
-        "speed of similar ones without. He et al. 2015 (ResNet), section 4.1 and figure 5: bottlenecks for equal "
+        "Szegedy et al. 2014 (GoogLeNet), section 4: networks with Inception modules are 3 to 10 times as fast as "
+        "others of similar performance. He et al. 2015 (ResNet), section 4.1 and figure 5: bottlenecks for equal "
         "complexity. Lin et al. 2013, Network in network."
     ),
     protocol=(

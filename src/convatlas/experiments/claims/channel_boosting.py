@@ -175,7 +175,7 @@ EXPERIMENT = Experiment(
     needs=(DATA, OTHER),
     trials=trials,
     measure=measure,
-    metrics={TUNING_METRIC: "tuning accuracy", "accuracy": "accuracy", "macs": "multiply-adds, millions"},
+    metrics={TUNING_METRIC: "tuning accuracy", "accuracy": "test accuracy", "macs": "multiply-adds, millions"},
     judge=judge,
     draw=draw,
 )

@@ -209,7 +209,8 @@ EXPERIMENT = Experiment(
         "regression, its penalty chosen by leave-one-out) reads each of three properties: cast, blur, and ant or bee. "
         "Two thirds of 380 photos train the probe, one third tests it; all chance levels are 50 %. The maps of every "
         "tap are average-pooled to a grid with about 1280 features, so that no tap has more of them. Control: the same "
-        "network with random weights. A seed draws the split, casts and blurs. The strengths of cast and blur were "
+        "network with random weights. A seed draws the split, casts and blurs; the splits "
+        "overlap, so the intervals are too narrow. The strengths of cast and blur were "
         "chosen on other photos (`imagenet_samples`), so that no tap reads them perfectly."
     ),
     criterion=(

@@ -48,7 +48,7 @@ PHOTO, CROP = 240, 224
 EPOCHS = {"smoke": 1, "default": 8, "full": 30}
 IMAGES = {"smoke": 200, "default": 2000, "full": 50_000}
 TEST_IMAGES = {"smoke": 100, "default": 1000, "full": 10_000}
-PHOTOS = {"smoke": 10, "default": 60, "full": 152}
+PHOTOS = {"smoke": 10, "default": 60, "full": 140}
 SEEDS = {"smoke": 1, "default": 3, "full": 5}
 NEAR = "consistency_near"
 """The mean of 1 and 2 px."""

@@ -237,7 +237,7 @@ def draw(results: Results) -> Figure:
     handles, labels = rows[0][0].get_legend_handles_labels()
     lay_out(figure)
     figure.subplots_adjust(bottom=0.2)
-    figure.legend(handles, labels, loc="lower center", ncols=6, frameon=False, fontsize=7, handlelength=3)
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=7, handlelength=3)
     return figure
 
 
@@ -249,8 +249,9 @@ EXPERIMENT = Experiment(
         "cannot be trained; ReLU, batch norm, residual and dense connections each keep the gradients."
     ),
     source=(
-        "Glorot and Bengio 2010, section 4; He et al. 2015 (ResNet), section 4.1 and figure 6; Ioffe and Szegedy 2015, "
-        "section 3.3; Huang et al. 2017 (DenseNet), section 1. Against the claim on batch norm: Yang et al. 2019, "
+        "Glorot and Bengio 2010, section 4; He et al. 2015 (ResNet), section 4.2 and figure 6; Ioffe and Szegedy 2015, "
+        "section 3.3; Huang et al. 2017 (DenseNet), section 1. Against: He et al. 2015, section 4.1, for whom "
+        "gradients do not vanish in plain networks with batch norm; on batch norm Yang et al. 2019, "
         "\"A mean field theory of batch normalization\"."
     ),
     protocol=(

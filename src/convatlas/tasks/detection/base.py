@@ -216,13 +216,11 @@ class DetectionTask(Task):
         return ExplainedBox(network, preprocessing, score.box, score.size)
 
     def logit(self, outputs: Tensor, score: Score) -> Tensor:
-        return super().logit(outputs[:, 1:], score)
+        return score.logit(outputs[:, 1:])
 
     def confidence(self, outputs: Tensor, score: Score, calibration: Calibration) -> Tensor:
         """Return the probability of the class of the box; of a difference, its share of both probabilities."""
-        probabilities = outputs.softmax(1)[:, 1:]
-        value = probabilities[:, score.index]
-        return value if score.against_index is None else value / (value + probabilities[:, score.against_index])
+        return score.probability(outputs.softmax(1)[:, 1:])
 
 
 def objects_of(targets: Targets) -> Sequence[Objects]:
