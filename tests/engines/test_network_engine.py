@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -28,6 +29,7 @@ from convatlas.engines.weights_state import WeightsState
 from convatlas.errors import EngineError
 from convatlas.inference.load import load
 from convatlas.inference.model import Ensemble, Model
+from convatlas.system.signal_stack import signal_stack
 from convatlas.weights.modelfile import Header
 
 pytest.importorskip("onnxruntime")
@@ -176,6 +178,17 @@ def test_every_engine_has_the_present_weights(engine: str) -> None:
     assert torch.allclose(model.engine.outputs(pixels), expected(network, header, pixels), atol=1e-4)
     load_other_weights(network)
     assert torch.allclose(model.engine.outputs(pixels), expected(network, header, pixels), atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack of Linux")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_stack_of_signal_handlers_is_kept(engine: str) -> None:
+    """OpenVINO leaves one that is freed; with it, Ctrl-C is a segmentation fault."""
+    before = signal_stack()
+    network, header = model_of()
+    Model(network, header).using(engine, batch=BATCH).engine.outputs(pixels_for(header))
+    after = signal_stack()
+    assert (after.start, after.flags, after.size) == (before.start, before.flags, before.size)
 
 
 def test_networks_of_another_type_run() -> None:

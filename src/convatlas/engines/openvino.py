@@ -17,6 +17,7 @@ from convatlas.engines.deploy import OUTPUTS, PIXELS, PROBABILITIES
 from convatlas.engines.engine import runtime_errors
 from convatlas.engines.torch import run_in_full_batches
 from convatlas.system.extras import import_optional
+from convatlas.system.signal_stack import kept_signal_stack
 from convatlas.tasks.table import pluralize
 
 
@@ -102,7 +103,8 @@ class OpenVinoEngine:
                     model = self._model.clone()
                     (pixels,) = model.inputs
                     model.reshape([size, *(side.get_length() for side in list(pixels.partial_shape)[1:])])
-                    self._compiled[size] = self._core.compile_model(model, "CPU", settings)
+                    with kept_signal_stack():
+                        self._compiled[size] = self._core.compile_model(model, "CPU", settings)
             return self._compiled[size]
 
     def _serialize(self) -> tuple[bytes, bytes]:
