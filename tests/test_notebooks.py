@@ -17,6 +17,9 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 EXECUTE = load_script(FOLDER / "execute.py")
 
+LONG = "3-compare-and-choose"
+"""It takes a minute and a half."""
+
 
 def kinds(notebook: Any) -> list[list[str]]:
     """Return the kinds of output of each cell, such as text/html and image/png."""
@@ -27,7 +30,13 @@ def kinds(notebook: Any) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("path", EXECUTE.NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == LONG else [])
+        for path in EXECUTE.NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_and_shows_what_it_keeps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
 
