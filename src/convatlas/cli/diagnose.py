@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,19 +10,21 @@ from convatlas.cli import console
 from convatlas.cli.options import (
     DATA,
     MODEL,
-    OUTPUT,
     Channels,
     Classes,
     Download,
+    Figure,
     Json,
     Resolution,
     SmallImages,
+    assignments,
     complete_network,
     integer,
     number,
     option,
+    stem_for,
 )
-from convatlas.errors import InputError, printable
+from convatlas.errors import printable
 
 
 def diagnose(
@@ -59,10 +59,7 @@ def diagnose(
     seed: Annotated[
         int, option("Random seed of the initial weights and of noise.", metavar="N", panel=MODEL, read=integer(0))
     ] = 0,
-    out: Annotated[
-        Path | None,
-        option("File of the figure; its suffix is .svg, .png or .pdf.", "--out", "-o", metavar="FILE", panel=OUTPUT),
-    ] = None,
+    out: Figure = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Name the first layer of a run that goes wrong, why, and what usually helps; or of a network before training."""
@@ -72,8 +69,9 @@ def diagnose(
     if out is not None:
         check_figure_path(out)
     diagnosis = diagnose(
-        source, depth=depth, width=width, cells=_cells(change or []), resolution=resolution, channels=channels,
-        classes=classes, stem="cifar" if small_images else "default", data=data, download=download, seed=seed,
+        source, depth=depth, width=width, cells=dict(assignments(change or [], "CELL=VALUE such as stages[0].depth=9")),
+        resolution=resolution, channels=channels, classes=classes, stem=stem_for(small_images), data=data,
+        download=download, seed=seed,
     )  # fmt: skip
     if as_json:
         console.print_json(diagnosis.to_plain())
@@ -83,17 +81,3 @@ def diagnose(
         diagnosis.figure(out)
         if not as_json:
             console.console.print(printable(f"figure: {out}"))
-
-
-def _cells(pairs: list[str]) -> dict[str, Any]:
-    """Return CELL=VALUE pairs as a mapping; a value is JSON (a number, true, false, null) or text."""
-    cells: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign:
-            raise InputError(f"--set: must be CELL=VALUE such as stages[0].depth=9, got {pair}")
-        try:
-            cells[name] = json.loads(text)
-        except json.JSONDecodeError:
-            cells[name] = text
-    return cells

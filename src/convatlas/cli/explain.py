@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convatlas.cli import console
-from convatlas.cli.options import DATA, MODEL, OUTPUT, Batch, Device, ModelFile, integer, option
+from convatlas.cli.options import MODEL, OUTPUT, Batch, Device, Fetch, JsonLines, ModelFile, integer, option
 from convatlas.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -66,16 +66,14 @@ def explain(
     ] = False,
     device: Device = "auto",
     batch: Batch = None,
-    fetch: Annotated[
-        bool, option("Allow the download of images or videos from http:// and https:// URLs.", "--fetch", panel=DATA)
-    ] = False,
+    fetch: Fetch = False,
     out: Annotated[
         Path | None,
         option("File of the figure of one image (.png, .svg, .pdf), or of a page of any number (.html).",
                "--out", "-o", metavar="FILE", panel=OUTPUT,
                default="NAME-explanation.png, or explanations.html for several images; none with --json"),
     ] = None,
-    as_json: Annotated[bool, option("Print one JSON object per line.", "--json", panel=OUTPUT)] = False,
+    as_json: JsonLines = False,
 ) -> None:  # fmt: skip
     """Draw which parts of an image speak for a class, and measure how far the map can be trusted.
 

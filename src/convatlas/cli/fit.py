@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,10 +22,12 @@ from convatlas.cli.options import (
     MaxUnreadable,
     Resolution,
     SmallImages,
+    assignments,
     complete_network,
     integer,
     number,
     option,
+    stem_for,
 )
 from convatlas.errors import InputError, nearest, printable
 from convatlas.system import quantities
@@ -234,7 +235,7 @@ def fit(
         "seed": seed,
         "download": download,
         "data_options": DataOptions().replaced({
-            "resolution": resolution, "stem": "cifar" if small_images else "default", "channels": channels,
+            "resolution": resolution, "stem": stem_for(small_images), "channels": channels,
             "val_share": val_share, "max_unreadable": max_unreadable, "group_pattern": group_pattern,
             "frames": frames, "frame_rate": frame_rate, "clips": clips,
         }),
@@ -333,19 +334,13 @@ def _checkpoints(interval: Interval) -> dict[str, float]:
 
 
 def _fields(pairs: list[str]) -> dict[str, Any]:
-    """Return FIELD=VALUE pairs as a mapping; a value is JSON (a number, true, false, null) or text."""
+    """Return FIELD=VALUE pairs as a mapping."""
     from convatlas.train.recipe_fields import RecipeFields
 
     fields: dict[str, Any] = {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign:
-            raise InputError(f"--set: must be FIELD=VALUE such as label_smoothing=0.1, got {pair}")
+    for name, value in assignments(pairs, "FIELD=VALUE such as label_smoothing=0.1"):
         if name not in (known := RecipeFields.__annotations__):
             problem = f"--set: {name} is not a field of a recipe{nearest(name, known)}"
             raise InputError(f"{problem}; `convatlas recipes default` lists the fields")
-        try:
-            fields[name] = json.loads(text)
-        except json.JSONDecodeError:
-            fields[name] = text
+        fields[name] = value
     return fields

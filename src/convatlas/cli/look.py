@@ -19,13 +19,13 @@ from convatlas.cli.options import (
     complete_network,
     number,
     option,
+    stem_for,
 )
 from convatlas.errors import InputError, nearest, printable
 from convatlas.system import quantities
 
 if TYPE_CHECKING:
     from convatlas.core.table import Table
-    from convatlas.models.catalog import Stem
 
 FILTER, SCALING, BUDGET, RUNS = "Filter", "Scaling", "Budget", "Runs and model files"
 
@@ -93,7 +93,7 @@ def show(
     from convatlas.models.describe import network_facts
     from convatlas.overview.look import show
 
-    stem = _stem(small_images)
+    stem = stem_for(small_images)
     shown = show(name, resolution=resolution, channels=channels, classes=classes, stem=stem)
     if not as_json:
         console.console.print(str(shown))
@@ -102,10 +102,6 @@ def show(
         console.print_json(facts.to_plain())
     else:
         console.print_json(shown.to_plain())
-
-
-def _stem(small_images: bool) -> Stem:
-    return "cifar" if small_images else "default"
 
 
 def cost(
@@ -221,7 +217,7 @@ def draw(
 
     card = variant(name).card
     network = build_fresh(
-        name, resolution=resolution, channels=channels, classes=classes, stem=_stem(small_images), device="meta",
+        name, resolution=resolution, channels=channels, classes=classes, stem=stem_for(small_images), device="meta",
     )  # fmt: skip
     path = out or Path(f"{canonical_name(name)}.svg")
     diagram(network, title=f"{card.title} ({card.year})", path=path)

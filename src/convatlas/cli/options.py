@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convatlas.errors import InputError
 from convatlas.system import quantities
+
+if TYPE_CHECKING:
+    from convatlas.models.catalog import Stem
 
 DATA, MODEL, SEARCH, RECIPE = "Data", "Model", "Model selection (--model auto)", "Recipe"
 EXECUTION, LIMITS, OUTPUT = "Execution", "Limits", "Output"
@@ -73,6 +78,26 @@ def probability(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"must be a probability in [0, 1], got {text}")
     return value
+
+
+def assignments(pairs: Sequence[str], example: str) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each NAME=VALUE of --set; a value is JSON (a number, true, false, null) or text.
+
+    example: how a pair is written, such as "FIELD=VALUE such as label_smoothing=0.1".
+    """
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign:
+            raise InputError(f"--set: must be {example}, got {pair}")
+        try:
+            yield name, json.loads(text)
+        except json.JSONDecodeError:
+            yield name, text
+
+
+def stem_for(small_images: bool) -> Stem:
+    """Return the stem of the flag --small-images."""
+    return "cifar" if small_images else "default"
 
 
 def complete_network(incomplete: str) -> list[str]:
@@ -148,8 +173,12 @@ Batch = Annotated[
     option("Number of images or clips in a batch.", metavar="N", panel=EXECUTION, read=integer(1),
            default="16, 4 clips, or 1 for detectors"),
 ]  # fmt: skip
+Fetch = Annotated[
+    bool, option("Allow the download of images or videos from http:// and https:// URLs.", "--fetch", panel=DATA)
+]
 Figure = Annotated[
     Path | None,
     option("File of the figure; its suffix is .svg, .png or .pdf.", "--out", "-o", metavar="FILE", panel=OUTPUT),
 ]
 Json = Annotated[bool, option("Print JSON instead of a table.", "--json", panel=OUTPUT)]
+JsonLines = Annotated[bool, option("Print one JSON object per line.", "--json", panel=OUTPUT)]

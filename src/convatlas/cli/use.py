@@ -14,12 +14,13 @@ import typer
 
 from convatlas.cli import console
 from convatlas.cli.options import (
-    DATA,
     MODEL,
     OUTPUT,
     Batch,
     Device,
     Engine,
+    Fetch,
+    JsonLines,
     ModelFile,
     integer,
     option,
@@ -106,9 +107,7 @@ def predict(
     engine: Engine = "auto",
     device: Device = "auto",
     batch: Batch = None,
-    fetch: Annotated[
-        bool, option("Allow the download of images or videos from http:// and https:// URLs.", "--fetch", panel=DATA)
-    ] = False,
+    fetch: Fetch = False,
     sheet: Annotated[
         Path | None,
         option("Write a contact sheet of the first images, or frames of videos, and their predictions to this file: "
@@ -119,7 +118,7 @@ def predict(
         option("Plot the probabilities of the most probable classes over time to this file (.svg, .png, .pdf), a panel "
                "for each of the first 12 videos; only with --every.", metavar="FILE", panel=OUTPUT),
     ] = None,
-    as_json: Annotated[bool, option("Print one JSON object per line.", "--json", panel=OUTPUT)] = False,
+    as_json: JsonLines = False,
     as_csv: Annotated[
         bool,
         option("Print comma-separated values: a row for each image, object, video or clip along time.",

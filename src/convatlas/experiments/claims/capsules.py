@@ -19,6 +19,7 @@ from convatlas.experiments.experiment import Experiment, Size, Trial, Verdict
 from convatlas.experiments.materials import Images, Materials
 from convatlas.experiments.results import Results
 from convatlas.experiments.training import train
+from convatlas.experiments.tuning import TUNING_SEED
 from convatlas.models.catalog import build_fresh
 from convatlas.models.families.capsnet import CapsNet
 
@@ -65,7 +66,7 @@ def trials(size: Size, results: Results) -> Iterable[Trial]:
     """First each rate with seed 100, then the best rate of each network with every seed."""
     common = {"target": TARGET[size], "piece": PIECE[size], "images": IMAGES[size]}
     choices = [
-        Trial(f"tuning, {arm}, lr {rate:g}", 100, {
+        Trial(f"tuning, {arm}, lr {rate:g}", TUNING_SEED, {
             **common, "model": arm, "lr": rate, "pieces": CHOICE[size], "stop": False, "tuning": True,
         })
         for arm in ARMS for rate in (RATES[1:3] if size == "smoke" else RATES)

@@ -16,6 +16,7 @@ from convatlas.experiments.experiment import Experiment, Size, Trial, Verdict
 from convatlas.experiments.materials import Materials
 from convatlas.experiments.results import Results
 from convatlas.experiments.training import train
+from convatlas.experiments.tuning import TUNING_SEED
 from convatlas.layers.init import initialize
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ RATES = (0.0025, 0.005, 0.01, 0.02, 0.04)
 EPOCHS = {"smoke": 2, "default": 16, "full": 40}
 IMAGES = {"smoke": 500, "default": 3000, "full": 8000}
 SEEDS = {"smoke": 1, "default": 5, "full": 5}
-TUNING_SEED = 100
 
 
 def network(activation: str) -> nn.Module:

@@ -19,7 +19,7 @@ from convatlas.experiments.materials import Images, Materials
 from convatlas.experiments.results import Results
 from convatlas.experiments.statistics import Effect, paired_effect
 from convatlas.experiments.training import train
-from convatlas.experiments.tuning import TUNING_METRIC
+from convatlas.experiments.tuning import TUNING_METRIC, TUNING_SEED
 from convatlas.models.catalog import resolve
 from convatlas.weights.build import build
 
@@ -49,7 +49,7 @@ def trials(size: Size, results: Results) -> Iterable[Trial]:
     """First each candidate with seed 100, then the best one of each arm with every number of images and seed."""
     common = {"resolution": RESOLUTION[size], "times": TIMES[size]}
     choices = [
-        Trial(f"tuning, {arm}, {value:g}", 100, {
+        Trial(f"tuning, {arm}, {value:g}", TUNING_SEED, {
             **common, "arm": arm, "images": CHOICE[size], "value": value, "tuning": True,
         })
         for arm, values in ARMS.items() for value in (values[1:2] if size == "smoke" else values)
