@@ -23,6 +23,7 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from convatlas.core.choice import Choice, Template, choice_from_plain, has_choices, template_of
 from convatlas.errors import ConvatlasError, SpecError, nearest
 
 
@@ -91,6 +92,12 @@ class Record:
     error: ClassVar[type[ConvatlasError]] = SpecError
     tagged: ClassVar[bool] = False
     version: ClassVar[int | None] = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return a new record, or a `Template` if there are choices among the values."""
+        if any(map(has_choices, args)) or any(map(has_choices, kwargs.values())):
+            return template_of(cls, args, kwargs)
+        return super().__new__(cls)
 
     @classmethod
     @cache
@@ -232,6 +239,10 @@ def find_problem(value: Any, hint: Any, path: str) -> str | None:
     """Return "<path> must be <constraint>, got <value>" for a value that does not fit its type, or None."""
     if hint is Any:
         return None
+    if isinstance(value, Choice):
+        return next(filter(None, (find_problem(option, hint, path) for option in value.options)), None)
+    if isinstance(value, Template):
+        return find_problem(value.first, hint, path)
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         fits = any(find_problem(value, option, path) is None for option in get_args(hint))
@@ -294,6 +305,10 @@ def _from_plain(
     value: Any, hint: Any, where: str, known: Mapping[str, type[Record]], error: type[ConvatlasError]
 ) -> Any:
     """Turn lists into tuples, integers into floats, and dicts into the records that the type allows."""
+    if hint is not Any and isinstance(value, Mapping) and isinstance(value.get("choose"), list):
+        listed = enumerate(value["choose"])
+        read = [_from_plain(each, hint, f"{where}.choose[{i}]", known, error) for i, each in listed]
+        return choice_from_plain(value, read, where, error)
     options = tuple(get_args(option)[0] if get_origin(option) is Annotated else option for option in alternatives(hint))
     records = tuple(option for option in options if isinstance(option, type) and issubclass(option, Record))
     if isinstance(value, Mapping) and records:
