@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 EXECUTE = load_script(FOLDER / "execute.py")
 
-LONG = "3-compare-and-choose"
-"""It takes a minute and a half."""
+LONG = ("2-fine-tune-your-folder", "3-compare-and-choose")
+"""They take half a minute, and a minute and a half."""
 
 
 def kinds(notebook: Any) -> list[list[str]]:
@@ -33,7 +33,7 @@ def kinds(notebook: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == LONG else [])
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
         for path in EXECUTE.NOTEBOOKS
     ],
 )

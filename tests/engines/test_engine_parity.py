@@ -90,13 +90,16 @@ def check_parity(name: str, folder: Path, tmp_path: Path, *, everything: bool) -
     check([lines[str(file)]["probabilities"] for file in files])
 
 
-@pytest.mark.parametrize("name", ["lenet5", "mobilenet_v2", "capsnet"])
+FAST = ("lenet5", "mobilenet_v2")
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_predictions_are_equal_everywhere(name: str, folder: Path, tmp_path: Path) -> None:
     check_parity(name, folder, tmp_path, everything=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in IMAGES if name not in ("lenet5", "mobilenet_v2", "capsnet")])
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in FAST])
 def test_predictions_are_equal_for_the_rest_of_the_catalog(name: str, folder: Path, tmp_path: Path) -> None:
     check_parity(name, folder, tmp_path, everything=name in ONE_OF_A_FAMILY)
 

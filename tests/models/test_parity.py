@@ -29,7 +29,7 @@ OTHER_ORDER = ("vgg", "resnetv2", "mobilenet_v3")
 UPSTREAM = {name: next(iter(row.upstream)) for name, row in CATALOG.items() if name in CLASSIFIERS and row.upstream}
 TRAINED = one_of_each_kind(UPSTREAM)
 
-LARGE_IN_DOUBLE = {(name, "timm") for name in CATALOG if name.startswith("vgg") and not name.startswith("vgg11")}
+LARGE_IN_DOUBLE = {(name, "timm") for name in CATALOG if name.startswith("vgg") and name != "vgg11"}
 """Networks of 130 million parameters that are compared in float64, and in float32 with torchvision."""
 
 ZERO_GRADIENT = 0.01
