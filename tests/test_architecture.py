@@ -27,6 +27,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ENTRY_POINTS = {"__main__": "cli"}
 """`python -m convatlas` is the command line."""
 
+PUBLIC = {"search"}
+"""Packages whose names are public, such as `ca.search.explore`; their modules do not import the package itself."""
+
 HEAVY = {"torch", "torchvision", "matplotlib", "sklearn"}
 
 
@@ -103,7 +106,7 @@ def test_no_file_is_part_of_a_circle() -> None:
 
 def test_packages_import_nothing() -> None:
     """An __init__.py that imported its modules would make each of them depend on all others."""
-    packages = [name for name, file in MODULES.items() if file.name == "__init__.py"]
+    packages = [name for name, file in MODULES.items() if file.name == "__init__.py" and name not in PUBLIC]
     assert len(packages) > 10
     assert not [name for name in packages if GRAPH[name]]
 

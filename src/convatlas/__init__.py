@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from convatlas._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from convatlas import search
     from convatlas.core.compose import Chain, Concat, Product, Sum
     from convatlas.core.cost import cost
     from convatlas.core.features import feature_info, taps_at_strides
@@ -102,6 +103,9 @@ _ROOMS = {
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
+_PACKAGES = ("search",)
+"""Packages that are public as a whole: `ca.search.explore`."""
+
 _LISTS = ("list_networks", "networks", "models", "list_architectures", "available_models", "model_names", "zoo")
 """Other words for the list of networks."""
 
@@ -111,13 +115,15 @@ __all__ = [
     "RunOptions", "Skeleton", "Sum", "build", "check_data", "compare", "convert_data", "cost", "cross_validate",
     "diagnose", "diagram", "diff", "embed", "evaluate", "evaluate_coco", "explain", "export", "feature_info",
     "finish", "fit", "fit_budget", "import_weights", "list_models", "list_weights", "load", "param_groups_by_depth",
-    "predict", "preview", "read_skeleton", "register", "resume", "scale_compound", "scale_fast", "select_model",
-    "show", "spec", "summary", "taps", "taps_at_strides", "timeline", "unregister", "variant",
+    "predict", "preview", "read_skeleton", "register", "resume", "scale_compound", "scale_fast", "search",
+    "select_model", "show", "spec", "summary", "taps", "taps_at_strides", "timeline", "unregister", "variant",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import convatlas` costs next to nothing."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"convatlas.{name}")
     if name not in _HOME:
         from convatlas.errors import nearest
 

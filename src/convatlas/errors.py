@@ -84,6 +84,10 @@ class ExperimentError(ConvatlasError):
     """An experiment that does not exist, or whose log is of another version or damaged."""
 
 
+class SearchError(ConvatlasError):
+    """A search space, a budget or the metrics of a candidate that cannot be used."""
+
+
 class MachineError(ConvatlasError):
     """Something that this machine cannot do: a missing device, a file that cannot be written, a full disk."""
 

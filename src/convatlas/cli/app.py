@@ -22,13 +22,16 @@ from convatlas.cli import (
     explain,
     features,
     fit,
+    latency,
     look,
     recipes,
     runs,
+    scale_search,
+    search,
     use,
     weights,
 )
-from convatlas.cli.help import HelpCommand, HelpGroup
+from convatlas.cli.help import DefaultGroup, HelpCommand, HelpGroup
 from convatlas.errors import ConvatlasError, brief
 from convatlas.system.load import shorten_spinning
 
@@ -45,11 +48,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Check and convert data sets.", cls=HelpGroup, no_args_is_help=True)
+search_app = typer.Typer(
+    help="Search the most accurate network within limits of a device.", cls=DefaultGroup, no_args_is_help=True
+)
 weights_app = typer.Typer(help="List, download, import and verify weights.", cls=HelpGroup, no_args_is_help=True)
+
+latency_app = typer.Typer(
+    help="Measure latencies for a search on another machine.", cls=HelpGroup, no_args_is_help=True
+)
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     LOOK: (look.list_, look.show, look.cost, look.compare, look.draw, look.timeline, look.scale),
-    TRAIN: (fit.fit, runs.resume, runs.finish, recipes.recipes, demo.demo),
+    TRAIN: (fit.fit, scale_search.scale_search, runs.resume, runs.finish, recipes.recipes, demo.demo),
     USE: (use.predict, evaluate.evaluate, deploy.export, deploy.bench, deploy.serve),
     EXPLAIN: (explain.explain, features.features, embed.embed, diagnose.diagnose, experiment.experiment),
 }
@@ -57,13 +67,18 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 
 def _add(commands: Iterable[Callable[..., None]], group: typer.Typer, panel: str | None = None) -> None:
     for command in commands:
-        group.command(command.__name__.strip("_"), cls=HelpCommand, rich_help_panel=panel)(command)
+        group.command(command.__name__.strip("_").replace("_", "-"), cls=HelpCommand, rich_help_panel=panel)(command)
 
 
 for title, commands in COMMANDS.items():
     _add(commands, app, title)
 _add((data.check, data.convert), data_app)
 _add((weights.list_, weights.pull, weights.import_, weights.verify), weights_app)
+search_app.command(DefaultGroup.default, cls=HelpCommand, hidden=True)(search.search)
+_add((search.worker, search.report), search_app)
+app.add_typer(search_app, name="search", rich_help_panel=TRAIN)
+_add((latency.record, latency.import_), latency_app)
+app.add_typer(latency_app, name="latency", rich_help_panel=TRAIN)
 app.add_typer(data_app, name="data", rich_help_panel=TRAIN)
 app.add_typer(weights_app, name="weights", rich_help_panel=USE)
 

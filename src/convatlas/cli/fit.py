@@ -231,7 +231,7 @@ def fit(
         "recipe": recipe,
         **({} if inflate is None else {"inflate": inflate}),
         **_given(epochs=epochs, batch=batch, lr=None if lr in (None, "find") else number(lr)),
-        **_fields(change or []),
+        **recipe_fields(change or []),
         "seed": seed,
         "download": download,
         "data_options": DataOptions().replaced({
@@ -333,7 +333,7 @@ def _checkpoints(interval: Interval) -> dict[str, float]:
     return {"checkpoint_seconds": interval.seconds}
 
 
-def _fields(pairs: list[str]) -> dict[str, Any]:
+def recipe_fields(pairs: list[str]) -> dict[str, Any]:
     """Return FIELD=VALUE pairs as a mapping."""
     from convatlas.train.recipe_fields import RecipeFields
 

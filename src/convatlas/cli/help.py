@@ -39,6 +39,23 @@ class HelpGroup(TyperGroup):
         _print_page(self, ctx, {**rows, **_parameters(self, ctx)})
 
 
+class DefaultGroup(HelpGroup):
+    """A group whose first argument is one of its commands, or else what its hidden command `default` takes."""
+
+    default = "default"
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = [self.default, *args]
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        command: Any = self.get_command(ctx, self.default)
+        others = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx) if name != self.default)
+        rows: Rows = {"Commands": [(name, _first_sentence(other.help)) for name, other in others if other is not None]}
+        _print_page(command, ctx, {**rows, **_parameters(command, ctx)})
+
+
 def _first_sentence(text: str | None) -> str:
     sentence, stop, _ = " ".join((text or "").split()).partition(". ")
     return sentence + stop.strip()

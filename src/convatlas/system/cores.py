@@ -1,8 +1,9 @@
-"""The number of CPU cores that this process may use."""
+"""The processor of this machine, and the number of its cores that this process may use."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from math import ceil
@@ -13,6 +14,15 @@ def count_cores() -> int:
     """Return the number of cores that the process may use: by its affinity, and by the quota of its containers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *map(ceil, cgroup_quotas())]))
+
+
+def processor_name() -> str:
+    """Return the name of the processor, such as "AMD EPYC 9B14"."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def cgroup_quotas(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> Iterator[float]:

@@ -129,7 +129,7 @@ def select_model(
     return dataclasses.replace(selection, candidates=(*selection.candidates, *others))
 
 
-def _input_side(source: Source, options: DataOptions) -> int:
+def input_side(source: Source, options: DataOptions) -> int:
     """Return the resolution of the options, or the median of the shorter sides of some training images, in pixels."""
     if options.resolution is not None:
         return options.resolution
@@ -151,7 +151,7 @@ def find_candidates(
     source: Source, channels: int, budget: Budget, options: DataOptions, weights: str
 ) -> Iterator[Candidate]:
     """Yield the networks for images of this size whose parameters and multiply-adds are within the budget."""
-    small_images = source.task.reads == "images" and _input_side(source, options) <= MAX_SMALL_SIDE
+    small_images = source.task.reads == "images" and input_side(source, options) <= MAX_SMALL_SIDE
     for family, rows in FAMILIES.items():
         for name, row in rows.variants.items():
             if row.recipe != "default" or not type(source.task).fits(row.spec):

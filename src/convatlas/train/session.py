@@ -179,6 +179,13 @@ class Session:
         """The network that is evaluated and saved: the trained one, or the moving average of its weights."""
         return self.ema.network if self.ema else self.network
 
+    def validate(self) -> Result | None:
+        """Return the result on val of the network that is evaluated and saved, at the present step; None without val.
+
+        Raises DivergedError if the loss is not finite.
+        """
+        return self._evaluator.evaluate(self.trained, "val", step=self.state.step)
+
     def save(self) -> None:
         """Write a checkpoint."""
         with self._signals.deferred():

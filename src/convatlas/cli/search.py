@@ -1,0 +1,193 @@
+"""The commands that search networks: search, search worker, search report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convatlas.cli import console
+from convatlas.cli.options import (
+    DATA,
+    EXECUTION,
+    LIMITS,
+    OUTPUT,
+    RECIPE,
+    DataSet,
+    Resolution,
+    integer,
+    option,
+)
+from convatlas.errors import InputError, printable
+from convatlas.system import quantities
+
+if TYPE_CHECKING:
+    from convatlas.search.store import Evaluation
+
+SEARCH = "Search"
+
+
+SearchFolder = Annotated[Path, typer.Argument(metavar="SEARCH", help="The directory of a search.")]
+Storage = Annotated[
+    str | None,
+    option("The URL of a database that has the study, such as postgresql://user@host/name; by default it is a file in "
+           "the directory of the search.", metavar="URL", panel=SEARCH),
+]  # fmt: skip
+
+
+def search(
+    data: DataSet,
+    max_latency: Annotated[
+        float | None,
+        option("Maximum latency for one image, for example 8ms.", metavar="TIME", panel=LIMITS,
+               read=quantities.seconds),
+    ] = None,
+    max_params: Annotated[
+        int | None,
+        option("Maximum number of parameters, for example 2M.", metavar="COUNT", panel=LIMITS, read=quantities.count),
+    ] = None,
+    max_macs: Annotated[
+        int | None,
+        option("Maximum number of MACs for one image, for example 300M.", metavar="COUNT", panel=LIMITS,
+               read=quantities.count),
+    ] = None,
+    max_file: Annotated[
+        int | None,
+        option("Maximum size of the model file, for example 4MB.", metavar="SIZE", panel=LIMITS, read=quantities.size),
+    ] = None,
+    max_memory: Annotated[
+        int | None,
+        option("Maximum memory for weights and activations of one image, for example 32MB.", metavar="SIZE",
+               panel=LIMITS, read=quantities.size),
+    ] = None,
+    time: Annotated[
+        float,
+        option("Time of the whole search, with the training of the winner, for example 1h.", metavar="TIME",
+               panel=SEARCH, read=quantities.seconds, default="1h"),
+    ] = 3600.0,
+    space: Annotated[
+        str,
+        option("The search space: mnasnet, efficientnet, mixed, mobilenet_v2, mobilenet_v3, residual, resnet, "
+               "densenet, or a .yaml file: a spec with {choose: [3, 5]} in its cells.", metavar="NAME", panel=SEARCH),
+    ] = "resnet",
+    method: Annotated[
+        str,
+        option("What competes: quick (candidates of the space and hand-made baselines), transfer (networks with cached "
+               "pretrained weights), or both.", metavar="NAMES", panel=SEARCH),
+    ] = "quick,transfer",
+    objective: Annotated[
+        str,
+        option("How latency counts: hard (as a limit) or soft (accuracy x (latency / limit)^-0.07).",
+               metavar="hard|soft", panel=SEARCH),
+    ] = "hard",
+    seed: Annotated[
+        int, option("Random seed of the search, the training and the val split.", metavar="N", panel=SEARCH,
+                    read=integer())
+    ] = 0,
+    storage: Storage = None,
+    workers: Annotated[
+        int, option("Number of processes on this machine, which share its cores.", metavar="N", panel=EXECUTION,
+                    read=integer(1))
+    ] = 1,
+    engine: Annotated[
+        str,
+        option("Inference engine that latencies are measured on: torch, onnxruntime or openvino.", metavar="NAME",
+               panel=EXECUTION),
+    ] = "torch",
+    latency_threads: Annotated[
+        int, option("CPU threads with which latencies are measured.", metavar="N", panel=EXECUTION, read=integer(1))
+    ] = 1,
+    latency: Annotated[
+        str | None,
+        option("Latencies of another machine: a file of `convatlas latency record`, or the name of an imported one.",
+               metavar="FILE", panel=EXECUTION),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        option("A recipe or a .yaml file for all networks; the default is that of each network.", metavar="RECIPE",
+               panel=RECIPE),
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        option("Set a field of the recipe, for example label_smoothing=0.1; repeatable.", "--set",
+               metavar="FIELD=VALUE", panel=RECIPE),
+    ] = None,
+    resolution: Resolution = None,
+    val_share: Annotated[
+        float,
+        option("Share of the training images that becomes the val split, if the data has none.",
+               metavar="SHARE", panel=DATA, read=quantities.share, default="20%"),
+    ] = 0.2,
+    out: Annotated[
+        Path | None,
+        option("Directory of the search; that of a stopped one continues it. The default is runs/search-DATA.",
+               "--out", "-o", metavar="FOLDER", panel=OUTPUT),
+    ] = None,
+) -> None:  # fmt: skip
+    """Search the most accurate network within limits of a device, and train it on the data."""
+    from convatlas.cli.fit import recipe_fields
+    from convatlas.search.latency_files import read_latency_model
+    from convatlas.search.launch import search as run_search
+    from convatlas.search.limits import limits_of
+    from convatlas.search.setup import SearchOptions
+    from convatlas.train.settings import DataOptions
+
+    if objective not in ("hard", "soft"):
+        raise InputError(f"--objective: must be hard or soft, got {objective}")
+    options = SearchOptions(
+        space=space, engines=tuple(method.split(",")), objective=objective, engine=engine,  # type: ignore[arg-type]
+        latency_threads=latency_threads, latency_model=None if latency is None else read_latency_model(latency),
+        workers=workers, seed=seed, recipe=recipe, fields=recipe_fields(change or []), storage=storage,
+        data_options=DataOptions().replaced({"resolution": resolution, "val_share": val_share}),
+    )  # fmt: skip
+    limits = limits_of(latency=max_latency, params=max_params, macs=max_macs, file=max_file, memory=max_memory)
+    with console.progress_bar() as progress:
+        result = run_search(
+            data, limits=limits, time_s=time, out=out, options=options, on_evaluation=_print_evaluation,
+            on_phase=_print_phase, progress=progress,
+        )  # fmt: skip
+    console.console.print(printable(result.verdict))
+    for split, measured in result.run.results.items():
+        console.console.print(f"{split} after the final training: {measured.text()}")
+    console.console.print(printable(f"model file: {result.model_file}"))
+    console.console.print(printable(f"report: {result.folder / 'report.html'}"))
+
+
+def _print_phase(text: str) -> None:
+    console.console.print(printable(text))
+
+
+def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation]) -> None:
+    """Print one line: what was evaluated, and how far the search is."""
+    from convatlas.search.standings import standings
+
+    name = f"{evaluation.plain['name']} at {evaluation.fidelity:.0%}"
+    if evaluation.state == "complete":
+        metrics = evaluation.metrics
+        outcome = (
+            f"{metrics['accuracy']:.2%}, {1000 * metrics['latency']:.3g} ms, {metrics['parameters']:,.0f} parameters"
+        )
+    else:
+        outcome = evaluation.error or evaluation.state
+    found = standings(everything)
+    best = f"; best {found[0].accuracy:.2%} ({found[0].contestant.name} at {found[0].fidelity:.0%})" if found else ""
+    done = sum(each.state == "complete" for each in everything)
+    begin = min((each.begin for each in everything if each.begin), default=0.0)
+    minutes = max(1e-9, max(each.end for each in everything) - begin) / 60
+    console.console.print(printable(f"{done:>3}  {name}: {outcome}{best}; {done / minutes:.2g} per minute"))
+
+
+def worker(search: SearchFolder, storage: Storage = None) -> None:
+    """Work on a search that was started, on this or another machine that shares its directory, until it is over."""
+    from convatlas.search.launch import work
+
+    work(search, storage=storage, on_evaluation=_print_evaluation)
+
+
+def report(search: SearchFolder, storage: Storage = None) -> None:
+    """Write the report of a search, at any time: front, networks, choices, lineage of the best candidate."""
+    from convatlas.search.launch import report as write
+
+    console.console.print(printable(f"report: {write(search, storage=storage)}"))

@@ -1,0 +1,160 @@
+"""One evaluation of a search: a contestant is trained for some seconds in its run directory, and can be continued.
+
+Latency and training take their time in turn: while a latency is measured, no worker on the machine trains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from convatlas.errors import RunError, SearchError
+from convatlas.search.contestant import Contestant
+from convatlas.search.counts import Counts
+from convatlas.search.settings import SearchSettings
+from convatlas.system.load import MAX_QUIET_SHARE
+from convatlas.system.locks import MachineLock
+from convatlas.train.fit import prepare_run
+from convatlas.train.recipe_fields import RecipeFields
+from convatlas.train.resume import open_run
+from convatlas.train.run import Run
+from convatlas.train.run_folder import CONFIG
+from convatlas.train.settings import ExecutionOptions, RunOptions
+
+TRIALS = "trials"
+"""Folder of the run directories of the contestants."""
+
+PROBED_STEPS, SKIPPED_STEPS = 12, 4
+"""Steps after which the epochs are chosen by the time of a step, and the first ones, which are slower."""
+
+MAX_EPOCHS, ENDLESS = 200, 100_000
+"""Most epochs of the winner, and epochs that no contestant reaches."""
+
+WARM_UP_IMAGES = 2000
+"""Images over which the learning rate of a contestant rises."""
+
+EMA_DECAY = 0.98
+"""Decay per step of the moving average of the weights, which is evaluated while the learning rate is high."""
+
+
+MAX_MEASUREMENTS, PAUSE_S = 3, 2.0
+"""Measurements of a latency above the limit while other processes disturb them, and seconds between two of them."""
+
+
+class OverLimitError(SearchError):
+    """A contestant whose measured latency is above the limit."""
+
+
+@dataclass
+class Evaluator:
+    """Evaluates the contestants of a search. between: is called between steps; it may raise to stop."""
+
+    folder: Path
+    settings: SearchSettings
+    lock: MachineLock
+    between: Callable[[], None] = lambda: None
+
+    def evaluate(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
+        """Return accuracy, latency and counts of a contestant that was trained for this share of the training time.
+
+        Raises OverLimitError before any training, and RunError if it cannot be trained.
+        """
+        counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
+        latency = self.latency_of(contestant, counts)
+        over = self.settings.limits.exceeded(counts, latency)
+        if over:
+            raise OverLimitError(over)
+        run = self._resume_or_start(contestant)
+        self._train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)
+        run.save()
+        result = run.validate()
+        if result is None:
+            raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
+        return {
+            "accuracy": result.score, "latency": latency, "parameters": counts.parameters, "macs": counts.macs,
+            "file_bytes": counts.file_bytes, "memory_bytes": counts.memory_bytes, "steps": run.state.step,
+            "epochs": run.state.step / run.steps_per_epoch, "seconds": run.state.seconds,
+        }  # fmt: skip
+
+    def latency_of(self, contestant: Contestant, counts: Counts) -> float:
+        """Return the latency in seconds: measured alone on this machine, or predicted by the model of another one."""
+        if not self.settings.measures:
+            return self.settings.latency.predict(counts)
+        seconds = float("inf")
+        for attempt in range(MAX_MEASUREMENTS):
+            if attempt:
+                time.sleep(PAUSE_S)
+            with self.lock.measuring():
+                measured = self.settings.meter.measure([contestant.spec])[0]
+            seconds = min(seconds, measured.seconds)
+            is_disturbed = not measured.is_stable or measured.other_load > MAX_QUIET_SHARE
+            if not (is_disturbed and self.settings.limits.exceeded(counts, seconds)):
+                break
+        return seconds
+
+    def open_final(self, contestant: Contestant, folder: Path, *, seconds: float, threads: int) -> Run:
+        """Open the training of the winner, or start it: a few steps, then with the epochs that fit the time.
+
+        Its learning rate falls as the recipe has it; it has diagnostics and a report.
+        """
+        if (folder / CONFIG).is_file():
+            run = open_run(folder)
+        else:
+            fields = {} if contestant.weights else {"ema_decay": EMA_DECAY}
+            run = self._prepare(contestant, folder, fields | {"epochs": MAX_EPOCHS}, threads, RunOptions())
+        if run.state.step == 0:
+            self._train(run, lambda: run.state.step >= SKIPPED_STEPS)
+            start, before = time.perf_counter(), run.state.step
+            self._train(run, lambda: run.state.step >= PROBED_STEPS)
+            step_s = (time.perf_counter() - start) / max(1, run.state.step - before)
+            run.save()
+            fitting = int(seconds / (step_s * run.steps_per_epoch))
+            epochs = min(MAX_EPOCHS, max(run.state.epochs_begun, fitting))
+            run = open_run(folder, epochs=epochs)
+        return run
+
+    def _resume_or_start(self, contestant: Contestant) -> Run:
+        """Open the run of a contestant. Its learning rate is constant after a warm-up, because it may end any time."""
+        folder = self.folder / TRIALS / contestant.name
+        if (folder / CONFIG).is_file():
+            return open_run(folder)
+        fields = {
+            "epochs": ENDLESS, "schedule": "constant", "head_epochs": 0, "patience": 0, "ema_decay": EMA_DECAY,
+            "warmup": min(1.0, WARM_UP_IMAGES / self.settings.train_images),
+        }  # fmt: skip
+        options = RunOptions(diagnostics=False, report=False)
+        return self._prepare(contestant, folder, fields, self.settings.threads, options)
+
+    def _prepare(
+        self, contestant: Contestant, folder: Path, fields: Mapping[str, Any], threads: int, options: RunOptions
+    ) -> Run:  # fmt: skip
+        settings = self.settings
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return prepare_run(
+            settings.data, contestant.spec, weights=contestant.weights or "none", recipe=settings.recipe,
+            seed=contestant.seed, out=folder, data_options=settings.data_options,
+            execution=ExecutionOptions(
+                threads=threads, memory_format=settings.memory_format, precision=settings.precision
+            ),
+            options=options, **cast(RecipeFields, {**settings.fields, **fields}),
+        )  # fmt: skip
+
+    def _train(self, run: Run, is_enough: Callable[[], bool]) -> None:
+        """Train until it is enough, and pause; the training is not finished, so that it can be continued."""
+        if is_enough():
+            return
+        events = run.steps()
+        try:
+            while not is_enough():
+                with self.lock.working():
+                    if next(events, None) is None:
+                        return
+                self.between()
+        except Exception:  # stopped between two steps; at a signal, the run saves itself
+            events.close()
+            run.save()
+            raise
+        events.close()

@@ -1,0 +1,87 @@
+"""Search over anything: `explore` evaluates the candidates of a space, those that are worth it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from convatlas.errors import SearchError, brief
+from convatlas.search.explorer import FIDELITIES, Explorer
+from convatlas.search.space import Candidate, Space, space_of
+from convatlas.search.study import ACCURACY, LATENCY, Study, Trial
+from convatlas.system.progress import Progress, progress_callback
+
+Evaluate = Callable[[Any, float], Mapping[str, float]]
+"""(candidate, fidelity) -> metrics. candidate: a dict, or the spec of a space of specs. fidelity: 0 < f <= 1, 1 is the
+truth."""
+
+ROUNDING = 1e-6
+"""By how much the sum of fidelities may be above the budget."""
+
+MAX_FAILURES = 5
+"""Number of errors after which a search without any result stops."""
+
+
+def explore(
+    space: Space | Any, evaluate: Evaluate, *, budget: float = 300, seed: int = 0,
+    fidelities: Sequence[float] = FIDELITIES, progress: Progress | bool = True,
+) -> Study:  # fmt: skip
+    """Search the candidates with the best accuracy at every latency.
+
+    space: a `Space`, or a spec with `choose(...)` in its cells.
+    evaluate: returns {"accuracy": ..., "latency": ...} of a candidate, in any unit, and further metrics if there are
+        any; without a latency, only accuracy counts. An exception becomes the error of the trial.
+    budget: number of evaluations; one of a fidelity f counts f.
+    fidelities: each candidate is evaluated with the lowest one at first, and with the next one if it is still worth
+        it; (1,) for the full one only. Where the fidelity does not matter, this is noticed after a few candidates.
+    progress: a callback, True for a progress bar in terminals and notebooks, or False.
+
+    A candidate is evaluated once with a fidelity; the search ends early when there is nothing left. Equal seeds give
+    equal trials.
+    Raises SearchError for metrics that are no numbers, and if the first evaluations all fail.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 1 <= budget < math.inf:
+        raise SearchError(f"explore: budget must be a number of evaluations >= 1, got {budget!r}")
+    space = space_of(space)
+    explorer = Explorer(space, seed=seed, budget=budget, fidelities=fidelities)
+    trials, spent = list[Trial](), 0.0
+    with progress_callback(progress) as report:
+        while (asked := explorer.ask()) is not None and spent + asked[1] <= budget + ROUNDING:
+            trials.append(trial := _evaluate(space, evaluate, *asked, len(trials)))
+            spent += trial.fidelity
+            if trial.error:
+                explorer.drop(asked[0])
+                if len(trials) == MAX_FAILURES and all(each.error for each in trials):
+                    raise SearchError(f"explore: the first {MAX_FAILURES} evaluations failed: {trial.error}")
+            else:
+                explorer.tell(
+                    asked[0], accuracy=trial.accuracy, latency=trial.latency or 1.0, fidelity=trial.fidelity
+                )  # fmt: skip
+            report("search", round(spent), math.ceil(budget))
+    return Study(tuple(trials))
+
+
+def _evaluate(space: Space, evaluate: Evaluate, candidate: Candidate, fidelity: float, number: int) -> Trial:
+    try:
+        metrics = evaluate(space.value(candidate), fidelity)
+    except Exception as error:
+        return Trial(number, candidate, fidelity, error=f"{type(error).__name__}: {brief(error)}")
+    return Trial(number, candidate, fidelity, _checked(metrics))
+
+
+def _checked(metrics: Any) -> dict[str, float]:
+    """Return metrics as numbers; raises SearchError for others."""
+    if not isinstance(metrics, Mapping) or ACCURACY not in metrics:
+        raise SearchError(f"explore: evaluate must return a mapping with {ACCURACY!r}, got {metrics!r}")
+    numbers = {}
+    for name, value in metrics.items():
+        try:
+            numbers[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise SearchError(f"explore: {name} must be a number, got {value!r}") from error
+        if not math.isfinite(numbers[name]):
+            raise SearchError(f"explore: {name} must be finite, got {value!r}; raise an exception for a failed one")
+    if numbers.get(LATENCY, 1.0) <= 0:
+        raise SearchError(f"explore: {LATENCY} must be > 0, got {numbers[LATENCY]:g}")
+    return numbers

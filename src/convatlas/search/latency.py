@@ -1,0 +1,194 @@
+"""Latency on this machine, in the form in which a network is deployed, and a model of it for candidates.
+
+`LatencyMeter` times networks in interleaved rounds and takes the minimum, which other processes disturb the least.
+`LatencyModel` predicts the latency of a network from its layers, fitted to networks that were measured.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.record import Record, at_least
+from convatlas.core.spec import Spec
+from convatlas.engines.deploy import example_pixels
+from convatlas.engines.network_engine import EngineConfig, NetworkEngine, check_engine
+from convatlas.errors import SearchError
+from convatlas.models.catalog import build_fresh
+from convatlas.search.counts import Counts
+from convatlas.system.autotune import time_repeatedly
+from convatlas.system.cores import count_cores, processor_name
+from convatlas.system.load import LoadMeter
+from convatlas.system.progress import Progress
+from convatlas.tasks.task import Task
+from convatlas.weights.modelfile import Header
+
+ROUNDS = 5
+"""Number of rounds; in each, every network is timed once."""
+
+ROUND_S, WARM_UP_S = 0.06, 0.02
+"""Seconds of a network in a round, and of warming up before, each at least `MIN_RUNS` runs."""
+
+MIN_RUNS = 3
+
+MAX_SPREAD = 0.1
+"""A latency is unstable if the minima of the two best rounds differ by a larger share."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds for one image: the minimum, which is the latency that is compared, median and 95th percentile.
+
+    spread: by which share the minimum of the second-best round is larger. other_load: share of the cores that other
+    processes used meanwhile.
+    """
+
+    seconds: float
+    p50_s: float
+    p95_s: float
+    spread: float
+    other_load: float
+
+    @property
+    def is_stable(self) -> bool:
+        """Whether two rounds agree within 10 %."""
+        return self.spread <= MAX_SPREAD
+
+
+@dataclass(frozen=True)
+class LatencyMeter:
+    """Measures networks for one kind of image on one engine. threads: CPU threads of the engine; they are stated."""
+
+    preprocessing: Preprocessing
+    task: Task
+    engine: str = "torch"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_engine(self.engine)
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.threads} thread{'s' * (self.threads != 1)}"
+
+    def measure(self, specs: Sequence[Spec], *, progress: Progress | None = None) -> list[Latency]:
+        """Return the latency of each network, in the order of the specs, with random weights.
+
+        Raises EngineError if the engine cannot run a network.
+        """
+        engines = [self._start(spec) for spec in specs]
+        pixels = [example_pixels(engine.header, 1) for engine in engines]
+        rounds: list[list[list[float]]] = [[] for _ in engines]
+        load = LoadMeter()
+        for turn in range(ROUNDS):
+            for i, engine in enumerate(engines):
+                rounds[i].append(_time_round(engine, pixels[i]))
+                if progress:
+                    progress("measuring latency", turn * len(engines) + i + 1, ROUNDS * len(engines))
+        other_load = load.share()
+        return [_summarize(each, other_load) for each in rounds]
+
+    def _start(self, spec: Spec) -> NetworkEngine:
+        channels = self.preprocessing.channels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build_fresh(spec, classes=self.task.outputs, channels=channels).eval()
+        header = Header("candidate", self.task, spec, self.preprocessing.for_resolution(spec.resolution))
+        return NetworkEngine(EngineConfig(self.engine, threads=self.threads), network, header, batch=1)
+
+
+def _time_round(engine: NetworkEngine, pixels: Any) -> list[float]:
+    time_repeatedly(partial(engine.outputs, pixels), seconds=WARM_UP_S, min_runs=MIN_RUNS)
+    return time_repeatedly(partial(engine.outputs, pixels), seconds=ROUND_S, min_runs=MIN_RUNS)
+
+
+def _summarize(rounds: Sequence[list[float]], other_load: float) -> Latency:
+    best, second, *_ = sorted(map(min, rounds))
+    times = sorted(seconds for each in rounds for seconds in each)
+    p95 = times[min(len(times) - 1, math.ceil(0.95 * len(times)))]
+    return Latency(best, statistics.median(times), p95, second / best - 1, round(other_load, 3))
+
+
+FOLDS = 5
+"""Of the cross-validation of a model."""
+
+MIN_FITTED = 5
+"""Fewest networks that a model is fitted to."""
+
+
+@dataclass(frozen=True)
+class LatencyModel(Record):
+    """Seconds of a network as a sum over its layers: for each kind, seconds per layer, MAC and value; none negative.
+
+    coefficients: of `Counts.layers`, and of the call. error_share, rank_correlation: on networks that were left out
+    when they were predicted: the mean absolute relative error, and Spearman's correlation. networks: how many were
+    measured. unstable: of them, those whose two best rounds differed by more than 10 %, because other processes
+    disturbed them. engine, threads, machine: where they were measured.
+    """
+
+    version = 1
+    error = SearchError
+
+    engine: str
+    threads: Annotated[int, at_least(1)]
+    machine: str
+    coefficients: tuple[float, ...]
+    error_share: float
+    rank_correlation: float
+    networks: int
+    unstable: int = 0
+
+    def predict(self, counts: Counts) -> float:
+        """Return the predicted seconds for one image."""
+        return float(np.dot((*counts.layers, 1.0), self.coefficients))
+
+    def describe(self) -> str:
+        """Return where it was measured, and how exact it is, in one line."""
+        disturbed = f"; {self.unstable} of them were disturbed by other processes" if self.unstable else ""
+        return (
+            f"{self.engine}, {self.threads} thread{'s' * (self.threads != 1)}, {self.machine}: {self.networks} "
+            f"networks, error {self.error_share:.1%}, rank correlation {self.rank_correlation:.2f} on those left out"
+            f"{disturbed}"
+        )
+
+    @classmethod
+    def fit(cls, measured: Sequence[tuple[Counts, float]], *, engine: str, threads: int, unstable: int = 0) -> Self:
+        """Fit a model to counts and seconds of at least `MIN_FITTED` networks, by relative errors.
+
+        The error is that of `FOLDS`-fold cross-validation.
+        """
+        if len(measured) < MIN_FITTED:
+            raise SearchError(f"latency: must be measured for at least {MIN_FITTED} networks, got {len(measured)}")
+        rows = np.array([(*counts.layers, 1.0) for counts, _ in measured])
+        seconds = np.array([each for _, each in measured])
+        folds = np.arange(len(rows)) % FOLDS
+        predicted = np.empty(len(rows))
+        for fold in range(FOLDS):
+            predicted[folds == fold] = rows[folds == fold] @ _coefficients(rows[folds != fold], seconds[folds != fold])
+        return cls(
+            engine, threads, machine_name(), tuple(map(float, _coefficients(rows, seconds))),
+            error_share=float(np.mean(np.abs(predicted / seconds - 1))),
+            rank_correlation=float(spearmanr(predicted, seconds).statistic), networks=len(rows), unstable=unstable,
+        )  # fmt: skip
+
+
+def _coefficients(rows: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the non-negative coefficients of the smallest relative errors."""
+    scale = np.maximum(rows.max(0), 1e-12)
+    solved: NDArray[np.float64] = nnls(rows / scale / seconds[:, None], np.ones(len(rows)))[0] / scale
+    return solved
+
+
+def machine_name() -> str:
+    """Return the processor and its number of cores, such as "AMD EPYC 9B14, 2 cores"."""
+    return f"{processor_name()}, {count_cores()} cores"

@@ -1,0 +1,92 @@
+"""Files of latencies: measured on one machine, used by searches on another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from convatlas.core.spec import Spec
+from convatlas.errors import SearchError, brief
+from convatlas.models.catalog import resolve
+from convatlas.search.contestant import is_small
+from convatlas.search.counts import Counts
+from convatlas.search.latency import LatencyMeter, LatencyModel
+from convatlas.search.spaces import space_at
+from convatlas.system.cache import cache_folder
+from convatlas.system.files import write_text
+from convatlas.system.locks import MachineLock
+from convatlas.system.progress import Progress
+from convatlas.tasks.known import task_for
+
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
+"""Widths of the networks that are measured, in turn."""
+
+
+def fit_latency_model(
+    specs: Sequence[Spec], meter: LatencyMeter, channels: int, progress: Progress | None = None
+) -> LatencyModel:
+    """Measure networks on this machine, while no training of convatlas runs, and fit a model to them."""
+    lock = MachineLock()
+    with lock.measuring():
+        measured = meter.measure(specs, progress=progress)
+    lock.close()
+    counts = [Counts.of(spec, classes=meter.task.outputs, channels=channels) for spec in specs]
+    return LatencyModel.fit(
+        [(each, latency.seconds) for each, latency in zip(counts, measured, strict=True)],
+        engine=meter.engine, threads=meter.threads, unstable=sum(not each.is_stable for each in measured),
+    )  # fmt: skip
+
+
+def record_latency(
+    space: str, *, resolution: int, channels: int, classes: int, number: int, engine: str, threads: int, seed: int = 0,
+    progress: Progress | None = None,
+) -> LatencyModel:  # fmt: skip
+    """Measure random networks of a space, of several widths, on this machine, and fit a model to them."""
+    random = np.random.default_rng(seed)
+    drawn: list[Spec] = []
+    for i, width in enumerate(WIDTHS):
+        at_width = space_at(space, width, is_small(resolution), resolution)
+        share = number // len(WIDTHS) + (i < number % len(WIDTHS))
+        drawn += [at_width.value(at_width.decode(codes)) for codes in at_width.sample(share, random)]
+    order = random.permutation(len(drawn))
+    specs = [drawn[i] for i in order]
+    _, row = resolve(specs[0])
+    preprocessing = row.preprocessing.for_resolution(resolution).for_channels(channels)
+    meter = LatencyMeter(preprocessing, task_for(specs[0], tuple(map(str, range(classes)))), engine, threads)
+    return fit_latency_model(specs, meter, channels, progress)
+
+
+def write_latency_model(model: LatencyModel, path: Path) -> None:
+    """Write a model as JSON."""
+    write_text(path, json.dumps(model.to_plain(), indent=1) + "\n")
+
+
+def read_latency_model(name: str) -> LatencyModel:
+    """Read a model from a file, or the imported one of that name; raises SearchError."""
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        path = _imported(name)
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SearchError(
+            f"{path}: unreadable ({brief(error)}); `convatlas latency record` writes such a file"
+        ) from error
+    return LatencyModel.from_plain(plain, where=str(path))
+
+
+def import_latency_model(file: Path, name: str) -> LatencyModel:
+    """Keep a model in the cache under a name, and return it."""
+    if not name or not name.replace("-", "").replace("_", "").isalnum():
+        raise SearchError(f"latency: the name must be letters, digits, - and _, got {name!r}")
+    model = read_latency_model(str(file))
+    _imported(name).parent.mkdir(parents=True, exist_ok=True)
+    write_latency_model(model, _imported(name))
+    return model
+
+
+def _imported(name: str) -> Path:
+    return cache_folder() / "latency" / f"{name}.json"

@@ -1,0 +1,250 @@
+"""A whole search: set up, workers, finalists with a second seed, and the training of the winner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convatlas.errors import SearchError
+from convatlas.search.contestant import Contestant
+from convatlas.search.evaluation import Evaluator
+from convatlas.search.limits import Limits
+from convatlas.search.report import verdict, write_report
+from convatlas.search.settings import SETTINGS, SearchSettings
+from convatlas.search.setup import SearchOptions, set_up
+from convatlas.search.standings import SEED_MARK, Standing, finalists, standings, winner
+from convatlas.search.store import Evaluation, TrialStore, elapsed, location_of
+from convatlas.search.worker import OnEvaluation, Worker
+from convatlas.system.locks import MachineLock
+from convatlas.system.progress import Progress, progress_callback
+from convatlas.train.resume import open_run
+from convatlas.train.run import Event, Run
+from convatlas.train.run_folder import CONFIG, create_default_folder
+
+BEST = "best"
+"""Run directory of the winner, with the model file."""
+
+MIN_TIME_S = 60.0
+"""Shortest time of a search."""
+
+FINAL_MARGIN = 0.92
+"""Share of the time that is left in which the winner is trained; the rest is for its evaluation and the report."""
+
+STUDY = "search"
+"""Name of the study in a journal file."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search. standings: all contestants, the best first. run: the training of the winner."""
+
+    folder: Path
+    settings: SearchSettings
+    standings: tuple[Standing, ...]
+    winner: Standing
+    run: Run
+
+    @property
+    def model_file(self) -> Path:
+        return self.run.model_file
+
+    @property
+    def verdict(self) -> str:
+        """Which network won, and against which, in one sentence."""
+        return verdict(self.standings)
+
+
+def search(
+    data: str,
+    *,
+    limits: Limits | None = None,
+    time_s: float = 3600.0,
+    out: str | Path | None = None,
+    options: SearchOptions | None = None,
+    on_evaluation: OnEvaluation | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    on_phase: Callable[[str], None] = lambda text: None,
+    progress: Progress | bool = True,
+) -> SearchResult:
+    """Search the network with the best accuracy within limits of a device, and train it.
+
+    limits: see `limits_of`. time_s: of everything: more than half for the search, the rest to train the winner.
+    out: the directory; that of a stopped search continues it, with a longer `time_s` if it is given.
+    Raises SearchError if no network is within the limits, or none could be trained.
+    """
+    if not time_s >= MIN_TIME_S:
+        raise SearchError(f"search: the time must be at least {MIN_TIME_S:.0f} s, got {time_s:g}")
+    options = options or SearchOptions()
+    with progress_callback(progress) as report:
+        data = str(Path(data).resolve()) if Path(data).exists() else str(data)  # workers may start elsewhere
+        folder = Path(out) if out is not None else create_default_folder("search", Path(data).name, data)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SETTINGS).is_file():
+            settings = _continued(folder, data, time_s)
+            store = open_store(folder, settings)
+        else:
+            try:
+                settings, others = set_up(data, limits or Limits(), time_s, options, progress=report)
+            except BaseException:
+                with suppress(OSError):
+                    folder.rmdir()  # if it is empty
+                raise
+            store = start(folder, settings, others)
+    on_phase(f"directory: {folder}; the same command with --out {folder} continues the search if it is stopped")
+    on_phase(describe(settings))
+    return finish(folder, settings, store, on_evaluation=on_evaluation, on_event=on_event, on_phase=on_phase)
+
+
+def describe(settings: SearchSettings) -> str:
+    """Return what is searched, and how latencies are known, in a few lines."""
+    space = settings.spec_space
+    where = "measured here" if settings.measures else "predicted"
+    return (
+        f"space: {settings.space_name}, {space.size:.3g} networks with {len(space.names)} choices\n"
+        f"limits: {settings.limits}\n"
+        f"latency: {where}; candidates are screened by a model: {settings.latency.describe()}"
+    )
+
+
+def start(folder: Path, settings: SearchSettings, others: Sequence[Contestant]) -> TrialStore:
+    """Create the store of a search with what competes with the candidates, and write its settings."""
+    space = settings.spec_space
+    counts = {name: len(options) for name, options in space.choices.items()}
+    store = TrialStore(location_of(folder, settings.storage), _study_name(folder, settings), options=space.choices)
+    if store.settings() is not None:
+        raise SearchError(f"{folder}: the store has a study of this name already; choose another --out")
+    for each in others:
+        store.add(each.to_plain(), {}, counts, settings.fidelities[0])
+    store.store_settings(settings.to_plain())
+    settings.write(folder)  # last: with it, the search can be continued
+    return store
+
+
+def open_store(folder: Path, settings: SearchSettings) -> TrialStore:
+    """Open the store of a search that was started."""
+    return TrialStore(location_of(folder, settings.storage), _study_name(folder, settings))
+
+
+def _study_name(folder: Path, settings: SearchSettings) -> str:
+    """Return the name of the study: a database may have many."""
+    return folder.resolve().name if settings.storage else STUDY
+
+
+def _continued(folder: Path, data: str, time_s: float) -> SearchSettings:
+    settings = SearchSettings.read(folder)
+    if settings.data != data:
+        raise SearchError(f"{folder}: is a search on {settings.data}, not on {data}; choose another --out")
+    if time_s > settings.time_s:
+        settings = replace(settings, time_s=time_s)
+        settings.write(folder)
+    return settings
+
+
+def finish(
+    folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None,
+    on_event: Callable[[Event], None] | None = None, on_phase: Callable[[str], None] = lambda text: None,
+) -> SearchResult:  # fmt: skip
+    """Run a search to its end: this process is one of its workers, and starts the others."""
+    worker = Worker(folder, settings, store, on_evaluation=on_evaluation)
+    store.end(over=False)
+    others = [_start_worker(folder) for _ in range(settings.workers - 1)]
+    try:
+        worker.search()
+        _wait_for_others(store, worker)
+        _add_repeats(settings, store, worker)
+        store.end()
+        worker.repeat()
+    finally:
+        store.end()
+        for process in others:
+            process.terminate()
+        for process in others:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+    store.take_over(worker.counts)
+    evaluations = store.evaluations()
+    found = standings(evaluations)
+    best = winner(found)
+    if best is None:
+        errors = [each.error for each in evaluations if each.error]
+        raise SearchError(
+            f"{folder}: no network could be trained: {errors[-1] if errors else 'the time was too short'}"
+        )
+    write_report(folder, settings, evaluations)
+    on_phase(f"training {best.contestant.name} in the rest of the time")
+    run = _train_winner(folder, settings, best, evaluations, on_event)
+    result = SearchResult(folder, settings, tuple(found), best, run)
+    write_report(folder, settings, evaluations, run=run)
+    return result
+
+
+def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "convatlas", "search", "worker", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _wait_for_others(store: TrialStore, worker: Worker) -> None:
+    """Wait until the other workers have ended their last evaluations, which stop when the time is over."""
+    while any(each.state == "running" for each in store.evaluations()):
+        store.take_over(worker.counts)
+        time.sleep(0.5)
+
+
+def _add_repeats(settings: SearchSettings, store: TrialStore, worker: Worker) -> None:
+    """Let the finalists be trained with a second seed."""
+    evaluations = store.evaluations()
+    there = {each.plain["name"] for each in evaluations}
+    finals = finalists(standings(evaluations))
+    if len(finals) < 2:
+        return
+    for each in finals:
+        seed = settings.seed + 1
+        name = f"{each.contestant.name}{SEED_MARK}{seed}"
+        if name not in there:
+            again = replace(each.contestant, name=name, seed=seed)
+            store.add(again.to_plain(), {}, worker.counts, each.fidelity)
+
+
+def _train_winner(
+    folder: Path, settings: SearchSettings, best: Standing, evaluations: list[Evaluation],
+    on_event: Callable[[Event], None] | None,
+) -> Run:  # fmt: skip
+    """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
+    spent = settings.setup_s + elapsed(evaluations)
+    seconds = max(settings.training_s, FINAL_MARGIN * (settings.time_s - spent))
+    run = Evaluator(folder, settings, MachineLock()).open_final(
+        replace(best.contestant, seed=settings.seed), folder / BEST, seconds=seconds,
+        threads=settings.threads * settings.workers,
+    )  # fmt: skip
+    if run.state.finished:
+        run.finish()
+    for event in run.steps():
+        if on_event:
+            on_event(event)
+    return run
+
+
+def work(folder: Path, *, storage: str | None = None, on_evaluation: OnEvaluation | None = None) -> None:
+    """Be another worker of a search, on this or another machine that shares the directory, until it is over."""
+    settings = SearchSettings.read(folder)
+    if storage is not None:
+        settings = replace(settings, storage=storage)
+    store = open_store(folder, settings)
+    worker = Worker(folder, settings, store, on_evaluation=on_evaluation)
+    worker.search()
+    while not store.is_over() and elapsed(store.evaluations(), now=time.time()) < settings.repeat_s:
+        worker.repeat()
+        time.sleep(1)
+
+
+def report(folder: Path, *, storage: str | None = None) -> Path:
+    """Write the report of a search, running or finished, and return the page."""
+    settings = SearchSettings.read(folder)
+    store = open_store(folder, settings if storage is None else replace(settings, storage=storage))
+    run = open_run(folder / BEST) if (folder / BEST / CONFIG).is_file() else None
+    return write_report(folder, settings, store.evaluations(), run=run)

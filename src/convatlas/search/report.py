@@ -1,0 +1,273 @@
+"""The report of a search: what was tried and why, as one HTML page, a CSV table and figures; at any time."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convatlas.core.spec import cells
+from convatlas.core.table import Table
+from convatlas.draw import page, search
+from convatlas.errors import SearchError
+from convatlas.search.contestant import Contestant
+from convatlas.search.settings import SearchSettings
+from convatlas.search.standings import SEED_MARK, Standing, finalists, front, standings, winner
+from convatlas.search.store import Evaluation, elapsed, quiet
+from convatlas.system.files import write_text
+from convatlas.system.quantities import TIME
+from convatlas.train.run import Run
+
+REPORT, TRIALS_TABLE, FRONT = "report.html", "trials.csv", "front.png"
+
+MIN_FOR_IMPORTANCE = 8
+"""Fewest candidates with results for which the importance of choices is computed."""
+
+MAX_LINEAGE = 8
+"""Most steps of the lineage of the winner."""
+
+
+def verdict(found: Sequence[Standing]) -> str:
+    """Return which network won, and against which, in one sentence."""
+    best = winner(found)
+    if best is None:
+        return "No network has been trained yet."
+    text = f"{best.contestant.name} wins with {best.accuracy:.2%} on val at {1000 * best.latency:.3g} ms"
+    other = next((each for each in finalists(found) if each is not best), None)
+    if other is None:
+        return f"{text}."
+    nouns = {"candidate": "best candidate", "baseline": "best baseline", "pretrained": "best pretrained network"}
+    seeds = min(len(best.accuracies), len(other.accuracies))
+    how = f"means of {seeds} seeds" if seeds > 1 else "one seed each"
+    text += f"; the {nouns[other.contestant.kind]}, {other.contestant.name}, has {other.accuracy:.2%} ({how})."
+    return text if best.is_candidate else f"{text} The search did not beat it, so it is the answer."
+
+
+def write_report(
+    folder: Path, settings: SearchSettings, evaluations: Sequence[Evaluation], *, run: Run | None = None
+) -> Path:
+    """Write report.html, trials.csv and front.png into the directory of a search, and return the page.
+
+    Raises SearchError if no evaluation has ended.
+    """
+    found = standings(evaluations)
+    if not found:
+        raise SearchError(f"{folder}: no evaluation has ended yet; try again later")
+    best = winner(found)
+    tried = [_tried(each, evaluations, settings, found) for each in found]
+    limit = settings.limits.latency_s
+    best_name = best.contestant.name if best else ""
+    chart = search.front_chart(
+        tried, [each.contestant.name for each in front(found)], best_name,
+        limit=None if limit is None else 1000 * limit, path=folder / FRONT,
+    )  # fmt: skip
+    write_text(folder / TRIALS_TABLE, trials_csv(evaluations))
+    options = {name: list(map(_text, values)) for name, values in settings.spec_space.choices.items()}
+    candidates = [each for each in tried if each.choices]
+    coordinates = search.parallel_coordinates(candidates, options) if candidates else None
+    parts = [
+        page.header(f"Search on {Path(settings.data).name}", f"{settings.space_name} space; {settings.limits}"),
+        page.summary_card(
+            f"{best.accuracy:.2%}" if best else "-", "accuracy on val of the winner",
+            sentences=[verdict(found), *_final_texts(run), _latency_text(settings)],
+            facts=_facts(settings, evaluations, found),
+        ),
+        _commands(folder, settings, run),
+        page.section(
+            "Accuracy and latency",
+            _figure(chart, "Filled: trained to the end. The dashed line is the Pareto front.", "Pareto front"),
+        ),
+        page.section("Networks", page.table(_standings_table(found))),
+        page.section(
+            "Choices",
+            _figure(coordinates, "A line is a candidate.", "Parallel coordinates") if coordinates else "",
+            _importance(evaluations, settings),
+        ),
+        page.section(
+            "Lineage of the best candidate", page.listing(lineage(found, evaluations, settings)),
+            lead="Each line is a candidate, the earlier one that is most like it, and what differs.",
+        ),
+        page.section("The winner", page.pairs(_cells(best.contestant)) if best else ""),
+        page.section("Failed", page.table(failed) if (failed := _failures(evaluations)).rows else ""),
+    ]  # fmt: skip
+    path = folder / REPORT
+    write_text(path, page.document(f"Search on {Path(settings.data).name}", parts))
+    return path
+
+
+def _figure(figure: Any, reading: str, title: str) -> str:
+    return page.figure(page.PageFigure(figure, reading, {}), title)
+
+
+def _tried(
+    each: Standing, evaluations: Sequence[Evaluation], settings: SearchSettings, found: Sequence[Standing]
+) -> search.Tried:  # fmt: skip
+    codes = evaluations[each.number].choices
+    space = settings.spec_space
+    return search.Tried(
+        each.contestant.name, each.contestant.kind, 1000 * each.latency, 100 * each.accuracy,
+        each.fidelity == found[0].fidelity, {name: _text(space.choices[name][code]) for name, code in codes.items()},
+    )  # fmt: skip
+
+
+def _text(option: Any) -> str:
+    return str(option)
+
+
+def _final_texts(run: Run | None) -> list[str]:
+    results = {} if run is None else run.results
+    return [f"After the final training, {split}: {result.text()}." for split, result in results.items()]
+
+
+def _latency_text(settings: SearchSettings) -> str:
+    where = "measured on this machine" if settings.measures else "predicted"
+    return f"Latencies are {where}, of one image. The model that screens candidates: {settings.latency.describe()}."
+
+
+def _facts(
+    settings: SearchSettings, evaluations: Sequence[Evaluation], found: Sequence[Standing]
+) -> dict[str, str]:  # fmt: skip
+    states = [each.state for each in evaluations]
+    spent = settings.setup_s + elapsed(evaluations)
+    return {
+        "evaluations": str(states.count("complete")),
+        "networks": str(len(found)),
+        "of them to the end": str(sum(each.fidelity == found[0].fidelity for each in found)),
+        "failed": str(sum(each.state == "failed" and not each.is_continued for each in evaluations)),
+        "continued": str(sum(each.is_continued for each in evaluations)),
+        "time": f"{spent / 60:.0f} of {settings.time_s / 60:.0f} min before the final training",
+        "limits": str(settings.limits),
+        "seed": str(settings.seed),
+    }
+
+
+def _commands(folder: Path, settings: SearchSettings, run: Run | None) -> str:
+    hours = TIME.format(round(2 * settings.time_s))
+    lines = {"continue, or give it more time": f"convatlas search {settings.data} --out {folder} --time {hours}"}
+    if run is not None:
+        lines |= {
+            "predict": f"convatlas predict {run.folder} IMAGES",
+            "evaluate": f"convatlas evaluate {run.folder} {settings.data}",
+            "export": f"convatlas export {run.folder} model.onnx",
+        }
+    return page.commands("Commands", lines)
+
+
+def _standings_table(found: Sequence[Standing]) -> Table:
+    rows = tuple(
+        (each.contestant.name, each.contestant.kind, f"{each.fidelity:.0%}", f"{each.accuracy:.2%}",
+         str(len(each.accuracies)), f"{1000 * each.latency:.3g}", f"{each.parameters:,}", f"{each.macs:,}")
+        for each in found
+    )  # fmt: skip
+    columns = ("network", "kind", "training", "accuracy", "seeds", "ms", "parameters", "MACs")
+    return Table(columns, rows, right=frozenset(range(2, len(columns))))
+
+
+def _failures(evaluations: Sequence[Evaluation]) -> Table:
+    rows = tuple(
+        (str(each.number), str(each.plain["name"]), each.error)
+        for each in evaluations
+        if each.state == "failed" and not each.is_continued and not each.error.startswith("the same")
+    )
+    return Table(("trial", "network", "why"), rows)
+
+
+def _cells(contestant: Contestant) -> dict[str, Any]:
+    plain = {path: value for path, value, _ in cells(contestant.spec) if not path.endswith("type")}
+    return {"spec": type(contestant.spec).__name__, **plain}
+
+
+def importance(evaluations: Sequence[Evaluation], settings: SearchSettings) -> dict[str, float]:
+    """Return the importance of each choice for the accuracy, by Optuna's functional ANOVA, the largest first.
+
+    Of all candidates at the lowest fidelity, at which all can be compared; empty for fewer than eight.
+    """
+    import optuna
+
+    distribution = optuna.distributions.CategoricalDistribution
+    space = settings.spec_space.choices
+    low = settings.fidelities[0]
+    chosen = [each for each in evaluations if each.state == "complete" and each.choices and each.fidelity == low]
+    if len(chosen) < MIN_FOR_IMPORTANCE:
+        return {}
+    with quiet(optuna):
+        study = optuna.create_study(direction="maximize")
+    for each in chosen:
+        study.add_trial(optuna.trial.create_trial(
+            value=each.metrics["accuracy"], params=dict(each.choices),
+            distributions={name: distribution(tuple(range(len(space[name])))) for name in each.choices},
+        ))  # fmt: skip
+    try:
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except (RuntimeError, ValueError):  # all accuracies are the same
+        return {}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _importance(evaluations: Sequence[Evaluation], settings: SearchSettings) -> str:
+    found = importance(evaluations, settings)
+    rows = tuple((name, f"{share:.1%}") for name, share in found.items() if share >= 0.005)
+    if not rows:
+        return ""
+    table = page.table(Table(("choice", "importance for accuracy"), rows, right=frozenset({1})))
+    return page.subheading("Importance (functional ANOVA)") + table
+
+
+def lineage(
+    found: Sequence[Standing], evaluations: Sequence[Evaluation], settings: SearchSettings
+) -> list[str]:  # fmt: skip
+    """Return how the choices of the best candidate came about, the first one last.
+
+    The surrogate compares all candidates and has no parents: of each candidate the line names the earlier one that
+    shares the most choices with it, and the choices in which they differ.
+    """
+    first = {str(each.plain["name"]): each for each in reversed(evaluations) if each.choices}
+    here = next((each for each in found if each.is_candidate), None)
+    if here is None:
+        return []
+    scores = {str(each.plain["name"]): each.metrics["accuracy"] for each in evaluations if each.state == "complete"}
+    space = settings.spec_space.choices
+    lines: list[str] = []
+    current = first[here.contestant.name.partition(SEED_MARK)[0]]
+    while len(lines) < MAX_LINEAGE:
+        earlier = [
+            each for each in first.values() if each.number < current.number and str(each.plain["name"]) in scores
+        ]
+        if not earlier:
+            break
+        parent = max(earlier, key=lambda each: (_shared(each, current), each.number))
+        changed = [
+            f"{name} {_text(space[name][parent.choices[name]])} -> {_text(space[name][code])}"
+            for name, code in current.choices.items()
+            if parent.choices[name] != code
+        ]
+        lines.append(f"{_scored(current, scores)} from {_scored(parent, scores)}: {', '.join(changed)}")
+        current = parent
+    return lines
+
+
+def _scored(each: Evaluation, scores: Mapping[str, float]) -> str:
+    name = str(each.plain["name"])
+    return f"{name} ({scores[name]:.2%})" if name in scores else name
+
+
+def _shared(one: Evaluation, other: Evaluation) -> int:
+    return sum(one.choices[name] == code for name, code in other.choices.items())
+
+
+def trials_csv(evaluations: Sequence[Evaluation]) -> str:
+    """Return all evaluations as CSV."""
+    metrics = list(dict.fromkeys(name for each in evaluations for name in each.metrics))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "name", "kind", "seed", "fidelity", "state", "begin_s", "end_s", *metrics, "error"])
+    for each in evaluations:
+        plain = each.plain
+        writer.writerow([
+            each.number, plain["name"], plain["kind"], plain["seed"], each.fidelity, each.state, each.begin, each.end,
+            *(each.metrics.get(name, "") for name in metrics), each.error,
+        ])  # fmt: skip
+    return text.getvalue()

@@ -1,0 +1,113 @@
+"""The settings of a search, which all of its workers read: `search.json` and the store have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.record import Record, above, at_least, between
+from convatlas.errors import SearchError, brief
+from convatlas.models.catalog import SPEC_TYPES
+from convatlas.search.latency import LatencyMeter, LatencyModel
+from convatlas.search.limits import Limits, Objective
+from convatlas.search.space import SpecSpace
+from convatlas.system.files import write_text
+from convatlas.tasks.known import TASKS
+from convatlas.tasks.task import Task
+from convatlas.train.cpu.execution import MemoryFormat, Precision
+from convatlas.train.settings import DataOptions
+
+SETTINGS = "search.json"
+"""File of the settings in the directory of a search."""
+
+
+SEARCH_SHARE, REPEAT_SHARE = 0.55, 0.08
+"""Shares of the time for the search, and for the finalists with a second seed; the winner is trained in the rest."""
+
+
+@dataclass(frozen=True)
+class SearchSettings(Record):
+    """What a search was started with, and what was measured at its start.
+
+    space: a spec with choices as plain data. task, preprocessing, train_images: of the data. time_s: of the whole
+    search. training_s: of a candidate at full fidelity. fidelities: shares of it after which candidates are compared.
+    recipe: name or file, None for that of the network. fields: of the recipe. latency: predicts latencies.
+    measures: whether latencies are measured on this machine, or predicted by a model of another one.
+    threads: of the training of each worker. storage: the URL of a database; None for a journal file.
+    """
+
+    version = 1
+    error = SearchError
+
+    data: str
+    space: Mapping[str, Any]
+    space_name: str
+    limits: Limits
+    task: Task
+    preprocessing: Preprocessing
+    data_options: DataOptions
+    train_images: Annotated[int, at_least(1)]
+    time_s: Annotated[float, above(0)]
+    setup_s: Annotated[float, at_least(0)]
+    training_s: Annotated[float, above(0)]
+    fidelities: tuple[float, ...]
+    latency: LatencyModel
+    measures: bool
+    seed: Annotated[int, between(0, 2**32 - 1)]
+    objective: Objective
+    memory_format: MemoryFormat
+    precision: Precision
+    threads: Annotated[int, at_least(1)]
+    workers: Annotated[int, at_least(1)]
+    recipe: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    storage: str | None = None
+
+    @property
+    def classes(self) -> int:
+        return self.task.outputs
+
+    @property
+    def channels(self) -> int:
+        return self.preprocessing.channels
+
+    @property
+    def search_s(self) -> float:
+        """Seconds of evaluations, until the finalists are chosen."""
+        return SEARCH_SHARE * self.time_s - self.setup_s
+
+    @property
+    def repeat_s(self) -> float:
+        """Seconds of evaluations, until the winner is chosen."""
+        return self.search_s + REPEAT_SHARE * self.time_s
+
+    @property
+    def spec_space(self) -> SpecSpace:
+        """The space without its limits."""
+        kind = SPEC_TYPES[self.space["type"]]
+        return SpecSpace(kind.from_plain(self.space, where=SETTINGS, known=SPEC_TYPES))
+
+    @property
+    def meter(self) -> LatencyMeter:
+        """What measures latencies in the form that is deployed."""
+        return LatencyMeter(self.preprocessing, self.task, self.latency.engine, self.latency.threads)
+
+    def write(self, folder: Path) -> None:
+        """Write search.json."""
+        write_text(folder / SETTINGS, json.dumps(self.to_plain(), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> SearchSettings:
+        """Read search.json; raises SearchError if it is missing or damaged."""
+        path = folder / SETTINGS
+        if not path.is_file():
+            raise SearchError(f"{folder}: is not the directory of a search (there is no {SETTINGS})")
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise SearchError(f"{path}: damaged ({brief(error)})") from error
+        return cls.from_plain(plain, where=str(path), known={**SPEC_TYPES, **TASKS})

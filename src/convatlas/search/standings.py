@@ -1,0 +1,81 @@
+"""The standings of a search: its finalists, its winner, and the Pareto front, from the evaluations in the store."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convatlas.search.contestant import Contestant
+from convatlas.search.front import pareto_front
+from convatlas.search.store import Evaluation
+
+SEED_MARK = "-seed"
+"""In the name of a contestant that is trained with another seed."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A contestant, with its evaluations at the highest fidelity that it reached.
+
+    accuracies: of one seed each. latency: seconds for one image. number: of its first trial.
+    """
+
+    contestant: Contestant
+    fidelity: float
+    accuracies: tuple[float, ...]
+    latency: float
+    parameters: int
+    macs: int
+    number: int
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over the seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def is_candidate(self) -> bool:
+        return self.contestant.kind == "candidate"
+
+
+def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
+    """Return all contestants with results, the best first: by fidelity, then by accuracy; of equal ones baselines."""
+    groups: dict[str, list[Evaluation]] = {}
+    for each in evaluations:
+        if each.state == "complete":
+            groups.setdefault(str(each.plain["name"]).partition(SEED_MARK)[0], []).append(each)
+    found = []
+    for group in groups.values():
+        top = max(each.fidelity for each in group)
+        counted = [each for each in group if each.fidelity == top]
+        metrics = counted[0].metrics
+        found.append(Standing(
+            Contestant.read(counted[0].plain), top, tuple(each.metrics["accuracy"] for each in counted),
+            min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
+            min(each.number for each in group),
+        ))  # fmt: skip
+    return sorted(found, key=lambda each: (-each.fidelity, -each.accuracy, each.is_candidate, each.number))
+
+
+def finalists(found: Sequence[Standing]) -> list[Standing]:
+    """Return the best candidate and the best of the others, at the highest fidelity; either may be missing."""
+    top = [each for each in found if each.fidelity == found[0].fidelity] if found else []
+    firsts = (next((each for each in top if each.is_candidate is kind), None) for kind in (True, False))
+    return [each for each in firsts if each is not None]
+
+
+def winner(found: Sequence[Standing]) -> Standing | None:
+    """Return the finalist with the better mean; a candidate must be better than a baseline, not equal."""
+    return max(finalists(found), key=lambda each: (each.accuracy, not each.is_candidate), default=None)
+
+
+def front(found: Sequence[Standing]) -> list[Standing]:
+    """Return the contestants of the highest fidelity that no other one beats in accuracy and latency."""
+    top = [each for each in found if each.fidelity == found[0].fidelity] if found else []
+    if not top:
+        return []
+    accuracy, latency = (np.array([getattr(each, name) for each in top]) for name in ("accuracy", "latency"))
+    return [top[i] for i in pareto_front(accuracy, latency)]

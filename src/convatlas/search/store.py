@@ -1,0 +1,311 @@
+"""The store of a search: an Optuna study, in a journal file or a database, that any number of workers share.
+
+A trial of Optuna is one evaluation: a contestant at a fidelity. It waits until a worker claims it, and then carries the
+lease of this worker. A worker that died leaves a lease that does not change any more: another worker then fails the
+trial and adds it again, to be continued from the checkpoint in its run directory. Nothing is lost, and of each
+evaluation one trial counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convatlas.errors import SearchError, brief
+from convatlas.system.extras import import_optional
+from convatlas.system.locks import FileLock
+
+JOURNAL = "study.journal"
+"""File of the study in the directory of a search."""
+
+LEASE_S = 60.0
+"""Seconds after which a lease that does not change belongs to a dead worker."""
+
+MAX_ATTEMPTS = 3
+"""Number of workers that may die during an evaluation before it counts as failed."""
+
+MAX_OUTAGE_S, RETRY_S = 300.0, 2.0
+"""Seconds for which a worker waits for a store that cannot be reached, and between two attempts."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One trial of the store.
+
+    plain: the contestant as plain data. choices: of a candidate, name -> index of the option. state: "waiting",
+    "running", "complete" or "failed". begin, end: seconds since 1970, of the worker's clock. attempt: from 1 on.
+    metrics: of a complete one. error: of a failed one. is_continued: a failed one that was added again.
+    """
+
+    number: int
+    plain: Mapping[str, Any]
+    choices: Mapping[str, int]
+    fidelity: float
+    state: str = "waiting"
+    begin: float = 0.0
+    end: float = 0.0
+    attempt: int = 1
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+    is_continued: bool = False
+    lease: str = ""
+    rowid: int = -1
+
+    @property
+    def key(self) -> tuple[str, float]:
+        """What is evaluated: two evaluations of one key are the same."""
+        return str(self.plain["name"]), self.fidelity
+
+
+@contextmanager
+def quiet(optuna: Any) -> Iterator[None]:
+    """Let Optuna log errors only; its level is restored at the end."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+class TrialStore:
+    """A study by name. location: a journal file, or the URL of a database, such as postgresql://user@host/name."""
+
+    def __init__(self, location: str, name: str, *, options: Mapping[str, Sequence[Any]] | None = None) -> None:
+        """options: of every choice of the space; they make the study when it does not exist yet.
+
+        Raises SearchError if there is no such study, or the store cannot be opened.
+        """
+        self._optuna = import_optional("optuna", "convatlas[search]", where="search", error=SearchError)
+        self.location, self.name = location, name
+        self._seen: dict[int, tuple[str, float]] = {}
+        self._finished: dict[int, Evaluation] = {}
+        try:
+            self._storage = self._open()
+            with quiet(self._optuna):
+                if options is None:
+                    self._study = self._optuna.load_study(study_name=name, storage=self._storage)
+                else:
+                    self._study = self._optuna.create_study(
+                        study_name=name, storage=self._storage, directions=["maximize", "minimize"],
+                        load_if_exists=True,
+                    )  # fmt: skip
+        except KeyError as error:
+            raise SearchError(
+                f"{location}: there is no study {name!r}; start it with `convatlas search DATA`"
+            ) from error
+        except Exception as error:
+            raise SearchError(f"{location}: the store cannot be opened ({brief(error)})") from error
+
+    def _open(self) -> Any:
+        if "://" in self.location:
+            return self._optuna.storages.RDBStorage(self.location)
+        journal = self._optuna.storages.journal
+        lock = FileLock(f"{self.location}.lock")  # that of Optuna outlives a killed holder
+        return self._optuna.storages.JournalStorage(journal.JournalFileBackend(self.location, lock_obj=lock))
+
+    def _reached(self, call: Any, *arguments: Any, **named: Any) -> Any:
+        """Call the store, and again while it cannot be reached; raises SearchError after `MAX_OUTAGE_S`."""
+        wrong = (self._optuna.exceptions.UpdateFinishedTrialError, KeyError, ValueError)
+        start = time.monotonic()
+        while True:
+            try:
+                return call(*arguments, **named)
+            except wrong:
+                raise
+            except Exception as error:
+                if time.monotonic() - start > MAX_OUTAGE_S:
+                    raise SearchError(
+                        f"{self.location}: the store cannot be reached for {MAX_OUTAGE_S:.0f} s ({brief(error)})"
+                    ) from error
+                time.sleep(RETRY_S)
+
+    # settings
+
+    def settings(self) -> dict[str, Any] | None:
+        """Return the settings of the search, or None if they are not stored yet."""
+        stored = self._reached(lambda: self._study.user_attrs).get("settings")
+        return None if stored is None else json.loads(stored)
+
+    def is_over(self) -> bool:
+        """Return whether no evaluation will be added any more."""
+        return bool(self._reached(lambda: self._study.user_attrs).get("over"))
+
+    def end(self, *, over: bool = True) -> None:
+        """State that no evaluation will be added any more; over=False: that the search goes on."""
+        self._reached(self._study.set_user_attr, "over", over)
+
+    def store_settings(self, settings: Mapping[str, Any]) -> None:
+        self._reached(self._study.set_user_attr, "settings", json.dumps(settings))
+
+    # trials
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return all trials, in order. Those that have ended are read once."""
+        trials = self._reached(self._study.get_trials, deepcopy=False)
+        found = []
+        for trial in trials:
+            known = self._finished.get(trial.number)
+            if known is None:
+                known = _evaluation(trial)
+                if known.state in ("complete", "failed"):
+                    self._finished[trial.number] = known
+            found.append(known)
+        return found
+
+    def add(
+        self, plain: Mapping[str, Any], choices: Mapping[str, int], counts: Mapping[str, int], fidelity: float,
+        *, attempt: int = 1,
+    ) -> None:  # fmt: skip
+        """Add an evaluation that waits for a worker. counts: number of options of each choice."""
+        distribution = self._optuna.distributions.CategoricalDistribution
+        trial = self._optuna.trial.create_trial(
+            state=self._optuna.trial.TrialState.WAITING, params=dict(choices),
+            distributions={name: distribution(tuple(range(counts[name]))) for name in choices},
+            user_attrs={"contestant": json.dumps(plain), "fidelity": fidelity, "attempt": attempt},
+        )  # fmt: skip
+        self._reached(self._study.add_trial, trial)
+
+    def claim_next(self) -> Evaluation | None:
+        """Begin the first evaluation that waits, or return None. One that runs or is complete is not done again."""
+        evaluations = self.evaluations()
+        for each in evaluations:
+            if each.state != "waiting" or not self.claim(each):
+                continue
+            same = (other for other in evaluations if other.key == each.key and other.number != each.number)
+            first = next((other for other in same if other.state in ("running", "complete")), None)
+            if first is None:
+                return each
+            self.fail(each, f"the same as trial {first.number}")
+        return None
+
+    def claim(self, evaluation: Evaluation) -> bool:
+        """Begin a waiting evaluation; False if another worker has."""
+        running = self._optuna.trial.TrialState.RUNNING
+        try:
+            if not self._reached(self._storage.set_trial_state_values, evaluation.rowid, state=running):
+                return False
+        except (self._optuna.exceptions.UpdateFinishedTrialError, RuntimeError):
+            return False
+        self._set(evaluation, begin=time.time())
+        self.renew(evaluation)
+        return True
+
+    def renew(self, evaluation: Evaluation) -> None:
+        """Show that the worker of a running evaluation is alive."""
+        self._set(evaluation, lease=f"{own_name()} {time.time():.6f}", end=time.time())
+
+    def complete(self, evaluation: Evaluation, metrics: Mapping[str, float]) -> bool:
+        """End an evaluation with its metrics; False if it was taken over by another worker."""
+        self._set(evaluation, metrics=json.dumps(dict(metrics)), end=time.time())
+        values = [metrics["accuracy"], metrics["latency"]]
+        return self._end(evaluation, self._optuna.trial.TrialState.COMPLETE, values)
+
+    def fail(
+        self, evaluation: Evaluation, error: str, *, again: Mapping[str, int] | None = None, died: bool = False
+    ) -> bool:
+        """End an evaluation without metrics; False if it has ended already.
+
+        again: number of options of each choice; the evaluation is then added again, to be continued. died: its worker
+        died, which is one of `MAX_ATTEMPTS`.
+        """
+        self._set(evaluation, error=error, continued=again is not None, end=max(evaluation.end, evaluation.begin))
+        if not self._end(evaluation, self._optuna.trial.TrialState.FAIL, None):
+            return False
+        if again is not None:
+            self.add(
+                evaluation.plain, evaluation.choices, again, evaluation.fidelity, attempt=evaluation.attempt + died
+            )
+        return True
+
+    def _end(self, evaluation: Evaluation, state: Any, values: Sequence[float] | None) -> bool:
+        try:
+            return bool(
+                self._reached(self._storage.set_trial_state_values, evaluation.rowid, state=state, values=values)
+            )
+        except self._optuna.exceptions.UpdateFinishedTrialError:
+            return False
+
+    def _set(self, evaluation: Evaluation, **values: Any) -> None:
+        for name, value in values.items():
+            try:
+                self._reached(self._storage.set_trial_user_attr, evaluation.rowid, name, value)
+            except self._optuna.exceptions.UpdateFinishedTrialError:
+                return
+
+    def take_over(self, counts: Mapping[str, int]) -> int:
+        """Fail the evaluations whose worker is dead, add them again, and return their number."""
+        last = {each.key: each for each in self.evaluations()}
+        for each in last.values():  # whoever failed it died before it was added again
+            if each.state == "failed" and each.is_continued:
+                self.add(each.plain, each.choices, counts, each.fidelity, attempt=each.attempt)
+        dead = [each for each in self.evaluations() if each.state == "running" and self._is_dead(each)]
+        taken = 0
+        for each in dead:
+            if each.attempt >= MAX_ATTEMPTS:
+                self.fail(each, f"{MAX_ATTEMPTS} workers died during this evaluation; out of memory?")
+            else:
+                taken += self.fail(each, "the worker died", again=counts, died=True)
+        return taken
+
+    def _is_dead(self, evaluation: Evaluation) -> bool:
+        """Return whether the worker of a running evaluation has ended, as far as this process can know."""
+        owner, _, _ = evaluation.lease.partition(" ")
+        host, _, process = owner.rpartition(":")
+        if host == socket.gethostname() and process.isdecimal() and owner != own_name():
+            return not _is_alive(int(process))
+        lease, since = self._seen.get(evaluation.number, ("", 0.0))
+        if lease != evaluation.lease or not since:
+            self._seen[evaluation.number] = evaluation.lease, time.monotonic()
+            return False
+        return time.monotonic() - since > LEASE_S and owner != own_name()
+
+
+def _evaluation(trial: Any) -> Evaluation:
+    attrs = trial.user_attrs
+    state = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete"}.get(trial.state.name, "failed")
+    return Evaluation(
+        trial.number, json.loads(attrs["contestant"]), dict(trial.params), attrs["fidelity"], state,
+        attrs.get("begin", 0.0), attrs.get("end", 0.0), attrs["attempt"], json.loads(attrs.get("metrics", "{}")),
+        attrs.get("error", ""), attrs.get("continued", False), attrs.get("lease", ""), trial._trial_id,
+    )  # fmt: skip
+
+
+def own_name() -> str:
+    """Return the name of this worker in leases: its host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end the process; the lease tells
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def location_of(folder: Path, storage: str | None) -> str:
+    """Return where the study of a search is: the URL of a database, or the journal in its directory."""
+    return storage or str(folder / JOURNAL)
+
+
+def elapsed(evaluations: Sequence[Evaluation], *, now: float | None = None) -> float:
+    """Return the seconds in which at least one evaluation was running: the union of their intervals."""
+    total, last = 0.0, -1.0
+    spans = sorted((each.begin, max(each.begin, now if now and each.state == "running" else each.end))
+                   for each in evaluations if each.begin)  # fmt: skip
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, last))
+        last = max(last, end)
+    return total

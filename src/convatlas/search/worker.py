@@ -1,0 +1,212 @@
+"""A worker of a search: it evaluates what waits in the store, and chooses what is evaluated next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from convatlas.errors import ConvatlasError, brief
+from convatlas.search.budgeted import BudgetedSpace
+from convatlas.search.contestant import Contestant
+from convatlas.search.evaluation import Evaluator, OverLimitError
+from convatlas.search.explorer import Explorer
+from convatlas.search.limits import reward
+from convatlas.search.settings import SearchSettings
+from convatlas.search.space import Candidate
+from convatlas.search.store import LEASE_S, Evaluation, TrialStore, elapsed
+from convatlas.system.devices import is_out_of_memory
+from convatlas.system.locks import MachineLock
+
+POOL = 2000
+"""Most candidates that are compared at once; each is counted."""
+
+FIRST = 40
+"""Evaluations for which the surrogate plans, at least: a fifth of them are random at first."""
+
+PROMOTED = 3
+"""Of the baselines, one of so many continues at the next fidelity."""
+
+IDLE_S = 1.0
+"""Seconds between two looks into a store without work."""
+
+OnEvaluation = Callable[[Evaluation, Sequence[Evaluation]], None]
+"""Called with each evaluation that has ended here, and all of the store."""
+
+
+class TimeOverError(ConvatlasError):
+    """The time of a phase of the search is over."""
+
+
+class Worker:
+    """One process of a search. folder: its directory. on_evaluation: is called after each evaluation."""
+
+    def __init__(
+        self, folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None
+    ) -> None:  # fmt: skip
+        self.folder, self.settings, self.store = folder, settings, store
+        self._on_evaluation = on_evaluation or (lambda evaluation, everything: None)
+        space = settings.spec_space
+        self.counts = {name: len(options) for name, options in space.choices.items()}
+        self.space = BudgetedSpace(
+            space, settings.limits, settings.latency, classes=settings.classes, channels=settings.channels
+        )
+        self.explorer = Explorer(
+            self.space, seed=settings.seed, fidelities=settings.fidelities, pool=POOL,
+            budget=max(FIRST, settings.search_s / settings.training_s),
+        )  # fmt: skip
+        self._told: set[int] = set()
+        self._deadline = math.inf
+        self._evaluator = Evaluator(folder, settings, MachineLock(), between=self._check_time)
+
+    def search(self) -> None:
+        """Evaluate until the time of the search is over, or nothing is left to evaluate."""
+        while (left := self._time_left(self.settings.search_s)) > 0:
+            if not self.step(left):
+                if not self._is_busy():
+                    return
+                time.sleep(IDLE_S)
+
+    def repeat(self) -> None:
+        """Evaluate what waits, until it was stated that nothing will be added, or the time is over."""
+        while (left := self._time_left(self.settings.repeat_s)) > 0:
+            if not self.step(left, only_waiting=True):
+                if self.store.is_over() and not self._is_busy():
+                    return
+                time.sleep(IDLE_S)
+
+    def step(self, seconds: float = math.inf, *, only_waiting: bool = False) -> bool:
+        """Evaluate one contestant, for at most so many seconds; False if there is nothing to do.
+
+        only_waiting: what waits in the store, and nothing new.
+        """
+        self.store.take_over(self.counts)
+        evaluation = self.store.claim_next() if only_waiting else self._search_next(self.store.evaluations())
+        if evaluation is None:
+            return False
+        self._deadline = time.monotonic() + seconds
+        self._evaluate(evaluation)
+        return True
+
+    def _time_left(self, seconds: float) -> float:
+        return seconds - elapsed(self.store.evaluations(), now=time.time())
+
+    def _is_busy(self) -> bool:
+        return any(each.state in ("waiting", "running") for each in self.store.evaluations())
+
+    # choose
+
+    def _search_next(self, evaluations: Sequence[Evaluation]) -> Evaluation | None:
+        """Claim what waits; else the best baselines at the next fidelity; else what the surrogate expects most of."""
+        if (waiting := self.store.claim_next()) is not None:
+            return waiting
+        for plain, fidelity in self._promotions(evaluations):
+            self.store.add(plain, {}, self.counts, fidelity)
+            return self.store.claim_next()
+        self._learn(evaluations)
+        asked = self.explorer.ask()
+        if asked is None:
+            return None
+        candidate, fidelity = asked
+        codes = dict(zip(self.space.names, self.space.encode(candidate).tolist(), strict=True))
+        contestant = Contestant(
+            candidate_name(codes), "candidate", self.space.value(candidate), seed=self.settings.seed
+        )
+        self.store.add(contestant.to_plain(), codes, self.counts, fidelity)
+        return self.store.claim_next()
+
+    def _promotions(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[dict[str, object], float]]:
+        """Yield the best baselines and pretrained networks, as plain data, when all are through a fidelity."""
+        fixed = [each for each in evaluations if each.plain["kind"] != "candidate"]
+        for low, high in zip(self.settings.fidelities, self.settings.fidelities[1:], strict=False):
+            at_low = [each for each in fixed if each.fidelity == low]
+            complete = [each for each in at_low if each.state == "complete"]
+            if any(each.state in ("waiting", "running") for each in at_low) or not complete:
+                return
+            best = sorted(complete, key=lambda each: -each.metrics["accuracy"])
+            there = {each.key for each in fixed}
+            for each in best[: math.ceil(len(best) / PROMOTED)]:
+                if (each.plain["name"], high) not in there:
+                    yield dict(each.plain), high
+
+    def _learn(self, evaluations: Sequence[Evaluation]) -> None:
+        """Tell the surrogate what has ended since the last time."""
+        limit = self.settings.limits.target_s
+        for each in evaluations:
+            if (
+                each.plain["kind"] != "candidate"
+                or each.number in self._told
+                or each.plain["seed"] != self.settings.seed
+            ):
+                continue
+            candidate = self._candidate(each)
+            if each.state in ("waiting", "running"):
+                self.explorer.reserve(candidate, each.fidelity)
+                continue
+            self._told.add(each.number)
+            if each.state == "complete":
+                latency = each.metrics["latency"]
+                accuracy = reward(each.metrics["accuracy"], latency, limit, self.settings.objective)
+                self.explorer.tell(
+                    candidate, accuracy=accuracy, latency=latency if math.isinf(limit) else 1.0, fidelity=each.fidelity
+                )
+            elif not each.is_continued:
+                self.explorer.drop(candidate)
+
+    def _candidate(self, evaluation: Evaluation) -> Candidate:
+        return {name: self.space.choices[name][code] for name, code in evaluation.choices.items()}
+
+    # evaluate
+
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        try:
+            with self._renewing(evaluation):
+                metrics = self._evaluator.evaluate(Contestant.read(evaluation.plain), evaluation.fidelity)
+            self.store.complete(evaluation, metrics)
+        except TimeOverError as error:
+            self.store.fail(evaluation, str(error), again=self.counts)
+        except KeyboardInterrupt:
+            self.store.fail(evaluation, "interrupted", again=self.counts)
+            raise
+        except OverLimitError as error:
+            self.store.fail(evaluation, str(error))
+        except ConvatlasError as error:
+            self.store.fail(evaluation, brief(error))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                self.store.fail(evaluation, f"{type(error).__name__}: {brief(error)}")
+                raise
+            self.store.fail(evaluation, f"out of memory ({brief(error)})")
+        everything = self.store.evaluations()
+        self._on_evaluation(everything[evaluation.number], everything)
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TimeOverError("the time of the search is over")
+
+    @contextmanager
+    def _renewing(self, evaluation: Evaluation) -> Iterator[None]:
+        """Renew the lease of an evaluation, in a thread, because some parts of it take longer than a lease."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(LEASE_S / 4):
+                self.store.renew(evaluation)
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def candidate_name(codes: dict[str, int]) -> str:
+    """Return the name of a candidate, which its choices determine."""
+    return "candidate-" + hashlib.sha256(json.dumps(codes, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,185 @@
+"""Search over anything: trials, budget, errors, and that it is better than random search."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from functools import partial
+from statistics import median
+from typing import Any
+
+import pytest
+
+import convatlas as ca
+from convatlas.errors import SearchError
+from convatlas.search.study import Study, Trial
+
+explore = partial(ca.search.explore, fidelities=(1,), progress=False)
+
+SPACE = ca.search.Space({"depth": [1, 2, 3, 4, 5, 6], "width": [8, 16, 24, 32, 48, 64], "kernel": [3, 5, 7],
+                         "act": ["ReLU", "SiLU", "sigmoid"], "shortcut": [False, True]})  # fmt: skip
+
+
+def evaluate(candidate: dict[str, Any], fidelity: float = 1.0) -> dict[str, float]:
+    """A made-up network: accuracy saturates with size, sigmoids need shortcuts; latency grows with cost."""
+    size = candidate["depth"] * candidate["width"] * (1 + candidate["kernel"] / 10)
+    accuracy = 1 - math.exp(-size / 150) - 0.02 * abs(candidate["kernel"] - 5)
+    accuracy -= 0.3 * (candidate["act"] == "sigmoid" and not candidate["shortcut"]) - 0.01 * (
+        candidate["act"] == "SiLU"
+    )
+    latency = 1 + candidate["depth"] * (candidate["width"] * candidate["kernel"]) ** 0.5 / 10
+    return {"accuracy": accuracy, "latency": latency, "params": 1000.0 * size}
+
+
+def area(study: Study) -> float:
+    front = [(trial.latency, trial.accuracy) for trial in study.front]
+    return sum((right - left) * accuracy for (left, accuracy), (right, _) in itertools.pairwise([*front, (20.0, 0.0)]))
+
+
+def test_the_front_is_better_than_that_of_random_search() -> None:
+    study = explore(SPACE, evaluate, budget=60, seed=0)
+    best = Study(tuple(Trial(i, c, metrics=evaluate(c)) for i, c in enumerate(map(SPACE.decode, SPACE.all()))))
+    random = [Study(best.trials[start : start + 600 : 10]) for start in range(10)]
+    assert area(best) - area(study) < 0.4 * median(area(best) - area(each) for each in random)
+
+
+def test_equal_seeds_give_equal_trials_and_none_twice() -> None:
+    first, again, other = (explore(SPACE, evaluate, budget=40, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert len({str(trial.candidate) for trial in first.trials}) == len(first.trials) == 40
+    assert [trial.number for trial in first.trials] == list(range(40))
+
+
+def test_a_small_space_is_evaluated_whole() -> None:
+    study = explore(
+        ca.search.Space({"depth": [1, 2], "width": [8, 16], "kernel": [3], "act": ["ReLU"], "shortcut": [True]}),
+        evaluate, budget=100,
+    )  # fmt: skip
+    assert len(study.trials) == 4
+
+
+def test_a_large_space_has_a_pool() -> None:
+    space = ca.search.Space({f"x{i}": range(10) for i in range(8)}, allowed=lambda c: sum(c.values()) < 60)
+
+    def distance(candidate: dict[str, int], fidelity: float) -> dict[str, float]:
+        return {"accuracy": -sum((value - 4) ** 2 for value in candidate.values())}
+
+    study = explore(space, distance, budget=120)
+    assert study.best().accuracy >= -4  # of 10^8 candidates, 1 + 16 + 112 are that near
+    assert all(sum(trial.candidate.values()) < 60 for trial in study.trials)
+    assert len(study.front) == 1
+
+
+def test_a_failed_evaluation_is_a_trial_with_an_error() -> None:
+    def failing(candidate: dict[str, Any], fidelity: float) -> dict[str, float]:
+        if candidate["act"] == "sigmoid":
+            raise MemoryError("out of memory")
+        return evaluate(candidate)
+
+    study = explore(SPACE, failing, budget=40)
+    failed = [trial for trial in study.trials if trial.error]
+    assert failed
+    assert {trial.error for trial in failed} == {"MemoryError: out of memory"}
+    assert len(study.trials) == 40
+    assert not {trial.number for trial in study.front} & {trial.number for trial in failed}
+    assert f"{len(failed)} failed" in repr(study)
+
+
+def test_if_every_evaluation_fails_the_search_stops() -> None:
+    with pytest.raises(SearchError, match="the first 5 evaluations failed: ZeroDivisionError: division by zero"):
+        explore(SPACE, lambda candidate, fidelity: {"accuracy": 1 / 0})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (0.5, "must return a mapping with 'accuracy'"),
+        ({"latency": 1.0}, "must return a mapping with 'accuracy'"),
+        ({"accuracy": "high"}, "accuracy must be a number, got 'high'"),
+        ({"accuracy": math.nan, "latency": 1.0}, "accuracy must be finite"),
+        ({"accuracy": 0.5, "latency": 0.0}, "latency must be > 0, got 0"),
+    ],
+)
+def test_metrics_that_are_no_numbers_are_refused(metrics: Any, message: str) -> None:
+    with pytest.raises(SearchError, match=message):
+        explore(SPACE, lambda candidate, fidelity: metrics)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 0.5, math.inf, math.nan, True, "300"])
+def test_a_budget_is_a_number_of_evaluations(budget: Any) -> None:
+    with pytest.raises(SearchError, match="budget must be a number of evaluations >= 1"):
+        explore(SPACE, evaluate, budget=budget)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 7])
+def test_small_budgets(budget: int) -> None:
+    assert len(explore(SPACE, evaluate, budget=budget).trials) == budget
+
+
+def test_the_best_trial_is_within_the_limits() -> None:
+    study = explore(SPACE, evaluate, budget=40)
+    best = study.best(max_latency=3.0, max_params=100_000)
+    assert best.latency <= 3
+    assert best.metrics["params"] <= 100_000
+    inside = [t for t in study.trials if t.latency <= 3 and t.metrics["params"] <= 100_000]
+    assert best.accuracy == max(trial.accuracy for trial in inside)
+    assert study.best() in study.front
+    with pytest.raises(SearchError, match="no trial is within the limits; the smallest are max_latency"):
+        study.best(max_latency=0.1)
+    with pytest.raises(SearchError, match=r"no limit 'max_latence' \(did you mean max_latency\?\)"):
+        study.best(max_latence=3)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_units_do_not_matter(scale: float) -> None:
+    def scaled(candidate: dict[str, Any], fidelity: float) -> dict[str, float]:
+        metrics = evaluate(candidate)
+        return {"accuracy": scale * metrics["accuracy"], "latency": metrics["latency"] / scale}
+
+    study = explore(SPACE, scaled, budget=50)
+    accuracy = study.best(max_latency=3.0 / scale).accuracy
+    best = max(
+        metrics["accuracy"] for metrics in map(evaluate, map(SPACE.decode, SPACE.all())) if metrics["latency"] <= 3
+    )
+    assert accuracy == pytest.approx(scale * best, rel=0.02)
+
+
+@pytest.mark.parametrize("fidelities", [(0.1, 1), (0.1, 0.3, 1)])
+def test_candidates_are_promoted(fidelities: tuple[float, ...]) -> None:
+    def noisy(candidate: dict[str, Any], fidelity: float) -> dict[str, float]:
+        metrics = evaluate(candidate)
+        wrong = (1 - fidelity) * 0.1 * (zlib.crc32(str(candidate).encode()) / 2**32 - 0.5)
+        return metrics | {"accuracy": 50 * fidelity + 40 * metrics["accuracy"] + 40 * wrong}
+
+    study = explore(SPACE, noisy, budget=20, fidelities=fidelities)
+    assert sum(trial.fidelity for trial in study.trials) == pytest.approx(20, abs=1)
+    reached: dict[str, list[float]] = {}
+    for trial in study.trials:
+        reached.setdefault(str(trial.candidate), []).append(trial.fidelity)
+    assert all(tuple(levels) == fidelities[: len(levels)] for levels in reached.values())
+    assert {len(levels) for levels in reached.values()} == set(range(1, len(fidelities) + 1))
+    assert all(trial.fidelity == 1 for trial in study.front)
+    full = [noisy(SPACE.decode(codes), 1)["accuracy"] for codes in SPACE.all()]
+    assert max(trial.metrics["accuracy"] for trial in study.front) > sorted(full)[-len(full) // 10]
+
+
+def test_an_evaluation_without_fidelity_is_noticed() -> None:
+    study = ca.search.explore(SPACE, evaluate, budget=40, progress=False)
+    fidelities = [trial.fidelity for trial in study.trials]
+    first_full = fidelities.index(1)
+    assert first_full < 20
+    assert len(study.trials) < 70
+    assert set(fidelities[first_full + 8 :]) == {1}
+
+
+@pytest.mark.parametrize("fidelities", [(), (0.5,), (0, 1), (1, 0.5), (0.5, 0.5, 1), (0.5, 2)])
+def test_fidelities_rise_to_one(fidelities: tuple[float, ...]) -> None:
+    with pytest.raises(SearchError, match="fidelities: must rise from above 0 to 1"):
+        explore(SPACE, evaluate, fidelities=fidelities)
+
+
+def test_equal_accuracies_and_latencies() -> None:
+    study = explore(SPACE, lambda candidate, fidelity: {"accuracy": 0.1, "latency": 1.0}, budget=40)  # fmt: skip
+    assert len(study.trials) == 40
+    assert len(study.front) == 1

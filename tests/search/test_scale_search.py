@@ -1,0 +1,81 @@
+"""Compound scaling found for a network and data: the grid of the paper, the family, and single dimensions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import convatlas as ca
+from commands import Command, check_refused
+from convatlas.models.catalog import build_fresh
+from convatlas.models.scaling import compound_factors
+from convatlas.search.scale_search import PUBLISHED, scaling_grid, series, spread
+
+
+def test_the_grid_has_the_published_coefficients() -> None:
+    grid = scaling_grid()
+    assert PUBLISHED in grid
+    assert all(1.9 - 1e-9 <= compound_factors(1, alpha=a, beta=b, gamma=c).macs <= 2.1 + 1e-9 for a, b, c in grid)
+    assert all(min(point) >= 1 for point in grid)
+    chosen = spread(grid, 5)
+    assert chosen[0] == PUBLISHED
+    assert len(set(chosen)) == 5
+    assert spread(grid, 10**6) == grid
+
+
+def test_the_published_networks_are_exact() -> None:
+    exact = {
+        "efficientnet_b0": 5_288_548, "efficientnet_b1": 7_794_184, "efficientnet_b2": 9_109_994,
+        "efficientnet_b3": 12_233_232, "efficientnet_b4": 19_341_616, "efficientnet_b5": 30_389_784,
+        "efficientnet_b6": 43_040_704, "efficientnet_b7": 66_347_960,
+    }  # fmt: skip
+    assert {name: ca.cost(build_fresh(name, device="meta")).parameters for name in exact} == exact
+
+
+def test_a_scale_search(convatlas: Command, idx_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scaling"
+    arguments = ("scale-search", "cifar_resnet20", idx_folder, "--number", 2, "--epochs", 1, "--sizes", "1",
+                 "--resolution", 12, "--out", out)  # fmt: skip
+    outcome = convatlas(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    result = json.loads((out / "scaling.json").read_text())
+    assert {result["alpha"], result["beta"], result["gamma"]} <= {each for point in scaling_grid() for each in point}
+    assert [each["rule"] for each in result["compared"]] == ["compound", "depth", "width", "resolution"]
+    assert [each["phi"] for each in result["family"]] == [0.0, 1.0]
+    assert result["family"][1]["macs"] > result["base"]["macs"]
+    assert result["grid"][0]["accuracies"] >= result["grid"][1]["accuracies"]
+    assert (out / "scaling.png").stat().st_size > 1000
+    written = {path: path.stat().st_mtime for path in (out / "runs").glob("*/model.safetensors")}
+    again = convatlas(*arguments, "--json")  # everything is trained already
+    assert json.loads(again.out)["grid"][0]["accuracies"] == result["grid"][0]["accuracies"]
+    assert {path: path.stat().st_mtime for path in (out / "runs").glob("*/model.safetensors")} == written
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("--doubled", "params"), ["must be macs or latency"]),
+        (("--sizes", "1,x"), ["--sizes: must be numbers separated by commas"]),
+        (("--number", 1), ["--number"]),
+    ],
+)
+def test_what_is_refused(
+    convatlas: Command, idx_folder: Path, tmp_path: Path, more: tuple[object, ...], named: list[str]
+) -> None:
+    check_refused(convatlas("scale-search", "cifar_resnet20", idx_folder, "--out", tmp_path / "out", *more), *named)
+
+
+def test_series_begin_at_the_base() -> None:
+    from convatlas.search.counts import Counts
+    from convatlas.search.scale_search import Scaled, ScaleSearch
+
+    def scaled(rule: str, macs: int, accuracy: float) -> Scaled:
+        counts = Counts(1, macs, 1, 1)
+        return Scaled(rule, 1.0, 1.2, 1.1, 1.15, ca.spec("lenet5"), counts, 0.001, (accuracy,))
+
+    base = scaled("base", 10**6, 0.5)
+    compared = (scaled("compound", 2 * 10**6, 0.6), scaled("width", 2 * 10**6, 0.55))
+    result = ScaleSearch(Path(), base, (base,), (), (base,), compared)
+    assert series(result) == {"compound": [(1.0, 50.0), (2.0, 60.0)], "width": [(1.0, 50.0), (2.0, pytest.approx(55))]}

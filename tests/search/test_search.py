@@ -1,0 +1,198 @@
+"""A whole search in seconds: limits, baselines, workers, finalists, the winner, and the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import convatlas as ca
+from commands import Command
+from convatlas.core.choice import choose
+from convatlas.errors import ConvatlasError, SearchError
+from convatlas.inference.load import load
+from convatlas.models.families.resnet import ResNet
+from convatlas.search import setup
+from convatlas.search.contestant import Contestant
+from convatlas.search.evaluation import Evaluator
+from convatlas.search.latency import LatencyModel
+from convatlas.search.launch import SearchResult, finish, open_store, search, start
+from convatlas.search.limits import Limits
+from convatlas.search.settings import SearchSettings
+from convatlas.search.setup import SearchOptions
+from convatlas.search.standings import Standing, finalists, front, standings, winner
+from convatlas.search.store import Evaluation
+from convatlas.search.worker import TimeOverError, Worker
+from convatlas.system.locks import MachineLock
+
+LIMITS = Limits(latency_s=0.02, params=100_000)
+
+
+SPACE: Any = ResNet(
+    choose("basic", "bottleneck"), (1, choose(1, 2)), (8, choose(8, 16)), stem=8, small_stem=True, resolution=32
+)
+
+
+@pytest.fixture(scope="module")
+def result(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """A search of a given number of evaluations: how many fit into a time depends on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(setup.MEASURED, "torch", 8)
+        folder = tmp_path_factory.mktemp("search") / "out"
+        folder.mkdir()
+        options = SearchOptions(space=SPACE, engines=("quick",), fields={"batch": 16})
+        settings, others = setup.set_up(str(idx_folder), LIMITS, 3600, options, progress=lambda *_: None)
+        settings = replace(settings, training_s=0.4)
+        store = start(folder, settings, [others[0], others[1]])
+        worker = Worker(folder, settings, store)
+        for _ in range(7):  # two baselines, of which one is promoted, and candidates
+            assert worker.step()
+        return finish(folder, replace(settings, time_s=1.0), store)
+
+
+def test_the_winner_is_an_ordinary_model_within_the_limits(result: SearchResult) -> None:
+    model = load(result.model_file)
+    counted = ca.cost(ca.build(model.header.spec, classes=len(model.header.classes)))
+    assert counted.parameters <= 100_000
+    assert result.winner.latency <= 0.02
+    assert {each.contestant.kind for each in result.standings} == {"candidate", "baseline"}
+    assert result.run.state.finished
+    assert ca.diff(model.header.spec, ca.spec("efficientnet_b0"))
+
+
+def test_the_winner_is_never_worse_than_a_baseline(result: SearchResult) -> None:
+    top = [each for each in result.standings if each.fidelity == result.standings[0].fidelity]
+    baselines = [each.accuracy for each in top if not each.is_candidate]
+    assert baselines
+    assert result.winner.accuracy >= max(baselines)
+    assert result.winner.contestant.name in result.verdict
+
+
+def test_what_was_tried_is_reported(result: SearchResult) -> None:
+    page = (result.folder / "report.html").read_text()
+    assert result.winner.contestant.name in page
+    assert "Pareto front" in page
+    with (result.folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} == {"candidate", "baseline"}
+    store = open_store(result.folder, result.settings)
+    assert len(rows) == len(store.evaluations())
+    assert store.is_over()
+    assert (result.folder / "front.png").stat().st_size > 1000
+
+
+def test_a_finished_search_is_read_again(result: SearchResult) -> None:
+    settings = SearchSettings.read(result.folder)
+    assert replace(settings, time_s=1.0) == result.settings
+    store = open_store(result.folder, settings)
+    before = store.evaluations()
+    again = finish(result.folder, result.settings, store)
+    assert again.winner == result.winner
+    assert again.run.results["test"].summary() == result.run.results["test"].summary()
+    assert store.evaluations() == before
+    with pytest.raises(SearchError, match="is a search on"):
+        search("digits", out=result.folder, progress=False)
+    path = result.folder / "search.json"
+    text = path.read_text()
+    path.write_text(text[:-20])
+    with pytest.raises(SearchError, match="damaged"):
+        SearchSettings.read(result.folder)
+    path.write_text(text)
+
+
+def test_the_report_command(result: SearchResult, convatlas: Command) -> None:
+    outcome = convatlas("search", "report", result.folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "report.html" in outcome.out
+
+
+def test_an_evaluation_that_is_stopped_continues_where_it_was(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, training_s=1e6)
+    contestant = replace(result.standings[-1].contestant, name="stopped")
+    calls = iter(range(1000))
+
+    def stop() -> None:
+        if next(calls) == 3:
+            raise TimeOverError("stop")
+
+    evaluator = Evaluator(tmp_path, settings, MachineLock(tmp_path), between=stop)
+    with pytest.raises(TimeOverError):
+        evaluator.evaluate(contestant, 1.0)
+    lock = MachineLock(tmp_path)
+    metrics = Evaluator(tmp_path, replace(settings, training_s=1e-6), lock).evaluate(contestant, 1.0)
+    assert metrics["steps"] == 4
+    longer = replace(settings, training_s=metrics["seconds"] + 1e-6)
+    again = Evaluator(tmp_path, longer, lock).evaluate(contestant, 1.0)
+    assert again["steps"] == 5
+
+
+def evaluation(number: int, name: str, accuracy: float, fidelity: float = 1.0, kind: str = "candidate") -> Evaluation:
+    plain = Contestant(name, kind, ca.spec("lenet5")).to_plain()  # type: ignore[arg-type]
+    metrics = {"accuracy": accuracy, "latency": 0.001 * (number + 1), "parameters": 1, "macs": 1}
+    return Evaluation(number, plain, {}, fidelity, "complete", metrics=metrics)
+
+
+def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
+    equal = standings([evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.8)])
+    assert [each.contestant.name for each in finalists(equal)] == ["a", "base"]
+    assert winner(equal) == finalists(equal)[1]
+    better = standings([evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.81)])
+    assert name_of(winner(better)) == "a"
+    seeds = [evaluation(2, "a-seed1", 0.7), evaluation(3, "base-seed1", 0.8, kind="baseline")]
+    both = standings([evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.81), *seeds])
+    assert name_of(winner(both)) == "base"
+    assert both[0].accuracies == (0.8, 0.8)
+    early = standings([evaluation(0, "base", 0.5, kind="baseline"), evaluation(1, "a", 0.9, fidelity=0.25)])
+    assert name_of(winner(early)) == "base"
+    assert winner([]) is None
+    assert [each.contestant.name for each in front(both)] == ["base"]
+
+
+def name_of(standing: Standing | None) -> str:
+    assert standing is not None
+    return standing.contestant.name
+
+
+PHONE = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"limits": Limits(params=10), "options": SearchOptions(latency_model=PHONE)},
+            "limits: too low for the networks of the space; the smallest of some has",
+        ),
+        ({"options": SearchOptions(engines=("supernet",))}, "engines: must be some of quick, transfer"),
+        ({"options": SearchOptions(space="resnett")}, r"no space 'resnett' \(did you mean resnet"),
+        ({"options": SearchOptions(engine="tensorrt")}, "engine: must be one of"),
+        ({"time_s": 5}, "the time must be at least 60 s, got 5"),
+    ],
+)
+def test_what_is_refused(
+    changes: dict[str, Any], message: str, idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(setup.MEASURED, "torch", 12)
+    monkeypatch.setattr(setup, "FACTORS", (0.25,))
+    with pytest.raises(ConvatlasError, match=message):
+        search(str(idx_folder), **{"time_s": 60, "out": tmp_path / "out", "progress": False, **changes})
+    assert not (tmp_path / "out" / "search.json").exists()
+
+
+def test_latencies_of_another_machine(convatlas: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVATLAS_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "phone.json"
+    outcome = convatlas("latency", "record", "--out", file, "--number", 12, "--classes", 4, "--resolution", 16)
+    assert (outcome.code, "12 networks, error" in outcome.out) == (0, True)
+    assert convatlas("latency", "import", file, "--name", "phone").code == 0
+    from convatlas.search.latency_files import read_latency_model
+
+    model = read_latency_model("phone")
+    assert model == LatencyModel.from_plain(json.loads(file.read_text()))
+    assert model.rank_correlation > 0.8
+    bad = convatlas("latency", "import", tmp_path / "nothing.json")
+    assert bad.code == 2
