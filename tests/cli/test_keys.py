@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import convatlas as ca
 from commands import Command
 from convatlas.inference.accuracy_change import AccuracyChange
 from convatlas.inference.benchmark import BenchmarkRow, write_csv
@@ -144,3 +145,22 @@ def test_the_keys_of_slow_commands_are_those_of_the_page(tmp_path: Path) -> None
     task = MultilabelClassification(("a", "b"))
     result = task.evaluate(torch.randn(20, 2), Targets(label=(torch.rand(20, 2) > 0.5).float()))
     check_keys(result.to_plain())
+
+
+def test_the_keys_of_searches_are_those_of_the_page() -> None:
+    from convatlas.search.counts import Counts
+    from convatlas.search.report import trials_csv
+    from convatlas.search.scale_search import Scaled, ScaleSearch
+    from convatlas.search.store import Evaluation
+
+    metrics = {"accuracy": 0.5, "reward": 0.5, "latency": 0.001, "parameters": 1, "macs": 1, "file_bytes": 1,
+               "memory_bytes": 1, "steps": 1, "epochs": 1.0, "seconds": 1.0}  # fmt: skip
+    plain = {"name": "a", "kind": "candidate", "seed": 0}
+    text = trials_csv([Evaluation(0, plain, {}, 1.0, "complete", metrics=metrics)])
+    for name in next(csv.reader(io.StringIO(text))):
+        assert name in KNOWN
+    base = Scaled("base", 0.0, 1.0, 1.0, 1.0, ca.spec("lenet5"), Counts(1, 1, 1, 1), 0.001, (0.5,))
+    result = ScaleSearch(Path(), base, (base,), ((1.0, 1.0, 1.0),), (base,), (base,)).to_plain()
+    for record in (result, *result["grid"]):
+        for key, value in record.items():
+            check_value(key, value)

@@ -13,6 +13,7 @@ from convatlas.core.record import Record, at_least
 from convatlas.errors import SpecError
 from convatlas.models.catalog import SPEC_TYPES
 from convatlas.models.families.efficientnet import B0, EfficientNet, MBConvRow
+from convatlas.models.families.resnet import ResNet
 from convatlas.train.recipe import Recipe
 
 SPACE: Any = EfficientNet(
@@ -96,6 +97,12 @@ class Size(Record):
 def test_what_is_refused(make: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         make()
+
+
+def test_lists_are_tuples_in_templates() -> None:
+    template: Any = ResNet("basic", [choose(1, 2), 2], [16, 32])
+    assert template.choices == {"depths[0]": (1, 2)}
+    assert template.first.widths == (16, 32)
 
 
 def test_a_template_is_not_a_network() -> None:

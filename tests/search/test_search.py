@@ -21,7 +21,7 @@ from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator
 from convatlas.search.latency import LatencyModel
 from convatlas.search.launch import SearchResult, finish, open_store, search, start
-from convatlas.search.limits import Limits
+from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
 from convatlas.search.standings import Standing, finalists, front, standings, winner
@@ -152,6 +152,15 @@ def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
     assert [each.contestant.name for each in front(both)] == ["base"]
 
 
+def test_a_soft_objective_weighs_accuracy_and_latency() -> None:
+    fast = evaluation(0, "fast", 0.80)
+    slow = replace(evaluation(1, "slow", 0.81), metrics={**evaluation(1, "slow", 0.81).metrics, "reward": 0.75})
+    assert name_of(winner(standings([slow, fast]))) == "fast"
+    with pytest.raises(SearchError, match="soft needs a latency"):
+        hard_limits(Limits(params=1e6), "soft")
+    assert hard_limits(LIMITS, "soft") == Limits(params=100_000)
+
+
 def name_of(standing: Standing | None) -> str:
     assert standing is not None
     return standing.contestant.name
@@ -170,6 +179,10 @@ PHONE = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 
         ({"options": SearchOptions(engines=("supernet",))}, "engines: must be some of quick, transfer"),
         ({"options": SearchOptions(space="resnett")}, r"no space 'resnett' \(did you mean resnet"),
         ({"options": SearchOptions(engine="tensorrt")}, "engine: must be one of"),
+        (
+            {"options": SearchOptions(engines=("transfer",), latency_model=PHONE)},
+            "no pretrained network within",
+        ),
         ({"time_s": 5}, "the time must be at least 60 s, got 5"),
     ],
 )

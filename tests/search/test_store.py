@@ -66,6 +66,24 @@ def test_an_evaluation_is_claimed_once(store: TrialStore) -> None:
     assert (after.state, after.metrics["accuracy"]) == ("complete", 0.5)
 
 
+def test_the_time_of_a_failed_evaluation_counts(store: TrialStore) -> None:
+    add(store, "a")
+    evaluation = store.claim_next()
+    assert evaluation is not None
+    time.sleep(0.3)
+    store.fail(evaluation, "the time is over", again=COUNTS)
+    assert 0.3 <= elapsed(store.evaluations()) < 3
+    assert elapsed(store.evaluations(), now=time.time() + 1000) < 3
+
+
+def test_the_same_evaluation_is_not_done_twice(store: TrialStore) -> None:
+    add(store, "a", "a", "b")
+    first, second = store.claim_next(), TrialStore(store.location, "search").claim_next()
+    assert first is not None
+    assert second is not None
+    assert [first.plain["name"], second.plain["name"]] == ["a", "b"]
+
+
 def test_settings_and_the_end(store: TrialStore) -> None:
     assert store.settings() is None
     store.store_settings({"seed": 1})

@@ -63,10 +63,10 @@ def search(
                panel=LIMITS, read=quantities.size),
     ] = None,
     time: Annotated[
-        float,
+        float | None,
         option("Time of the whole search, with the training of the winner, for example 1h.", metavar="TIME",
                panel=SEARCH, read=quantities.seconds, default="1h"),
-    ] = 3600.0,
+    ] = None,
     space: Annotated[
         str,
         option("The search space: mnasnet, efficientnet, mixed, mobilenet_v2, mobilenet_v3, residual, resnet, "

@@ -134,7 +134,7 @@ def _choices(value: Any, path: str) -> Iterator[tuple[str, Choice]]:
     elif isinstance(value, dict):
         for name, item in value.items():
             yield from _choices(item, f"{path}{name}")
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
         for i, item in enumerate(value):
             yield from _choices(item, f"{path}[{i}]")
 
@@ -144,7 +144,7 @@ def _filled(value: Any, chosen: Mapping[str, Any], path: str) -> Any:
         return chosen.get(value.name or path, value.options[0])
     if isinstance(value, Template):
         return value._build(chosen, f"{path}.")
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return tuple(_filled(item, chosen, f"{path}[{i}]") for i, item in enumerate(value))
     return value
 

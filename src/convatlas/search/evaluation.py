@@ -14,6 +14,7 @@ from typing import Any, cast
 from convatlas.errors import RunError, SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
+from convatlas.search.limits import reward
 from convatlas.search.settings import SearchSettings
 from convatlas.system.load import MAX_QUIET_SHARE
 from convatlas.system.locks import MachineLock
@@ -64,7 +65,7 @@ class Evaluator:
         """
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
         latency = self.latency_of(contestant, counts)
-        over = self.settings.limits.exceeded(counts, latency)
+        over = self.settings.hard_limits.exceeded(counts, latency)
         if over:
             raise OverLimitError(over)
         run = self._resume_or_start(contestant)
@@ -73,10 +74,11 @@ class Evaluator:
         result = run.validate()
         if result is None:
             raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
+        score = reward(result.score, latency, self.settings.limits.target_s, self.settings.objective)
         return {
-            "accuracy": result.score, "latency": latency, "parameters": counts.parameters, "macs": counts.macs,
-            "file_bytes": counts.file_bytes, "memory_bytes": counts.memory_bytes, "steps": run.state.step,
-            "epochs": run.state.step / run.steps_per_epoch, "seconds": run.state.seconds,
+            "accuracy": result.score, "reward": score, "latency": latency, "parameters": counts.parameters,
+            "macs": counts.macs, "file_bytes": counts.file_bytes, "memory_bytes": counts.memory_bytes,
+            "steps": run.state.step, "epochs": run.state.step / run.steps_per_epoch, "seconds": run.state.seconds,
         }  # fmt: skip
 
     def latency_of(self, contestant: Contestant, counts: Counts) -> float:
@@ -91,7 +93,7 @@ class Evaluator:
                 measured = self.settings.meter.measure([contestant.spec])[0]
             seconds = min(seconds, measured.seconds)
             is_disturbed = not measured.is_stable or measured.other_load > MAX_QUIET_SHARE
-            if not (is_disturbed and self.settings.limits.exceeded(counts, seconds)):
+            if not (is_disturbed and self.settings.hard_limits.exceeded(counts, seconds)):
                 break
         return seconds
 
@@ -105,10 +107,11 @@ class Evaluator:
         else:
             fields = {} if contestant.weights else {"ema_decay": EMA_DECAY}
             run = self._prepare(contestant, folder, fields | {"epochs": MAX_EPOCHS}, threads, RunOptions())
-        if run.state.step == 0:
+        if run.config.recipe.epochs == MAX_EPOCHS and not run.config.changes:
             self._train(run, lambda: run.state.step >= SKIPPED_STEPS)
             start, before = time.perf_counter(), run.state.step
-            self._train(run, lambda: run.state.step >= PROBED_STEPS)
+            first = run.state.step
+            self._train(run, lambda: run.state.step >= first + PROBED_STEPS)
             step_s = (time.perf_counter() - start) / max(1, run.state.step - before)
             run.save()
             fitting = int(seconds / (step_s * run.steps_per_epoch))

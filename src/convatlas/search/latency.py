@@ -26,7 +26,7 @@ from convatlas.engines.deploy import example_pixels
 from convatlas.engines.network_engine import EngineConfig, NetworkEngine, check_engine
 from convatlas.errors import SearchError
 from convatlas.models.catalog import build_fresh
-from convatlas.search.counts import Counts
+from convatlas.search.counts import COLUMNS, KINDS, Counts
 from convatlas.system.autotune import time_repeatedly
 from convatlas.system.cores import count_cores, processor_name
 from convatlas.system.load import LoadMeter
@@ -133,7 +133,7 @@ class LatencyModel(Record):
     coefficients: of `Counts.layers`, and of the call. error_share, rank_correlation: on networks that were left out
     when they were predicted: the mean absolute relative error, and Spearman's correlation. networks: how many were
     measured. unstable: of them, those whose two best rounds differed by more than 10 %, because other processes
-    disturbed them. engine, threads, machine: where they were measured.
+    disturbed them. kinds: of layers that they had. engine, threads, machine: where they were measured.
     """
 
     version = 1
@@ -147,10 +147,16 @@ class LatencyModel(Record):
     rank_correlation: float
     networks: int
     unstable: int = 0
+    kinds: tuple[str, ...] = KINDS
 
     def predict(self, counts: Counts) -> float:
         """Return the predicted seconds for one image."""
         return float(np.dot((*counts.layers, 1.0), self.coefficients))
+
+    def knows(self, counts: Counts) -> bool:
+        """Return whether networks with all kinds of layers of this one were measured."""
+        sums = np.array(counts.layers).reshape(-1, len(COLUMNS))[:, 0]
+        return all(name in self.kinds for name, layers in zip(KINDS, sums, strict=True) if layers)
 
     def describe(self) -> str:
         """Return where it was measured, and how exact it is, in one line."""
@@ -179,6 +185,7 @@ class LatencyModel(Record):
             engine, threads, machine_name(), tuple(map(float, _coefficients(rows, seconds))),
             error_share=float(np.mean(np.abs(predicted / seconds - 1))),
             rank_correlation=float(spearmanr(predicted, seconds).statistic), networks=len(rows), unstable=unstable,
+            kinds=tuple(name for name, column in zip(KINDS, rows.T[:: len(COLUMNS)], strict=False) if column.any()),
         )  # fmt: skip
 
 

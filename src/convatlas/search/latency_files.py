@@ -11,7 +11,7 @@ import numpy as np
 from convatlas.core.spec import Spec
 from convatlas.errors import SearchError, brief
 from convatlas.models.catalog import resolve
-from convatlas.search.contestant import is_small
+from convatlas.search.contestant import hand_baselines, is_small
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.spaces import space_at
@@ -51,6 +51,9 @@ def record_latency(
         at_width = space_at(space, width, is_small(resolution), resolution)
         share = number // len(WIDTHS) + (i < number % len(WIDTHS))
         drawn += [at_width.value(at_width.decode(codes)) for codes in at_width.sample(share, random)]
+    small = is_small(resolution)
+    hand_made = [each.spec for each in hand_baselines(resolution=resolution, small=small, fits=lambda spec: True)]
+    drawn = [*hand_made, *drawn][: max(number, len(hand_made))]
     order = random.permutation(len(drawn))
     specs = [drawn[i] for i in order]
     _, row = resolve(specs[0])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from convatlas.errors import SearchError
@@ -20,17 +21,18 @@ from convatlas.search.setup import SearchOptions, set_up
 from convatlas.search.standings import SEED_MARK, Standing, finalists, standings, winner
 from convatlas.search.store import Evaluation, TrialStore, elapsed, location_of
 from convatlas.search.worker import OnEvaluation, Worker
+from convatlas.system.files import write_text
 from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.resume import open_run
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CONFIG, create_default_folder
 
-BEST = "best"
-"""Run directory of the winner, with the model file."""
+BEST, WINNER = "best", "winner.txt"
+"""Run directory of the winner, with the model file, and the name of the winner."""
 
-MIN_TIME_S = 60.0
-"""Shortest time of a search."""
+TIME_S, MIN_TIME_S = 3600.0, 60.0
+"""Time of a search that is given none, and the shortest one."""
 
 FINAL_MARGIN = 0.92
 """Share of the time that is left in which the winner is trained; the rest is for its evaluation and the report."""
@@ -63,7 +65,7 @@ def search(
     data: str,
     *,
     limits: Limits | None = None,
-    time_s: float = 3600.0,
+    time_s: float | None = None,
     out: str | Path | None = None,
     options: SearchOptions | None = None,
     on_evaluation: OnEvaluation | None = None,
@@ -73,11 +75,12 @@ def search(
 ) -> SearchResult:
     """Search the network with the best accuracy within limits of a device, and train it.
 
-    limits: see `limits_of`. time_s: of everything: more than half for the search, the rest to train the winner.
-    out: the directory; that of a stopped search continues it, with a longer `time_s` if it is given.
+    limits: see `limits_of`. time_s: of everything, an hour by default: half for the search, then the finalists with a
+    second seed, the rest to train the winner. out: the directory; that of a stopped search continues it, with a longer
+    `time_s` if it is given; its other settings stay as they were.
     Raises SearchError if no network is within the limits, or none could be trained.
     """
-    if not time_s >= MIN_TIME_S:
+    if time_s is not None and not time_s >= MIN_TIME_S:
         raise SearchError(f"search: the time must be at least {MIN_TIME_S:.0f} s, got {time_s:g}")
     options = options or SearchOptions()
     with progress_callback(progress) as report:
@@ -89,7 +92,7 @@ def search(
             store = open_store(folder, settings)
         else:
             try:
-                settings, others = set_up(data, limits or Limits(), time_s, options, progress=report)
+                settings, others = set_up(data, limits or Limits(), time_s or TIME_S, options, progress=report)
             except BaseException:
                 with suppress(OSError):
                     folder.rmdir()  # if it is empty
@@ -135,11 +138,11 @@ def _study_name(folder: Path, settings: SearchSettings) -> str:
     return folder.resolve().name if settings.storage else STUDY
 
 
-def _continued(folder: Path, data: str, time_s: float) -> SearchSettings:
+def _continued(folder: Path, data: str, time_s: float | None) -> SearchSettings:
     settings = SearchSettings.read(folder)
     if settings.data != data:
         raise SearchError(f"{folder}: is a search on {settings.data}, not on {data}; choose another --out")
-    if time_s > settings.time_s:
+    if time_s is not None and time_s > settings.time_s:
         settings = replace(settings, time_s=time_s)
         settings.write(folder)
     return settings
@@ -198,14 +201,14 @@ def _wait_for_others(store: TrialStore, worker: Worker) -> None:
 def _add_repeats(settings: SearchSettings, store: TrialStore, worker: Worker) -> None:
     """Let the finalists be trained with a second seed."""
     evaluations = store.evaluations()
-    there = {each.plain["name"] for each in evaluations}
+    there = {each.key for each in evaluations}
     finals = finalists(standings(evaluations))
     if len(finals) < 2:
         return
     for each in finals:
         seed = settings.seed + 1
         name = f"{each.contestant.name}{SEED_MARK}{seed}"
-        if name not in there:
+        if (name, each.fidelity) not in there:
             again = replace(each.contestant, name=name, seed=seed)
             store.add(again.to_plain(), {}, worker.counts, each.fidelity)
 
@@ -217,16 +220,25 @@ def _train_winner(
     """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
     spent = settings.setup_s + elapsed(evaluations)
     seconds = max(settings.training_s, FINAL_MARGIN * (settings.time_s - spent))
-    run = Evaluator(folder, settings, MachineLock()).open_final(
+    previous = folder / WINNER
+    if previous.is_file() and previous.read_text().strip() != best.contestant.name and (folder / BEST).exists():
+        (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
+    write_text(previous, f"{best.contestant.name}\n")
+    lock = MachineLock()
+    run = Evaluator(folder, settings, lock).open_final(
         replace(best.contestant, seed=settings.seed), folder / BEST, seconds=seconds,
         threads=settings.threads * settings.workers,
     )  # fmt: skip
     if run.state.finished:
         run.finish()
-    for event in run.steps():
+    events = run.steps()
+    while True:
+        with lock.working():
+            event = next(events, None)
+        if event is None:
+            return run
         if on_event:
             on_event(event)
-    return run
 
 
 def work(folder: Path, *, storage: str | None = None, on_evaluation: OnEvaluation | None = None) -> None:

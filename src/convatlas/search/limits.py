@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from convatlas.core.record import Record
@@ -21,6 +21,15 @@ _LIMITS: dict[str, tuple[Dimension, str]] = {
     "latency_s": (TIME, "latency"), "params": (COUNT, "parameters"), "macs": (COUNT, "MACs"),
     "file_bytes": (SIZE, "model file"), "memory_bytes": (SIZE, "memory"),
 }  # fmt: skip
+
+
+def hard_limits(limits: Limits, objective: Objective) -> Limits:
+    """Return the limits that no network may exceed; raises SearchError for a soft objective without a latency."""
+    if objective == "hard":
+        return limits
+    if limits.latency_s is None:
+        raise SearchError("objective: soft needs a latency to compare with; give --max-latency")
+    return replace(limits, latency_s=None)
 
 
 def reward(accuracy: float, latency: float, target: float, objective: Objective = "hard") -> float:

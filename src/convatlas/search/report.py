@@ -260,10 +260,12 @@ def _shared(one: Evaluation, other: Evaluation) -> int:
 
 def trials_csv(evaluations: Sequence[Evaluation]) -> str:
     """Return all evaluations as CSV."""
+    names = {"latency": "latency_s", "seconds": "training_s"}
     metrics = list(dict.fromkeys(name for each in evaluations for name in each.metrics))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "name", "kind", "seed", "fidelity", "state", "begin_s", "end_s", *metrics, "error"])
+    writer.writerow(["number", "name", "kind", "seed", "fidelity", "state", "begin_s", "end_s",
+                     *(names.get(name, name) for name in metrics), "error"])  # fmt: skip
     for each in evaluations:
         plain = each.plain
         writer.writerow([

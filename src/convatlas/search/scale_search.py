@@ -30,7 +30,7 @@ from convatlas.train.fit import prepare_run
 from convatlas.train.preparation import preprocessing_for
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
-from convatlas.train.run_folder import CONFIG
+from convatlas.train.run_folder import CONFIG, create_default_folder
 from convatlas.train.select_model import input_side
 from convatlas.train.settings import DataOptions, RunOptions
 
@@ -110,7 +110,8 @@ class ScaleSearch:
         return {
             "alpha": self.best.alpha, "beta": self.best.beta, "gamma": self.best.gamma,
             "by_seed": [list(each) for each in self.by_seed], "base": self.base.to_plain(),
-            **{name: [each.to_plain() for each in getattr(self, name)] for name in ("grid", "family", "compared")},
+            "grid": [each.to_plain() for each in self.grid], "members": [each.to_plain() for each in self.family],
+            "compared": [each.to_plain() for each in self.compared],
         }  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def scale_search(
         raise SearchError(f"scale-search: what doubles must be macs or latency, got {doubled!r}")
     if number < 2 or epochs < 1 or not seeds:
         raise SearchError("scale-search: there must be at least 2 networks, 1 epoch and 1 seed")
-    folder = Path(out) if out is not None else Path("runs") / f"scale-{Path(data).name}"
+    folder = Path(out) if out is not None else create_default_folder("scale", Path(data).name, data)
     with progress_callback(progress) as report:
         lab = _Laboratory.open(network, data, folder, epochs, tuple(seeds), engine, resolution, recipe, report)
         base = lab.measure("base", 0.0, (1.0, 1.0, 1.0))
@@ -224,6 +225,7 @@ class _Laboratory:
         spec = adapted(row.spec, stem=stem, resolution=side)
         preprocessing = preprocessing_for(source, row.preprocessing, spec, source.channels, seeds[0], options)
         meter = LatencyMeter(preprocessing, source.task, engine)
+        data = source.location
         folder.mkdir(parents=True, exist_ok=True)
         return cls(spec, data, folder, epochs, seeds, meter, source.channels, recipe, progress)
 
@@ -278,6 +280,11 @@ class _Laboratory:
         folder = self.folder / "runs" / f"{_name(scaled)}-seed{seed}"
         if (folder / CONFIG).is_file():
             run = open_run(folder)
+            config = run.config
+            if (config.spec, config.recipe.epochs, config.data) != (scaled.spec, self.epochs, self.data):
+                raise SearchError(
+                    f"{folder}: is a training of another network, data or number of epochs; choose another --out"
+                )
         else:
             folder.parent.mkdir(exist_ok=True)
             run = prepare_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from convatlas.core.record import Record, above, at_least, between
 from convatlas.errors import SearchError, brief
 from convatlas.models.catalog import SPEC_TYPES
 from convatlas.search.latency import LatencyMeter, LatencyModel
-from convatlas.search.limits import Limits, Objective
+from convatlas.search.limits import Limits, Objective, hard_limits
 from convatlas.search.space import SpecSpace
 from convatlas.system.files import write_text
 from convatlas.tasks.known import TASKS
@@ -25,8 +26,11 @@ SETTINGS = "search.json"
 """File of the settings in the directory of a search."""
 
 
-SEARCH_SHARE, REPEAT_SHARE = 0.55, 0.08
-"""Shares of the time for the search, and for the finalists with a second seed; the winner is trained in the rest."""
+SEARCH_SHARE = 0.5
+"""Share of the time for the search, before the finalists are trained with a second seed."""
+
+SPARE = 1.3
+"""What the second seed may take more than the training time, for latencies, evaluations and start."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class SearchSettings(Record):
     search. training_s: of a candidate at full fidelity. fidelities: shares of it after which candidates are compared.
     recipe: name or file, None for that of the network. fields: of the recipe. latency: predicts latencies.
     measures: whether latencies are measured on this machine, or predicted by a model of another one.
+    draws_candidates: whether there are candidates of the space, or only baselines and pretrained networks.
     threads: of the training of each worker. storage: the URL of a database; None for a journal file.
     """
 
@@ -63,6 +68,7 @@ class SearchSettings(Record):
     precision: Precision
     threads: Annotated[int, at_least(1)]
     workers: Annotated[int, at_least(1)]
+    draws_candidates: bool = True
     recipe: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     storage: str | None = None
@@ -83,13 +89,18 @@ class SearchSettings(Record):
     @property
     def repeat_s(self) -> float:
         """Seconds of evaluations, until the winner is chosen."""
-        return self.search_s + REPEAT_SHARE * self.time_s
+        return self.search_s + SPARE * self.training_s * math.ceil(2 / self.workers)
 
     @property
     def spec_space(self) -> SpecSpace:
         """The space without its limits."""
         kind = SPEC_TYPES[self.space["type"]]
         return SpecSpace(kind.from_plain(self.space, where=SETTINGS, known=SPEC_TYPES))
+
+    @property
+    def hard_limits(self) -> Limits:
+        """The limits that no network may exceed: with a soft objective, not that of the latency."""
+        return hard_limits(self.limits, self.objective)
 
     @property
     def meter(self) -> LatencyMeter:

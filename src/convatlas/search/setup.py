@@ -22,7 +22,7 @@ from convatlas.search.contestant import Contestant, hand_baselines, is_small, pr
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.latency_files import fit_latency_model
-from convatlas.search.limits import Limits, Objective
+from convatlas.search.limits import Limits, Objective, hard_limits
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import SpecSpace
 from convatlas.search.spaces import DEFAULT_SPACE, space_at
@@ -91,7 +91,7 @@ def set_up(
 
     Raises SearchError if no network of the space is within the limits.
     """
-    begin = time.monotonic()
+    begin, hard = time.monotonic(), hard_limits(limits, options.objective)
     unknown = [name for name in options.engines if name not in ENGINES]
     if unknown or not options.engines:
         raise SearchError(f"engines: must be some of {', '.join(ENGINES)}, got {', '.join(options.engines) or 'none'}")
@@ -122,7 +122,7 @@ def set_up(
         factor: [Counts.of(spec, classes=source.task.outputs, channels=channels) for spec in specs]
         for factor, specs in drawn.items()
     }
-    space = space_at(options.space, _choose_width(counted, limits, latency), small, resolution)
+    space = space_at(options.space, _choose_width(counted, hard, latency), small, resolution)
 
     settings = SearchSettings(
         data=str(data), space=space.template.to_plain(), space_name=_name_of(options.space), limits=limits,
@@ -132,25 +132,32 @@ def set_up(
         measures=options.latency_model is None, seed=options.seed, objective=options.objective,
         memory_format=cast(MemoryFormat, execution.memory_format), precision=cast(Precision, execution.precision),
         threads=max(1, count_cores() // options.workers), workers=options.workers, recipe=options.recipe,
-        fields=dict(options.fields), storage=options.storage,
+        fields=dict(options.fields), storage=options.storage, draws_candidates="quick" in options.engines,
     )  # fmt: skip
 
     # 3. the networks that compete with the candidates; near the limit, their latency is measured
     def fits(spec: Spec) -> bool:
         counts = Counts.of(spec, classes=settings.classes, channels=channels)
         predicted = latency.predict(counts)
-        if limits.exceeded(counts, predicted / NEAR):
+        if options.latency_model is not None and not latency.knows(counts):
             return False
-        if not settings.measures or predicted * NEAR < limits.target_s:
-            return not limits.exceeded(counts, predicted)
+        if hard.exceeded(counts, predicted / NEAR):
+            return False
+        if not settings.measures or predicted * NEAR < hard.target_s:
+            return not hard.exceeded(counts, predicted)
         with MachineLock().measuring():
-            return meter.measure([spec])[0].seconds < LATENCY_RESERVE * limits.target_s
+            return meter.measure([spec])[0].seconds < LATENCY_RESERVE * hard.target_s
 
     others: list[Contestant] = []
     if "transfer" in options.engines:
         others += pretrained_networks(source, data_options, channels=channels, fits=fits)
     if "quick" in options.engines:
         others += hand_baselines(resolution=resolution, small=small, fits=fits)
+    if not others and not settings.draws_candidates:
+        raise SearchError(
+            "search: no pretrained network within the limits has weights in the cache; download some with `convatlas "
+            "weights pull`, or add the engine quick"
+        )
     return replace(settings, setup_s=time.monotonic() - begin), [replace(each, seed=options.seed) for each in others]
 
 

@@ -28,6 +28,10 @@ MAX_TRIES = 100
 """Number of times that `Space.sample` draws as many candidates as are missing, before it returns fewer."""
 
 
+MAX_LISTED = 100_000
+"""Largest space whose candidates are listed when random ones are not allowed."""
+
+
 class Space:
     """All combinations of choices that are allowed.
 
@@ -117,6 +121,9 @@ class Space:
                 break
             drawn = random.integers(0, self._counts, (missing, len(self._counts)))
             found |= {row.tobytes(): row for row in self._only_allowed(drawn)}
+        if not found and self.size <= MAX_LISTED:
+            every = self.all()
+            return every[random.permutation(len(every))[:number]]
         return np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self._counts))[:number]
 
     def mutate(self, codes: Codes, random: np.random.Generator, *, changes: int = 1) -> Codes:

@@ -20,12 +20,14 @@ SEED_MARK = "-seed"
 class Standing:
     """A contestant, with its evaluations at the highest fidelity that it reached.
 
-    accuracies: of one seed each. latency: seconds for one image. number: of its first trial.
+    accuracies, rewards: of one seed each; the reward is what is compared: the accuracy, unless a soft objective weighs
+    it with the latency. latency: seconds for one image. number: of its first trial.
     """
 
     contestant: Contestant
     fidelity: float
     accuracies: tuple[float, ...]
+    rewards: tuple[float, ...]
     latency: float
     parameters: int
     macs: int
@@ -35,6 +37,10 @@ class Standing:
     def accuracy(self) -> float:
         """The mean over the seeds."""
         return statistics.fmean(self.accuracies)
+
+    def reward(self, seeds: int = 0) -> float:
+        """The mean reward over so many seeds; over all by default."""
+        return statistics.fmean(self.rewards[: seeds or len(self.rewards)])
 
     @property
     def is_candidate(self) -> bool:
@@ -50,14 +56,15 @@ def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
     found = []
     for group in groups.values():
         top = max(each.fidelity for each in group)
-        counted = [each for each in group if each.fidelity == top]
+        counted = list({each.key: each for each in reversed(group) if each.fidelity == top}.values())[::-1]
         metrics = counted[0].metrics
         found.append(Standing(
             Contestant.read(counted[0].plain), top, tuple(each.metrics["accuracy"] for each in counted),
+            tuple(each.metrics.get("reward", each.metrics["accuracy"]) for each in counted),
             min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
             min(each.number for each in group),
         ))  # fmt: skip
-    return sorted(found, key=lambda each: (-each.fidelity, -each.accuracy, each.is_candidate, each.number))
+    return sorted(found, key=lambda each: (-each.fidelity, -each.reward(), each.is_candidate, each.number))
 
 
 def finalists(found: Sequence[Standing]) -> list[Standing]:
@@ -68,8 +75,10 @@ def finalists(found: Sequence[Standing]) -> list[Standing]:
 
 
 def winner(found: Sequence[Standing]) -> Standing | None:
-    """Return the finalist with the better mean; a candidate must be better than a baseline, not equal."""
-    return max(finalists(found), key=lambda each: (each.accuracy, not each.is_candidate), default=None)
+    """Return the finalist with the better mean over equally many seeds; a candidate must be better, not equal."""
+    finals = finalists(found)
+    seeds = min((len(each.rewards) for each in finals), default=1)
+    return max(finals, key=lambda each: (each.reward(seeds), not each.is_candidate), default=None)
 
 
 def front(found: Sequence[Standing]) -> list[Standing]:

@@ -8,13 +8,16 @@ evaluation one trial counts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,12 @@ JOURNAL = "study.journal"
 
 LEASE_S = 60.0
 """Seconds after which a lease that does not change belongs to a dead worker."""
+
+ACTIVE = ("running", "complete")
+"""States of an evaluation that is not done again."""
+
+SAME_AS = "the same as trial"
+"""How the error of an evaluation begins that another worker has added, too."""
 
 MAX_ATTEMPTS = 3
 """Number of workers that may die during an evaluation before it counts as failed."""
@@ -173,17 +182,19 @@ class TrialStore:
         )  # fmt: skip
         self._reached(self._study.add_trial, trial)
 
-    def claim_next(self) -> Evaluation | None:
-        """Begin the first evaluation that waits, or return None. One that runs or is complete is not done again."""
-        evaluations = self.evaluations()
-        for each in evaluations:
-            if each.state != "waiting" or not self.claim(each):
+    def claim_next(self, mark: str = "") -> Evaluation | None:
+        """Begin the first evaluation that waits, or return None. One that runs or is complete is not done again.
+
+        mark: in the name of the contestant.
+        """
+        for each in self.evaluations():
+            if each.state != "waiting" or mark not in str(each.plain["name"]) or not self.claim(each):
                 continue
-            same = (other for other in evaluations if other.key == each.key and other.number != each.number)
-            first = next((other for other in same if other.state in ("running", "complete")), None)
-            if first is None:
+            active = [other for other in self.evaluations() if other.key == each.key and other.state in ACTIVE]
+            first = min(active, key=lambda other: (other.state != "complete", other.number), default=each)
+            if first.number == each.number:
                 return each
-            self.fail(each, f"the same as trial {first.number}")
+            self.fail(each, f"{SAME_AS} {first.number}")
         return None
 
     def claim(self, evaluation: Evaluation) -> bool:
@@ -216,7 +227,8 @@ class TrialStore:
         again: number of options of each choice; the evaluation is then added again, to be continued. died: its worker
         died, which is one of `MAX_ATTEMPTS`.
         """
-        self._set(evaluation, error=error, continued=again is not None, end=max(evaluation.end, evaluation.begin))
+        ended = {"end": evaluation.end} if died else {"end": time.time()}  # a dead worker's is that of its last lease
+        self._set(evaluation, error=error, continued=again is not None, **ended)
         if not self._end(evaluation, self._optuna.trial.TrialState.FAIL, None):
             return False
         if again is not None:
@@ -258,14 +270,17 @@ class TrialStore:
     def _is_dead(self, evaluation: Evaluation) -> bool:
         """Return whether the worker of a running evaluation has ended, as far as this process can know."""
         owner, _, _ = evaluation.lease.partition(" ")
-        host, _, process = owner.rpartition(":")
-        if host == socket.gethostname() and process.isdecimal() and owner != own_name():
-            return not _is_alive(int(process))
+        machine, _, rest = owner.partition(":")
+        _, _, process = rest.partition(":")
+        if owner == own_name():
+            return False
+        if machine == machine_id() and process.isdecimal() and not _is_alive(int(process)):
+            return True
         lease, since = self._seen.get(evaluation.number, ("", 0.0))
         if lease != evaluation.lease or not since:
             self._seen[evaluation.number] = evaluation.lease, time.monotonic()
             return False
-        return time.monotonic() - since > LEASE_S and owner != own_name()
+        return time.monotonic() - since > LEASE_S
 
 
 def _evaluation(trial: Any) -> Evaluation:
@@ -278,9 +293,24 @@ def _evaluation(trial: Any) -> Evaluation:
     )  # fmt: skip
 
 
+TOKEN = secrets.token_hex(4)
+"""Of this program and its forks: another one with the same host name and process number is not this one."""
+
+
 def own_name() -> str:
-    """Return the name of this worker in leases: its host and process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Return the name of this worker in leases: its machine and process."""
+    return f"{machine_id()}:{TOKEN}:{os.getpid()}"
+
+
+@cache
+def machine_id() -> str:
+    """Return what differs between machines, restarts of a machine, and containers: process numbers are of one."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
 
 def _is_alive(process: int) -> bool:
@@ -301,11 +331,18 @@ def location_of(folder: Path, storage: str | None) -> str:
 
 
 def elapsed(evaluations: Sequence[Evaluation], *, now: float | None = None) -> float:
-    """Return the seconds in which at least one evaluation was running: the union of their intervals."""
+    """Return the seconds in which at least one evaluation was running: the union of their intervals.
+
+    now: one that runs lasts until now, or a little longer than its last lease, if its worker is dead.
+    """
     total, last = 0.0, -1.0
-    spans = sorted((each.begin, max(each.begin, now if now and each.state == "running" else each.end))
-                   for each in evaluations if each.begin)  # fmt: skip
-    for begin, end in spans:
+    spans = []
+    for each in evaluations:
+        lasts = now is not None and each.state == "running"
+        end = min(now or 0.0, each.end + LEASE_S / 2) if lasts else each.end
+        if each.begin:
+            spans.append((each.begin, max(each.begin, end)))
+    for begin, end in sorted(spans):
         total += max(0.0, end - max(begin, last))
         last = max(last, end)
     return total

@@ -16,10 +16,10 @@ from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
-from convatlas.search.limits import reward
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
-from convatlas.search.store import LEASE_S, Evaluation, TrialStore, elapsed
+from convatlas.search.standings import SEED_MARK
+from convatlas.search.store import LEASE_S, SAME_AS, Evaluation, TrialStore, elapsed
 from convatlas.system.devices import is_out_of_memory
 from convatlas.system.locks import MachineLock
 
@@ -54,7 +54,7 @@ class Worker:
         space = settings.spec_space
         self.counts = {name: len(options) for name, options in space.choices.items()}
         self.space = BudgetedSpace(
-            space, settings.limits, settings.latency, classes=settings.classes, channels=settings.channels
+            space, settings.hard_limits, settings.latency, classes=settings.classes, channels=settings.channels
         )
         self.explorer = Explorer(
             self.space, seed=settings.seed, fidelities=settings.fidelities, pool=POOL,
@@ -66,6 +66,7 @@ class Worker:
 
     def search(self) -> None:
         """Evaluate until the time of the search is over, or nothing is left to evaluate."""
+        self.store.take_over(self.counts)
         while (left := self._time_left(self.settings.search_s)) > 0:
             if not self.step(left):
                 if not self._is_busy():
@@ -83,10 +84,10 @@ class Worker:
     def step(self, seconds: float = math.inf, *, only_waiting: bool = False) -> bool:
         """Evaluate one contestant, for at most so many seconds; False if there is nothing to do.
 
-        only_waiting: what waits in the store, and nothing new.
+        only_waiting: contestants with another seed that wait in the store, and nothing new.
         """
         self.store.take_over(self.counts)
-        evaluation = self.store.claim_next() if only_waiting else self._search_next(self.store.evaluations())
+        evaluation = self.store.claim_next(SEED_MARK) if only_waiting else self._search_next(self.store.evaluations())
         if evaluation is None:
             return False
         self._deadline = time.monotonic() + seconds
@@ -108,6 +109,8 @@ class Worker:
         for plain, fidelity in self._promotions(evaluations):
             self.store.add(plain, {}, self.counts, fidelity)
             return self.store.claim_next()
+        if not self.settings.draws_candidates:
+            return None
         self._learn(evaluations)
         asked = self.explorer.ask()
         if asked is None:
@@ -128,7 +131,7 @@ class Worker:
             complete = [each for each in at_low if each.state == "complete"]
             if any(each.state in ("waiting", "running") for each in at_low) or not complete:
                 return
-            best = sorted(complete, key=lambda each: -each.metrics["accuracy"])
+            best = sorted(complete, key=lambda each: -each.metrics["reward"])
             there = {each.key for each in fixed}
             for each in best[: math.ceil(len(best) / PROMOTED)]:
                 if (each.plain["name"], high) not in there:
@@ -150,12 +153,9 @@ class Worker:
                 continue
             self._told.add(each.number)
             if each.state == "complete":
-                latency = each.metrics["latency"]
-                accuracy = reward(each.metrics["accuracy"], latency, limit, self.settings.objective)
-                self.explorer.tell(
-                    candidate, accuracy=accuracy, latency=latency if math.isinf(limit) else 1.0, fidelity=each.fidelity
-                )
-            elif not each.is_continued:
+                latency = each.metrics["latency"] if math.isinf(limit) else 1.0  # with a limit, it is in the reward
+                self.explorer.tell(candidate, accuracy=each.metrics["reward"], latency=latency, fidelity=each.fidelity)
+            elif not each.is_continued and not each.error.startswith(SAME_AS):
                 self.explorer.drop(candidate)
 
     def _candidate(self, evaluation: Evaluation) -> Candidate:
