@@ -491,7 +491,9 @@ def short_of_memory(how: str, room: int, rows: Path, folder: Path) -> Outcome:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("how", "room"), [("torch convolutions", 200), ("oneDNN", 120)])
+@pytest.mark.parametrize(
+    ("how", "room"), [pytest.param("torch convolutions", 200, marks=pytest.mark.slow), ("oneDNN", 120)]
+)
 def test_a_batch_that_does_not_fit_into_memory_is_split_into_micro_batches(
     rows: Path, tmp_path: Path, how: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

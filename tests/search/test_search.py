@@ -130,6 +130,13 @@ def test_an_evaluation_that_is_stopped_continues_where_it_was(result: SearchResu
     assert again["steps"] == 5
 
 
+def test_what_the_search_left_waiting_does_not_keep_it_from_its_end(result: SearchResult, tmp_path: Path) -> None:
+    store = start(tmp_path, replace(result.settings, time_s=3600.0), [result.standings[-1].contestant])
+    store.end()
+    Worker(tmp_path, replace(result.settings, time_s=3600.0), store).repeat()
+    assert [each.state for each in store.evaluations()] == ["waiting"]
+
+
 def evaluation(number: int, name: str, accuracy: float, fidelity: float = 1.0, kind: str = "candidate") -> Evaluation:
     plain = Contestant(name, kind, ca.spec("lenet5")).to_plain()  # type: ignore[arg-type]
     metrics = {"accuracy": accuracy, "latency": 0.001 * (number + 1), "parameters": 1, "macs": 1}

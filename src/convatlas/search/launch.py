@@ -249,9 +249,7 @@ def work(folder: Path, *, storage: str | None = None, on_evaluation: OnEvaluatio
     store = open_store(folder, settings)
     worker = Worker(folder, settings, store, on_evaluation=on_evaluation)
     worker.search()
-    while not store.is_over() and elapsed(store.evaluations(), now=time.time()) < settings.repeat_s:
-        worker.repeat()
-        time.sleep(1)
+    worker.repeat()
 
 
 def report(folder: Path, *, storage: str | None = None) -> Path:

@@ -32,8 +32,8 @@ FIRST = 40
 PROMOTED = 3
 """Of the baselines, one of so many continues at the next fidelity."""
 
-IDLE_S = 1.0
-"""Seconds between two looks into a store without work."""
+IDLE_S, MAX_IDLE_S = 1.0, 600.0
+"""Seconds between two looks into a store without work, and after which a worker gives up: whoever adds work is dead."""
 
 OnEvaluation = Callable[[Evaluation, Sequence[Evaluation]], None]
 """Called with each evaluation that has ended here, and all of the store."""
@@ -74,12 +74,16 @@ class Worker:
                 time.sleep(IDLE_S)
 
     def repeat(self) -> None:
-        """Evaluate what waits, until it was stated that nothing will be added, or the time is over."""
-        while (left := self._time_left(self.settings.repeat_s)) > 0:
-            if not self.step(left, only_waiting=True):
-                if self.store.is_over() and not self._is_busy():
-                    return
-                time.sleep(IDLE_S)
+        """Evaluate contestants with another seed, until it was stated that none will be added, or the time is over."""
+        idle = 0.0
+        while (left := self._time_left(self.settings.repeat_s)) > 0 and idle < MAX_IDLE_S:
+            if self.step(left, only_waiting=True):
+                idle = 0.0
+                continue
+            if self.store.is_over() and not self._is_busy(SEED_MARK):
+                return
+            time.sleep(IDLE_S)
+            idle += IDLE_S
 
     def step(self, seconds: float = math.inf, *, only_waiting: bool = False) -> bool:
         """Evaluate one contestant, for at most so many seconds; False if there is nothing to do.
@@ -97,8 +101,10 @@ class Worker:
     def _time_left(self, seconds: float) -> float:
         return seconds - elapsed(self.store.evaluations(), now=time.time())
 
-    def _is_busy(self) -> bool:
-        return any(each.state in ("waiting", "running") for each in self.store.evaluations())
+    def _is_busy(self, mark: str = "") -> bool:
+        """Return whether contestants with a mark in their name wait or are evaluated."""
+        marked = (each for each in self.store.evaluations() if mark in str(each.plain["name"]))
+        return any(each.state in ("waiting", "running") for each in marked)
 
     # choose
 
