@@ -27,10 +27,7 @@ OTHER_ORDER = ("vgg", "resnetv2", "mobilenet_v3")
 
 # training takes longer: each network once, from torchvision if it has it; of one code, the smallest unless slow
 UPSTREAM = {name: next(iter(row.upstream)) for name, row in CATALOG.items() if name in CLASSIFIERS and row.upstream}
-TRAINED = one_of_each_kind(UPSTREAM)
-
-LONG = "r2plus1d_18"
-"""Its step takes 14 s; those of the other networks that read clips are compared by the fast tests."""
+TRAINED = {*one_of_each_kind(UPSTREAM)} - {"r2plus1d_18"}  # whose step takes 14 s; mc3_18 and r3d_18 are fast ones
 
 LARGE_IN_DOUBLE = {(name, "timm") for name in CATALOG if name.startswith("vgg") and name != "vgg11"}
 """Networks of 130 million parameters that are compared in float64, and in float32 with torchvision."""
@@ -125,10 +122,7 @@ def their_loss(outputs: Any, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "library"),
-    [
-        pytest.param(*pair, marks=[] if pair[0] in TRAINED and pair[0] != LONG else pytest.mark.slow)
-        for pair in UPSTREAM.items()
-    ],
+    [pytest.param(*pair, marks=[] if pair[0] in TRAINED else pytest.mark.slow) for pair in UPSTREAM.items()],
 )
 def test_one_step_of_training_has_the_same_loss_gradients_and_statistics(name: str, library: str) -> None:
     row = CATALOG[name]
