@@ -97,10 +97,13 @@ class Evaluator:
                 break
         return seconds
 
-    def open_final(self, contestant: Contestant, folder: Path, *, seconds: float, threads: int) -> Run:
+    def open_final(
+        self, contestant: Contestant, folder: Path, *, seconds: float, threads: int, least_step_s: float
+    ) -> Run:  # fmt: skip
         """Open the training of the winner, or start it: a few steps, then with the epochs that fit the time.
 
-        Its learning rate falls as the recipe has it; it has diagnostics and a report.
+        Its learning rate falls as the recipe has it; it has diagnostics and a report. least_step_s: what a step takes
+        at least; the first ones are faster where a recipe trains the head alone.
         """
         if (folder / CONFIG).is_file():
             run = open_run(folder)
@@ -112,7 +115,7 @@ class Evaluator:
             start, before = time.perf_counter(), run.state.step
             first = run.state.step
             self._train(run, lambda: run.state.step >= first + PROBED_STEPS)
-            step_s = (time.perf_counter() - start) / max(1, run.state.step - before)
+            step_s = max(least_step_s, (time.perf_counter() - start) / max(1, run.state.step - before))
             run.save()
             fitting = int(seconds / (step_s * run.steps_per_epoch))
             epochs = min(MAX_EPOCHS, max(run.state.epochs_begun, fitting))

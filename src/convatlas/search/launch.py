@@ -224,10 +224,13 @@ def _train_winner(
     if previous.is_file() and previous.read_text().strip() != best.contestant.name and (folder / BEST).exists():
         (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
     write_text(previous, f"{best.contestant.name}\n")
+    same = [each.metrics for each in evaluations if each.plain["name"] == best.contestant.name and each.metrics]
+    steps = max(same, key=lambda metrics: metrics["steps"])
     lock = MachineLock()
     run = Evaluator(folder, settings, lock).open_final(
         replace(best.contestant, seed=settings.seed), folder / BEST, seconds=seconds,
         threads=settings.threads * settings.workers,
+        least_step_s=steps["seconds"] / max(1, steps["steps"]) / settings.workers,
     )  # fmt: skip
     if run.state.finished:
         run.finish()
