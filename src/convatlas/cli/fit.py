@@ -20,8 +20,10 @@ from convatlas.cli.options import (
     Device,
     DownloadAll,
     MaxUnreadable,
+    RecipeChanges,
     Resolution,
     SmallImages,
+    ValShare,
     assignments,
     complete_network,
     integer,
@@ -126,21 +128,13 @@ def fit(
         option("Maximum learning rate, or find for the learning-rate finder.",
                metavar="X|find", panel=RECIPE, read=_learning_rate),
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        option("Set a field of the recipe, for example label_smoothing=0.1; repeatable.", "--set",
-               metavar="FIELD=VALUE", panel=RECIPE),
-    ] = None,
+    change: RecipeChanges = None,
     seed: Annotated[
         int,
         option("Random seed of initial weights, data order, augmentation and splits.",
                metavar="N", panel=RECIPE, read=integer()),
     ] = 0,
-    val_share: Annotated[
-        float,
-        option("Share of the training images that becomes the val split, if the data has none.",
-               metavar="SHARE", panel=DATA, read=quantities.share, default="20%"),
-    ] = 0.2,
+    val_share: ValShare = 0.2,
     group_pattern: Annotated[
         str | None,
         option("Regular expression, searched in the path of each file: files with the same text in its first group "

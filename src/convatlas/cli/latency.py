@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convatlas.cli import console
-from convatlas.cli.options import EXECUTION, MODEL, OUTPUT, integer, option
+from convatlas.cli.options import EXECUTION, MODEL, OUTPUT, LatencyEngine, integer, option
 from convatlas.errors import printable
 
 
@@ -31,9 +31,7 @@ def record(
     number: Annotated[
         int, option("Number of networks that are measured.", metavar="N", panel=EXECUTION, read=integer(12))
     ] = 60,
-    engine: Annotated[
-        str, option("Inference engine: torch, onnxruntime or openvino.", metavar="NAME", panel=EXECUTION)
-    ] = "torch",
+    engine: LatencyEngine = "torch",
     threads: Annotated[
         int, option("Number of CPU threads.", metavar="N", panel=EXECUTION, read=integer(1))
     ] = 1,

@@ -173,6 +173,21 @@ Batch = Annotated[
     option("Number of images or clips in a batch.", metavar="N", panel=EXECUTION, read=integer(1),
            default="16, 4 clips, or 1 for detectors"),
 ]  # fmt: skip
+ValShare = Annotated[
+    float,
+    option("Share of the training images that becomes the val split, if the data has none.",
+           metavar="SHARE", panel=DATA, read=quantities.share, default="20%"),
+]  # fmt: skip
+RecipeChanges = Annotated[
+    list[str] | None,
+    option("Set a field of the recipe, for example label_smoothing=0.1; repeatable.", "--set",
+           metavar="FIELD=VALUE", panel=RECIPE),
+]  # fmt: skip
+LatencyEngine = Annotated[
+    str,
+    option("Inference engine that latencies are measured on: torch, onnxruntime or openvino.", metavar="NAME",
+           panel=EXECUTION),
+]  # fmt: skip
 Fetch = Annotated[
     bool, option("Allow the download of images or videos from http:// and https:// URLs.", "--fetch", panel=DATA)
 ]

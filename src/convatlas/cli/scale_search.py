@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from convatlas.cli import console
-from convatlas.cli.options import EXECUTION, OUTPUT, RECIPE, DataSet, Json, Name, Resolution, integer, option
+from convatlas.cli.options import (
+    OUTPUT,
+    RECIPE,
+    DataSet,
+    Json,
+    LatencyEngine,
+    Name,
+    Resolution,
+    integer,
+    option,
+)
 from convatlas.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -49,10 +59,7 @@ def scale_search(
                     panel=RECIPE, read=integer(1))
     ] = 1,
     resolution: Resolution = None,
-    engine: Annotated[
-        str, option("Inference engine that latencies are measured on: torch, onnxruntime or openvino.",
-                    metavar="NAME", panel=EXECUTION),
-    ] = "torch",
+    engine: LatencyEngine = "torch",
     out: Annotated[
         Path | None,
         option("Directory of the search; that of a stopped one continues it. The default is runs/scale-DATA.",

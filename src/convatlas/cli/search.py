@@ -10,13 +10,15 @@ import typer
 
 from convatlas.cli import console
 from convatlas.cli.options import (
-    DATA,
     EXECUTION,
     LIMITS,
     OUTPUT,
     RECIPE,
     DataSet,
+    LatencyEngine,
+    RecipeChanges,
     Resolution,
+    ValShare,
     integer,
     option,
 )
@@ -91,11 +93,7 @@ def search(
         int, option("Number of processes on this machine, which share its cores.", metavar="N", panel=EXECUTION,
                     read=integer(1))
     ] = 1,
-    engine: Annotated[
-        str,
-        option("Inference engine that latencies are measured on: torch, onnxruntime or openvino.", metavar="NAME",
-               panel=EXECUTION),
-    ] = "torch",
+    engine: LatencyEngine = "torch",
     latency_threads: Annotated[
         int, option("CPU threads with which latencies are measured.", metavar="N", panel=EXECUTION, read=integer(1))
     ] = 1,
@@ -109,17 +107,9 @@ def search(
         option("A recipe or a .yaml file for all networks; the default is that of each network.", metavar="RECIPE",
                panel=RECIPE),
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        option("Set a field of the recipe, for example label_smoothing=0.1; repeatable.", "--set",
-               metavar="FIELD=VALUE", panel=RECIPE),
-    ] = None,
+    change: RecipeChanges = None,
     resolution: Resolution = None,
-    val_share: Annotated[
-        float,
-        option("Share of the training images that becomes the val split, if the data has none.",
-               metavar="SHARE", panel=DATA, read=quantities.share, default="20%"),
-    ] = 0.2,
+    val_share: ValShare = 0.2,
     out: Annotated[
         Path | None,
         option("Directory of the search; that of a stopped one continues it. The default is runs/search-DATA.",

@@ -34,8 +34,7 @@ class Choice:
 
     def to_plain(self) -> dict[str, Any]:
         """Return {"choose": [options]}, and the name if there is one."""
-        plain = [option.to_plain() if hasattr(option, "to_plain") else option for option in self.options]
-        return {"choose": plain} | ({"name": self.name} if self.name else {})
+        return {"choose": _plain(self.options)} | ({"name": self.name} if self.name else {})
 
 
 def choose(*options: Any, name: str = "") -> Any:
@@ -160,7 +159,9 @@ def _matches(pattern: Any, value: Any, path: str, chosen: dict[str, Any]) -> boo
         inner = f"{path}." if path else ""
         return all(
             _matches(pattern.values.get(name, default), getattr(value, name), f"{inner}{name}", chosen)
-            for name, default in ((field.name, getattr(pattern.first, field.name)) for field in _fields(pattern.kind))
+            for name, default in (
+                (field.name, getattr(pattern.first, field.name)) for field in dataclasses.fields(pattern.kind)
+            )
         )
     if isinstance(pattern, tuple):
         return (
@@ -168,10 +169,6 @@ def _matches(pattern: Any, value: Any, path: str, chosen: dict[str, Any]) -> boo
             and all(_matches(p, v, f"{path}[{i}]", chosen) for i, (p, v) in enumerate(zip(pattern, value, strict=True)))
         )  # fmt: skip
     return bool(pattern == value)
-
-
-def _fields(kind: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(kind)
 
 
 def _plain(value: Any) -> Any:

@@ -71,6 +71,11 @@ def hand_baselines(
                 break
 
 
+def largest_baselines(*, resolution: int, small: bool) -> list[Spec]:
+    """Return the widest version of each of `BASELINES`, whatever the limits."""
+    return [each.spec for each in hand_baselines(resolution=resolution, small=small, fits=lambda spec: True)]
+
+
 def pretrained_networks(
     source: Source, options: DataOptions, *, channels: int, fits: Callable[[Spec], bool]
 ) -> list[Contestant]:  # fmt: skip

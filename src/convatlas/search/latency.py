@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Self
@@ -30,7 +31,9 @@ from convatlas.search.counts import COLUMNS, KINDS, Counts
 from convatlas.system.autotune import time_repeatedly
 from convatlas.system.cores import count_cores, processor_name
 from convatlas.system.load import LoadMeter
+from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress
+from convatlas.tasks.table import pluralize
 from convatlas.tasks.task import Task
 from convatlas.weights.modelfile import Header
 
@@ -78,9 +81,6 @@ class LatencyMeter:
     def __post_init__(self) -> None:
         check_engine(self.engine)
 
-    def __str__(self) -> str:
-        return f"{self.engine}, {self.threads} thread{'s' * (self.threads != 1)}"
-
     def measure(self, specs: Sequence[Spec], *, progress: Progress | None = None) -> list[Latency]:
         """Return the latency of each network, in the order of the specs, with random weights.
 
@@ -97,6 +97,11 @@ class LatencyMeter:
                     progress("measuring latency", turn * len(engines) + i + 1, ROUNDS * len(engines))
         other_load = load.share()
         return [_summarize(each, other_load) for each in rounds]
+
+    def measure_alone(self, specs: Sequence[Spec], *, progress: Progress | None = None) -> list[Latency]:
+        """Measure while no training of convatlas runs on this machine; see `measure`."""
+        with closing(MachineLock()) as lock, lock.measuring():
+            return self.measure(specs, progress=progress)
 
     def _start(self, spec: Spec) -> NetworkEngine:
         channels = self.preprocessing.channels
@@ -162,7 +167,7 @@ class LatencyModel(Record):
         """Return where it was measured, and how exact it is, in one line."""
         disturbed = f"; {self.unstable} of them were disturbed by other processes" if self.unstable else ""
         return (
-            f"{self.engine}, {self.threads} thread{'s' * (self.threads != 1)}, {self.machine}: {self.networks} "
+            f"{self.engine}, {pluralize(self.threads, 'thread')}, {self.machine}: {self.networks} "
             f"networks, error {self.error_share:.1%}, rank correlation {self.rank_correlation:.2f} on those left out"
             f"{disturbed}"
         )

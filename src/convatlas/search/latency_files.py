@@ -11,13 +11,12 @@ import numpy as np
 from convatlas.core.spec import Spec
 from convatlas.errors import SearchError, brief
 from convatlas.models.catalog import resolve
-from convatlas.search.contestant import hand_baselines, is_small
+from convatlas.search.contestant import is_small, largest_baselines
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.spaces import space_at
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import write_text
-from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress
 from convatlas.tasks.known import task_for
 
@@ -29,10 +28,7 @@ def fit_latency_model(
     specs: Sequence[Spec], meter: LatencyMeter, channels: int, progress: Progress | None = None
 ) -> LatencyModel:
     """Measure networks on this machine, while no training of convatlas runs, and fit a model to them."""
-    lock = MachineLock()
-    with lock.measuring():
-        measured = meter.measure(specs, progress=progress)
-    lock.close()
+    measured = meter.measure_alone(specs, progress=progress)
     counts = [Counts.of(spec, classes=meter.task.outputs, channels=channels) for spec in specs]
     return LatencyModel.fit(
         [(each, latency.seconds) for each, latency in zip(counts, measured, strict=True)],
@@ -46,13 +42,12 @@ def record_latency(
 ) -> LatencyModel:  # fmt: skip
     """Measure random networks of a space, of several widths, on this machine, and fit a model to them."""
     random = np.random.default_rng(seed)
-    drawn: list[Spec] = []
+    small, drawn = is_small(resolution), list[Spec]()
     for i, width in enumerate(WIDTHS):
-        at_width = space_at(space, width, is_small(resolution), resolution)
+        at_width = space_at(space, width, small, resolution)
         share = number // len(WIDTHS) + (i < number % len(WIDTHS))
         drawn += [at_width.value(at_width.decode(codes)) for codes in at_width.sample(share, random)]
-    small = is_small(resolution)
-    hand_made = [each.spec for each in hand_baselines(resolution=resolution, small=small, fits=lambda spec: True)]
+    hand_made = largest_baselines(resolution=resolution, small=small)
     drawn = [*hand_made, *drawn][: max(number, len(hand_made))]
     order = random.permutation(len(drawn))
     specs = [drawn[i] for i in order]

@@ -24,7 +24,6 @@ from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
 from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress, progress_callback
-from convatlas.train.resume import open_run
 from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CONFIG, create_default_folder
 
@@ -182,7 +181,7 @@ def finish(
     on_phase(f"training {best.contestant.name} in the rest of the time")
     run = _train_winner(folder, settings, best, evaluations, on_event)
     result = SearchResult(folder, settings, tuple(found), best, run)
-    write_report(folder, settings, evaluations, run=run)
+    write_report(folder, settings, evaluations, best=run.folder, results=run.results)
     return result
 
 
@@ -259,5 +258,5 @@ def report(folder: Path, *, storage: str | None = None) -> Path:
     """Write the report of a search, running or finished, and return the page."""
     settings = SearchSettings.read(folder)
     store = open_store(folder, settings if storage is None else replace(settings, storage=storage))
-    run = open_run(folder / BEST) if (folder / BEST / CONFIG).is_file() else None
-    return write_report(folder, settings, store.evaluations(), run=run)
+    best = folder / BEST if (folder / BEST / CONFIG).is_file() else None
+    return write_report(folder, settings, store.evaluations(), best=best)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from convatlas.core.spec import cells
@@ -18,7 +19,7 @@ from convatlas.search.standings import SEED_MARK, Standing, finalists, front, st
 from convatlas.search.store import Evaluation, elapsed, quiet
 from convatlas.system.files import write_text
 from convatlas.system.quantities import TIME
-from convatlas.train.run import Run
+from convatlas.tasks.result import Result
 
 REPORT, TRIALS_TABLE, FRONT = "report.html", "trials.csv", "front.png"
 
@@ -46,19 +47,21 @@ def verdict(found: Sequence[Standing]) -> str:
 
 
 def write_report(
-    folder: Path, settings: SearchSettings, evaluations: Sequence[Evaluation], *, run: Run | None = None
-) -> Path:
+    folder: Path, settings: SearchSettings, evaluations: Sequence[Evaluation], *, best: Path | None = None,
+    results: Mapping[str, Result] = MappingProxyType({}),
+) -> Path:  # fmt: skip
     """Write report.html, trials.csv and front.png into the directory of a search, and return the page.
 
+    best: the run directory of the winner, once there is one. results: of its final training, by split.
     Raises SearchError if no evaluation has ended.
     """
     found = standings(evaluations)
     if not found:
         raise SearchError(f"{folder}: no evaluation has ended yet; try again later")
-    best = winner(found)
+    first = winner(found)
     tried = [_tried(each, evaluations, settings, found) for each in found]
     limit = settings.limits.latency_s
-    best_name = best.contestant.name if best else ""
+    best_name = first.contestant.name if first else ""
     chart = search.front_chart(
         tried, [each.contestant.name for each in front(found)], best_name,
         limit=None if limit is None else 1000 * limit, path=folder / FRONT,
@@ -70,11 +73,11 @@ def write_report(
     parts = [
         page.header(f"Search on {Path(settings.data).name}", f"{settings.space_name} space; {settings.limits}"),
         page.summary_card(
-            f"{best.accuracy:.2%}" if best else "-", "accuracy on val of the winner",
-            sentences=[verdict(found), *_final_texts(run), _latency_text(settings)],
+            f"{first.accuracy:.2%}" if first else "-", "accuracy on val of the winner",
+            sentences=[verdict(found), *_final_texts(results), _latency_text(settings)],
             facts=_facts(settings, evaluations, found),
         ),
-        _commands(folder, settings, run),
+        _commands(folder, settings, best),
         page.section(
             "Accuracy and latency",
             _figure(chart, "Filled: trained to the end. The dashed line is the Pareto front.", "Pareto front"),
@@ -89,7 +92,7 @@ def write_report(
             "Lineage of the best candidate", page.listing(lineage(found, evaluations, settings)),
             lead="Each line is a candidate, the earlier one that is most like it, and what differs.",
         ),
-        page.section("The winner", page.pairs(_cells(best.contestant)) if best else ""),
+        page.section("The winner", page.pairs(_cells(first.contestant)) if first else ""),
         page.section("Failed", page.table(failed) if (failed := _failures(evaluations)).rows else ""),
     ]  # fmt: skip
     path = folder / REPORT
@@ -116,8 +119,7 @@ def _text(option: Any) -> str:
     return str(option)
 
 
-def _final_texts(run: Run | None) -> list[str]:
-    results = {} if run is None else run.results
+def _final_texts(results: Mapping[str, Result]) -> list[str]:
     return [f"After the final training, {split}: {result.text()}." for split, result in results.items()]
 
 
@@ -143,14 +145,14 @@ def _facts(
     }
 
 
-def _commands(folder: Path, settings: SearchSettings, run: Run | None) -> str:
+def _commands(folder: Path, settings: SearchSettings, best: Path | None) -> str:
     hours = TIME.format(round(2 * settings.time_s))
     lines = {"continue, or give it more time": f"convatlas search {settings.data} --out {folder} --time {hours}"}
-    if run is not None:
+    if best is not None:
         lines |= {
-            "predict": f"convatlas predict {run.folder} IMAGES",
-            "evaluate": f"convatlas evaluate {run.folder} {settings.data}",
-            "export": f"convatlas export {run.folder} model.onnx",
+            "predict": f"convatlas predict {best} IMAGES",
+            "evaluate": f"convatlas evaluate {best} {settings.data}",
+            "export": f"convatlas export {best} model.onnx",
         }
     return page.commands("Commands", lines)
 

@@ -19,12 +19,11 @@ from convatlas.core.spec import SMALL, Spec
 from convatlas.data.open import open_for_training
 from convatlas.errors import SearchError
 from convatlas.models.catalog import adapted, resolve
-from convatlas.models.scaling import Factors, compound_factors
+from convatlas.models.scaling import scale_compound
 from convatlas.search.contestant import is_small
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter
 from convatlas.system.files import write_text
-from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.fit import prepare_run
 from convatlas.train.preparation import preprocessing_for
@@ -229,19 +228,12 @@ class _Laboratory:
         folder.mkdir(parents=True, exist_ok=True)
         return cls(spec, data, folder, epochs, seeds, meter, source.channels, recipe, progress)
 
-    def scaled(self, factors: Factors) -> Spec:
-        pixels = max(self.spec.minimum, round(self.spec.resolution * factors.resolution))
-        return self.spec.scaled(depth=factors.depth, width=factors.width, resolution=pixels)
-
     def measure(self, rule: str, phi: float, factors: tuple[float, float, float]) -> Scaled:
         """Count a network, and measure its latency while nothing else of convatlas runs."""
         alpha, beta, gamma = factors
-        spec = self.scaled(compound_factors(phi, alpha=alpha, beta=beta, gamma=gamma))
+        spec = scale_compound(self.spec, phi, alpha=alpha, beta=beta, gamma=gamma)
         counts = Counts.of(spec, classes=self.meter.task.outputs, channels=self.channels)
-        lock = MachineLock()
-        with lock.measuring():
-            latency = self.meter.measure([spec])[0].seconds
-        lock.close()
+        latency = self.meter.measure_alone([spec])[0].seconds
         return Scaled(rule, phi, alpha, beta, gamma, spec, counts, latency)
 
     def grid(self, base: Scaled, doubled: Doubled, number: int) -> Iterable[Scaled]:
@@ -252,7 +244,7 @@ class _Laboratory:
             points = [point for point in itertools.product(alphas, others, others) if max(point) > 1]
         different: dict[str, tuple[float, float, float]] = {}
         for alpha, beta, gamma in points:
-            spec = self.scaled(compound_factors(1, alpha=alpha, beta=beta, gamma=gamma))
+            spec = scale_compound(self.spec, 1, alpha=alpha, beta=beta, gamma=gamma)
             if spec != self.spec:
                 different.setdefault(json.dumps(spec.to_plain()), (alpha, beta, gamma))
         found = 0

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ class SearchSettings(Record):
         """Seconds of evaluations, until the winner is chosen."""
         return self.search_s + SPARE * self.training_s * math.ceil(2 / self.workers)
 
-    @property
+    @cached_property
     def spec_space(self) -> SpecSpace:
         """The space without its limits."""
         kind = SPEC_TYPES[self.space["type"]]

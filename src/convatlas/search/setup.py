@@ -18,7 +18,7 @@ from convatlas.data.open import open_for_training
 from convatlas.data.source import Source
 from convatlas.errors import SearchError
 from convatlas.models.catalog import resolve
-from convatlas.search.contestant import Contestant, hand_baselines, is_small, pretrained_networks
+from convatlas.search.contestant import Contestant, hand_baselines, is_small, largest_baselines, pretrained_networks
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.latency_files import fit_latency_model
@@ -27,7 +27,6 @@ from convatlas.search.settings import SearchSettings
 from convatlas.search.space import SpecSpace
 from convatlas.search.spaces import DEFAULT_SPACE, space_at
 from convatlas.system.cores import count_cores
-from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 from convatlas.train.cpu.execution import MemoryFormat, Precision
@@ -116,7 +115,7 @@ def set_up(
     random = np.random.default_rng(options.seed)
     factors = FACTORS if not options.space or isinstance(options.space, str) else (1.0,)
     drawn = {factor: _draw(space_at(options.space, factor, small, resolution), random) for factor in factors}
-    hand_made = [each.spec for each in hand_baselines(resolution=resolution, small=small, fits=lambda spec: True)]
+    hand_made = largest_baselines(resolution=resolution, small=small)
     latency = options.latency_model or _measure(drawn, hand_made, meter, channels, progress)
     counted = {
         factor: [Counts.of(spec, classes=source.task.outputs, channels=channels) for spec in specs]
@@ -145,8 +144,7 @@ def set_up(
             return False
         if not settings.measures or predicted * NEAR < hard.target_s:
             return not hard.exceeded(counts, predicted)
-        with MachineLock().measuring():
-            return meter.measure([spec])[0].seconds < LATENCY_RESERVE * hard.target_s
+        return meter.measure_alone([spec])[0].seconds < LATENCY_RESERVE * hard.target_s
 
     others: list[Contestant] = []
     if "transfer" in options.engines:

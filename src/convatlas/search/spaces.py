@@ -12,7 +12,7 @@ from typing import Any
 
 from convatlas.core.choice import Template, choose
 from convatlas.core.spec import Spec
-from convatlas.errors import SearchError, brief, nearest
+from convatlas.errors import SearchError, nearest
 from convatlas.models.catalog import SPEC_TYPES
 from convatlas.models.families.densenet import DenseNet
 from convatlas.models.families.efficientnet import EfficientNet, MBConvRow
@@ -22,6 +22,7 @@ from convatlas.models.families.mobilenet_v3 import BneckRow, MobileNetV3
 from convatlas.models.families.regnet import RegNet
 from convatlas.models.families.resnet import ResNet
 from convatlas.search.space import SpecSpace
+from convatlas.system.files import read_yaml
 
 
 def mnasnet(*, width: float = 1.0, small: bool = False) -> Any:
@@ -179,14 +180,7 @@ def space_at(space: str | Template | Any, width: float, small: bool, resolution:
 
 def read_space(path: Path) -> Template:
     """Read a space from a YAML or JSON file: a spec with {choose: [...]} in its cells; raises SearchError."""
-    import yaml
-
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SearchError(f"{path}: unreadable: {brief(error)}") from error
-    except yaml.YAMLError as error:
-        raise SearchError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    plain = read_yaml(path, SearchError)
     kind = plain.get("type") if isinstance(plain, Mapping) else None
     if not isinstance(kind, str) or kind not in SPEC_TYPES:
         raise SearchError(f"{path}: type must be the name of a spec, such as ResNet, got {kind!r}")

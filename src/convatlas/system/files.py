@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from convatlas.errors import MachineError
+from convatlas.errors import ConvatlasError, MachineError, brief
 
 PART = ".part"
 """Suffix of unfinished files."""
@@ -43,6 +43,18 @@ def write_text(path: Path, text: str, *, flush: bool = True) -> None:
     """Write a small text file atomically, as UTF-8; bytes of file names that are not UTF-8 become escapes."""
     with atomic(path, flush=flush) as file:
         file.write(text.encode(errors="backslashreplace"))
+
+
+def read_yaml(path: Path, error: type[ConvatlasError]) -> Any:
+    """Read a YAML file; raises `error` if it is unreadable or not YAML."""
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: unreadable: {brief(problem)}") from problem
+    except yaml.YAMLError as problem:
+        raise error(f"{path}: not a YAML file: {' '.join(str(problem).split())}") from problem
 
 
 def sha256(path: Path) -> str:

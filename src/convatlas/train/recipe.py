@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from convatlas.core.record import Inline, Record, at_least, between, from_up_to
 from convatlas.data.augment import Augment
-from convatlas.errors import SpecError, brief, nearest
+from convatlas.errors import SpecError, nearest
+from convatlas.system.files import read_yaml
 from convatlas.tasks.classification.losses import SMOOTHED
 from convatlas.tasks.known import check_loss
 
@@ -204,14 +205,7 @@ def _to_number(value: Any) -> Any:
 
 
 def _read_yaml(path: Path) -> Recipe:
-    import yaml
-
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: unreadable: {brief(error)}") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    plain = read_yaml(path, SpecError)
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise SpecError(f"{path}: must be fields of a recipe, one on each line, such as `lr: 0.1`")
     base = plain.pop("recipe", "default")
