@@ -43,17 +43,17 @@ if TYPE_CHECKING:
     from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
     from convatlas.overview.diagnose import diagnose
     from convatlas.overview.look import compare, show
+    from convatlas.search.limits import Limits
+    from convatlas.search.select_model import select_model
     from convatlas.tasks.detection.coco import evaluate_coco
     from convatlas.tasks.detection.objects import Objects
     from convatlas.tasks.detection.skeleton import Skeleton, read_skeleton
-    from convatlas.train.candidates import Budget
     from convatlas.train.cross_validation import cross_validate
     from convatlas.train.fit import fit
     from convatlas.train.optim import param_groups_by_depth
     from convatlas.train.preview import preview
     from convatlas.train.recipe import Recipe
     from convatlas.train.resume import finish, resume
-    from convatlas.train.select_model import select_model
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
     from convatlas.weights.build import build
     from convatlas.weights.imported import import_weights
@@ -85,17 +85,17 @@ _ROOMS = {
     "models.scaling": ("fit_budget", "scale_compound", "scale_fast"),
     "overview.diagnose": ("diagnose",),
     "overview.look": ("compare", "show"),
+    "search.limits": ("Limits",),
+    "search.select_model": ("select_model",),
     "tasks.detection.coco": ("evaluate_coco",),
     "tasks.detection.objects": ("Objects",),
     "tasks.detection.skeleton": ("Skeleton", "read_skeleton"),
-    "train.candidates": ("Budget",),
     "train.cross_validation": ("cross_validate",),
     "train.fit": ("fit",),
     "train.optim": ("param_groups_by_depth",),
     "train.preview": ("preview",),
     "train.recipe": ("Recipe",),
     "train.resume": ("finish", "resume"),
-    "train.select_model": ("select_model",),
     "train.settings": ("DataOptions", "ExecutionOptions", "RunOptions"),
     "weights.build": ("build",),
     "weights.imported": ("import_weights",),
@@ -110,8 +110,8 @@ _LISTS = ("list_networks", "networks", "models", "list_architectures", "availabl
 """Other words for the list of networks."""
 
 __all__ = [
-    "Augment", "Budget", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
-    "FasterRCNN", "KeypointRCNN", "MaskRCNN", "Network", "Objects", "Preprocessing", "Product", "Recipe",
+    "Augment", "Chain", "Concat", "ConvatlasError", "DataOptions", "Ensemble", "ExecutionOptions",
+    "FasterRCNN", "KeypointRCNN", "Limits", "MaskRCNN", "Network", "Objects", "Preprocessing", "Product", "Recipe",
     "RunOptions", "Skeleton", "Sum", "build", "check_data", "compare", "convert_data", "cost", "cross_validate",
     "diagnose", "diagram", "diff", "embed", "evaluate", "evaluate_coco", "explain", "export", "feature_info",
     "finish", "fit", "fit_budget", "import_weights", "list_models", "list_weights", "load", "param_groups_by_depth",

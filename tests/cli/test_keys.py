@@ -22,9 +22,9 @@ from convatlas.inference.benchmark import BenchmarkRow, write_csv
 from convatlas.inference.export import ExportResult, Parity
 from convatlas.inference.quantize import LayerNoise
 from convatlas.inference.verify import TopAccuracy, UpstreamComparison, Verification, append_row
+from convatlas.search.select_model import Selected
 from convatlas.tasks.classification.multilabel import MultilabelClassification
 from convatlas.tasks.targets import Targets
-from convatlas.train.candidates import Candidate
 from convatlas.train.run import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "keys.md"
@@ -139,9 +139,9 @@ def test_the_keys_of_slow_commands_are_those_of_the_page(tmp_path: Path) -> None
     check_keys(
         ExportResult(tmp_path / "x.onnx", "onnx", Parity(9, 9, 1e-7), change, (LayerNoise("c", 9.0, True),)).to_plain()
     )
-    candidate = Candidate("lenet5", "lenet", "default", 32, 10, 20).to_plain()
+    candidate = Selected("lenet5", "default", 32, 10, 20, 0.001).to_plain()
     check_keys(candidate)
-    assert candidate["latency_ms"] is None
+    assert candidate["latency_ms"] == 1
     task = MultilabelClassification(("a", "b"))
     result = task.evaluate(torch.randn(20, 2), Targets(label=(torch.rand(20, 2) > 0.5).float()))
     check_keys(result.to_plain())

@@ -9,7 +9,7 @@ import pytest
 
 from convatlas.errors import ConvatlasError
 from convatlas.search.counts import Counts
-from convatlas.search.limits import Limits, limits_of, reward
+from convatlas.search.limits import Limits, reward
 
 
 def test_the_reward_of_mnasnet() -> None:
@@ -21,7 +21,7 @@ def test_the_reward_of_mnasnet() -> None:
 
 
 def test_limits() -> None:
-    limits = limits_of(latency="8ms", params="2M", file="4MB")
+    limits = Limits(latency_s="8ms", params="2M", file_bytes="4MB")  # type: ignore[arg-type]
     assert limits == Limits(latency_s=0.008, params=2e6, file_bytes=4e6)
     assert str(limits) == "latency 8ms, parameters 2M, model file 4MB"
     small, large = Counts(10**6, 10**8, 10**6, 10**7), Counts(3 * 10**6, 10**8, 10**6, 10**7)
@@ -32,7 +32,7 @@ def test_limits() -> None:
     assert str(Limits()) == "no limit"
 
 
-@pytest.mark.parametrize("given", [{"latency": 0}, {"params": -1}, {"macs": "8ms"}, {"memory": math.nan}])
+@pytest.mark.parametrize("given", [{"latency_s": 0}, {"params": -1}, {"macs": "8ms"}, {"memory_bytes": math.nan}])
 def test_limits_that_are_none(given: dict[str, Any]) -> None:
     with pytest.raises(ConvatlasError):
-        limits_of(**given)
+        Limits(**given)

@@ -41,7 +41,7 @@ def test_a_scale_search(convatlas: Command, idx_folder: Path, tmp_path: Path) ->
     assert convatlas(*arguments).code == 0
     result = json.loads((out / "scaling.json").read_text())
     assert {result["alpha"], result["beta"], result["gamma"]} <= {each for point in scaling_grid() for each in point}
-    assert [each["rule"] for each in result["compared"]] == ["compound", "depth", "width", "resolution"]
+    assert [each["rule"] for each in result["compared"]] == ["compound", "fast", "depth", "width", "resolution"]
     assert [each["phi"] for each in result["members"]] == [0.0, 1.0]
     assert result["members"][1]["macs"] > result["base"]["macs"]
     assert result["grid"][0]["accuracies"] >= result["grid"][1]["accuracies"]
@@ -52,10 +52,22 @@ def test_a_scale_search(convatlas: Command, idx_folder: Path, tmp_path: Path) ->
     assert {path: path.stat().st_mtime for path in (out / "runs").glob("*/model.safetensors")} == written
 
 
+def test_the_fast_rule_trains_no_grid(convatlas: Command, idx_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scaling"
+    outcome = convatlas("scale-search", "cifar_resnet20", idx_folder, "--rule", "fast", "--epochs", 1, "--sizes", "1",
+                        "--resolution", 12, "--out", out)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    result = json.loads((out / "scaling.json").read_text())
+    assert (result["alpha"], result["beta"], result["gamma"]) == pytest.approx((2**0.1, 2**0.4, 2**0.05))
+    assert [each["rule"] for each in result["compared"]] == ["fast", "depth", "width", "resolution"]
+    assert len(result["grid"]) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
         (("--doubled", "params"), ["must be macs or latency"]),
+        (("--rule", "dwr"), ["rule must be one of compound, fast"]),
         (("--sizes", "1,x"), ["--sizes: must be numbers separated by commas"]),
         (("--number", 1), ["--number"]),
     ],

@@ -44,7 +44,7 @@ def result(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         patch.setitem(setup.MEASURED, "torch", 8)
         folder = tmp_path_factory.mktemp("search") / "out"
         folder.mkdir()
-        options = SearchOptions(space=SPACE, engines=("quick",), fields={"batch": 16})
+        options = SearchOptions(space=SPACE, methods=("quick",), fields={"batch": 16})
         settings, others = setup.set_up(str(idx_folder), LIMITS, 3600, options, progress=lambda *_: None)
         settings = replace(settings, training_s=0.4)
         store = start(folder, settings, [others[0], others[1]])
@@ -183,11 +183,18 @@ PHONE = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 
             {"limits": Limits(params=10), "options": SearchOptions(latency_model=PHONE)},
             "limits: too low for the networks of the space; the smallest of some has",
         ),
-        ({"options": SearchOptions(engines=("supernet",))}, "engines: must be some of quick, transfer"),
+        (
+            {"options": SearchOptions(methods=("supernets",))},
+            r"method: must be one of quick, .* catalog, got supernets \(did you mean supernet",
+        ),
+        (
+            {"options": SearchOptions(methods=("quick", "random"))},
+            "must have one way to choose candidates, got quick and",
+        ),
         ({"options": SearchOptions(space="resnett")}, r"no space 'resnett' \(did you mean resnet"),
         ({"options": SearchOptions(engine="tensorrt")}, "engine: must be one of"),
         (
-            {"options": SearchOptions(engines=("transfer",), latency_model=PHONE)},
+            {"options": SearchOptions(methods=("transfer",), latency_model=PHONE)},
             "no pretrained network within",
         ),
         ({"time_s": 5}, "the time must be at least 60 s, got 5"),

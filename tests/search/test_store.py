@@ -44,7 +44,7 @@ def store(tmp_path: Path) -> TrialStore:
 
 def add(store: TrialStore, *names: str, fidelity: float = 0.25) -> None:
     for name in names:
-        store.add({"name": name, "kind": "candidate"}, {"depth": 0, "width": 1}, COUNTS, fidelity)
+        store.add({"name": name, "kind": "candidate"}, {"depth": 0, "width": 1}, fidelity)
 
 
 def worker(location: str, seconds: float) -> subprocess.Popen[str]:
@@ -71,7 +71,7 @@ def test_the_time_of_a_failed_evaluation_counts(store: TrialStore) -> None:
     evaluation = store.claim_next()
     assert evaluation is not None
     time.sleep(0.3)
-    store.fail(evaluation, "the time is over", again=COUNTS)
+    store.fail(evaluation, "the time is over", again=True)
     assert 0.3 <= elapsed(store.evaluations()) < 3
     assert elapsed(store.evaluations(), now=time.time() + 1000) < 3
 
@@ -111,11 +111,11 @@ def test_what_a_killed_worker_did_is_done_again(store: TrialStore) -> None:
     process = worker(store.location, 60)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "a"
-    assert store.take_over(COUNTS) == 0  # it is alive
+    assert store.take_over() == 0  # it is alive
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert store.take_over(COUNTS) == 1
-    assert store.take_over(COUNTS) == 0
+    assert store.take_over() == 1
+    assert store.take_over() == 0
     states = [(each.plain["name"], each.state, each.attempt, each.is_continued) for each in store.evaluations()]
     assert states == [("a", "failed", 1, True), ("b", "waiting", 1, False), ("a", "waiting", 2, False)]
 
@@ -129,14 +129,14 @@ def test_a_worker_of_another_machine_is_dead_when_its_lease_does_not_change(
     with monkeypatch.context() as there:
         there.setattr(stores, "own_name", lambda: "elsewhere:1")
         store.claim(evaluation)
-    assert store.take_over(COUNTS) == 0  # seen for the first time
+    assert store.take_over() == 0  # seen for the first time
     with monkeypatch.context() as there:
         there.setattr(stores, "own_name", lambda: "elsewhere:1")
         store.renew(evaluation)
     time.sleep(1.2)
-    assert store.take_over(COUNTS) == 0  # it has changed
+    assert store.take_over() == 0  # it has changed
     time.sleep(1.2)
-    assert store.take_over(COUNTS) == 1
+    assert store.take_over() == 1
 
 
 def test_an_evaluation_that_kills_its_workers_fails(store: TrialStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_an_evaluation_that_kills_its_workers_fails(store: TrialStore, monkeypat
             TrialStore(store.location, "search").claim(waiting)
             os._exit(0)
         os.waitpid(child, 0)
-        store.take_over(COUNTS)
+        store.take_over()
     last = store.evaluations()[-1]
     assert (last.state, last.is_continued) == ("failed", False)
     assert "3 workers died during this evaluation" in last.error
@@ -252,7 +252,7 @@ def work_in_a_child(location: str, seconds: float) -> int:
         return child
     store = TrialStore(location, "search")
     while any(each.state in ("waiting", "running") for each in store.evaluations()):
-        store.take_over(COUNTS)
+        store.take_over()
         if (evaluation := store.claim_next()) is not None:
             time.sleep(seconds)
             store.complete(evaluation, {"accuracy": 0.5, "latency": 0.001})

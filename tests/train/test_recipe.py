@@ -12,11 +12,11 @@ import pytest
 import convatlas as ca
 from commands import Command
 from convatlas.errors import InputError, SpecError
+from convatlas.search.select_model import select_model
 from convatlas.train.cross_validation import cross_validate
 from convatlas.train.fit import fit, prepare_run
 from convatlas.train.recipe import PURPOSES, RECIPES, Recipe, get_recipe
 from convatlas.train.recipe_fields import RecipeFields
-from convatlas.train.select_model import select_model
 
 
 def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_another_keyword_is_refused_with_a_hint(keyword: str, hint: str) -> None
 @pytest.mark.parametrize("keyword", ["out", "options", "license", "checkpoint_steps"])
 def test_the_selection_of_a_model_has_no_options_of_a_run(keyword: str) -> None:
     with pytest.raises(InputError, match=f"select_model: {keyword} is not a parameter; .* trains nothing that is kept"):
-        ca.select_model("digits", ca.Budget(params=1e5), **{keyword: 1})
+        ca.select_model("digits", ca.Limits(params=1e5), **{keyword: 1})
 
 
 def test_few_images_are_trained_for_a_minimum_number_of_steps() -> None:

@@ -37,7 +37,7 @@ from convatlas.system.quantities import Interval
 
 if TYPE_CHECKING:
     from convatlas.core.spec import Spec
-    from convatlas.train.candidates import ModelSelection
+    from convatlas.search.select_model import ModelSelection
     from convatlas.train.cross_validation import CrossValidation
     from convatlas.train.run import Run
 
@@ -107,7 +107,7 @@ def fit(
     ] = None,
     search_time: Annotated[
         float,
-        option("Training time of the search by successive halving, for example 10min; only with --model auto.",
+        option("Time of the trainings that are compared, for example 10min; only with --model auto.",
                metavar="TIME", panel=SEARCH, read=quantities.seconds, default="5min"),
     ] = 300.0,
     recipe: Annotated[
@@ -213,11 +213,11 @@ def fit(
     ] = "",
 ) -> None:  # fmt: skip
     """Train a network and write the best weights into a model file."""
-    from convatlas.train.candidates import CANDIDATES, Budget
+    from convatlas.search.limits import Limits
+    from convatlas.search.select_model import select_model
     from convatlas.train.cross_validation import cross_validate
     from convatlas.train.fit import check_start, prepare_run
     from convatlas.train.preview import preview as draw_preview
-    from convatlas.train.select_model import select_model
     from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 
     options: dict[str, Any] = {
@@ -255,7 +255,7 @@ def fit(
         check_start(data, None if folds else out, run_options)  # before the search, which takes minutes
         with console.progress_bar() as progress:
             selection = select_model(
-                data, Budget(**limits), weights=weights, search_time=search_time, progress=progress, **options
+                data, Limits(**limits), weights=weights, search_time=search_time, progress=progress, **options
             )
         training.print_selection(selection)
         network, weights = selection.best.name, selection.best.weights or "none"
@@ -274,7 +274,7 @@ def fit(
 
         outcome = with_weights(validate, options)
         if selection:
-            selection.write(outcome.folder / CANDIDATES)
+            selection.write(outcome.folder)
         training.print_folds(outcome)
         return
 
@@ -284,7 +284,7 @@ def fit(
 
     run = with_weights(prepare, options)
     if selection and run.distributed.is_main:
-        selection.write(run.folder / CANDIDATES)
+        selection.write(run.folder)
     if lr == "find":
         console.console.print(f"learning rate {run.config.recipe.lr:.2g}, from the learning-rate finder")
     console.display().print_header(run)

@@ -40,13 +40,18 @@ def scale_search(
         option("What about doubles from one network of the family to the next: macs (as in EfficientNet) or latency, "
                "measured here.", metavar="macs|latency", panel=SCALING),
     ] = "macs",
+    rule: Annotated[
+        str,
+        option("How to choose the coefficients: compound trains a grid of them; fast takes those of dWr, with which "
+               "time grows slowly.", metavar="compound|fast", panel=SCALING),
+    ] = "compound",
     number: Annotated[
         int, option("Number of networks of the grid of alpha, beta, gamma that are trained.", metavar="N",
                     panel=SCALING, read=integer(2))
     ] = 12,
     sizes: Annotated[
         str,
-        option("Coefficients phi of the family, and of the comparison with depth, width and resolution alone.",
+        option("Coefficients phi of the family, and of the comparison with dWr, depth, width and resolution.",
                metavar="PHI,...", panel=SCALING),
     ] = "1,2",
     epochs: Annotated[int, option("Epochs of each training.", metavar="N", panel=RECIPE, read=integer(1))] = 10,
@@ -78,7 +83,7 @@ def scale_search(
         raise InputError(f"--sizes: {error}") from None
     with console.progress_bar() as progress:
         result = run(
-            model, data, doubled=doubled, number=number, epochs=epochs,  # type: ignore[arg-type]  # it is checked
+            model, data, doubled=doubled, rule=rule, number=number, epochs=epochs,  # type: ignore[arg-type]  # it is checked
             seeds=tuple(range(seeds)), sizes=phis, engine=engine, out=out, resolution=resolution, recipe=recipe,
             on_network=(lambda scaled: None) if as_json else _print_network, progress=progress,
         )  # fmt: skip

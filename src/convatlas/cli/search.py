@@ -76,8 +76,9 @@ def search(
     ] = "resnet",
     method: Annotated[
         str,
-        option("What competes: quick (candidates of the space and hand-made baselines), transfer (networks with cached "
-               "pretrained weights), or both.", metavar="NAMES", panel=SEARCH),
+        option("What competes: quick (candidates of the space and hand-made baselines), supernet (the same, but "
+               "candidates share weights), random (random candidates), baselines, transfer (networks with cached "
+               "pretrained weights); separated by commas.", metavar="NAMES", panel=SEARCH),
     ] = "quick,transfer",
     objective: Annotated[
         str,
@@ -120,19 +121,19 @@ def search(
     from convatlas.cli.fit import recipe_fields
     from convatlas.search.latency_files import read_latency_model
     from convatlas.search.launch import search as run_search
-    from convatlas.search.limits import limits_of
+    from convatlas.search.limits import Limits
     from convatlas.search.setup import SearchOptions
     from convatlas.train.settings import DataOptions
 
     if objective not in ("hard", "soft"):
         raise InputError(f"--objective: must be hard or soft, got {objective}")
     options = SearchOptions(
-        space=space, engines=tuple(method.split(",")), objective=objective, engine=engine,  # type: ignore[arg-type]
+        space=space, methods=tuple(method.split(",")), objective=objective, engine=engine,  # type: ignore[arg-type]
         latency_threads=latency_threads, latency_model=None if latency is None else read_latency_model(latency),
         workers=workers, seed=seed, recipe=recipe, fields=recipe_fields(change or []), storage=storage,
         data_options=DataOptions().replaced({"resolution": resolution, "val_share": val_share}),
     )  # fmt: skip
-    limits = limits_of(latency=max_latency, params=max_params, macs=max_macs, file=max_file, memory=max_memory)
+    limits = Limits(max_latency, max_params, max_macs, max_file, max_memory)
     with console.progress_bar() as progress:
         result = run_search(
             data, limits=limits, time_s=time, out=out, options=options, on_evaluation=_print_evaluation,
@@ -146,7 +147,8 @@ def search(
 
 
 def _print_phase(text: str) -> None:
-    console.console.print(printable(text))
+    for line in text.splitlines():
+        console.console.print(printable(line))
 
 
 def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation]) -> None:

@@ -11,14 +11,11 @@ from convatlas.errors import printable
 from convatlas.system.quantities import TIME
 
 if TYPE_CHECKING:
+    from convatlas.search.select_model import ModelSelection
     from convatlas.system.progress import Progress
-    from convatlas.train.candidates import ModelSelection
     from convatlas.train.cross_validation import CrossValidation, FoldEvent
     from convatlas.train.display import EpochTable
     from convatlas.train.run import Run
-
-MAX_CANDIDATES = 20
-"""Maximum number of networks in the table of a model selection; candidates.csv has all of them."""
 
 
 def train(run: Run) -> None:
@@ -67,27 +64,25 @@ def print_folds(crossed: CrossValidation) -> None:
 
 
 def print_selection(selection: ModelSelection) -> None:
-    """Print the networks within a budget and their scores in the search."""
-    rungs = [f"{selection.metric} after {TIME.format(round(seconds))}" for seconds in selection.rung_seconds]
-    columns = ["network", "px", "parameters", "MACs", f"ms / {selection.best.spec.reads[:-1]}", *rungs]
+    """Print the networks within the limits and their scores in the search."""
+    rungs = [f"{selection.metric} after {TIME.format(round(seconds))}" for seconds in selection.seconds]
+    columns = ["network", "px", "parameters", "MACs", f"ms / {selection.best.reads[:-1]}", *rungs]
     if any(candidate.weights for candidate in selection.candidates):
         columns.append("weights")
     rows = []
-    for candidate in selection.candidates[:MAX_CANDIDATES]:
+    for candidate in selection.candidates:
         scores = [f"{score:.2%}" for score in candidate.scores]
         if candidate.error:
             scores.append(candidate.error)
         scores += [""] * (len(rungs) - len(scores))
         name = f"{candidate.name} (small images)" if candidate.stem == "cifar" else candidate.name
-        sizes = (f"{candidate.params:,}", f"{candidate.macs:,}", f"{1000 * candidate.latency_s:.1f}")
+        sizes = (f"{candidate.parameters:,}", f"{candidate.macs:,}", f"{1000 * candidate.latency_s:.1f}")
         rows.append(
             (name, candidate.resolution, *sizes, *scores, candidate.weights.partition("@")[2] or "random")[
                 : len(columns)
             ]
         )
     table(columns, rows, right=columns[1 : 5 + len(rungs)])
-    if len(selection.candidates) > MAX_CANDIDATES:
-        console.print(f"and {len(selection.candidates) - MAX_CANDIDATES} more, in candidates.csv")
     console.print(f"selected: {selection.best.name}")
     if not selection.conclusive:
         errors.print(f"convatlas: {selection.warning}")

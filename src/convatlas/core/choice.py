@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,10 @@ class Template:
         """Return the template with other values, or choices, in these fields of the record."""
         return Template(self.kind, {**self.values, **changes})
 
+    def narrowed(self, options: Mapping[str, Sequence[Any]]) -> Template:
+        """Return the template with only these options of some choices, by their names."""
+        return _narrowed(self, options, "")  # type: ignore[no-any-return]
+
     def matching(self, record: Any) -> dict[str, Any] | None:
         """Return the options that make the template this record, or None if it is none of its records."""
         chosen: dict[str, Any] = {}
@@ -145,6 +149,19 @@ def _filled(value: Any, chosen: Mapping[str, Any], path: str) -> Any:
         return value._build(chosen, f"{path}.")
     if isinstance(value, tuple | list):
         return tuple(_filled(item, chosen, f"{path}[{i}]") for i, item in enumerate(value))
+    return value
+
+
+def _narrowed(value: Any, options: Mapping[str, Sequence[Any]], path: str) -> Any:
+    if isinstance(value, Choice):
+        return Choice(tuple(options.get(value.name or path, value.options)), value.name)
+    if isinstance(value, Template):
+        inner = f"{path}." if path else ""
+        return Template(
+            value.kind, {name: _narrowed(each, options, f"{inner}{name}") for name, each in value.values.items()}
+        )
+    if isinstance(value, tuple | list):
+        return tuple(_narrowed(item, options, f"{path}[{i}]") for i, item in enumerate(value))
     return value
 
 

@@ -106,8 +106,10 @@ def _height(options: Sequence[str], option: str) -> float:
     return list(options).index(option) / max(1, len(options) - 1)
 
 
-LINES = {"compound": ("o", WRONG, "-"), "depth": ("s", RIGHT, "--"), "width": ("^", NOTE, "-."),
-         "resolution": ("D", INK, ":")}  # fmt: skip
+LINES = {
+    "compound": ("o", WRONG, "-"), "fast": ("v", QUIET, "-"), "depth": ("s", RIGHT, "--"), "width": ("^", NOTE, "-."),
+    "resolution": ("D", INK, ":"),
+}  # fmt: skip
 """Marker, color and line of each rule of scaling."""
 
 
@@ -120,7 +122,7 @@ def scaling_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, path: s
         marker, color, line = LINES[name]
         ordered = sorted(points)
         axes.plot([x for x, _ in ordered], [y for _, y in ordered], marker=marker, color=color, linestyle=line,
-                  linewidth=1.5, markersize=5, label=name)  # fmt: skip
+                  linewidth=1.5, markersize=5, label="fast (dWr)" if name == "fast" else name)  # fmt: skip
     set_log_axis(axes.xaxis, [x for points in lines.values() for x, _ in points], min_ratio=2, margin=0.25)
     axes.margins(y=0.12)
     style_axes(axes, x="millions of MACs per image", title="accuracy on val, %")

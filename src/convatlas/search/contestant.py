@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from convatlas.core.record import Record, at_least
 from convatlas.core.spec import Spec
-from convatlas.data.source import Source
 from convatlas.errors import ConvatlasError, SearchError
-from convatlas.models.catalog import CATALOG, SPEC_TYPES, adapted
-from convatlas.train.candidates import Budget, Candidate
-from convatlas.train.select_model import MAX_SMALL_SIDE, choose_finalists, find_candidates
-from convatlas.train.settings import DataOptions
+from convatlas.models.catalog import CATALOG, SPEC_TYPES, Stem, adapted
+from convatlas.search.catalog_networks import CatalogNetwork, is_small
 
 BASELINES = ("lenet5_modern", "cifar_resnet20", "mobilenet_v2", "regnet_x_200mf", "efficientnet_b0")
 """The hand-made networks of every search, widened or narrowed to the limits."""
@@ -21,14 +20,17 @@ BASELINES = ("lenet5_modern", "cifar_resnet20", "mobilenet_v2", "regnet_x_200mf"
 WIDTHS = tuple(2 ** (step / 4) for step in range(4, -17, -1))
 """Factors on the channels of a baseline, the largest first: from 2 to 1/16."""
 
-Kind = Literal["candidate", "baseline", "pretrained"]
+Kind = Literal["candidate", "baseline", "pretrained", "supernet"]
 
 
 @dataclass(frozen=True)
 class Contestant(Record):
     """A network in a search.
 
-    name: of its run directory. weights: what it starts from; empty for random weights. seed: of its training.
+    name: of its run directory. weights: what it starts from, a name or a file in the directory of the search; empty for
+    random weights. seed: of its training. network, stem: of the catalog, whose row has the recipe and the
+    preprocessing; empty for other specs. latency_s: if it was measured already. A supernet does not compete, but some
+    of its sub-networks do.
     """
 
     error = SearchError
@@ -38,6 +40,9 @@ class Contestant(Record):
     spec: Spec
     weights: str = ""
     seed: Annotated[int, at_least(0)] = 0
+    network: str = ""
+    stem: Stem = "default"
+    latency_s: float | None = None
 
     @classmethod
     def read(cls, plain: Any) -> Contestant:
@@ -45,16 +50,21 @@ class Contestant(Record):
         return cls.from_plain(plain, where="contestant", known=SPEC_TYPES)
 
 
+def candidate_name(codes: Mapping[str, int]) -> str:
+    """Return the name of a candidate, which its choices determine."""
+    return "candidate-" + hashlib.sha256(json.dumps(dict(codes), sort_keys=True).encode()).hexdigest()[:8]
+
+
 def hand_baselines(
-    *, resolution: int, small: bool, fits: Callable[[Spec], bool]
+    *, resolution: int, small: bool, latency_of: Callable[[Spec], float | None]
 ) -> Iterator[Contestant]:  # fmt: skip
     """Yield the largest version of each of `BASELINES` that fits the limits, by its width.
 
-    small: with the stems for images of up to 64 pixels. fits: whether a network is within the limits.
+    small: with the stems for images of up to 64 pixels. latency_of: seconds for one image; None above the limits.
     """
     for name in BASELINES:
         row = CATALOG[name]
-        small_only = row.spec.resolution <= MAX_SMALL_SIDE
+        small_only = is_small(row.spec.resolution)
         if small_only and not small:
             continue
         try:
@@ -64,7 +74,7 @@ def hand_baselines(
         for width in WIDTHS:
             try:
                 scaled = spec.scaled(width=width)
-                if fits(scaled):
+                if latency_of(scaled) is not None:
                     yield Contestant(name, "baseline", scaled)
                     break
             except ConvatlasError:  # too deep for the resolution
@@ -73,24 +83,15 @@ def hand_baselines(
 
 def largest_baselines(*, resolution: int, small: bool) -> list[Spec]:
     """Return the widest version of each of `BASELINES`, whatever the limits."""
-    return [each.spec for each in hand_baselines(resolution=resolution, small=small, fits=lambda spec: True)]
+    return [each.spec for each in hand_baselines(resolution=resolution, small=small, latency_of=lambda spec: 0.0)]
 
 
-def pretrained_networks(
-    source: Source, options: DataOptions, *, channels: int, fits: Callable[[Spec], bool]
-) -> list[Contestant]:  # fmt: skip
-    """Return networks of the catalog within the limits whose published weights are in the cache.
-
-    The largest of each family, at most eight: those with the best reported accuracy.
-    """
-    found = find_candidates(source, channels, Budget(params=1e12), options, "auto")
-    within: list[Candidate] = [each for each in found if each.weights and fits(each.spec)]
+def catalog_contestants(networks: Sequence[CatalogNetwork]) -> list[Contestant]:
+    """Return networks of the catalog as contestants."""
     return [
-        Contestant(f"{each.name}-pretrained", "pretrained", each.spec, each.weights)
-        for each in choose_finalists(within)
-    ]
-
-
-def is_small(resolution: int) -> bool:
-    """Return whether images of this many pixels get the stems for small images."""
-    return resolution <= MAX_SMALL_SIDE
+        Contestant(
+            f"{each.name}-pretrained" if each.weights else each.name, "pretrained" if each.weights else "baseline",
+            each.spec, each.weights, network=each.name, stem=each.stem, latency_s=each.latency_s,
+        )
+        for each in networks
+    ]  # fmt: skip

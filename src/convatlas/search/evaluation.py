@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from convatlas.data.readers.memory import Data
 from convatlas.errors import RunError, SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
@@ -23,7 +24,7 @@ from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
 from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG
-from convatlas.train.settings import ExecutionOptions, RunOptions
+from convatlas.train.settings import RunOptions
 
 TRIALS = "trials"
 """Folder of the run directories of the contestants."""
@@ -51,12 +52,16 @@ class OverLimitError(SearchError):
 
 @dataclass
 class Evaluator:
-    """Evaluates the contestants of a search. between: is called between steps; it may raise to stop."""
+    """Evaluates the contestants of a search.
+
+    between: is called between steps; it may raise to stop. data: in memory; None for that of the settings.
+    """
 
     folder: Path
     settings: SearchSettings
     lock: MachineLock
     between: Callable[[], None] = lambda: None
+    data: Data | None = None
 
     def evaluate(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
         """Return accuracy, latency and counts of a contestant that was trained for this share of the training time.
@@ -69,8 +74,12 @@ class Evaluator:
         if over:
             raise OverLimitError(over)
         run = self._resume_or_start(contestant)
-        self._train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)
+        self.train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)
         run.save()
+        return self.metrics(run, counts, latency)
+
+    def metrics(self, run: Run, counts: Counts, latency: float) -> dict[str, float]:
+        """Return the metrics of a run as it is; raises RunError without a val split."""
         result = run.validate()
         if result is None:
             raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
@@ -82,8 +91,13 @@ class Evaluator:
         }  # fmt: skip
 
     def latency_of(self, contestant: Contestant, counts: Counts) -> float:
-        """Return the latency in seconds: measured alone on this machine, or predicted by the model of another one."""
-        if not self.settings.measures:
+        """Return the latency in seconds: measured alone on this machine, or predicted by the model of another one.
+
+        That of baselines is known from the start of the search.
+        """
+        if contestant.latency_s is not None:
+            return contestant.latency_s
+        if not self.settings.measures and self.settings.latency is not None:
             return self.settings.latency.predict(counts)
         seconds = float("inf")
         for attempt in range(MAX_MEASUREMENTS):
@@ -98,57 +112,76 @@ class Evaluator:
         return seconds
 
     def open_final(
-        self, contestant: Contestant, folder: Path, *, seconds: float, threads: int, least_step_s: float
+        self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, least_step_s: float
     ) -> Run:  # fmt: skip
-        """Open the training of the winner, or start it: a few steps, then with the epochs that fit the time.
+        """Open the training of the winner, or start it; it has diagnostics and a report. See `open_timed`."""
+        fields = {} if contestant.weights else {"ema_decay": EMA_DECAY}
+        return self.open_timed(
+            contestant, folder, seconds=seconds, threads=threads, fields=fields, options=RunOptions(),
+            least_step_s=least_step_s,
+        )  # fmt: skip
 
-        Its learning rate falls as the recipe has it; it has diagnostics and a report. least_step_s: what a step takes
-        at least; the first ones are faster where a recipe trains the head alone.
+    def open_timed(
+        self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, fields: Mapping[str, Any],
+        options: RunOptions, least_step_s: float = 0.0, attach: Callable[[Run], None] = lambda run: None,
+    ) -> Run:  # fmt: skip
+        """Open a training, or start it: a few steps, then with the epochs that fit the time.
+
+        Its learning rate falls as the recipe has it. least_step_s: what a step takes at least; the first ones are
+        faster where a recipe trains the head alone. attach: is called with the run whenever it was opened.
         """
         if (folder / CONFIG).is_file():
-            run = open_run(folder)
+            run = open_run(folder, data=self.data)
         else:
-            fields = {} if contestant.weights else {"ema_decay": EMA_DECAY}
-            run = self._prepare(contestant, folder, fields | {"epochs": MAX_EPOCHS}, threads, RunOptions())
+            run = self._prepare(contestant, folder, {**fields, "epochs": MAX_EPOCHS}, threads, options)
+        attach(run)
         if run.config.recipe.epochs == MAX_EPOCHS and not run.config.changes:
-            self._train(run, lambda: run.state.step >= SKIPPED_STEPS)
+            self.train(run, lambda: run.state.step >= SKIPPED_STEPS)
             start, before = time.perf_counter(), run.state.step
             first = run.state.step
-            self._train(run, lambda: run.state.step >= first + PROBED_STEPS)
+            self.train(run, lambda: run.state.step >= first + PROBED_STEPS)
             step_s = max(least_step_s, (time.perf_counter() - start) / max(1, run.state.step - before))
             run.save()
             fitting = int(seconds / (step_s * run.steps_per_epoch))
             epochs = min(MAX_EPOCHS, max(run.state.epochs_begun, fitting))
-            run = open_run(folder, epochs=epochs)
+            run = open_run(folder, data=self.data, epochs=epochs)
+            attach(run)
         return run
 
     def _resume_or_start(self, contestant: Contestant) -> Run:
         """Open the run of a contestant. Its learning rate is constant after a warm-up, because it may end any time."""
         folder = self.folder / TRIALS / contestant.name
         if (folder / CONFIG).is_file():
-            return open_run(folder)
+            return open_run(folder, data=self.data)
         fields = {
             "epochs": ENDLESS, "schedule": "constant", "head_epochs": 0, "patience": 0, "ema_decay": EMA_DECAY,
             "warmup": min(1.0, WARM_UP_IMAGES / self.settings.train_images),
         }  # fmt: skip
         options = RunOptions(diagnostics=False, report=False)
-        return self._prepare(contestant, folder, fields, self.settings.threads, options)
+        return self._prepare(contestant, folder, fields, self.settings.execution.threads, options)
 
     def _prepare(
-        self, contestant: Contestant, folder: Path, fields: Mapping[str, Any], threads: int, options: RunOptions
+        self, contestant: Contestant, folder: Path, fields: Mapping[str, Any], threads: int | None, options: RunOptions
     ) -> Run:  # fmt: skip
         settings = self.settings
         folder.parent.mkdir(parents=True, exist_ok=True)
+        network, data_options = contestant.network or contestant.spec, settings.data_options
+        if contestant.network:
+            changes = {"stem": contestant.stem, "resolution": contestant.spec.resolution}
+            data_options = data_options.replaced(changes)
         return prepare_run(
-            settings.data, contestant.spec, weights=contestant.weights or "none", recipe=settings.recipe,
-            seed=contestant.seed, out=folder, data_options=settings.data_options,
-            execution=ExecutionOptions(
-                threads=threads, memory_format=settings.memory_format, precision=settings.precision
-            ),
-            options=options, **cast(RecipeFields, {**settings.fields, **fields}),
+            settings.data if self.data is None else self.data, network, task=settings.task_name,
+            weights=self._weights(contestant), recipe=settings.recipe, seed=contestant.seed, out=folder,
+            data_options=data_options, execution=settings.execution.replaced({"threads": threads}), options=options,
+            **cast(RecipeFields, {**settings.fields, **fields}),
         )  # fmt: skip
 
-    def _train(self, run: Run, is_enough: Callable[[], bool]) -> None:
+    def _weights(self, contestant: Contestant) -> str:
+        """Return the weights that a contestant starts from; a file is in the directory of the search."""
+        file = self.folder / contestant.weights
+        return str(file) if file.is_file() else contestant.weights or "none"
+
+    def train(self, run: Run, is_enough: Callable[[], bool]) -> None:
         """Train until it is enough, and pause; the training is not finished, so that it can be continued."""
         if is_enough():
             return

@@ -49,6 +49,10 @@ MAX_SPREAD = 0.1
 """A latency is unstable if the minima of the two best rounds differ by a larger share."""
 
 
+HOPELESS = 2.0
+"""A network that takes so many times the limit in its first round is not timed again."""
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds for one image: the minimum, which is the latency that is compared, median and 95th percentile.
@@ -81,9 +85,12 @@ class LatencyMeter:
     def __post_init__(self) -> None:
         check_engine(self.engine)
 
-    def measure(self, specs: Sequence[Spec], *, progress: Progress | None = None) -> list[Latency]:
+    def measure(
+        self, specs: Sequence[Spec], *, limit_s: float = math.inf, progress: Progress | None = None
+    ) -> list[Latency]:  # fmt: skip
         """Return the latency of each network, in the order of the specs, with random weights.
 
+        limit_s: networks that are much slower in the first round are not timed again.
         Raises EngineError if the engine cannot run a network.
         """
         engines = [self._start(spec) for spec in specs]
@@ -92,16 +99,19 @@ class LatencyMeter:
         load = LoadMeter()
         for turn in range(ROUNDS):
             for i, engine in enumerate(engines):
-                rounds[i].append(_time_round(engine, pixels[i]))
+                if not rounds[i] or min(rounds[i][0]) < HOPELESS * limit_s:
+                    rounds[i].append(_time_round(engine, pixels[i]))
                 if progress:
                     progress("measuring latency", turn * len(engines) + i + 1, ROUNDS * len(engines))
         other_load = load.share()
         return [_summarize(each, other_load) for each in rounds]
 
-    def measure_alone(self, specs: Sequence[Spec], *, progress: Progress | None = None) -> list[Latency]:
+    def measure_alone(
+        self, specs: Sequence[Spec], *, limit_s: float = math.inf, progress: Progress | None = None
+    ) -> list[Latency]:  # fmt: skip
         """Measure while no training of convatlas runs on this machine; see `measure`."""
         with closing(MachineLock()) as lock, lock.measuring():
-            return self.measure(specs, progress=progress)
+            return self.measure(specs, limit_s=limit_s, progress=progress)
 
     def _start(self, spec: Spec) -> NetworkEngine:
         channels = self.preprocessing.channels
@@ -118,7 +128,7 @@ def _time_round(engine: NetworkEngine, pixels: Any) -> list[float]:
 
 
 def _summarize(rounds: Sequence[list[float]], other_load: float) -> Latency:
-    best, second, *_ = sorted(map(min, rounds))
+    best, second, *_ = sorted([*map(min, rounds), math.inf])
     times = sorted(seconds for each in rounds for seconds in each)
     p95 = times[min(len(times) - 1, math.ceil(0.95 * len(times)))]
     return Latency(best, statistics.median(times), p95, second / best - 1, round(other_load, 3))

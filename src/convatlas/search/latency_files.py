@@ -11,7 +11,8 @@ import numpy as np
 from convatlas.core.spec import Spec
 from convatlas.errors import SearchError, brief
 from convatlas.models.catalog import resolve
-from convatlas.search.contestant import is_small, largest_baselines
+from convatlas.search.catalog_networks import is_small
+from convatlas.search.contestant import largest_baselines
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.spaces import space_at

@@ -74,7 +74,7 @@ def search(
 ) -> SearchResult:
     """Search the network with the best accuracy within limits of a device, and train it.
 
-    limits: see `limits_of`. time_s: of everything, an hour by default: half for the search, then the finalists with a
+    limits: of one image. time_s: of everything, an hour by default: half for the search, then the finalists with a
     second seed, the rest to train the winner. out: the directory; that of a stopped search continues it, with a longer
     `time_s` if it is given; its other settings stay as they were.
     Raises SearchError if no network is within the limits, or none could be trained.
@@ -104,24 +104,23 @@ def search(
 
 def describe(settings: SearchSettings) -> str:
     """Return what is searched, and how latencies are known, in a few lines."""
-    space = settings.spec_space
+    space, lines = settings.spec_space, [f"limits: {settings.limits}"]
+    if space is not None:
+        note = f" ({settings.note})" if settings.note else ""
+        lines.append(f"space: {settings.space_name}, {space.size:.3g} networks with {len(space.names)} choices{note}")
     where = "measured here" if settings.measures else "predicted"
-    return (
-        f"space: {settings.space_name}, {space.size:.3g} networks with {len(space.names)} choices\n"
-        f"limits: {settings.limits}\n"
-        f"latency: {where}; candidates are screened by a model: {settings.latency.describe()}"
-    )
+    model = settings.latency
+    screened = "" if model is None else f"; candidates are screened by a model: {model.describe()}"
+    return "\n".join([*lines, f"latency: {where}{screened}"])
 
 
 def start(folder: Path, settings: SearchSettings, others: Sequence[Contestant]) -> TrialStore:
     """Create the store of a search with what competes with the candidates, and write its settings."""
-    space = settings.spec_space
-    counts = {name: len(options) for name, options in space.choices.items()}
-    store = TrialStore(location_of(folder, settings.storage), _study_name(folder, settings), options=space.choices)
+    store = TrialStore(location_of(folder, settings.storage), _study_name(folder, settings), options=settings.choices)
     if store.settings() is not None:
         raise SearchError(f"{folder}: the store has a study of this name already; choose another --out")
     for each in others:
-        store.add(each.to_plain(), {}, counts, settings.fidelities[0])
+        store.add(each.to_plain(), {}, settings.fidelities[0])
     store.store_settings(settings.to_plain())
     settings.write(folder)  # last: with it, the search can be continued
     return store
@@ -157,8 +156,8 @@ def finish(
     others = [_start_worker(folder) for _ in range(settings.workers - 1)]
     try:
         worker.search()
-        _wait_for_others(store, worker)
-        _add_repeats(settings, store, worker)
+        _wait_for_others(store)
+        _add_repeats(settings, store)
         store.end()
         worker.repeat()
     finally:
@@ -168,7 +167,7 @@ def finish(
         for process in others:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-    store.take_over(worker.counts)
+    store.take_over()
     evaluations = store.evaluations()
     found = standings(evaluations)
     best = winner(found)
@@ -190,14 +189,14 @@ def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def _wait_for_others(store: TrialStore, worker: Worker) -> None:
+def _wait_for_others(store: TrialStore) -> None:
     """Wait until the other workers have ended their last evaluations, which stop when the time is over."""
     while any(each.state == "running" for each in store.evaluations()):
-        store.take_over(worker.counts)
+        store.take_over()
         time.sleep(0.5)
 
 
-def _add_repeats(settings: SearchSettings, store: TrialStore, worker: Worker) -> None:
+def _add_repeats(settings: SearchSettings, store: TrialStore) -> None:
     """Let the finalists be trained with a second seed."""
     evaluations = store.evaluations()
     there = {each.key for each in evaluations}
@@ -209,7 +208,7 @@ def _add_repeats(settings: SearchSettings, store: TrialStore, worker: Worker) ->
         name = f"{each.contestant.name}{SEED_MARK}{seed}"
         if (name, each.fidelity) not in there:
             again = replace(each.contestant, name=name, seed=seed)
-            store.add(again.to_plain(), {}, worker.counts, each.fidelity)
+            store.add(again.to_plain(), {}, each.fidelity)
 
 
 def _train_winner(
@@ -228,7 +227,7 @@ def _train_winner(
     lock = MachineLock()
     run = Evaluator(folder, settings, lock).open_final(
         replace(best.contestant, seed=settings.seed), folder / BEST, seconds=seconds,
-        threads=settings.threads * settings.workers,
+        threads=None if settings.execution.threads is None else settings.execution.threads * settings.workers,
         least_step_s=steps["seconds"] / max(1, steps["steps"]) / settings.workers,
     )  # fmt: skip
     if run.state.finished:

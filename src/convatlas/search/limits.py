@@ -46,7 +46,10 @@ def reward(accuracy: float, latency: float, target: float, objective: Objective 
 
 @dataclass(frozen=True)
 class Limits(Record):
-    """Upper limits for one image; None for no limit. See `limits_of` for texts such as "8ms" and "2M"."""
+    """Upper limits for one image: latency in seconds, parameters, MACs, bytes of the model file and of the memory.
+
+    None for no limit. Texts such as "8ms", "2M" and "4MB" become numbers.
+    """
 
     error = SearchError
 
@@ -57,6 +60,9 @@ class Limits(Record):
     memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
+        for name, (dimension, _) in _LIMITS.items():
+            if isinstance(text := getattr(self, name), str):
+                object.__setattr__(self, name, as_number(text, dimension, f"Limits: {name}"))
         super().__post_init__()
         for name, (dimension, _) in _LIMITS.items():
             limit = getattr(self, name)
@@ -94,15 +100,3 @@ def _text(dimension: Dimension, value: float) -> str:
     """Return a quantity with four digits."""
     rounded = float(f"{value:.4g}")
     return f"{rounded / 1e6:g}MB" if dimension is SIZE else dimension.format(rounded)
-
-
-def limits_of(
-    *, latency: float | str | None = None, params: float | str | None = None, macs: float | str | None = None,
-    file: float | str | None = None, memory: float | str | None = None,
-) -> Limits:  # fmt: skip
-    """Return limits from numbers (seconds, counts, bytes) or texts such as "8ms", "2M" and "4MB"."""
-    given = dict(zip(_LIMITS, (latency, params, macs, file, memory), strict=True))
-    return Limits(**{
-        name: as_number(limit, _LIMITS[name][0], f"Limits: {name}")
-        for name, limit in given.items() if limit is not None
-    })  # fmt: skip

@@ -67,11 +67,11 @@ def write_report(
         limit=None if limit is None else 1000 * limit, path=folder / FRONT,
     )  # fmt: skip
     write_text(folder / TRIALS_TABLE, trials_csv(evaluations))
-    options = {name: list(map(_text, values)) for name, values in settings.spec_space.choices.items()}
+    options = {name: list(map(_text, values)) for name, values in settings.choices.items()}
     candidates = [each for each in tried if each.choices]
     coordinates = search.parallel_coordinates(candidates, options) if candidates else None
     parts = [
-        page.header(f"Search on {Path(settings.data).name}", f"{settings.space_name} space; {settings.limits}"),
+        page.header(f"Search on {Path(settings.data).name}", f"{settings.networks}; {settings.limits}"),
         page.summary_card(
             f"{first.accuracy:.2%}" if first else "-", "accuracy on val of the winner",
             sentences=[verdict(found), *_final_texts(results), _latency_text(settings)],
@@ -87,11 +87,11 @@ def write_report(
             "Choices",
             _figure(coordinates, "A line is a candidate.", "Parallel coordinates") if coordinates else "",
             _importance(evaluations, settings),
-        ),
+        ) if candidates else "",
         page.section(
             "Lineage of the best candidate", page.listing(lineage(found, evaluations, settings)),
             lead="Each line is a candidate, the earlier one that is most like it, and what differs.",
-        ),
+        ) if candidates else "",
         page.section("The winner", page.pairs(_cells(first.contestant)) if first else ""),
         page.section("Failed", page.table(failed) if (failed := _failures(evaluations)).rows else ""),
     ]  # fmt: skip
@@ -108,10 +108,10 @@ def _tried(
     each: Standing, evaluations: Sequence[Evaluation], settings: SearchSettings, found: Sequence[Standing]
 ) -> search.Tried:  # fmt: skip
     codes = evaluations[each.number].choices
-    space = settings.spec_space
+    space = settings.choices
     return search.Tried(
         each.contestant.name, each.contestant.kind, 1000 * each.latency, 100 * each.accuracy,
-        each.fidelity == found[0].fidelity, {name: _text(space.choices[name][code]) for name, code in codes.items()},
+        each.fidelity == found[0].fidelity, {name: _text(space[name][code]) for name, code in codes.items()},
     )  # fmt: skip
 
 
@@ -125,7 +125,9 @@ def _final_texts(results: Mapping[str, Result]) -> list[str]:
 
 def _latency_text(settings: SearchSettings) -> str:
     where = "measured on this machine" if settings.measures else "predicted"
-    return f"Latencies are {where}, of one image. The model that screens candidates: {settings.latency.describe()}."
+    text = f"Latencies are {where}, of one image."
+    model = settings.latency
+    return text if model is None else f"{text} The model that screens candidates: {model.describe()}."
 
 
 def _facts(
@@ -189,7 +191,7 @@ def importance(evaluations: Sequence[Evaluation], settings: SearchSettings) -> d
     import optuna
 
     distribution = optuna.distributions.CategoricalDistribution
-    space = settings.spec_space.choices
+    space = settings.choices
     low = settings.fidelities[0]
     chosen = [each for each in evaluations if each.state == "complete" and each.choices and each.fidelity == low]
     if len(chosen) < MIN_FOR_IMPORTANCE:
@@ -231,7 +233,7 @@ def lineage(
     if here is None:
         return []
     scores = {str(each.plain["name"]): each.metrics["accuracy"] for each in evaluations if each.state == "complete"}
-    space = settings.spec_space.choices
+    space = settings.choices
     lines: list[str] = []
     current = first[here.contestant.name.partition(SEED_MARK)[0]]
     while len(lines) < MAX_LINEAGE:

@@ -13,14 +13,14 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from convatlas.core.spec import SMALL, Spec
 from convatlas.data.open import open_for_training
 from convatlas.errors import SearchError
 from convatlas.models.catalog import adapted, resolve
-from convatlas.models.scaling import scale_compound
-from convatlas.search.contestant import is_small
+from convatlas.models.scaling import fast_factors, scale_compound
+from convatlas.search.catalog_networks import input_side, is_small
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter
 from convatlas.system.files import write_text
@@ -30,11 +30,13 @@ from convatlas.train.preparation import preprocessing_for
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
 from convatlas.train.run_folder import CONFIG, create_default_folder
-from convatlas.train.select_model import input_side
 from convatlas.train.settings import DataOptions, RunOptions
 
 Doubled = Literal["macs", "latency"]
 """What is about twice as large at phi = 1."""
+
+Rule = Literal["compound", "fast"]
+"""How alpha, beta and gamma are found: by training a grid, or those of dWr (Dollár et al. 2021) without a search."""
 
 LEAST, MOST = 1.9, 2.1
 """Limits of what doubles: of alpha beta² gamma², or of the latency."""
@@ -44,6 +46,10 @@ PUBLISHED = (1.2, 1.1, 1.15)
 
 STEP, MOST_ALPHA, MOST_BETA = 0.05, 2.0, 1.4
 """Step of the grid, and its largest alpha; beta and gamma."""
+
+_FAST = fast_factors(2)
+FAST = (_FAST.depth, _FAST.width, _FAST.resolution)
+"""alpha, beta, gamma of dWr: activations, and so time, grow slowly."""
 
 DIMENSIONS: dict[str, tuple[float, float, float]] = {
     "depth": (2.0, 1.0, 1.0), "width": (1.0, math.sqrt(2), 1.0), "resolution": (1.0, 1.0, math.sqrt(2)),
@@ -56,7 +62,7 @@ RESULT = "scaling.json"
 
 @dataclass(frozen=True)
 class Scaled:
-    """A scaled network that was trained. rule: "compound" or a dimension. accuracies: on val, of one seed each."""
+    """A scaled network that was trained. rule: a `Rule` or a dimension. accuracies: on val, of one seed each."""
 
     rule: str
     phi: float
@@ -144,6 +150,7 @@ def scale_search(
     data: str,
     *,
     doubled: Doubled = "macs",
+    rule: Rule = "compound",
     number: int = 12,
     epochs: int = 10,
     seeds: Sequence[int] = (0,),
@@ -158,19 +165,23 @@ def scale_search(
     """Find alpha, beta and gamma of compound scaling for a network and data, and compare it with single dimensions.
 
     doubled: "macs" chooses from the grid of the paper; "latency" from all factors with which the measured latency about
-    doubles. number: networks of the grid that are trained, spread over it. epochs, seeds: of each training.
-    sizes: phi of the family, and of the comparison with depth, width and resolution alone.
+    doubles. rule: "fast" takes the factors of dWr instead of a grid. number: networks of the grid that are trained,
+    spread over it. epochs, seeds: of each training. sizes: phi of the family, and of the comparison with dWr, depth,
+    width and resolution alone.
     out: the directory; that of a stopped search continues it. Raises SearchError if no factors double the cost.
     """
     if doubled not in ("macs", "latency"):
         raise SearchError(f"scale-search: what doubles must be macs or latency, got {doubled!r}")
+    if rule not in get_args(Rule):
+        raise SearchError(f"scale-search: rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
     if number < 2 or epochs < 1 or not seeds:
         raise SearchError("scale-search: there must be at least 2 networks, 1 epoch and 1 seed")
     folder = Path(out) if out is not None else create_default_folder("scale", Path(data).name, data)
     with progress_callback(progress) as report:
         lab = _Laboratory.open(network, data, folder, epochs, tuple(seeds), engine, resolution, recipe, report)
         base = lab.measure("base", 0.0, (1.0, 1.0, 1.0))
-        grid = list(lab.grid(base, doubled, number))
+        is_fast = rule == "fast"
+        grid = [lab.measure(rule, 1.0, FAST)] if is_fast else list(lab.grid(base, doubled, number))
         if not grid:
             raise SearchError(f"scale-search: no factors of the grid double the {doubled} of this network")
         lab.total = len(seeds) * (1 + len(grid))
@@ -182,8 +193,9 @@ def scale_search(
             on_network(trained[-1])
         ranked = sorted(trained, key=lambda each: -each.accuracy)
         by_seed = tuple(max(trained, key=lambda each: each.accuracies[i]).factors for i in range(len(seeds)))
-        family = [base, *(lab.measure("compound", phi, ranked[0].factors) for phi in sizes)]
-        others = [lab.measure(name, phi, factors) for name, factors in DIMENSIONS.items() for phi in sizes]
+        family = [base, *(lab.measure(rule, phi, ranked[0].factors) for phi in sizes)]
+        rules = DIMENSIONS if is_fast else {"fast": FAST, **DIMENSIONS}
+        others = [lab.measure(name, phi, factors) for name, factors in rules.items() for phi in sizes]
         lab.total += len(seeds) * (len(sizes) + len(others))
         compared = []
         for each in (*family[1:], *others):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record, above, at_least, between
@@ -20,15 +20,17 @@ from convatlas.search.space import SpecSpace
 from convatlas.system.files import write_text
 from convatlas.tasks.known import TASKS
 from convatlas.tasks.task import Task
-from convatlas.train.cpu.execution import MemoryFormat, Precision
-from convatlas.train.settings import DataOptions
+from convatlas.train.settings import DataOptions, ExecutionOptions
 
 SETTINGS = "search.json"
 """File of the settings in the directory of a search."""
 
 
-SEARCH_SHARE = 0.5
-"""Share of the time for the search, before the finalists are trained with a second seed."""
+Candidates = Literal["none", "quick", "random", "supernet"]
+"""How candidates are chosen: by two Gaussian processes, at random, or by their accuracy in a supernet."""
+
+SUPERNET_SHARE, RANKING_SHARE = 0.3, 0.05
+"""Shares of the time in which a supernet is trained, and in which it ranks candidates."""
 
 SPARE = 1.3
 """What the second seed may take more than the training time, for latencies, evaluations and start."""
@@ -38,19 +40,22 @@ SPARE = 1.3
 class SearchSettings(Record):
     """What a search was started with, and what was measured at its start.
 
-    space: a spec with choices as plain data. task, preprocessing, train_images: of the data. time_s: of the whole
-    search. training_s: of a candidate at full fidelity. fidelities: shares of it after which candidates are compared.
-    recipe: name or file, None for that of the network. fields: of the recipe. latency: predicts latencies.
+    space: a spec with choices as plain data; None if nothing is drawn from one. task, preprocessing, train_images: of
+    the data. time_s: of the whole search. search_share: of it until the finalists are trained with a second seed.
+    training_s: of a candidate at full fidelity. fidelities: shares of it after which candidates are compared.
+    recipe: name or file, None for that of the network. fields: of the recipe. engine, latency_threads: of the network
+    when it is deployed. latency: predicts latencies; None if all are measured.
     measures: whether latencies are measured on this machine, or predicted by a model of another one.
-    draws_candidates: whether there are candidates of the space, or only baselines and pretrained networks.
-    threads: of the training of each worker. storage: the URL of a database; None for a journal file.
+    candidates: how they are chosen; "none" if only baselines and pretrained networks compete.
+    task_name: of the task, if it is not that of the data. note: what the user should know about the space.
+    execution: of the training steps of each worker. storage: the URL of a database; None for a journal file.
     """
 
     version = 1
     error = SearchError
 
     data: str
-    space: Mapping[str, Any]
+    space: Mapping[str, Any] | None
     space_name: str
     limits: Limits
     task: Task
@@ -59,17 +64,20 @@ class SearchSettings(Record):
     train_images: Annotated[int, at_least(1)]
     time_s: Annotated[float, above(0)]
     setup_s: Annotated[float, at_least(0)]
+    search_share: Annotated[float, above(0)]
     training_s: Annotated[float, above(0)]
     fidelities: tuple[float, ...]
-    latency: LatencyModel
+    engine: str
+    latency_threads: Annotated[int, at_least(1)]
+    latency: LatencyModel | None
     measures: bool
     seed: Annotated[int, between(0, 2**32 - 1)]
     objective: Objective
-    memory_format: MemoryFormat
-    precision: Precision
-    threads: Annotated[int, at_least(1)]
+    execution: ExecutionOptions
     workers: Annotated[int, at_least(1)]
-    draws_candidates: bool = True
+    candidates: Candidates = "quick"
+    task_name: str | None = None
+    note: str = ""
     recipe: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     storage: str | None = None
@@ -85,7 +93,17 @@ class SearchSettings(Record):
     @property
     def search_s(self) -> float:
         """Seconds of evaluations, until the finalists are chosen."""
-        return SEARCH_SHARE * self.time_s - self.setup_s
+        return self.search_share * self.time_s - self.setup_s
+
+    @property
+    def supernet_s(self) -> float:
+        """Seconds in which a supernet is trained."""
+        return SUPERNET_SHARE * self.time_s
+
+    @property
+    def ranking_s(self) -> float:
+        """Seconds in which a supernet ranks candidates."""
+        return RANKING_SHARE * self.time_s
 
     @property
     def repeat_s(self) -> float:
@@ -93,10 +111,22 @@ class SearchSettings(Record):
         return self.search_s + SPARE * self.training_s * math.ceil(2 / self.workers)
 
     @cached_property
-    def spec_space(self) -> SpecSpace:
+    def spec_space(self) -> SpecSpace | None:
         """The space without its limits."""
+        if self.space is None:
+            return None
         kind = SPEC_TYPES[self.space["type"]]
         return SpecSpace(kind.from_plain(self.space, where=SETTINGS, known=SPEC_TYPES))
+
+    @property
+    def networks(self) -> str:
+        """What competes, in a few words."""
+        return "networks of the catalog" if self.space is None else f"{self.space_name} space"
+
+    @property
+    def choices(self) -> Mapping[str, tuple[Any, ...]]:
+        """The choices of the space and their options."""
+        return {} if self.spec_space is None else self.spec_space.choices
 
     @property
     def hard_limits(self) -> Limits:
@@ -106,7 +136,7 @@ class SearchSettings(Record):
     @property
     def meter(self) -> LatencyMeter:
         """What measures latencies in the form that is deployed."""
-        return LatencyMeter(self.preprocessing, self.task, self.latency.engine, self.latency.threads)
+        return LatencyMeter(self.preprocessing, self.task, self.engine, self.latency_threads)
 
     def write(self, folder: Path) -> None:
         """Write search.json."""

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from convatlas.core.choice import Template
 from convatlas.core.spec import SMALL, Spec
+from convatlas.data.object_tasks import task_named
 from convatlas.data.open import open_for_training
+from convatlas.data.readers.memory import Data
 from convatlas.data.source import Source
-from convatlas.errors import SearchError
-from convatlas.models.catalog import resolve
-from convatlas.search.contestant import Contestant, hand_baselines, is_small, largest_baselines, pretrained_networks
+from convatlas.errors import SearchError, nearest
+from convatlas.models.card import LIBRARIES
+from convatlas.models.catalog import CATALOG, resolve
+from convatlas.search.catalog_networks import (
+    CatalogNetwork,
+    find_networks,
+    input_side,
+    is_small,
+    largest_of_families,
+)
+from convatlas.search.contestant import Contestant, catalog_contestants, hand_baselines, largest_baselines
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.latency_files import fit_latency_model
 from convatlas.search.limits import Limits, Objective, hard_limits
-from convatlas.search.settings import SearchSettings
+from convatlas.search.screen import Screen
+from convatlas.search.settings import Candidates, SearchSettings
 from convatlas.search.space import SpecSpace
 from convatlas.search.spaces import DEFAULT_SPACE, space_at
+from convatlas.search.standings import promoted
+from convatlas.search.supernet import extreme, with_shared_weights
+from convatlas.search.supernet_search import SUPERNET
 from convatlas.system.cores import count_cores
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
-from convatlas.train.cpu.execution import MemoryFormat, Precision
 from convatlas.train.fit import prepare_run
-from convatlas.train.preparation import preprocessing_for
+from convatlas.train.initial_weights import AUTO
+from convatlas.train.preparation import check_clip_options, example_networks, preprocessing_for
 from convatlas.train.recipe_fields import RecipeFields
-from convatlas.train.select_model import input_side
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
 
 LARGE = 128
@@ -42,35 +54,50 @@ LARGE = 128
 FACTORS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)
 """Widths of a named space, of which the largest that suits the limits is taken."""
 
-DRAWN, MIN_WITHIN = 24, 0.2
-"""Networks that are drawn for each width, and the share of them that must be within the limits."""
+DRAWN = 24
+"""Networks that are drawn for each width."""
+
+MIN_WITHIN: dict[Candidates, float] = {"none": 0.2, "quick": 0.2, "random": 0.2, "supernet": 0.7}
+"""Share of them that must be within the limits. The largest network of a supernet, of which every step is trained, is
+then not much above them."""
 
 MEASURED = {"torch": 30, "compile": 12}
 """Networks whose latency is measured at the start; of engines that need an export, 14."""
 
-NEAR, LATENCY_RESERVE = 1.5, 0.97
-"""Networks whose predicted latency is within this factor of the limit are measured, and must stay this far below it."""
+SEARCH_SHARE: dict[Candidates, float] = {"none": 0.5, "quick": 0.5, "random": 0.5, "supernet": 0.6}
+"""Share of the time for the search, before the finalists are trained with a second seed."""
 
-TRAINING_SHARE = 0.1
+TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 0.1, "supernet": 0.05}
 """Seconds of a candidate at full fidelity, as a share of the whole time of one worker."""
 
 FIDELITIES = (0.25, 1.0)
 """Shares of the training after which candidates are compared."""
 
-ENGINES = ("quick", "transfer")
-"""quick: candidates and baselines from random weights. transfer: pretrained networks of the catalog."""
+METHODS = {
+    "quick": "candidates that two Gaussian processes choose, and hand-made baselines",
+    "supernet": "sub-networks of a supernet, and hand-made baselines",
+    "random": "random candidates",
+    "baselines": "hand-made baselines",
+    "transfer": "networks of the catalog with cached pretrained weights",
+    "catalog": "networks of the catalog, with cached pretrained weights or random ones",
+}
+"""What competes in a search."""
+
+DEFAULT_METHODS = ("quick", "transfer")
 
 
 @dataclass(frozen=True)
 class SearchOptions:
     """What a search may be told; see `convatlas search --help`.
 
-    space: the name of one, or a spec with choices. engines: of `ENGINES`. engine, latency_threads: how the network will
-    be deployed. latency_model: of another machine. workers: processes on this machine.
+    space: the name of one, or a spec with choices. methods: of `METHODS`, at most one of which chooses candidates.
+    engine, latency_threads: how the network will be deployed. latency_model: of another machine. workers: processes on
+    this machine. weights: of networks of the catalog: auto, none, or those of a library. task: by its short name; that
+    of the data by default. download: allow to download the data.
     """
 
     space: str | Template | Any = ""
-    engines: Sequence[str] = ENGINES
+    methods: Sequence[str] = DEFAULT_METHODS
     objective: Objective = "hard"
     engine: str = "torch"
     latency_threads: int = 1
@@ -80,83 +107,159 @@ class SearchOptions:
     recipe: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     data_options: DataOptions = field(default_factory=DataOptions)
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
+    weights: str = AUTO
+    task: str | None = None
+    download: bool = False
     storage: str | None = None
 
 
 def set_up(
-    data: str, limits: Limits, time_s: float, options: SearchOptions, *, progress: Progress
+    data: Data, limits: Limits, time_s: float, options: SearchOptions, *, progress: Progress
 ) -> tuple[SearchSettings, list[Contestant]]:
     """Measure this machine and return the settings of a search, and the networks that compete with its candidates.
 
-    Raises SearchError if no network of the space is within the limits.
+    Raises SearchError if no network is within the limits.
     """
     begin, hard = time.monotonic(), hard_limits(limits, options.objective)
-    unknown = [name for name in options.engines if name not in ENGINES]
-    if unknown or not options.engines:
-        raise SearchError(f"engines: must be some of {', '.join(ENGINES)}, got {', '.join(options.engines) or 'none'}")
-    data_options = options.data_options
+    candidates = _candidates_of(options.methods)
+    has_baselines = bool({"quick", "supernet", "baselines"} & set(options.methods))
+    chosen, data_options = options.data_options, replace(options.data_options, resolution=None)  # the specs have it
+    only_images = candidates != "none" or has_baselines
     source = open_for_training(
-        data, reads="images", group_pattern=data_options.group_pattern, val_share=data_options.val_share,
-        progress=progress,
+        data, reads="images" if only_images else None if options.task is None else task_named(options.task).reads,
+        group_pattern=chosen.group_pattern, val_share=chosen.val_share, download=options.download, progress=progress,
     )  # fmt: skip
+    if options.task is not None:
+        source = source.for_task(options.task)
     if source.task.predicts != Task.predicts:
-        raise SearchError(f"{source.name}: a search compares classifiers, and this data has {source.task.predicts}")
-    channels = source.channels if data_options.channels is None else data_options.channels
-    small = is_small(input_side(source, data_options))
-    resolution = data_options.resolution or (SMALL if small else LARGE)
-    data_options = replace(data_options, resolution=None)  # the specs have it
+        raise SearchError(
+            f"{source.name}: a search compares classifiers, and this data has {source.task.predicts}; choose "
+            f"{example_networks(source.task.predicts, source.task.reads)} and `convatlas fit`"
+        )
+    check_clip_options(chosen, source.task.reads)
+    channels = source.channels if chosen.channels is None else chosen.channels
+    classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
+    resolution = chosen.resolution or (SMALL if small else LARGE)
+    random = np.random.default_rng(options.seed)
 
-    # 1. how steps are executed, by a network in the middle
-    first = space_at(options.space, 0.5, small, resolution).template.first
-    execution, preprocessing = _try_out(data, source, first, channels, options, data_options)
+    # 1. how steps are executed, by a network in the middle; of catalogs, each network decides
+    execution = options.execution.replaced({"threads": options.execution.threads or _threads(options)})
+    middle = space_at(options.space, 0.5, small, resolution).template.first
+    if only_images:
+        execution = _try_out(data, middle, options, data_options, execution)
+    _, row = resolve(middle)
+    preprocessing = preprocessing_for(source, row.preprocessing, middle, channels, options.seed, data_options)
+    meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
 
     # 2. latencies, and with them the width of the space
-    meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
-    random = np.random.default_rng(options.seed)
-    factors = FACTORS if not options.space or isinstance(options.space, str) else (1.0,)
-    drawn = {factor: _draw(space_at(options.space, factor, small, resolution), random) for factor in factors}
-    hand_made = largest_baselines(resolution=resolution, small=small)
-    latency = options.latency_model or _measure(drawn, hand_made, meter, channels, progress)
-    counted = {
-        factor: [Counts.of(spec, classes=source.task.outputs, channels=channels) for spec in specs]
-        for factor, specs in drawn.items()
-    }
-    space = space_at(options.space, _choose_width(counted, hard, latency), small, resolution)
+    space, note, latency = None, "", options.latency_model
+    if only_images:
+        factors = FACTORS if not options.space or isinstance(options.space, str) else (1.0,)
+        drawn = {factor: _draw(space_at(options.space, factor, small, resolution), random) for factor in factors}
+        hand_made = largest_baselines(resolution=resolution, small=small)
+        latency = latency or _measure(drawn, hand_made, meter, channels, progress)
+        counted = {
+            factor: [Counts.of(spec, classes=classes, channels=channels) for spec in specs]
+            for factor, specs in drawn.items()
+        }
+        if candidates != "none":
+            width = _choose_width(counted, hard, latency, MIN_WITHIN[candidates])
+            space = space_at(options.space, width, small, resolution)
+    if space is not None and candidates == "supernet":
+        space, left_out = with_shared_weights(space, classes=classes, channels=channels)
+        note = _left_out(left_out)
 
-    settings = SearchSettings(
-        data=str(data), space=space.template.to_plain(), space_name=_name_of(options.space), limits=limits,
-        task=source.task, preprocessing=preprocessing, data_options=data_options,
-        train_images=len(source.splits["train"]), time_s=time_s, setup_s=time.monotonic() - begin,
-        training_s=TRAINING_SHARE * time_s, fidelities=FIDELITIES, latency=latency,
-        measures=options.latency_model is None, seed=options.seed, objective=options.objective,
-        memory_format=cast(MemoryFormat, execution.memory_format), precision=cast(Precision, execution.precision),
-        threads=max(1, count_cores() // options.workers), workers=options.workers, recipe=options.recipe,
-        fields=dict(options.fields), storage=options.storage, draws_candidates="quick" in options.engines,
-    )  # fmt: skip
-
-    # 3. the networks that compete with the candidates; near the limit, their latency is measured
-    def fits(spec: Spec) -> bool:
-        counts = Counts.of(spec, classes=settings.classes, channels=channels)
-        predicted = latency.predict(counts)
-        if options.latency_model is not None and not latency.knows(counts):
-            return False
-        if hard.exceeded(counts, predicted / NEAR):
-            return False
-        if not settings.measures or predicted * NEAR < hard.target_s:
-            return not hard.exceeded(counts, predicted)
-        return meter.measure_alone([spec])[0].seconds < LATENCY_RESERVE * hard.target_s
-
+    # 3. the networks that compete with the candidates
+    screen = Screen(hard, meter, latency, measures=options.latency_model is None)
     others: list[Contestant] = []
-    if "transfer" in options.engines:
-        others += pretrained_networks(source, data_options, channels=channels, fits=fits)
-    if "quick" in options.engines:
-        others += hand_baselines(resolution=resolution, small=small, fits=fits)
-    if not others and not settings.draws_candidates:
-        raise SearchError(
+    if {"transfer", "catalog"} & set(options.methods):
+        only_pretrained = "catalog" not in options.methods
+
+        measured: list[str] = []
+
+        def latency_of(network: CatalogNetwork) -> float | None:
+            measured.append(network.name)
+            progress("measuring latency", len(measured), max(len(networks), len(measured)))
+            base = CATALOG[network.name].preprocessing
+            steps = preprocessing_for(source, base, network.spec, channels, options.seed, chosen)
+            return screen.latency(network.spec, steps)
+
+        networks = [
+            each for each in find_networks(source, channels, chosen, options.weights)
+            if each.weights or not only_pretrained
+        ]  # fmt: skip
+        largest = largest_of_families(networks, latency_of)
+        if latency is not None:  # predicted; evaluations measure
+            largest = [replace(each, latency_s=None) for each in largest]
+        others += catalog_contestants(largest)
+    if has_baselines:
+        others += hand_baselines(resolution=resolution, small=small, latency_of=screen.latency)
+    if space is not None and candidates == "supernet":
+        largest_spec = space.value(extreme(space, classes=classes, channels=channels, smallest=False))
+        others.append(Contestant(SUPERNET, "supernet", largest_spec))
+    if not others and candidates == "none":
+        raise SearchError(_none_within(options, limits, source))
+
+    search_share = SEARCH_SHARE[candidates]
+    settings = SearchSettings(
+        data=str(data) if isinstance(data, str | Path) else source.location,
+        space=None if space is None else space.template.to_plain(),
+        space_name="catalog" if space is None else _name_of(options.space), limits=limits, task=source.task,
+        preprocessing=preprocessing, data_options=data_options, train_images=len(source.splits["train"]), time_s=time_s,
+        setup_s=time.monotonic() - begin, search_share=search_share,
+        training_s=_training_s(search_share * time_s, others, options) if candidates == "none"
+        else TRAINING_SHARE[candidates] * time_s,
+        fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
+        measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
+        workers=options.workers, recipe=options.recipe, fields=dict(options.fields), storage=options.storage,
+        candidates=candidates, task_name=options.task, note=note,
+    )  # fmt: skip
+    return settings, [replace(each, seed=options.seed) for each in others]
+
+
+def _threads(options: SearchOptions) -> int:
+    return max(1, count_cores() // options.workers)
+
+
+def _training_s(search_s: float, contestants: Sequence[Contestant], options: SearchOptions) -> float:
+    """Return the seconds of a contestant at full fidelity if only these compete: successive halving fills the time."""
+    low, number = FIDELITIES[0], len(contestants)
+    whole = number * low + promoted(number) * (1 - low)
+    return search_s * min(options.workers, number) / whole
+
+
+def _left_out(options: Mapping[str, Sequence[object]]) -> str:
+    texts = [f"{name} {option}" for name, each in options.items() for option in each]
+    return f"left out, because they share no weights: {', '.join(texts)}" if texts else ""
+
+
+def _none_within(options: SearchOptions, limits: Limits, source: Source) -> str:
+    """Return the error of a search without candidates, and without other networks within the limits."""
+    if options.methods == ("transfer",):
+        return (
             "search: no pretrained network within the limits has weights in the cache; download some with `convatlas "
-            "weights pull`, or add the engine quick"
+            "weights pull`, or add the method quick"
         )
-    return replace(settings, setup_s=time.monotonic() - begin), [replace(each, seed=options.seed) for each in others]
+    cached = f" with cached {options.weights} weights" if options.weights in LIBRARIES else ""
+    fix = ", or download some with `convatlas weights pull`" if cached else ""
+    return (
+        f"limits: too low for every network of the catalog{cached} on this machine, got {limits} for one "
+        f"{source.task.reads[:-1]}; raise them{fix}"
+    )
+
+
+def _candidates_of(methods: Sequence[str]) -> Candidates:
+    """Return how candidates are chosen; raises SearchError for a method that is not there, and for two that choose."""
+    for name in methods or ("",):
+        if name not in METHODS:
+            raise SearchError(
+                f"method: must be one of {', '.join(METHODS)}, got {name or 'none'}{nearest(name, METHODS)}"
+            )
+    choosing = [name for name in methods if name in get_args(Candidates)]
+    if len(choosing) > 1:
+        raise SearchError(f"method: must have one way to choose candidates, got {' and '.join(choosing)}")
+    return cast(Candidates, choosing[0]) if choosing else "none"
 
 
 def _name_of(space: str | Template | Any) -> str:
@@ -164,19 +267,17 @@ def _name_of(space: str | Template | Any) -> str:
 
 
 def _try_out(
-    data: str, source: Source, spec: Spec, channels: int, options: SearchOptions, data_options: DataOptions
-) -> tuple[ExecutionOptions, Any]:  # fmt: skip
-    """Return how steps are executed the fastest, and the preprocessing of the data."""
+    data: Data, spec: Spec, options: SearchOptions, data_options: DataOptions, execution: ExecutionOptions
+) -> ExecutionOptions:  # fmt: skip
+    """Return how steps of a network are executed the fastest."""
     with tempfile.TemporaryDirectory(prefix="convatlas-search-") as folder:
         run = prepare_run(
             data, spec, weights="none", recipe=options.recipe, seed=options.seed, out=Path(folder) / "run",
-            data_options=data_options, options=RunOptions(diagnostics=False, report=False),
+            task=options.task, data_options=data_options, execution=execution,
+            options=RunOptions(diagnostics=False, report=False),
             **cast(RecipeFields, {**options.fields, "epochs": 1}),
         )  # fmt: skip
-        shutil.rmtree(Path(folder) / "run")
-    _, row = resolve(spec)
-    preprocessing = preprocessing_for(source, row.preprocessing, spec, channels, options.seed, data_options)
-    return run.config.execution, preprocessing
+        return run.config.execution
 
 
 def _draw(space: SpecSpace, random: np.random.Generator) -> list[Spec]:
@@ -194,13 +295,15 @@ def _measure(
     return fit_latency_model(specs, meter, channels, progress)
 
 
-def _choose_width(counted: Mapping[float, Sequence[Counts]], limits: Limits, latency: LatencyModel) -> float:
+def _choose_width(
+    counted: Mapping[float, Sequence[Counts]], limits: Limits, latency: LatencyModel, min_within: float
+) -> float:  # fmt: skip
     """Return the largest width of which enough networks are within the limits."""
     shares = {
         factor: sum(not limits.exceeded(each, latency.predict(each)) for each in counts) / max(1, len(counts))
         for factor, counts in counted.items()
     }
-    suitable = [factor for factor, share in shares.items() if share >= MIN_WITHIN]
+    suitable = [factor for factor, share in shares.items() if share >= min_within]
     if not suitable and max(shares.values()) == 0:
         smallest = min((each for counts in counted.values() for each in counts), key=lambda each: each.macs)
         raise SearchError(

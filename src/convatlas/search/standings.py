@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,15 @@ from convatlas.search.store import Evaluation
 
 SEED_MARK = "-seed"
 """In the name of a contestant that is trained with another seed."""
+
+
+PROMOTED = 3
+"""One of so many contestants continues at the next fidelity."""
+
+
+def promoted(number: int) -> int:
+    """Return how many of so many contestants continue at the next fidelity."""
+    return math.ceil(number / PROMOTED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
     """Return all contestants with results, the best first: by fidelity, then by accuracy; of equal ones baselines."""
     groups: dict[str, list[Evaluation]] = {}
     for each in evaluations:
-        if each.state == "complete":
+        if each.state == "complete" and each.plain["kind"] != "supernet":
             groups.setdefault(str(each.plain["name"]).partition(SEED_MARK)[0], []).append(each)
     found = []
     for group in groups.values():

@@ -88,7 +88,7 @@ class TrialStore:
     """A study by name. location: a journal file, or the URL of a database, such as postgresql://user@host/name."""
 
     def __init__(self, location: str, name: str, *, options: Mapping[str, Sequence[Any]] | None = None) -> None:
-        """options: of every choice of the space; they make the study when it does not exist yet.
+        """options: of every choice of the space, or none; they make the study when it does not exist yet.
 
         Raises SearchError if there is no such study, or the store cannot be opened.
         """
@@ -106,6 +106,8 @@ class TrialStore:
                         study_name=name, storage=self._storage, directions=["maximize", "minimize"],
                         load_if_exists=True,
                     )  # fmt: skip
+                    counts = {name: len(values) for name, values in options.items()}
+                    self._study.set_user_attr("options", counts)
         except KeyError as error:
             raise SearchError(
                 f"{location}: there is no study {name!r}; start it with `convatlas search DATA`"
@@ -170,11 +172,11 @@ class TrialStore:
         return found
 
     def add(
-        self, plain: Mapping[str, Any], choices: Mapping[str, int], counts: Mapping[str, int], fidelity: float,
-        *, attempt: int = 1,
+        self, plain: Mapping[str, Any], choices: Mapping[str, int], fidelity: float, *, attempt: int = 1
     ) -> None:  # fmt: skip
-        """Add an evaluation that waits for a worker. counts: number of options of each choice."""
+        """Add an evaluation that waits for a worker. choices: of a candidate, name -> index of the option."""
         distribution = self._optuna.distributions.CategoricalDistribution
+        counts = self._reached(lambda: self._study.user_attrs)["options"] if choices else {}
         trial = self._optuna.trial.create_trial(
             state=self._optuna.trial.TrialState.WAITING, params=dict(choices),
             distributions={name: distribution(tuple(range(counts[name]))) for name in choices},
@@ -219,22 +221,17 @@ class TrialStore:
         values = [metrics["accuracy"], metrics["latency"]]
         return self._end(evaluation, self._optuna.trial.TrialState.COMPLETE, values)
 
-    def fail(
-        self, evaluation: Evaluation, error: str, *, again: Mapping[str, int] | None = None, died: bool = False
-    ) -> bool:
+    def fail(self, evaluation: Evaluation, error: str, *, again: bool = False, died: bool = False) -> bool:
         """End an evaluation without metrics; False if it has ended already.
 
-        again: number of options of each choice; the evaluation is then added again, to be continued. died: its worker
-        died, which is one of `MAX_ATTEMPTS`.
+        again: add the evaluation again, to be continued. died: its worker died, which is one of `MAX_ATTEMPTS`.
         """
         ended = {"end": evaluation.end} if died else {"end": time.time()}  # a dead worker's is that of its last lease
-        self._set(evaluation, error=error, continued=again is not None, **ended)
+        self._set(evaluation, error=error, continued=again, **ended)
         if not self._end(evaluation, self._optuna.trial.TrialState.FAIL, None):
             return False
-        if again is not None:
-            self.add(
-                evaluation.plain, evaluation.choices, again, evaluation.fidelity, attempt=evaluation.attempt + died
-            )
+        if again:
+            self.add(evaluation.plain, evaluation.choices, evaluation.fidelity, attempt=evaluation.attempt + died)
         return True
 
     def _end(self, evaluation: Evaluation, state: Any, values: Sequence[float] | None) -> bool:
@@ -252,19 +249,19 @@ class TrialStore:
             except self._optuna.exceptions.UpdateFinishedTrialError:
                 return
 
-    def take_over(self, counts: Mapping[str, int]) -> int:
+    def take_over(self) -> int:
         """Fail the evaluations whose worker is dead, add them again, and return their number."""
         last = {each.key: each for each in self.evaluations()}
         for each in last.values():  # whoever failed it died before it was added again
             if each.state == "failed" and each.is_continued:
-                self.add(each.plain, each.choices, counts, each.fidelity, attempt=each.attempt)
+                self.add(each.plain, each.choices, each.fidelity, attempt=each.attempt)
         dead = [each for each in self.evaluations() if each.state == "running" and self._is_dead(each)]
         taken = 0
         for each in dead:
             if each.attempt >= MAX_ATTEMPTS:
                 self.fail(each, f"{MAX_ATTEMPTS} workers died during this evaluation; out of memory?")
             else:
-                taken += self.fail(each, "the worker died", again=counts, died=True)
+                taken += self.fail(each, "the worker died", again=True, died=True)
         return taken
 
     def _is_dead(self, evaluation: Evaluation) -> bool:

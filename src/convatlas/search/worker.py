@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from convatlas.data.readers.memory import Data
 from convatlas.errors import ConvatlasError, brief
 from convatlas.search.budgeted import BudgetedSpace
-from convatlas.search.contestant import Contestant
+from convatlas.search.contestant import Contestant, candidate_name
+from convatlas.search.counts import Counts
 from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
-from convatlas.search.space import Candidate
-from convatlas.search.standings import SEED_MARK
+from convatlas.search.space import Candidate, Codes
+from convatlas.search.standings import SEED_MARK, promoted
 from convatlas.search.store import LEASE_S, SAME_AS, Evaluation, TrialStore, elapsed
+from convatlas.search.supernet_search import best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
 from convatlas.system.locks import MachineLock
 
@@ -28,9 +32,6 @@ POOL = 2000
 
 FIRST = 40
 """Evaluations for which the surrogate plans, at least: a fifth of them are random at first."""
-
-PROMOTED = 3
-"""Of the baselines, one of so many continues at the next fidelity."""
 
 IDLE_S, MAX_IDLE_S = 1.0, 600.0
 """Seconds between two looks into a store without work, and after which a worker gives up: whoever adds work is dead."""
@@ -44,29 +45,44 @@ class TimeOverError(ConvatlasError):
 
 
 class Worker:
-    """One process of a search. folder: its directory. on_evaluation: is called after each evaluation."""
+    """One process of a search. folder: its directory. on_evaluation: is called after each evaluation.
+
+    data: in memory; None for that of the settings.
+    """
 
     def __init__(
-        self, folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None
+        self, folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None,
+        data: Data | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.settings, self.store = folder, settings, store
         self._on_evaluation = on_evaluation or (lambda evaluation, everything: None)
-        space = settings.spec_space
-        self.counts = {name: len(options) for name, options in space.choices.items()}
-        self.space = BudgetedSpace(
-            space, settings.hard_limits, settings.latency, classes=settings.classes, channels=settings.channels
-        )
-        self.explorer = Explorer(
+        self._told: set[int] = set()
+        self._deadline = math.inf
+        self._evaluator = Evaluator(folder, settings, MachineLock(), between=self._check_time, data=data)
+
+    @cached_property
+    def space(self) -> BudgetedSpace:
+        """The candidates within the limits."""
+        settings = self.settings
+        assert settings.spec_space is not None
+        assert settings.latency is not None
+        return BudgetedSpace(
+            settings.spec_space, settings.hard_limits, settings.latency, classes=settings.classes,
+            channels=settings.channels,
+        )  # fmt: skip
+
+    @cached_property
+    def explorer(self) -> Explorer:
+        """What chooses candidates."""
+        settings = self.settings
+        return Explorer(
             self.space, seed=settings.seed, fidelities=settings.fidelities, pool=POOL,
             budget=max(FIRST, settings.search_s / settings.training_s),
         )  # fmt: skip
-        self._told: set[int] = set()
-        self._deadline = math.inf
-        self._evaluator = Evaluator(folder, settings, MachineLock(), between=self._check_time)
 
     def search(self) -> None:
         """Evaluate until the time of the search is over, or nothing is left to evaluate."""
-        self.store.take_over(self.counts)
+        self.store.take_over()
         while (left := self._time_left(self.settings.search_s)) > 0:
             if not self.step(left):
                 if not self._is_busy():
@@ -90,7 +106,7 @@ class Worker:
 
         only_waiting: contestants with another seed that wait in the store, and nothing new.
         """
-        self.store.take_over(self.counts)
+        self.store.take_over()
         evaluation = self.store.claim_next(SEED_MARK) if only_waiting else self._search_next(self.store.evaluations())
         if evaluation is None:
             return False
@@ -113,33 +129,46 @@ class Worker:
         if (waiting := self.store.claim_next()) is not None:
             return waiting
         for plain, fidelity in self._promotions(evaluations):
-            self.store.add(plain, {}, self.counts, fidelity)
+            self.store.add(plain, {}, fidelity)
             return self.store.claim_next()
-        if not self.settings.draws_candidates:
-            return None
-        self._learn(evaluations)
-        asked = self.explorer.ask()
+        asked = self._ask(evaluations)
         if asked is None:
             return None
         candidate, fidelity = asked
-        codes = dict(zip(self.space.names, self.space.encode(candidate).tolist(), strict=True))
+        codes = self._named(self.space.encode(candidate))
         contestant = Contestant(
             candidate_name(codes), "candidate", self.space.value(candidate), seed=self.settings.seed
         )
-        self.store.add(contestant.to_plain(), codes, self.counts, fidelity)
+        self.store.add(contestant.to_plain(), codes, fidelity)
         return self.store.claim_next()
 
+    def _ask(self, evaluations: Sequence[Evaluation]) -> tuple[Candidate, float] | None:
+        """Return the candidate to evaluate next, and its fidelity."""
+        if self.settings.candidates == "quick":
+            self._learn(evaluations)
+            return self.explorer.ask()
+        if self.settings.candidates == "random":
+            known = {str(each.plain["name"]) for each in evaluations}
+            random = np.random.default_rng((self.settings.seed, len(evaluations)))
+            for codes in self.space.sample(len(known) + 1, random):
+                if candidate_name(self._named(codes)) not in known:
+                    return self.space.decode(codes), 1.0
+        return None
+
+    def _named(self, codes: Codes) -> dict[str, int]:
+        return dict(zip(self.space.names, codes.tolist(), strict=True))
+
     def _promotions(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[dict[str, object], float]]:
-        """Yield the best baselines and pretrained networks, as plain data, when all are through a fidelity."""
-        fixed = [each for each in evaluations if each.plain["kind"] != "candidate"]
+        """Yield the best of the baselines and of what starts from weights, when all are through a fidelity."""
+        fixed = [each for each in evaluations if each.plain["kind"] != "candidate" or each.plain["weights"]]
         for low, high in zip(self.settings.fidelities, self.settings.fidelities[1:], strict=False):
             at_low = [each for each in fixed if each.fidelity == low]
-            complete = [each for each in at_low if each.state == "complete"]
+            complete = [each for each in at_low if each.state == "complete" and each.plain["kind"] != "supernet"]
             if any(each.state in ("waiting", "running") for each in at_low) or not complete:
                 return
             best = sorted(complete, key=lambda each: -each.metrics["reward"])
             there = {each.key for each in fixed}
-            for each in best[: math.ceil(len(best) / PROMOTED)]:
+            for each in best[: promoted(len(best))]:
                 if (each.plain["name"], high) not in there:
                     yield dict(each.plain), high
 
@@ -172,12 +201,16 @@ class Worker:
     def _evaluate(self, evaluation: Evaluation) -> None:
         try:
             with self._renewing(evaluation):
-                metrics = self._evaluator.evaluate(Contestant.read(evaluation.plain), evaluation.fidelity)
+                contestant = Contestant.read(evaluation.plain)
+                if contestant.kind == "supernet":
+                    metrics = self._evaluate_supernet(contestant)
+                else:
+                    metrics = self._evaluator.evaluate(contestant, evaluation.fidelity)
             self.store.complete(evaluation, metrics)
         except TimeOverError as error:
-            self.store.fail(evaluation, str(error), again=self.counts)
+            self.store.fail(evaluation, str(error), again=True)
         except KeyboardInterrupt:
-            self.store.fail(evaluation, "interrupted", again=self.counts)
+            self.store.fail(evaluation, "interrupted", again=True)
             raise
         except OverLimitError as error:
             self.store.fail(evaluation, str(error))
@@ -190,6 +223,17 @@ class Worker:
             self.store.fail(evaluation, f"out of memory ({brief(error)})")
         everything = self.store.evaluations()
         self._on_evaluation(everything[evaluation.number], everything)
+
+    def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:
+        """Train the supernet, rank candidates with it, and add the best ones; return the metrics of the largest."""
+        settings = self.settings
+        run = train_supernet(self._evaluator, self.space, contestant, seconds=settings.supernet_s)
+        ranked = rank(self._evaluator, self.space, run, seconds=settings.ranking_s)
+        for found, codes in best_of(self._evaluator, self.space, run, ranked):
+            self.store.add(found.to_plain(), codes, settings.fidelities[0])
+        counts = Counts.of(contestant.spec, classes=settings.classes, channels=settings.channels)
+        assert settings.latency is not None
+        return self._evaluator.metrics(run, counts, settings.latency.predict(counts))
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:
@@ -211,8 +255,3 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-
-def candidate_name(codes: dict[str, int]) -> str:
-    """Return the name of a candidate, which its choices determine."""
-    return "candidate-" + hashlib.sha256(json.dumps(codes, sort_keys=True).encode()).hexdigest()[:8]

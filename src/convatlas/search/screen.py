@@ -1,0 +1,47 @@
+"""Which networks are within the limits of a search, before any is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.spec import Spec
+from convatlas.search.counts import Counts
+from convatlas.search.latency import LatencyMeter, LatencyModel
+from convatlas.search.limits import Limits
+
+NEAR, RESERVE = 1.5, 0.97
+"""Networks whose predicted latency is within this factor of the limit are measured, and must stay this far below it."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """limits: that no network may exceed. model: predicts latencies; without one, all are measured.
+
+    measures: whether latencies are measured on this machine; else the model is of another one.
+    """
+
+    limits: Limits
+    meter: LatencyMeter
+    model: LatencyModel | None
+    measures: bool
+
+    def latency(self, spec: Spec, preprocessing: Preprocessing | None = None) -> float | None:
+        """Return the seconds for one image of a network that is within the limits, or None.
+
+        preprocessing: of the network, if it is not that of the meter.
+        """
+        counts = Counts.of(spec, classes=self.meter.task.outputs, channels=self.meter.preprocessing.channels)
+        if self.limits.exceeded(counts):
+            return None
+        if self.model is not None:
+            predicted = self.model.predict(counts)
+            if not self.measures and not self.model.knows(counts):
+                return None
+            if not self.measures or not self.limits.target_s / NEAR < predicted < self.limits.target_s * NEAR:
+                return None if self.limits.exceeded(counts, predicted) else predicted
+        meter = self.meter if preprocessing is None else replace(self.meter, preprocessing=preprocessing)
+        limit = self.limits.target_s if math.isinf(self.limits.target_s) else RESERVE * self.limits.target_s
+        seconds = meter.measure_alone([spec], limit_s=limit)[0].seconds
+        return seconds if seconds < limit else None
