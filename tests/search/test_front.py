@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from convatlas.search.front import expected_growth, hypervolume, pareto_front
+from convatlas.core.pareto import pareto_front
+from convatlas.search.front import expected_growth, hypervolume
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12).map(
     lambda points: np.array(points, dtype=float).T

@@ -151,11 +151,11 @@ def _print_phase(text: str) -> None:
         console.console.print(printable(line))
 
 
-def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation]) -> None:
+def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], left: float) -> None:
     """Print one line: what was evaluated, and how far the search is."""
-    from convatlas.search.standings import standings
+    from convatlas.search.standings import front, standings
+    from convatlas.tasks.table import pluralize
 
-    name = f"{evaluation.plain['name']} at {evaluation.fidelity:.0%}"
     if evaluation.state == "complete":
         metrics = evaluation.metrics
         outcome = (
@@ -164,11 +164,16 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation]) 
     else:
         outcome = evaluation.error or evaluation.state
     found = standings(everything)
-    best = f"; best {found[0].accuracy:.2%} ({found[0].contestant.name} at {found[0].fidelity:.0%})" if found else ""
+    parts = [f"{evaluation.plain['name']} at {evaluation.fidelity:.0%}: {outcome}"]
+    if found:
+        first = found[0]
+        parts.append(f"best {first.accuracy:.2%} ({first.contestant.name} at {first.fidelity:.0%})")
+        parts.append(f"{pluralize(len(front(found)), 'network')} on the front")
     done = sum(each.state == "complete" for each in everything)
     begin = min((each.begin for each in everything if each.begin), default=0.0)
     minutes = max(1e-9, max(each.end for each in everything) - begin) / 60
-    console.console.print(printable(f"{done:>3}  {name}: {outcome}{best}; {done / minutes:.2g} per minute"))
+    parts.append(f"{done / minutes:.2g} per minute, {quantities.TIME.format(round(max(0.0, left)))} left")
+    console.console.print(printable(f"{done:>3}  {'; '.join(parts)}"))
 
 
 def worker(search: SearchFolder, storage: Storage = None) -> None:

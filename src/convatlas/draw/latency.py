@@ -8,6 +8,7 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convatlas.core.pareto import pareto_front
 from convatlas.draw.names import Names
 from convatlas.draw.style import (
     INK,
@@ -76,8 +77,8 @@ def trade_off(
     figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
     is_percentage = y_title.endswith("%")
-    front = _pareto_front(points) if is_percentage and with_front else []
-    if front:
+    if is_percentage and with_front:
+        front = [points[i] for i in pareto_front([point.y for point in points], [point.x for point in points])]
         axes.step([point.x for point in front], [point.y for point in front], where="post", color=QUIET, linewidth=1,
                   linestyle="--", zorder=0)  # fmt: skip
     series = list(dict.fromkeys(point.series for point in points))
@@ -116,15 +117,6 @@ def trade_off(
     _annotate(figure, axes, texts, points, [*intervals, *steps])
     names.add_legend(figure)
     return save_figure(figure, path)
-
-
-def _pareto_front(points: Sequence[Measured]) -> list[Measured]:
-    """Return the points with a higher y than all that have a smaller x."""
-    front: list[Measured] = []
-    for point in sorted(points, key=lambda point: (point.x, -point.y)):
-        if not front or point.y > front[-1].y:
-            front.append(point)
-    return front
 
 
 def _short(name: str) -> str:

@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from convatlas.core.pareto import pareto_front
 from convatlas.errors import SearchError
-from convatlas.search.front import Floats, expected_growth, pareto_front
+from convatlas.search.front import Floats, expected_growth
 from convatlas.search.space import Candidate, Codes, Space
 from convatlas.search.surrogate import GaussianProcess, Posterior
 

@@ -1,4 +1,4 @@
-"""The Pareto front of accuracy (larger is better) and cost (smaller is better), and the area that it dominates."""
+"""The area that a Pareto front of accuracy and cost dominates, and by how much a candidate may enlarge it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from convatlas.core.pareto import pareto_front
+
 Floats = NDArray[np.floating]
-
-
-def pareto_front(accuracy: Floats, cost: Floats) -> NDArray[np.int64]:
-    """Return the indices of the points that no other point dominates, the cheapest first; of equal points the first."""
-    order = np.lexsort((-accuracy, cost))
-    before = np.concatenate(([-np.inf], np.maximum.accumulate(accuracy[order])[:-1]))
-    return order[accuracy[order] > before]
 
 
 def hypervolume(accuracy: Floats, cost: Floats, *, least_accuracy: float, most_cost: float) -> float:

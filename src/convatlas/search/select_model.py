@@ -201,7 +201,7 @@ def _evaluate_all(
     number = len(store.evaluations())
     total = number + promoted(number)
 
-    def show(evaluation: Evaluation, everything: Sequence[Evaluation]) -> None:
+    def show(evaluation: Evaluation, everything: Sequence[Evaluation], left: float) -> None:
         ended = sum(each.state in ("complete", "failed") for each in everything)
         progress("successive halving", ended, max(total, ended))
 

@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from convatlas.core.pareto import pareto_front
 from convatlas.search.contestant import Contestant
-from convatlas.search.front import pareto_front
 from convatlas.search.store import Evaluation
 
 SEED_MARK = "-seed"
@@ -96,5 +94,4 @@ def front(found: Sequence[Standing]) -> list[Standing]:
     top = [each for each in found if each.fidelity == found[0].fidelity] if found else []
     if not top:
         return []
-    accuracy, latency = (np.array([getattr(each, name) for each in top]) for name in ("accuracy", "latency"))
-    return [top[i] for i in pareto_front(accuracy, latency)]
+    return [top[i] for i in pareto_front([each.accuracy for each in top], [each.latency for each in top])]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from convatlas.core.pareto import pareto_front
 from convatlas.core.table import Table
 from convatlas.errors import SearchError, nearest
-from convatlas.search.front import pareto_front
 
 ACCURACY, LATENCY = "accuracy", "latency"
 """Metrics of a search: accuracy is maximized, latency, if it is there, minimized."""

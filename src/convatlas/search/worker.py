@@ -36,8 +36,8 @@ FIRST = 40
 IDLE_S, MAX_IDLE_S = 1.0, 600.0
 """Seconds between two looks into a store without work, and after which a worker gives up: whoever adds work is dead."""
 
-OnEvaluation = Callable[[Evaluation, Sequence[Evaluation]], None]
-"""Called with each evaluation that has ended here, and all of the store."""
+OnEvaluation = Callable[[Evaluation, Sequence[Evaluation], float], None]
+"""Called with each evaluation that has ended here, all of the store, and the seconds that are left of the search."""
 
 
 class TimeOverError(ConvatlasError):
@@ -55,7 +55,7 @@ class Worker:
         data: Data | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.settings, self.store = folder, settings, store
-        self._on_evaluation = on_evaluation or (lambda evaluation, everything: None)
+        self._on_evaluation = on_evaluation or (lambda evaluation, everything, left: None)
         self._told: set[int] = set()
         self._deadline = math.inf
         self._evaluator = Evaluator(folder, settings, MachineLock(), between=self._check_time, data=data)
@@ -222,7 +222,8 @@ class Worker:
                 raise
             self.store.fail(evaluation, f"out of memory ({brief(error)})")
         everything = self.store.evaluations()
-        self._on_evaluation(everything[evaluation.number], everything)
+        left = self._time_left(self.settings.time_s - self.settings.setup_s)
+        self._on_evaluation(everything[evaluation.number], everything, left)
 
     def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:
         """Train the supernet, rank candidates with it, and add the best ones; return the metrics of the largest."""

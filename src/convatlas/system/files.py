@@ -9,10 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from convatlas.errors import ConvatlasError, MachineError, brief
+from convatlas.errors import ConvatlasError, MachineError, brief, shorten
 
 PART = ".part"
 """Suffix of unfinished files."""
+
+MAX_PROBLEM = 300
+"""Most characters of what is wrong in a YAML file; it may quote the file."""
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def write_text(path: Path, text: str, *, flush: bool = True) -> None:
 
 
 def read_yaml(path: Path, error: type[ConvatlasError]) -> Any:
-    """Read a YAML file; raises `error` if it is unreadable or not YAML."""
+    """Read a YAML file; raises `error` if it is unreadable, not YAML, or nested too deeply."""
     import yaml
 
     try:
@@ -54,7 +57,9 @@ def read_yaml(path: Path, error: type[ConvatlasError]) -> Any:
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"{path}: unreadable: {brief(problem)}") from problem
     except yaml.YAMLError as problem:
-        raise error(f"{path}: not a YAML file: {' '.join(str(problem).split())}") from problem
+        raise error(f"{path}: not a YAML file: {shorten(' '.join(str(problem).split()), MAX_PROBLEM)}") from problem
+    except RecursionError as problem:
+        raise error(f"{path}: nested too deeply") from problem
 
 
 def sha256(path: Path) -> str:

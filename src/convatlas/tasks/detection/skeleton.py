@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from convatlas.core.record import Record, above, at_least
-from convatlas.errors import DataError, brief, shorten
-from convatlas.system.files import write_text
+from convatlas.errors import DataError
+from convatlas.system.files import read_yaml, write_text
 
 DEFAULT_SIGMA = 0.05
 """The sigma of keypoints whose data does not state one."""
@@ -87,17 +87,7 @@ def read_skeleton(path: str | Path) -> Skeleton:
 
     Raises DataError that names the file and the field, if it is unreadable or a field is wrong.
     """
-    import yaml
-
-    try:
-        plain = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: unreadable: {brief(error)}") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not a YAML file: {shorten(' '.join(str(error).split()), 300)}") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: not a skeleton: nested too deeply") from error
-    return skeleton_from_plain(plain, path)
+    return skeleton_from_plain(read_yaml(Path(path), DataError), path)
 
 
 def skeleton_from_plain(plain: Any, where: object) -> Skeleton:
