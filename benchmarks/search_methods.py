@@ -4,10 +4,10 @@
         [--methods NAMES] [--workers N] [--out FOLDER]
 
 Every method gets the whole time, and the same limits: `quick` (candidates chosen by Gaussian processes, and baselines),
-`random` (random candidates of the same space), `baselines` (the five hand-made networks share the time by successive
-halving, and the best one is trained in the rest), also `supernet`, `transfer`. Methods take turns, seed by seed, and each
-is a directory that is continued if it was stopped. Prints the winner of each, its accuracy on val and test after the
-final training, and the time that it took.
+`random` (random candidates of the same space), `baselines` (the five hand-made networks share half of the time by
+successive halving, and the best one is trained in the rest), also `supernet`, `transfer`. Methods take turns, seed by
+seed, and each is a directory that is continued if it was stopped. Prints the winner of each, its accuracy on val and
+test after the final training, and the time that it took.
 """
 
 from __future__ import annotations

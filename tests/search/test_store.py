@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -20,7 +22,6 @@ from convatlas.search import store as stores
 from convatlas.search.store import TrialStore, elapsed
 
 OPTIONS = {"depth": (1, 2), "width": (8, 16, 32)}
-COUNTS = {"depth": 2, "width": 3}
 
 WORKER = """
 import sys, time
@@ -243,6 +244,39 @@ def test_a_database_that_goes_away_for_a_while(server: Server) -> None:
     for process in processes:
         process.communicate(timeout=120)
     assert [each.state for each in store.evaluations()] == ["complete"] * 6
+
+
+PROXY = """
+import sys, optuna
+backend = optuna.storages.journal.JournalFileBackend(sys.argv[1])
+optuna.storages.run_grpc_proxy_server(optuna.storages.JournalStorage(backend), port=int(sys.argv[2]))
+"""
+
+
+def test_workers_behind_a_grpc_proxy(tmp_path: Path) -> None:
+    pytest.importorskip("grpc", reason="grpcio is not installed")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    proxy = subprocess.Popen(
+        [sys.executable, "-c", PROXY, str(tmp_path / "journal"), str(port)], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(SearchError):
+                store = TrialStore(f"grpc://localhost:{port}", "search", options=OPTIONS)
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        add(store, *[f"n{i}" for i in range(4)])
+        for process in [worker(store.location, 0.1) for _ in range(2)]:
+            process.communicate(timeout=60)
+        evaluations = store.evaluations()
+        assert [each.state for each in evaluations] == ["complete"] * 4
+    finally:
+        proxy.kill()
+        proxy.wait()
 
 
 def work_in_a_child(location: str, seconds: float) -> int:

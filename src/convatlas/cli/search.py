@@ -34,8 +34,9 @@ SEARCH = "Search"
 SearchFolder = Annotated[Path, typer.Argument(metavar="SEARCH", help="The directory of a search.")]
 Storage = Annotated[
     str | None,
-    option("The URL of a database that has the study, such as postgresql://user@host/name; by default it is a file in "
-           "the directory of the search.", metavar="URL", panel=SEARCH),
+    option("The URL of a database that has the study, such as postgresql://user@host/name, or of a gRPC proxy of "
+           "Optuna, grpc://host:13000; by default it is a file in the directory of the search.", metavar="URL",
+           panel=SEARCH),
 ]  # fmt: skip
 
 

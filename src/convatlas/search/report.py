@@ -48,17 +48,19 @@ def verdict(found: Sequence[Standing]) -> str:
 
 def write_report(
     folder: Path, settings: SearchSettings, evaluations: Sequence[Evaluation], *, best: Path | None = None,
-    results: Mapping[str, Result] = MappingProxyType({}),
+    results: Mapping[str, Result] = MappingProxyType({}), is_selection: bool = False,
 ) -> Path:  # fmt: skip
     """Write report.html, trials.csv and front.png into the directory of a search, and return the page.
 
-    best: the run directory of the winner, once there is one. results: of its final training, by split.
+    best: the run directory of the winner, once there is one. results: of its final training, by split. is_selection:
+    the search was a model selection, which is not continued.
     Raises SearchError if no evaluation has ended.
     """
     found = standings(evaluations)
     if not found:
         raise SearchError(f"{folder}: no evaluation has ended yet; try again later")
     first = winner(found)
+    title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]
     limit = settings.limits.latency_s
     best_name = first.contestant.name if first else ""
@@ -71,13 +73,13 @@ def write_report(
     candidates = [each for each in tried if each.choices]
     coordinates = search.parallel_coordinates(candidates, options) if candidates else None
     parts = [
-        page.header(f"Search on {Path(settings.data).name}", f"{settings.networks}; {settings.limits}"),
+        page.header(title, f"{settings.networks}; {settings.limits}"),
         page.summary_card(
             f"{first.accuracy:.2%}" if first else "-", "accuracy on val of the winner",
             sentences=[verdict(found), *_final_texts(results), _latency_text(settings)],
-            facts=_facts(settings, evaluations, found),
+            facts=_facts(settings, evaluations, found) | ({} if is_selection else _time(settings, evaluations)),
         ),
-        _commands(folder, settings, best),
+        "" if is_selection else _commands(folder, settings, best),
         page.section(
             "Accuracy and latency",
             _figure(chart, "Filled: trained to the end. The dashed line is the Pareto front.", "Pareto front"),
@@ -96,7 +98,7 @@ def write_report(
         page.section("Failed", page.table(failed) if (failed := _failures(evaluations)).rows else ""),
     ]  # fmt: skip
     path = folder / REPORT
-    write_text(path, page.document(f"Search on {Path(settings.data).name}", parts))
+    write_text(path, page.document(title, parts))
     return path
 
 
@@ -134,17 +136,20 @@ def _facts(
     settings: SearchSettings, evaluations: Sequence[Evaluation], found: Sequence[Standing]
 ) -> dict[str, str]:  # fmt: skip
     states = [each.state for each in evaluations]
-    spent = settings.setup_s + elapsed(evaluations)
     return {
         "evaluations": str(states.count("complete")),
         "networks": str(len(found)),
         "of them to the end": str(sum(each.fidelity == found[0].fidelity for each in found)),
         "failed": str(sum(each.state == "failed" and not each.is_continued for each in evaluations)),
         "continued": str(sum(each.is_continued for each in evaluations)),
-        "time": f"{spent / 60:.0f} of {settings.time_s / 60:.0f} min before the final training",
         "limits": str(settings.limits),
         "seed": str(settings.seed),
     }
+
+
+def _time(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    spent = settings.setup_s + elapsed(evaluations)
+    return {"time": f"{spent / 60:.0f} of {settings.time_s / 60:.0f} min before the final training"}
 
 
 def _commands(folder: Path, settings: SearchSettings, best: Path | None) -> str:

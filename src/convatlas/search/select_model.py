@@ -243,7 +243,7 @@ def _ranked(
     result, val = best.validate(), best.dataset.val
     assert result is not None
     assert val is not None
-    page = write_report(folder, settings, evaluations).read_text(encoding="utf-8")
+    page = write_report(folder, settings, evaluations, is_selection=True).read_text(encoding="utf-8")
     return ModelSelection(
         tuple(_selected(each, settings, scores[each.name], errors.get(each.name, "")) for each in ranked),
         result.headline_name or result.headline, tuple(share * settings.training_s for share in settings.fidelities),

@@ -14,12 +14,14 @@ import os
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from convatlas.errors import SearchError, brief
 from convatlas.system.extras import import_optional
@@ -85,7 +87,11 @@ def quiet(optuna: Any) -> Iterator[None]:
 
 
 class TrialStore:
-    """A study by name. location: a journal file, or the URL of a database, such as postgresql://user@host/name."""
+    """A study by name.
+
+    location: a journal file; the URL of a database, such as postgresql://user@host/name; or that of a gRPC proxy of
+    Optuna, grpc://host:13000.
+    """
 
     def __init__(self, location: str, name: str, *, options: Mapping[str, Sequence[Any]] | None = None) -> None:
         """options: of every choice of the space, or none; they make the study when it does not exist yet.
@@ -116,6 +122,11 @@ class TrialStore:
             raise SearchError(f"{location}: the store cannot be opened ({brief(error)})") from error
 
     def _open(self) -> Any:
+        url = urlsplit(self.location)
+        if url.scheme == "grpc":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+                return self._optuna.storages.GrpcStorageProxy(host=url.hostname or "localhost", port=url.port or 13000)
         if "://" in self.location:
             return self._optuna.storages.RDBStorage(self.location)
         journal = self._optuna.storages.journal
