@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convatlas.core.cost import cost
-from convatlas.models.catalog import build_fresh
 from convatlas.search.launch import search
 from convatlas.search.limits import Limits
 from convatlas.search.setup import SearchOptions
@@ -43,9 +41,8 @@ def measure(data: str, method: str, seed: int, limits: Limits, folder: Path, opt
         options=SearchOptions(methods=(method,), seed=seed, workers=options.workers),
     )  # fmt: skip
     seconds = time.monotonic() - begin
-    counted = cost(build_fresh(found.winner.contestant.spec, device="meta", classes=found.settings.classes))
     result = {
-        "method": method, "seed": seed, "winner": found.winner.contestant.name, "parameters": counted.parameters,
+        "method": method, "seed": seed, "winner": found.winner.contestant.name, "parameters": found.winner.parameters,
         "latency_ms": 1000 * found.winner.latency, "networks": len(found.standings), "seconds": seconds,
         **{split: measured.score for split, measured in found.run.results.items()},
     }  # fmt: skip
@@ -69,7 +66,8 @@ def main() -> None:
     rows = []
     for seed in range(options.seeds):
         for method in options.methods.split(","):
-            folder = options.out / f"{Path(options.data).name}-{method}-{seed}"
+            name = "-".join(map(str, (Path(options.data).name, method, seed, options.time, options.workers, limits)))
+            folder = options.out / name.replace(" ", "").replace(",", "-")
             rows.append(row := measure(options.data, method, seed, limits, folder, options))
             splits = ", ".join(f"{split} {row[split]:.2%}" for split in ("val", "test") if split in row)
             print(

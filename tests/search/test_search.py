@@ -220,6 +220,6 @@ def test_latencies_of_another_machine(convatlas: Command, tmp_path: Path, monkey
 
     model = read_latency_model("phone")
     assert model == LatencyModel.from_plain(json.loads(file.read_text()))
-    assert model.rank_correlation > 0.8
+    assert (model.networks, model.engine, model.threads) == (12, "torch", 1)
     bad = convatlas("latency", "import", tmp_path / "nothing.json")
     assert bad.code == 2

@@ -79,7 +79,8 @@ def search(
         str,
         option("What competes: quick (candidates of the space and hand-made baselines), supernet (the same, but "
                "candidates share weights), random (random candidates), baselines, transfer (networks with cached "
-               "pretrained weights); separated by commas.", metavar="NAMES", panel=SEARCH),
+               "pretrained weights), catalog (networks of the catalog); separated by commas.", metavar="NAMES",
+               panel=SEARCH),
     ] = "quick,transfer",
     objective: Annotated[
         str,

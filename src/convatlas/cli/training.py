@@ -9,6 +9,7 @@ from rich.text import Text
 from convatlas.cli.console import console, display, errors, progress_bar, table
 from convatlas.errors import printable
 from convatlas.system.quantities import TIME
+from convatlas.tasks.table import pluralize
 
 if TYPE_CHECKING:
     from convatlas.search.select_model import ModelSelection
@@ -83,6 +84,7 @@ def print_selection(selection: ModelSelection) -> None:
             ]
         )
     table(columns, rows, right=columns[1 : 5 + len(rungs)])
+    console.print(f"latencies: torch on the CPU, {pluralize(selection.threads, 'thread')}")
     console.print(f"selected: {selection.best.name}")
     if not selection.conclusive:
         errors.print(f"convatlas: {selection.warning}")

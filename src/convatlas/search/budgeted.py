@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convatlas.core.spec import Spec
 from convatlas.errors import ConvatlasError
 from convatlas.search.counts import CostTable, Counts
 from convatlas.search.latency import LatencyModel
@@ -16,6 +15,10 @@ from convatlas.search.space import Candidate, Codes, SpecSpace
 
 LATENCY_MARGIN = 1.05
 """Candidates whose predicted latency is this much above the limit are evaluated, too; then it is measured."""
+
+
+MAX_KNOWN = 200_000
+"""Candidates whose costs are kept."""
 
 
 class BudgetedSpace(SpecSpace):
@@ -33,6 +36,8 @@ class BudgetedSpace(SpecSpace):
 
     def predict(self, candidate: Candidate) -> tuple[Counts, float] | None:
         """Return counts and predicted seconds; None for a candidate that cannot be built."""
+        if len(self._known) > MAX_KNOWN:
+            self._known.clear()
         key = tuple(candidate[name] for name in self.names)
         if key not in self._known:
             try:
@@ -59,7 +64,3 @@ class BudgetedSpace(SpecSpace):
                 counts, seconds = predicted
                 row[:] = np.log10([counts.parameters + 1, counts.macs + 1, 1e9 * seconds + 1])
         return np.hstack((places, features))
-
-    def largest(self, number: int, random: np.random.Generator) -> list[Spec]:
-        """Return some candidates within the limits, to measure with."""
-        return [self.value(self.decode(codes)) for codes in self.sample(number, random)]

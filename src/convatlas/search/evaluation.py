@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from convatlas.data.readers.memory import Data
 from convatlas.errors import RunError, SearchError
+from convatlas.models.catalog import resolve
 from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
 from convatlas.search.limits import reward
@@ -20,6 +21,7 @@ from convatlas.search.settings import SearchSettings
 from convatlas.system.load import MAX_QUIET_SHARE
 from convatlas.system.locks import MachineLock
 from convatlas.train.fit import prepare_run
+from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
 from convatlas.train.run import Run
@@ -33,7 +35,7 @@ PROBED_STEPS, SKIPPED_STEPS = 12, 4
 """Steps after which the epochs are chosen by the time of a step, and the first ones, which are slower."""
 
 MAX_EPOCHS, ENDLESS = 200, 100_000
-"""Most epochs of the winner, and epochs that no contestant reaches."""
+"""Most epochs of a training whose epochs follow from its time, and epochs that no contestant reaches."""
 
 WARM_UP_IMAGES = 2000
 """Images over which the learning rate of a contestant rises."""
@@ -115,7 +117,7 @@ class Evaluator:
         self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, least_step_s: float
     ) -> Run:  # fmt: skip
         """Open the training of the winner, or start it; it has diagnostics and a report. See `open_timed`."""
-        fields = {} if contestant.weights else {"ema_decay": EMA_DECAY}
+        fields = {} if contestant.kind == "pretrained" else {"ema_decay": EMA_DECAY}
         return self.open_timed(
             contestant, folder, seconds=seconds, threads=threads, fields=fields, options=RunOptions(),
             least_step_s=least_step_s,
@@ -123,7 +125,8 @@ class Evaluator:
 
     def open_timed(
         self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, fields: Mapping[str, Any],
-        options: RunOptions, least_step_s: float = 0.0, attach: Callable[[Run], None] = lambda run: None,
+        options: RunOptions, max_epochs: int = MAX_EPOCHS, least_step_s: float = 0.0,
+        attach: Callable[[Run], None] = lambda run: None,
     ) -> Run:  # fmt: skip
         """Open a training, or start it: a few steps, then with the epochs that fit the time.
 
@@ -133,9 +136,9 @@ class Evaluator:
         if (folder / CONFIG).is_file():
             run = open_run(folder, data=self.data)
         else:
-            run = self._prepare(contestant, folder, {**fields, "epochs": MAX_EPOCHS}, threads, options)
+            run = self._prepare(contestant, folder, {**fields, "epochs": max_epochs}, threads, options)
         attach(run)
-        if run.config.recipe.epochs == MAX_EPOCHS and not run.config.changes:
+        if run.config.recipe.epochs == max_epochs and not run.config.changes:
             self.train(run, lambda: run.state.step >= SKIPPED_STEPS)
             start, before = time.perf_counter(), run.state.step
             first = run.state.step
@@ -143,7 +146,7 @@ class Evaluator:
             step_s = max(least_step_s, (time.perf_counter() - start) / max(1, run.state.step - before))
             run.save()
             fitting = int(seconds / (step_s * run.steps_per_epoch))
-            epochs = min(MAX_EPOCHS, max(run.state.epochs_begun, fitting))
+            epochs = min(max_epochs, max(run.state.epochs_begun, fitting))
             run = open_run(folder, data=self.data, epochs=epochs)
             attach(run)
         return run
@@ -166,12 +169,15 @@ class Evaluator:
         settings = self.settings
         folder.parent.mkdir(parents=True, exist_ok=True)
         network, data_options = contestant.network or contestant.spec, settings.data_options
+        recipe: str | Recipe | None = settings.recipe
+        if recipe is None and contestant.kind == "candidate":  # shared weights are no published ones: as from scratch
+            recipe = resolve(contestant.spec)[1].recipe
         if contestant.network:
             changes = {"stem": contestant.stem, "resolution": contestant.spec.resolution}
             data_options = data_options.replaced(changes)
         return prepare_run(
             settings.data if self.data is None else self.data, network, task=settings.task_name,
-            weights=self._weights(contestant), recipe=settings.recipe, seed=contestant.seed, out=folder,
+            weights=self._weights(contestant), recipe=recipe, seed=contestant.seed, out=folder,
             data_options=data_options, execution=settings.execution.replaced({"threads": threads}), options=options,
             **cast(RecipeFields, {**settings.fields, **fields}),
         )  # fmt: skip

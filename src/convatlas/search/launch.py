@@ -28,13 +28,16 @@ from convatlas.train.run import Event, Run
 from convatlas.train.run_folder import CONFIG, create_default_folder
 
 BEST, WINNER = "best", "winner.txt"
-"""Run directory of the winner, with the model file, and the name of the winner."""
+"""Run directory of the winner, with the model file; name of the winner, and the time of the search that trained it."""
 
 TIME_S, MIN_TIME_S = 3600.0, 60.0
 """Time of a search that is given none, and the shortest one."""
 
 FINAL_MARGIN = 0.92
 """Share of the time that is left in which the winner is trained; the rest is for its evaluation and the report."""
+
+LEAST_FINAL = 0.05
+"""Share of the whole time that the training of the winner gets at least."""
 
 STUDY = "search"
 """Name of the study in a journal file."""
@@ -137,6 +140,10 @@ def _study_name(folder: Path, settings: SearchSettings) -> str:
 
 
 def _continued(folder: Path, data: str, time_s: float | None) -> SearchSettings:
+    """Return the settings of a search that was started, with more time if it is given.
+
+    Given networks that are compared already stay compared; then the winner alone is trained longer.
+    """
     settings = SearchSettings.read(folder)
     if settings.data != data:
         raise SearchError(f"{folder}: is a search on {settings.data}, not on {data}; choose another --out")
@@ -217,11 +224,11 @@ def _train_winner(
 ) -> Run:  # fmt: skip
     """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
     spent = settings.setup_s + elapsed(evaluations)
-    seconds = max(settings.training_s, FINAL_MARGIN * (settings.time_s - spent))
-    previous = folder / WINNER
-    if previous.is_file() and previous.read_text().strip() != best.contestant.name and (folder / BEST).exists():
+    seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * (settings.time_s - spent))
+    previous, training = folder / WINNER, f"{best.contestant.name}, {settings.time_s:g} s"
+    if previous.is_file() and previous.read_text().strip() != training and (folder / BEST).exists():
         (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
-    write_text(previous, f"{best.contestant.name}\n")
+    write_text(previous, f"{training}\n")
     same = [each.metrics for each in evaluations if each.plain["name"] == best.contestant.name and each.metrics]
     steps = max(same, key=lambda metrics: metrics["steps"])
     lock = MachineLock()

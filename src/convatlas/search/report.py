@@ -15,7 +15,7 @@ from convatlas.draw import page, search
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.settings import SearchSettings
-from convatlas.search.standings import SEED_MARK, Standing, finalists, front, standings, winner
+from convatlas.search.standings import SEED_MARK, Standing, finalists, front, has_failed, standings, winner
 from convatlas.search.store import Evaluation, elapsed, quiet
 from convatlas.system.files import write_text
 from convatlas.system.quantities import TIME
@@ -140,7 +140,7 @@ def _facts(
         "evaluations": str(states.count("complete")),
         "networks": str(len(found)),
         "of them to the end": str(sum(each.fidelity == found[0].fidelity for each in found)),
-        "failed": str(sum(each.state == "failed" and not each.is_continued for each in evaluations)),
+        "failed": str(sum(map(has_failed, evaluations))),
         "continued": str(sum(each.is_continued for each in evaluations)),
         "limits": str(settings.limits),
         "seed": str(settings.seed),
@@ -175,11 +175,7 @@ def _standings_table(found: Sequence[Standing]) -> Table:
 
 
 def _failures(evaluations: Sequence[Evaluation]) -> Table:
-    rows = tuple(
-        (str(each.number), str(each.plain["name"]), each.error)
-        for each in evaluations
-        if each.state == "failed" and not each.is_continued and not each.error.startswith("the same")
-    )
+    rows = tuple((str(each.number), str(each.plain["name"]), each.error) for each in evaluations if has_failed(each))
     return Table(("trial", "network", "why"), rows)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
+from convatlas.errors import EngineError
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.limits import Limits
@@ -14,10 +15,15 @@ from convatlas.search.limits import Limits
 NEAR, RESERVE = 1.5, 0.97
 """Networks whose predicted latency is within this factor of the limit are measured, and must stay this far below it."""
 
+MACS_PER_S = 2e11
+"""MACs per second that no thread of a CPU reaches; networks that would need more are not measured."""
+
 
 @dataclass(frozen=True)
 class Screen:
-    """limits: that no network may exceed. model: predicts latencies; without one, all are measured.
+    """Tells which networks are within the limits.
+
+    limits: that no network may exceed. model: predicts latencies; without one, all are measured.
 
     measures: whether latencies are measured on this machine; else the model is of another one.
     """
@@ -43,5 +49,10 @@ class Screen:
                 return None if self.limits.exceeded(counts, predicted) else predicted
         meter = self.meter if preprocessing is None else replace(self.meter, preprocessing=preprocessing)
         limit = self.limits.target_s if math.isinf(self.limits.target_s) else RESERVE * self.limits.target_s
-        seconds = meter.measure_alone([spec], limit_s=limit)[0].seconds
+        if counts.macs > MACS_PER_S * meter.threads * limit:
+            return None
+        try:
+            seconds = meter.measure_alone([spec], limit_s=limit)[0].seconds
+        except EngineError:  # it cannot run the network
+            return None
         return seconds if seconds < limit else None

@@ -24,10 +24,11 @@ from convatlas.search.launch import start
 from convatlas.search.limits import Limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
-from convatlas.search.setup import SEARCH_SHARE, SearchOptions, set_up
-from convatlas.search.standings import promoted, standings
+from convatlas.search.setup import SearchOptions, halving_s, set_up
+from convatlas.search.standings import has_failed, promoted, standings
 from convatlas.search.store import Evaluation, TrialStore
 from convatlas.search.worker import Worker
+from convatlas.system.cores import count_cores
 from convatlas.system.devices import resolve_device
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress, progress_callback
@@ -84,6 +85,7 @@ class ModelSelection:
 
     metric: name of the score, empty if only one network is within the limits and none was trained. seconds: of training
     up to each score. baseline: what the best must be better than, on the evaluated images. page: the report, in HTML.
+    threads: with which latencies were measured.
     """
 
     candidates: tuple[Selected, ...]
@@ -91,6 +93,7 @@ class ModelSelection:
     seconds: tuple[float, ...] = ()
     baseline: Baseline | None = None
     page: str = ""
+    threads: int = 1
 
     @property
     def best(self) -> Selected:
@@ -151,14 +154,15 @@ def select_model(
 ) -> ModelSelection:
     """Find the networks of the catalog within limits on this machine, and compare them by training on the data.
 
-    Of each family, the network with the most multiply-adds competes; of more than eight, those with the best reported
+    Latencies are those of the engine torch on the CPU, with the threads of `execution` or all cores. Of each family,
+    the network with the most multiply-adds within the limits competes; of more than eight, those with the best reported
     accuracy. They are compared after a quarter of their training time, and the best third of them after all of it.
     weights: "auto": each network starts from its published weights if they are cached, or from imported ones, else
         from random weights. "none": all start from random weights. "torchvision" or "timm": only networks with cached
         weights of this library, which they start from.
     recipe, fields: as for `fit`; epochs and schedule are not used.
     download: allow to download the data set; weights are never downloaded.
-    search_time: seconds of training in total.
+    search_time: seconds of all trainings together, with their evaluations after each epoch.
     progress: a callback, True for a progress bar in terminals and notebooks, or False.
     Raises SearchError if no network is within the limits, and RunError in distributed training.
     """
@@ -184,11 +188,12 @@ def select_model(
         options = SearchOptions(
             methods=("catalog",), seed=seed, recipe=recipe, fields=dict(fields), weights=weights, task=task,
             data_options=data_options or DataOptions(), execution=execution, download=download,
+            latency_threads=execution.threads or count_cores(),
         )  # fmt: skip
-        time_s = search_time / SEARCH_SHARE["none"]  # the rest would train the winner
-        settings, contestants = set_up(data, limits, time_s, options, progress=show)
+        settings, contestants = set_up(data, limits, search_time, options, progress=show)
         if len(contestants) == 1:
-            return ModelSelection((_selected(contestants[0], settings),))
+            return ModelSelection((_selected(contestants[0], settings),), threads=settings.latency_threads)
+        settings = dataclasses.replace(settings, training_s=halving_s(search_time, len(contestants)))
         store = start(folder, settings, contestants)
         evaluations = _evaluate_all(folder, settings, store, data, show)
         return _ranked(folder, settings, contestants, evaluations, data)
@@ -229,7 +234,7 @@ def _ranked(
 ) -> ModelSelection:  # fmt: skip
     """Return the networks, the best first; those that could not be trained last."""
     scores: dict[str, list[float]] = {each.name: [] for each in contestants}
-    errors = {str(each.plain["name"]): each.error for each in evaluations if each.state == "failed"}
+    errors = {str(each.plain["name"]): each.error for each in evaluations if has_failed(each)}
     for each in evaluations:
         if each.state == "complete":
             scores[str(each.plain["name"])].append(each.metrics["accuracy"])
@@ -247,5 +252,5 @@ def _ranked(
     return ModelSelection(
         tuple(_selected(each, settings, scores[each.name], errors.get(each.name, "")) for each in ranked),
         result.headline_name or result.headline, tuple(share * settings.training_s for share in settings.fidelities),
-        best.task.baseline(val.targets), page,
+        best.task.baseline(val.targets), page, settings.latency_threads,
     )  # fmt: skip

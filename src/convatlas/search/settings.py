@@ -29,7 +29,7 @@ SETTINGS = "search.json"
 Candidates = Literal["none", "quick", "random", "supernet"]
 """How candidates are chosen: by two Gaussian processes, at random, or by their accuracy in a supernet."""
 
-SUPERNET_SHARE, RANKING_SHARE = 0.3, 0.05
+SUPERNET_SHARE, RANKING_SHARE = 0.25, 0.05
 """Shares of the time in which a supernet is trained, and in which it ranks candidates."""
 
 SPARE = 1.3

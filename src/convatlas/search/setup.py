@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,9 @@ TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 
 FIDELITIES = (0.25, 1.0)
 """Shares of the training after which candidates are compared."""
 
+HALVING_MARGIN, ALONE_SHARE = 0.85, 0.02
+"""Shares of the time of a search among given networks, and of that of a single one, in which they are trained."""
+
 METHODS = {
     "quick": "candidates that two Gaussian processes choose, and hand-made baselines",
     "supernet": "sub-networks of a supernet, and hand-made baselines",
@@ -137,6 +141,8 @@ def set_up(
             f"{source.name}: a search compares classifiers, and this data has {source.task.predicts}; choose "
             f"{example_networks(source.task.predicts, source.task.reads)} and `convatlas fit`"
         )
+    if "val" not in source.splits and not chosen.val_share:
+        raise SearchError(f"{source.name}: networks are compared on a val split; set a val share above 0")
     check_clip_options(chosen, source.task.reads)
     channels = source.channels if chosen.channels is None else chosen.channels
     classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
@@ -194,22 +200,23 @@ def set_up(
             largest = [replace(each, latency_s=None) for each in largest]
         others += catalog_contestants(largest)
     if has_baselines:
-        others += hand_baselines(resolution=resolution, small=small, latency_of=screen.latency)
+        baselines = list(hand_baselines(resolution=resolution, small=small, latency_of=screen.latency))
+        others = [*_different_names(others, baselines), *baselines]
     if space is not None and candidates == "supernet":
         largest_spec = space.value(extreme(space, classes=classes, channels=channels, smallest=False))
-        others.append(Contestant(SUPERNET, "supernet", largest_spec))
+        first = 0 if options.workers > 1 else len(others)  # the other workers train baselines meanwhile
+        others.insert(first, Contestant(SUPERNET, "supernet", largest_spec))
     if not others and candidates == "none":
         raise SearchError(_none_within(options, limits, source))
 
-    search_share = SEARCH_SHARE[candidates]
+    search_share, setup_s = SEARCH_SHARE[candidates], time.monotonic() - begin
     settings = SearchSettings(
         data=str(data) if isinstance(data, str | Path) else source.location,
         space=None if space is None else space.template.to_plain(),
         space_name="catalog" if space is None else _name_of(options.space), limits=limits, task=source.task,
         preprocessing=preprocessing, data_options=data_options, train_images=len(source.splits["train"]), time_s=time_s,
-        setup_s=time.monotonic() - begin, search_share=search_share,
-        training_s=_training_s(search_share * time_s, others, options) if candidates == "none"
-        else TRAINING_SHARE[candidates] * time_s,
+        setup_s=setup_s, search_share=search_share,
+        training_s=_training_s(candidates, time_s, setup_s, len(others), options.workers),
         fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
         measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
         workers=options.workers, recipe=options.recipe, fields=dict(options.fields), storage=options.storage,
@@ -222,11 +229,28 @@ def _threads(options: SearchOptions) -> int:
     return max(1, count_cores() // options.workers)
 
 
-def _training_s(search_s: float, contestants: Sequence[Contestant], options: SearchOptions) -> float:
-    """Return the seconds of a contestant at full fidelity if only these compete: successive halving fills the time."""
-    low, number = FIDELITIES[0], len(contestants)
-    whole = number * low + promoted(number) * (1 - low)
-    return search_s * min(options.workers, number) / whole
+def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: int, workers: int) -> float:
+    """Return the seconds of a contestant at full fidelity.
+
+    Given networks share the time. A single one is compared with nothing, and trained to know the time of a step.
+    """
+    if candidates != "none":
+        return TRAINING_SHARE[candidates] * time_s
+    if number == 1:
+        return ALONE_SHARE * time_s
+    return max(1.0, halving_s(HALVING_MARGIN * (SEARCH_SHARE[candidates] * time_s - setup_s), number, workers))
+
+
+def halving_s(seconds: float, number: int, workers: int = 1) -> float:
+    """Return the seconds of a network at full fidelity if successive halving of so many takes the given time."""
+    low = FIDELITIES[0]
+    return seconds / (math.ceil(number / workers) * low + math.ceil(promoted(number) / workers) * (1 - low))
+
+
+def _different_names(networks: Sequence[Contestant], others: Sequence[Contestant]) -> list[Contestant]:
+    """Return networks of the catalog, with other names where a baseline has the same."""
+    taken = {each.name for each in others}
+    return [replace(each, name=f"{each.name}-catalog") if each.name in taken else each for each in networks]
 
 
 def _left_out(options: Mapping[str, Sequence[object]]) -> str:
@@ -236,11 +260,13 @@ def _left_out(options: Mapping[str, Sequence[object]]) -> str:
 
 def _none_within(options: SearchOptions, limits: Limits, source: Source) -> str:
     """Return the error of a search without candidates, and without other networks within the limits."""
-    if options.methods == ("transfer",):
+    if set(options.methods) == {"transfer"}:
         return (
             "search: no pretrained network within the limits has weights in the cache; download some with `convatlas "
             "weights pull`, or add the method quick"
         )
+    if "catalog" not in options.methods:
+        return f"limits: too low for every hand-made baseline, got {limits} for one image; raise them"
     cached = f" with cached {options.weights} weights" if options.weights in LIBRARIES else ""
     fix = ", or download some with `convatlas weights pull`" if cached else ""
     return (
@@ -277,7 +303,7 @@ def _try_out(
             options=RunOptions(diagnostics=False, report=False),
             **cast(RecipeFields, {**options.fields, "epochs": 1}),
         )  # fmt: skip
-        return run.config.execution
+        return run.config.execution.replaced({"device": execution.device})  # other workers may have another one
 
 
 def _draw(space: SpecSpace, random: np.random.Generator) -> list[Spec]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from convatlas.core.pareto import pareto_front
 from convatlas.search.contestant import Contestant
-from convatlas.search.store import Evaluation
+from convatlas.search.store import SAME_AS, Evaluation
 
 SEED_MARK = "-seed"
 """In the name of a contestant that is trained with another seed."""
@@ -56,10 +56,14 @@ class Standing:
 
 
 def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
-    """Return all contestants with results, the best first: by fidelity, then by accuracy; of equal ones baselines."""
+    """Return all contestants with results, the best first: by fidelity, then by accuracy; of equal ones baselines.
+
+    One whose training failed later, because it diverged for instance, is out.
+    """
     groups: dict[str, list[Evaluation]] = {}
+    failed = {each.plain["name"] for each in evaluations if has_failed(each)}
     for each in evaluations:
-        if each.state == "complete" and each.plain["kind"] != "supernet":
+        if each.state == "complete" and each.plain["kind"] != "supernet" and each.plain["name"] not in failed:
             groups.setdefault(str(each.plain["name"]).partition(SEED_MARK)[0], []).append(each)
     found = []
     for group in groups.values():
@@ -73,6 +77,12 @@ def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
             min(each.number for each in group),
         ))  # fmt: skip
     return sorted(found, key=lambda each: (-each.fidelity, -each.reward(), each.is_candidate, each.number))
+
+
+def has_failed(evaluation: Evaluation) -> bool:
+    """Return whether an evaluation failed, and nobody continues it, or does the same."""
+    is_same = evaluation.error.startswith(SAME_AS)
+    return evaluation.state == "failed" and not evaluation.is_continued and not is_same
 
 
 def finalists(found: Sequence[Standing]) -> list[Standing]:

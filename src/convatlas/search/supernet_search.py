@@ -10,7 +10,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -45,8 +45,9 @@ FIELDS = {"ema_decay": 0.0, "grad_clip": 1.0, "head_epochs": 0, "patience": 0, "
 RECALIBRATION_IMAGES, VAL_IMAGES = 512, 1000
 """Training images for the statistics of batch norms, and images of the val split that a candidate is ranked by."""
 
-LATEST = 1.15
-"""Share of its time after which the training of a supernet is cut off, if its epochs take longer than expected."""
+LATEST, MAX_EPOCHS = 1.15, 2000
+"""Share of its time after which the training of a supernet is cut off, if its epochs take longer than expected, and the
+most epochs of it."""
 
 POOL, PLANNED = 2000, 100
 """Most candidates that are compared at once, and evaluations for which the engine plans: a fifth are random."""
@@ -75,7 +76,8 @@ def train_supernet(evaluator: Evaluator, space: BudgetedSpace, contestant: Conte
 
     run = evaluator.open_timed(
         contestant, evaluator.folder / TRIALS / SUPERNET, seconds=seconds, threads=evaluator.settings.execution.threads,
-        fields=FIELDS, options=RunOptions(diagnostics=False, report=False), attach=attach,
+        fields=FIELDS, options=RunOptions(diagnostics=False, report=False),
+        max_epochs=MAX_EPOCHS, attach=attach,
     )  # fmt: skip
     evaluator.train(run, lambda: run.state.step >= run.total_steps or run.state.seconds > LATEST * seconds)
     run.save()
@@ -154,16 +156,26 @@ def rank(evaluator: Evaluator, space: BudgetedSpace, run: Run, *, seconds: float
 def best_of(
     evaluator: Evaluator, space: BudgetedSpace, run: Run, ranked: Sequence[Ranked]
 ) -> Iterator[tuple[Contestant, dict[str, int]]]:  # fmt: skip
-    """Yield the best candidates with their choices; they start from the shared weights, which files now have."""
-    settings, measure = evaluator.settings, SupernetAccuracy(run)
-    for each in ranked[:FINALISTS]:
+    """Yield the best candidates with their choices; they start from the shared weights, which files now have.
+
+    Their latency is measured, and those above the limits are left out.
+    """
+    settings, measure, chosen = evaluator.settings, SupernetAccuracy(run), 0
+    for each in ranked:
+        if chosen == FINALISTS:
+            return
         codes = dict(zip(space.names, space.encode(each.candidate).tolist(), strict=True))
         name, spec = candidate_name(codes), space.value(each.candidate)
         path = Path(SUPERNET) / f"{name}.safetensors"
+        contestant = Contestant(name, "candidate", spec, weights=str(path), seed=settings.seed)
+        latency = evaluator.latency_of(contestant, each.counts)
+        if settings.hard_limits.exceeded(each.counts, latency):
+            continue
+        chosen += 1
         header = Header(name, run.task, spec, settings.preprocessing.for_resolution(spec.resolution))
         (evaluator.folder / SUPERNET).mkdir(exist_ok=True)
         write_model_file(evaluator.folder / path, measure.network(each.candidate), header)
-        yield Contestant(name, "candidate", spec, weights=str(path), seed=settings.seed), codes
+        yield replace(contestant, latency_s=latency), codes
 
 
 def _table(ranked: Sequence[Ranked]) -> str:

@@ -159,15 +159,17 @@ class Worker:
         return dict(zip(self.space.names, codes.tolist(), strict=True))
 
     def _promotions(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[dict[str, object], float]]:
-        """Yield the best of the baselines and of what starts from weights, when all are through a fidelity."""
-        fixed = [each for each in evaluations if each.plain["kind"] != "candidate" or each.plain["weights"]]
-        for low, high in zip(self.settings.fidelities, self.settings.fidelities[1:], strict=False):
-            at_low = [each for each in fixed if each.fidelity == low]
-            complete = [each for each in at_low if each.state == "complete" and each.plain["kind"] != "supernet"]
-            if any(each.state in ("waiting", "running") for each in at_low) or not complete:
-                return
+        """Yield the best baselines and pretrained networks when all are through a fidelity; so for sub-networks."""
+        low, high = self.settings.fidelities[0], self.settings.fidelities[-1]
+        there = {each.key for each in evaluations}
+        given = [each for each in evaluations if each.plain["kind"] in ("baseline", "pretrained")]
+        shared = [each for each in evaluations if each.plain["kind"] == "candidate" and each.plain["weights"]]
+        for group in (given, shared):
+            at_low = [each for each in group if each.fidelity == low]
+            if any(each.state in ("waiting", "running") for each in at_low):
+                continue
+            complete = [each for each in at_low if each.state == "complete"]
             best = sorted(complete, key=lambda each: -each.metrics["reward"])
-            there = {each.key for each in fixed}
             for each in best[: promoted(len(best))]:
                 if (each.plain["name"], high) not in there:
                     yield dict(each.plain), high
