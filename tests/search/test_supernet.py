@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ from convatlas.search.supernet import (
 )
 from convatlas.search.worker import Worker
 from convatlas.tasks.classification.single_label import Classification
+from convatlas.train.fit import prepare_run
+from convatlas.train.resume import open_run
+from convatlas.train.run import Run
+from convatlas.train.settings import ExecutionOptions, RunOptions
 
 TASK = Classification(("a", "b", "c"))
 
@@ -215,3 +220,33 @@ def test_a_search_trains_a_supernet_and_its_best_sub_networks_compete(
     assert rows == sorted(rows, key=lambda row: -float(row["accuracy"]))
     assert {"accuracy", "latency_s", "parameters", "macs", "depths[0]", "widths[1]"} == set(rows[0])
     assert worker.step()  # one of three is promoted
+
+
+def test_a_supernet_continues_bit_for_bit(idx_folder: Path, tmp_path: Path) -> None:
+    template: Any = ResNet("basic", (choose(1, 2), 1), (8, choose(8, 16)), stem=8, small_stem=True, resolution=32)
+    space = SpecSpace(template)
+    largest = space.value(extreme(space, classes=10, channels=1, smallest=False))
+
+    def attached(run: Run) -> Run:
+        run.network.auxiliary["sandwich"] = Sandwich(Supernet(space, run.network, run.task, run.plan))
+        return run
+
+    def started(name: str) -> Run:
+        execution = ExecutionOptions(threads=1, memory_format="channels_last", precision="float32")
+        return attached(prepare_run(
+            str(idx_folder), largest, out=tmp_path / name, epochs=2, batch=16, execution=execution,
+            options=RunOptions(diagnostics=False, report=False),
+        ))  # fmt: skip
+
+    whole = started("whole")
+    for _ in islice(whole.steps(), 4):
+        pass
+    stopped = started("stopped")
+    for _ in islice(stopped.steps(), 2):
+        pass
+    stopped.save()
+    continued = attached(open_run(tmp_path / "stopped"))
+    for _ in islice(continued.steps(), 2):
+        pass
+    tensors = continued.network.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in whole.network.state_dict().items())

@@ -156,6 +156,7 @@ def _print_phase(text: str) -> None:
 def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], left: float) -> None:
     """Print one line: what was evaluated, and how far the search is."""
     from convatlas.search.standings import front, standings
+    from convatlas.system.progress import clock
     from convatlas.tasks.table import pluralize
 
     if evaluation.state == "complete":
@@ -174,7 +175,7 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
     done = sum(each.state == "complete" for each in everything)
     begin = min((each.begin for each in everything if each.begin), default=0.0)
     minutes = max(1e-9, max(each.end for each in everything) - begin) / 60
-    parts.append(f"{done / minutes:.2g} per minute, {quantities.TIME.format(round(max(0.0, left)))} left")
+    parts.append(f"{done / minutes:.2g} per minute, {clock(max(0.0, left))} left")
     console.console.print(printable(f"{done:>3}  {'; '.join(parts)}"))
 
 

@@ -74,8 +74,12 @@ TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 
 FIDELITIES = (0.25, 1.0)
 """Shares of the training after which candidates are compared."""
 
-HALVING_MARGIN, ALONE_SHARE = 0.85, 0.02
-"""Shares of the time of a search among given networks, and of that of a single one, in which they are trained."""
+HALVING_MARGIN, OVERHEAD_S = 0.9, 3.0
+"""Share of the time of a search among given networks in which they are trained, and seconds of the start, latency and
+evaluation of each."""
+
+ALONE_SHARE = 0.02
+"""Share of the time of a search in which a single network is trained before the winner is."""
 
 METHODS = {
     "quick": "candidates that two Gaussian processes choose, and hand-made baselines",
@@ -238,7 +242,9 @@ def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: i
         return TRAINING_SHARE[candidates] * time_s
     if number == 1:
         return ALONE_SHARE * time_s
-    return max(1.0, halving_s(HALVING_MARGIN * (SEARCH_SHARE[candidates] * time_s - setup_s), number, workers))
+    evaluations = math.ceil(number / workers) + math.ceil(promoted(number) / workers)
+    training = HALVING_MARGIN * (SEARCH_SHARE[candidates] * time_s - setup_s) - OVERHEAD_S * evaluations
+    return max(1.0, halving_s(training, number, workers))
 
 
 def halving_s(seconds: float, number: int, workers: int = 1) -> float:

@@ -139,10 +139,10 @@ def describe(what: str, done: int, total: int, left: float | None = None) -> str
     """Return progress as one line of text; left: the estimated seconds until the end."""
     if not total:
         return f"{what} ({done:,})"
-    return f"{what} ({done:,} of {total:,}{'' if left is None else f', {_clock(left)} left'})"
+    return f"{what} ({done:,} of {total:,}{'' if left is None else f', {clock(left)} left'})"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return a duration as text: 0:07, 12:05, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
