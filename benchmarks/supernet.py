@@ -1,6 +1,7 @@
 """A supernet against stand-alone training: do its sub-networks rank as they do when each is trained alone?
 
-    python benchmarks/supernet.py DATA [--space NAME] [--params COUNT] [--time SECONDS] [--each SECONDS] [--networks N]
+    python benchmarks/supernet.py DATA [--space benchmarks/small_resnets.yaml] [--params COUNT] [--time SECONDS]
+        [--each SECONDS] [--networks N]
 
 Trains the supernet of a space within a limit of parameters for `--time` seconds, measures some random sub-networks with
 the shared weights (after recalibration of their batch norms), then trains each of them from random weights for `--each`

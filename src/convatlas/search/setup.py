@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -35,7 +36,6 @@ from convatlas.search.latency_files import fit_latency_model
 from convatlas.search.limits import Limits, Objective, hard_limits
 from convatlas.search.screen import Screen
 from convatlas.search.settings import Candidates, SearchSettings
-from convatlas.search.space import SpecSpace
 from convatlas.search.spaces import DEFAULT_SPACE, space_at
 from convatlas.search.standings import promoted
 from convatlas.search.supernet import extreme, with_shared_weights
@@ -132,8 +132,72 @@ def set_up(
     begin, hard = time.monotonic(), hard_limits(limits, options.objective)
     candidates = _candidates_of(options.methods)
     has_baselines = bool({"quick", "supernet", "baselines"} & set(options.methods))
+    has_sizes = candidates != "none" or has_baselines  # networks that are widened or narrowed to the limits
+    source = _open(data, options, only_images=has_sizes, progress=progress)
     chosen, data_options = options.data_options, replace(options.data_options, resolution=None)  # the specs have it
-    only_images = candidates != "none" or has_baselines
+    channels = source.channels if chosen.channels is None else chosen.channels
+    classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
+    resolution = chosen.resolution or (SMALL if small else LARGE)
+
+    # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
+    middle = space_at(options.space, 0.5, small, resolution).template.first
+    execution = options.execution.replaced({"threads": options.execution.threads or _threads(options)})
+    if has_sizes:
+        execution = _try_out(data, middle, options, data_options, execution)
+    _, row = resolve(middle)
+    preprocessing = preprocessing_for(source, row.preprocessing, middle, channels, options.seed, data_options)
+    meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
+
+    # 2. latencies, and with them the width of the space
+    space, note, latency = None, "", options.latency_model
+    if has_sizes:
+        drawn = _draw_sizes(options, small, resolution)
+        latency = latency or _measure(drawn, largest_baselines(resolution=resolution, small=small), meter, progress)
+    if candidates != "none" and latency is not None:
+        counted = {
+            factor: [Counts.of(spec, classes=classes, channels=channels) for spec in specs]
+            for factor, specs in drawn.items()
+        }
+        width = _choose_width(counted, hard, latency, MIN_WITHIN[candidates])
+        space = space_at(options.space, width, small, resolution)
+    if candidates == "supernet" and space is not None:
+        space, left_out = with_shared_weights(space, classes=classes, channels=channels)
+        note = _left_out(left_out)
+
+    # 3. the networks that compete with the candidates
+    screen = Screen(hard, meter, latency, measures=options.latency_model is None)
+    others: list[Contestant] = []
+    if {"transfer", "catalog"} & set(options.methods):
+        others += _from_catalog(source, screen, options, progress)
+    if has_baselines:
+        baselines = list(hand_baselines(resolution=resolution, small=small, latency_of=screen.latency))
+        others = [*_different_names(others, baselines), *baselines]
+    if candidates == "supernet" and space is not None:
+        largest = space.value(extreme(space, classes=classes, channels=channels, smallest=False))
+        first = 0 if options.workers > 1 else len(others)  # the other workers train baselines meanwhile
+        others.insert(first, Contestant(SUPERNET, "supernet", largest))
+    if not others and candidates == "none":
+        raise SearchError(_none_within(options, limits, source))
+
+    setup_s = time.monotonic() - begin
+    settings = SearchSettings(
+        data=str(data) if isinstance(data, str | Path) else source.location,
+        space=None if space is None else space.template.to_plain(),
+        space_name="catalog" if space is None else _name_of(options.space), limits=limits, task=source.task,
+        preprocessing=preprocessing, data_options=data_options, train_images=len(source.splits["train"]), time_s=time_s,
+        setup_s=setup_s, search_share=SEARCH_SHARE[candidates],
+        training_s=_training_s(candidates, time_s, setup_s, len(others), options.workers),
+        fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
+        measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
+        workers=options.workers, recipe=options.recipe, fields=dict(options.fields), storage=options.storage,
+        candidates=candidates, task_name=options.task, note=note,
+    )  # fmt: skip
+    return settings, [replace(each, seed=options.seed) for each in others]
+
+
+def _open(data: Data, options: SearchOptions, *, only_images: bool, progress: Progress) -> Source:
+    """Return the data of a search; raises SearchError for data that networks cannot be compared on."""
+    chosen = options.data_options
     source = open_for_training(
         data, reads="images" if only_images else None if options.task is None else task_named(options.task).reads,
         group_pattern=chosen.group_pattern, val_share=chosen.val_share, download=options.download, progress=progress,
@@ -148,85 +212,41 @@ def set_up(
     if "val" not in source.splits and not chosen.val_share:
         raise SearchError(f"{source.name}: networks are compared on a val split; set a val share above 0")
     check_clip_options(chosen, source.task.reads)
-    channels = source.channels if chosen.channels is None else chosen.channels
-    classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
-    resolution = chosen.resolution or (SMALL if small else LARGE)
+    return source
+
+
+def _draw_sizes(options: SearchOptions, small: bool, resolution: int) -> dict[float, list[Spec]]:
+    """Return random networks of each width of the space; a space of the user has one."""
     random = np.random.default_rng(options.seed)
+    factors = FACTORS if not options.space or isinstance(options.space, str) else (1.0,)
+    drawn = {}
+    for factor in factors:
+        space = space_at(options.space, factor, small, resolution)
+        drawn[factor] = [space.value(space.decode(codes)) for codes in space.sample(DRAWN, random)]
+    return drawn
 
-    # 1. how steps are executed, by a network in the middle; of catalogs, each network decides
-    execution = options.execution.replaced({"threads": options.execution.threads or _threads(options)})
-    middle = space_at(options.space, 0.5, small, resolution).template.first
-    if only_images:
-        execution = _try_out(data, middle, options, data_options, execution)
-    _, row = resolve(middle)
-    preprocessing = preprocessing_for(source, row.preprocessing, middle, channels, options.seed, data_options)
-    meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
 
-    # 2. latencies, and with them the width of the space
-    space, note, latency = None, "", options.latency_model
-    if only_images:
-        factors = FACTORS if not options.space or isinstance(options.space, str) else (1.0,)
-        drawn = {factor: _draw(space_at(options.space, factor, small, resolution), random) for factor in factors}
-        hand_made = largest_baselines(resolution=resolution, small=small)
-        latency = latency or _measure(drawn, hand_made, meter, channels, progress)
-        counted = {
-            factor: [Counts.of(spec, classes=classes, channels=channels) for spec in specs]
-            for factor, specs in drawn.items()
-        }
-        if candidates != "none":
-            width = _choose_width(counted, hard, latency, MIN_WITHIN[candidates])
-            space = space_at(options.space, width, small, resolution)
-    if space is not None and candidates == "supernet":
-        space, left_out = with_shared_weights(space, classes=classes, channels=channels)
-        note = _left_out(left_out)
+def _from_catalog(
+    source: Source, screen: Screen, options: SearchOptions, progress: Progress
+) -> list[Contestant]:  # fmt: skip
+    """Return the largest network of each family of the catalog that is within the limits."""
+    chosen, measured = options.data_options, count(1)
+    channels = screen.meter.preprocessing.channels
+    networks = [
+        each for each in find_networks(source, channels, chosen, options.weights)
+        if each.weights or "catalog" in options.methods
+    ]  # fmt: skip
 
-    # 3. the networks that compete with the candidates
-    screen = Screen(hard, meter, latency, measures=options.latency_model is None)
-    others: list[Contestant] = []
-    if {"transfer", "catalog"} & set(options.methods):
-        only_pretrained = "catalog" not in options.methods
+    def latency_of(network: CatalogNetwork) -> float | None:
+        progress("measuring latency", next(measured), len(networks))
+        base = CATALOG[network.name].preprocessing
+        steps = preprocessing_for(source, base, network.spec, channels, options.seed, chosen)
+        return screen.latency(network.spec, steps)
 
-        measured: list[str] = []
-
-        def latency_of(network: CatalogNetwork) -> float | None:
-            measured.append(network.name)
-            progress("measuring latency", len(measured), max(len(networks), len(measured)))
-            base = CATALOG[network.name].preprocessing
-            steps = preprocessing_for(source, base, network.spec, channels, options.seed, chosen)
-            return screen.latency(network.spec, steps)
-
-        networks = [
-            each for each in find_networks(source, channels, chosen, options.weights)
-            if each.weights or not only_pretrained
-        ]  # fmt: skip
-        largest = largest_of_families(networks, latency_of)
-        if latency is not None:  # predicted; evaluations measure
-            largest = [replace(each, latency_s=None) for each in largest]
-        others += catalog_contestants(largest)
-    if has_baselines:
-        baselines = list(hand_baselines(resolution=resolution, small=small, latency_of=screen.latency))
-        others = [*_different_names(others, baselines), *baselines]
-    if space is not None and candidates == "supernet":
-        largest_spec = space.value(extreme(space, classes=classes, channels=channels, smallest=False))
-        first = 0 if options.workers > 1 else len(others)  # the other workers train baselines meanwhile
-        others.insert(first, Contestant(SUPERNET, "supernet", largest_spec))
-    if not others and candidates == "none":
-        raise SearchError(_none_within(options, limits, source))
-
-    search_share, setup_s = SEARCH_SHARE[candidates], time.monotonic() - begin
-    settings = SearchSettings(
-        data=str(data) if isinstance(data, str | Path) else source.location,
-        space=None if space is None else space.template.to_plain(),
-        space_name="catalog" if space is None else _name_of(options.space), limits=limits, task=source.task,
-        preprocessing=preprocessing, data_options=data_options, train_images=len(source.splits["train"]), time_s=time_s,
-        setup_s=setup_s, search_share=search_share,
-        training_s=_training_s(candidates, time_s, setup_s, len(others), options.workers),
-        fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
-        measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
-        workers=options.workers, recipe=options.recipe, fields=dict(options.fields), storage=options.storage,
-        candidates=candidates, task_name=options.task, note=note,
-    )  # fmt: skip
-    return settings, [replace(each, seed=options.seed) for each in others]
+    largest = largest_of_families(networks, latency_of)
+    if screen.model is not None:  # predicted; evaluations measure
+        largest = [replace(each, latency_s=None) for each in largest]
+    return catalog_contestants(largest)
 
 
 def _threads(options: SearchOptions) -> int:
@@ -312,19 +332,14 @@ def _try_out(
         return run.config.execution.replaced({"device": execution.device})  # other workers may have another one
 
 
-def _draw(space: SpecSpace, random: np.random.Generator) -> list[Spec]:
-    return [space.value(space.decode(codes)) for codes in space.sample(DRAWN, random)]
-
-
 def _measure(
-    drawn: Mapping[float, Sequence[Spec]], hand_made: Sequence[Spec], meter: LatencyMeter, channels: int,
-    progress: Progress,
+    drawn: Mapping[float, Sequence[Spec]], hand_made: Sequence[Spec], meter: LatencyMeter, progress: Progress
 ) -> LatencyModel:  # fmt: skip
     """Measure some networks of each width, and the baselines, on this machine, and fit a model to them."""
     number = MEASURED.get(meter.engine, 14)
     specs = [specs[i] for i in range(DRAWN) for specs in drawn.values() if i < len(specs)]
     specs = [*hand_made, *specs][:number]
-    return fit_latency_model(specs, meter, channels, progress)
+    return fit_latency_model(specs, meter, meter.preprocessing.channels, progress)
 
 
 def _choose_width(
