@@ -16,7 +16,7 @@ from convatlas.models.catalog import build_fresh
 from convatlas.models.families.mnasnet import A1, B1
 from convatlas.search.counts import CostTable, Counts
 from convatlas.search.space import SpecSpace
-from convatlas.search.spaces import SPACES, named_space, read_space, space_at
+from convatlas.search.spaces import SPACES, named_space, read_space, space_at, stated_resolution
 
 POINTS: dict[str, list[Spec]] = {
     "mnasnet": [A1, replace(B1, momentum=0.1)],  # the momentum belongs to B1's weights
@@ -87,6 +87,8 @@ def test_spaces_are_read_from_yaml(tmp_path: Path) -> None:
     template = read_space(path)
     assert template.choices == {"block": ("basic", "bottleneck"), "depths[0]": (1, 2)}
     assert space_at(str(path), 0.5, True, 24).template.first.resolution == 24
+    assert stated_resolution(str(path)) == template.first.resolution
+    assert stated_resolution("resnet") is None
     for text, message in [
         ("type: ResNett\n", "type must be the name of a spec"),
         ("type: ResNet\nblock: basic\ndepths: [1]\nwidths: [8]\n", "has no choices"),

@@ -36,7 +36,7 @@ from convatlas.search.latency_files import fit_latency_model
 from convatlas.search.limits import Limits, Objective, hard_limits
 from convatlas.search.screen import Screen
 from convatlas.search.settings import Candidates, SearchSettings
-from convatlas.search.spaces import DEFAULT_SPACE, space_at
+from convatlas.search.spaces import DEFAULT_SPACE, given_space, space_at, stated_resolution
 from convatlas.search.standings import promoted
 from convatlas.search.supernet import extreme, with_shared_weights
 from convatlas.search.supernet_search import SUPERNET
@@ -137,7 +137,7 @@ def set_up(
     chosen, data_options = options.data_options, replace(options.data_options, resolution=None)  # the specs have it
     channels = source.channels if chosen.channels is None else chosen.channels
     classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
-    resolution = chosen.resolution or (SMALL if small else LARGE)
+    resolution = chosen.resolution or stated_resolution(options.space) or (SMALL if small else LARGE)
 
     # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
     middle = space_at(options.space, 0.5, small, resolution).template.first
@@ -218,7 +218,7 @@ def _open(data: Data, options: SearchOptions, *, only_images: bool, progress: Pr
 def _draw_sizes(options: SearchOptions, small: bool, resolution: int) -> dict[float, list[Spec]]:
     """Return random networks of each width of the space; a space of the user has one."""
     random = np.random.default_rng(options.seed)
-    factors = FACTORS if not options.space or isinstance(options.space, str) else (1.0,)
+    factors = FACTORS if given_space(options.space) is None else (1.0,)
     drawn = {}
     for factor in factors:
         space = space_at(options.space, factor, small, resolution)

@@ -167,15 +167,29 @@ def _resolution(small: bool) -> int:
 
 def space_at(space: str | Template | Any, width: float, small: bool, resolution: int) -> SpecSpace:
     """Return a named space at a width, or the given one, at a resolution in pixels."""
-    if isinstance(space, str) and (not space or space in SPACES or not Path(space).suffix):
-        template = named_space(space or DEFAULT_SPACE, width=width, small=small)
-    else:
-        template = read_space(Path(space)) if isinstance(space, str) else space
-        if not isinstance(template, Template):
-            raise SearchError(f"space: must be a name or a spec with choices, got {space!r}")
-        if "resolution" in template.choices:
-            return SpecSpace(template)
+    template = given_space(space)
+    if template is None:
+        template = named_space(str(space or DEFAULT_SPACE), width=width, small=small)
+    elif "resolution" in template.choices:
+        return SpecSpace(template)
     return SpecSpace(template.replaced({"resolution": resolution}))
+
+
+def stated_resolution(space: str | Template | Any) -> int | None:
+    """Return the resolution that a space of the user states; None for a named one, and for a choice of resolutions."""
+    template = given_space(space)
+    resolution = None if template is None else template.values.get("resolution")
+    return resolution if isinstance(resolution, int) else None
+
+
+def given_space(space: str | Template | Any) -> Template | None:
+    """Return the space of a file, or the template itself; None for a named space. Raises SearchError."""
+    if isinstance(space, str) and (not space or space in SPACES or not Path(space).suffix):
+        return None
+    template = read_space(Path(space)) if isinstance(space, str) else space
+    if not isinstance(template, Template):
+        raise SearchError(f"space: must be a name or a spec with choices, got {space!r}")
+    return template
 
 
 def read_space(path: Path) -> Template:
