@@ -77,6 +77,7 @@ def trade_off(
     figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
     is_percentage = y_title.endswith("%")
+    front: list[Measured] = []
     if is_percentage and with_front:
         front = [points[i] for i in pareto_front([point.y for point in points], [point.x for point in points])]
         axes.step([point.x for point in front], [point.y for point in front], where="post", color=QUIET, linewidth=1,
