@@ -33,8 +33,8 @@ BEST, WINNER = "best", "winner.txt"
 TIME_S, MIN_TIME_S = 3600.0, 60.0
 """Time of a search that is given none, and the shortest one."""
 
-FINAL_MARGIN = 0.92
-"""Share of the time that is left in which the winner is trained; the rest is for its evaluation and the report."""
+FINAL_MARGIN, FINAL_S = 0.95, 15.0
+"""Share of the time that is left in which the winner is trained, after seconds for its evaluation and the report."""
 
 LEAST_FINAL = 0.05
 """Share of the whole time that the training of the winner gets at least."""
@@ -224,7 +224,7 @@ def _train_winner(
 ) -> Run:  # fmt: skip
     """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
     spent = settings.setup_s + elapsed(evaluations)
-    seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * (settings.time_s - spent))
+    seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * (settings.time_s - spent - FINAL_S))
     previous, training = folder / WINNER, f"{best.contestant.name}, {settings.time_s:g} s"
     if previous.is_file() and previous.read_text().strip() != training and (folder / BEST).exists():
         (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
