@@ -20,7 +20,6 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from convatlas.core.spec import Spec
-from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.evaluation import Evaluator
 from convatlas.search.limits import Limits
 from convatlas.search.setup import SearchOptions, set_up
@@ -54,12 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     search = SearchOptions(space=options.space, methods=("supernet",), seed=options.seed)
     settings, others = set_up(options.data, Limits(params=options.params), 3600, search, progress=lambda *_: None)
-    assert settings.spec_space is not None
-    assert settings.latency is not None
-    space = BudgetedSpace(
-        settings.spec_space, settings.hard_limits, settings.latency, classes=settings.classes,
-        channels=settings.channels,
-    )  # fmt: skip
+    space = settings.budgeted_space
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         evaluator = Evaluator(Path(folder), settings, MachineLock())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import convatlas as ca
-from commands import Command
+from commands import Command, Outcome
 from convatlas.core.cost import cost
 from convatlas.data.open import open_data
 from convatlas.errors import ConvatlasError, RunError, SearchError
@@ -45,6 +45,12 @@ def selection(idx_folder: Path) -> ModelSelection:
     with pytest.MonkeyPatch.context() as patch:
         _few_networks.__wrapped__(patch)  # type: ignore[attr-defined]
         return select_model(idx_folder, Limits(macs=1e8), recipe=QUICK, search_time=3)
+
+
+def fit_auto(convatlas: Command, data: Path, out: Path, *limits: str) -> Outcome:
+    outcome = convatlas("fit", data, "--model", "auto", *limits, "--epochs", "1", "--batch", "16", "--out", out)
+    assert outcome.code == 0, outcome.err
+    return outcome
 
 
 def test_networks_are_counted_for_the_data(selection: ModelSelection) -> None:
@@ -119,10 +125,7 @@ def test_data_in_memory_is_compared_too_and_the_process_stays_as_it_was() -> Non
 
 def test_an_inconclusive_search_is_reported(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:
     limits = ("--max-params", "300k", "--search-time", "100ms", "--lr", "0")
-    outcome = convatlas(
-        "fit", idx_folder, "--model", "auto", *limits, "--epochs", "1", "--out", tmp_path / "run"
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
+    outcome = fit_auto(convatlas, idx_folder, tmp_path / "run", *limits)
     assert "no candidate is clearly better than always predicting" in outcome.err
     assert "increase --search-time" in outcome.err
 
@@ -194,10 +197,7 @@ def test_a_selection_is_written_as_csv_and_page(tmp_path: Path) -> None:
 def test_from_the_command_line(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:
     out = tmp_path / "run"
     limits = ("--max-macs", "100M", "--max-latency", "1h", "--search-time", "1s")
-    outcome = convatlas(
-        "fit", idx_folder, "--model", "auto", *limits, "--epochs", "1", "--batch", "16", "--out", out
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
+    outcome = fit_auto(convatlas, idx_folder, out, *limits)
     assert "ms / image" in outcome.out
     best = next(line for line in outcome.out.splitlines() if line.startswith("selected: ")).split()[-1]
     rows = list(csv.DictReader((out / "candidates.csv").open()))
@@ -210,8 +210,5 @@ def test_from_the_command_line(idx_folder: Path, tmp_path: Path, convatlas: Comm
 def test_the_best_network_is_cross_validated(idx_folder: Path, tmp_path: Path, convatlas: Command) -> None:
     out = tmp_path / "runs"
     limits = ("--max-params", "100k", "--search-time", "1s", "--folds", "2")
-    outcome = convatlas(
-        "fit", idx_folder, "--model", "auto", *limits, "--epochs", "1", "--batch", "16", "--out", out
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
+    fit_auto(convatlas, idx_folder, out, *limits)
     assert {path.name for path in out.iterdir()} == {"fold-1", "fold-2", "folds.csv", "candidates.csv"}

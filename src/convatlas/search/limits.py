@@ -82,6 +82,10 @@ class Limits(Record):
         """The limit of the latency in seconds; infinite if there is none."""
         return math.inf if self.latency_s is None else self.latency_s
 
+    def compared_latency(self, latency_s: float) -> float:
+        """Return the latency that is compared beside the reward: with a limit, 1 for all, because the reward has it."""
+        return latency_s if self.latency_s is None else 1.0
+
     def exceeded(self, counts: Counts, latency_s: float | None = None) -> str:
         """Return which limit a network is above, and by what, such as "latency 9ms > 8ms"; empty if none."""
         values = {

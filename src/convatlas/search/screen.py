@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from convatlas.core.preprocessing import Preprocessing
@@ -24,7 +23,6 @@ class Screen:
     """Tells which networks are within the limits.
 
     limits: that no network may exceed. model: predicts latencies; without one, all are measured.
-
     measures: whether latencies are measured on this machine; else the model is of another one.
     """
 
@@ -48,7 +46,7 @@ class Screen:
             if not self.measures or not self.limits.target_s / NEAR < predicted < self.limits.target_s * NEAR:
                 return None if self.limits.exceeded(counts, predicted) else predicted
         meter = self.meter if preprocessing is None else replace(self.meter, preprocessing=preprocessing)
-        limit = self.limits.target_s if math.isinf(self.limits.target_s) else RESERVE * self.limits.target_s
+        limit = RESERVE * self.limits.target_s
         if counts.macs > MACS_PER_S * meter.threads * limit:
             return None
         try:

@@ -190,17 +190,18 @@ def select_model(
             data_options=data_options or DataOptions(), execution=execution, download=download,
             latency_threads=execution.threads or count_cores(),
         )  # fmt: skip
+        in_memory = None if isinstance(data, str | Path) else data
         settings, contestants = set_up(data, limits, search_time, options, progress=show)
         if len(contestants) == 1:
             return ModelSelection((_selected(contestants[0], settings),), threads=settings.latency_threads)
         settings = dataclasses.replace(settings, training_s=halving_s(search_time, len(contestants)))
         store = start(folder, settings, contestants)
-        evaluations = _evaluate_all(folder, settings, store, data, show)
-        return _ranked(folder, settings, contestants, evaluations, data)
+        evaluations = _evaluate_all(folder, settings, store, in_memory, show)
+        return _ranked(folder, settings, contestants, evaluations, in_memory)
 
 
 def _evaluate_all(
-    folder: Path, settings: SearchSettings, store: TrialStore, data: Data, progress: Progress
+    folder: Path, settings: SearchSettings, store: TrialStore, in_memory: Data | None, progress: Progress
 ) -> list[Evaluation]:  # fmt: skip
     """Evaluate all networks, then the best ones longer, and return the evaluations."""
     number = len(store.evaluations())
@@ -210,7 +211,7 @@ def _evaluate_all(
         ended = sum(each.state in ("complete", "failed") for each in everything)
         progress("successive halving", ended, max(total, ended))
 
-    worker = Worker(folder, settings, store, data=None if isinstance(data, str | Path) else data, on_evaluation=show)
+    worker = Worker(folder, settings, store, data=in_memory, on_evaluation=show)
     while worker.step():
         pass
     return store.evaluations()
@@ -230,7 +231,7 @@ def _selected(
 
 def _ranked(
     folder: Path, settings: SearchSettings, contestants: Sequence[Contestant], evaluations: Sequence[Evaluation],
-    data: Data,
+    in_memory: Data | None,
 ) -> ModelSelection:  # fmt: skip
     """Return the networks, the best first; those that could not be trained last."""
     scores: dict[str, list[float]] = {each.name: [] for each in contestants}
@@ -244,7 +245,7 @@ def _ranked(
         raise RunError(f"no candidate could be trained; {name}: {error}")
     order = [each.contestant.name for each in found]
     ranked = sorted(contestants, key=lambda each: order.index(each.name) if each.name in order else len(order))
-    best = open_run(folder / TRIALS / found[0].contestant.name, data=None if isinstance(data, str | Path) else data)
+    best = open_run(folder / TRIALS / found[0].contestant.name, data=in_memory)
     result, val = best.validate(), best.dataset.val
     assert result is not None
     assert val is not None

@@ -14,6 +14,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.record import Record, above, at_least, between
 from convatlas.errors import SearchError, brief
 from convatlas.models.catalog import SPEC_TYPES
+from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.limits import Limits, Objective, hard_limits
 from convatlas.search.space import SpecSpace
@@ -117,6 +118,15 @@ class SearchSettings(Record):
             return None
         kind = SPEC_TYPES[self.space["type"]]
         return SpecSpace(kind.from_plain(self.space, where=SETTINGS, known=SPEC_TYPES))
+
+    @cached_property
+    def budgeted_space(self) -> BudgetedSpace:
+        """The candidates within the limits, of a search that has candidates."""
+        assert self.spec_space is not None
+        assert self.latency is not None
+        return BudgetedSpace(
+            self.spec_space, self.hard_limits, self.latency, classes=self.classes, channels=self.channels
+        )
 
     @property
     def networks(self) -> str:

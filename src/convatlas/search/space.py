@@ -107,6 +107,10 @@ class Space:
         """Return the candidate of codes (names,)."""
         return {name: values[code] for (name, values), code in zip(self.choices.items(), codes.tolist(), strict=True)}
 
+    def named(self, codes: Codes) -> dict[str, int]:
+        """Return the index of the choice of each name, of codes (names,)."""
+        return dict(zip(self.names, codes.tolist(), strict=True))
+
     def all(self) -> Codes:
         """Return all candidates that are allowed, (n, names), in order."""
         every = itertools.product(*(range(count) for count in self._counts.tolist()))

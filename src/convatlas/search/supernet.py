@@ -103,13 +103,16 @@ class Supernet:
     """The networks of a space, with the weights of the largest one.
 
     space: of networks that can share weights, see `with_shared_weights`. network: the largest one, on its device.
-    plan: how its steps are executed; sub-networks are executed alike.
+    plan: how its steps are executed; sub-networks are executed alike. smallest: of the networks, if it is known.
     """
 
-    def __init__(self, space: SpecSpace, network: Network, task: Task, plan: ExecutionPlan | None = None) -> None:
+    def __init__(
+        self, space: SpecSpace, network: Network, task: Task, plan: ExecutionPlan | None = None, *,
+        smallest: Candidate | None = None,
+    ) -> None:  # fmt: skip
         self.space, self.network, self.task, self.plan = space, network, task, plan or ExecutionPlan(fused_norms=False)
         self.channels = network.input_shape[0]
-        self.smallest = extreme(space, classes=task.outputs, channels=self.channels, smallest=True)
+        self.smallest = smallest or extreme(space, classes=task.outputs, channels=self.channels, smallest=True)
         self._built: OrderedDict[tuple[object, ...], Network] = OrderedDict()
 
     def outputs(self, candidate: Candidate, x: Tensor) -> Tensor:

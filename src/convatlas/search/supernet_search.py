@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from convatlas.search.evaluation import TRIALS, Evaluator
 from convatlas.search.explorer import Explorer
 from convatlas.search.limits import reward
 from convatlas.search.space import Candidate, SpecSpace
-from convatlas.search.supernet import Sandwich, Supernet, at_resolution, recalibrate
+from convatlas.search.supernet import Sandwich, Supernet, at_resolution, extreme, recalibrate
 from convatlas.system.files import write_text
 from convatlas.train.run import Run
 from convatlas.train.settings import RunOptions
@@ -70,12 +69,15 @@ def train_supernet(evaluator: Evaluator, space: BudgetedSpace, contestant: Conte
     contestant: the largest network. `supernet_of` the run has the sub-networks.
     """
 
+    settings, shared = evaluator.settings, SpecSpace(space.template)
+    smallest = extreme(shared, classes=settings.classes, channels=settings.channels, smallest=True)
+
     def attach(run: Run) -> None:
-        supernet = Supernet(SpecSpace(space.template), run.network, run.task, run.plan)
+        supernet = Supernet(shared, run.network, run.task, run.plan, smallest=smallest)
         run.network.auxiliary["sandwich"] = Sandwich(supernet, space)
 
     run = evaluator.open_timed(
-        contestant, evaluator.folder / TRIALS / SUPERNET, seconds=seconds, threads=evaluator.settings.execution.threads,
+        contestant, evaluator.folder / TRIALS / SUPERNET, seconds=seconds, threads=settings.execution.threads,
         fields=FIELDS, options=RunOptions(diagnostics=False, report=False),
         max_epochs=MAX_EPOCHS, attach=attach,
     )  # fmt: skip
@@ -123,12 +125,14 @@ class SupernetAccuracy:
         return task.evaluate(compute_outputs(forward, self.val, collect=task.collect), self.val.targets).score
 
 
-def rank(evaluator: Evaluator, space: BudgetedSpace, run: Run, *, seconds: float) -> list[Ranked]:
+def rank(
+    evaluator: Evaluator, space: BudgetedSpace, measure: SupernetAccuracy, *, seconds: float
+) -> list[Ranked]:  # fmt: skip
     """Return candidates within the limits by their accuracy in the supernet, the best first; writes supernet.csv.
 
     The engine of the search chooses them, for some seconds.
     """
-    settings, measure = evaluator.settings, SupernetAccuracy(run)
+    settings = evaluator.settings
     target = settings.limits.target_s
     explorer = Explorer(space, seed=settings.seed, fidelities=(1.0,), pool=POOL, budget=PLANNED)
     ranked: list[Ranked] = []
@@ -146,25 +150,24 @@ def rank(evaluator: Evaluator, space: BudgetedSpace, run: Run, *, seconds: float
         counts, latency = predicted
         found = Ranked(candidate, accuracy, reward(accuracy, latency, target, settings.objective), latency, counts)
         ranked.append(found)
-        # with a limit, the latency is in the reward
-        explorer.tell(candidate, accuracy=found.reward, latency=latency if math.isinf(target) else 1.0)
+        explorer.tell(candidate, accuracy=found.reward, latency=settings.limits.compared_latency(latency))
     ranked.sort(key=lambda each: -each.reward)
     write_text(evaluator.folder / RANKING, _table(ranked))
     return ranked
 
 
 def best_of(
-    evaluator: Evaluator, space: BudgetedSpace, run: Run, ranked: Sequence[Ranked]
+    evaluator: Evaluator, space: BudgetedSpace, measure: SupernetAccuracy, ranked: Sequence[Ranked]
 ) -> Iterator[tuple[Contestant, dict[str, int]]]:  # fmt: skip
     """Yield the best candidates with their choices; they start from the shared weights, which files now have.
 
     Their latency is measured, and those above the limits are left out.
     """
-    settings, measure, chosen = evaluator.settings, SupernetAccuracy(run), 0
+    settings, chosen = evaluator.settings, 0
     for each in ranked:
         if chosen == FINALISTS:
             return
-        codes = dict(zip(space.names, space.encode(each.candidate).tolist(), strict=True))
+        codes = space.named(space.encode(each.candidate))
         name, spec = candidate_name(codes), space.value(each.candidate)
         path = Path(SUPERNET) / f"{name}.safetensors"
         contestant = Contestant(name, "candidate", spec, weights=str(path), seed=settings.seed)
@@ -172,7 +175,7 @@ def best_of(
         if settings.hard_limits.exceeded(each.counts, latency):
             continue
         chosen += 1
-        header = Header(name, run.task, spec, settings.preprocessing.for_resolution(spec.resolution))
+        header = Header(name, measure.run.task, spec, settings.preprocessing.for_resolution(spec.resolution))
         (evaluator.folder / SUPERNET).mkdir(exist_ok=True)
         write_model_file(evaluator.folder / path, measure.network(each.candidate), header)
         yield replace(contestant, latency_s=latency), codes

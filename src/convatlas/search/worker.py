@@ -20,10 +20,10 @@ from convatlas.search.counts import Counts
 from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
-from convatlas.search.space import Candidate, Codes
-from convatlas.search.standings import SEED_MARK, promoted
-from convatlas.search.store import LEASE_S, SAME_AS, Evaluation, TrialStore, elapsed
-from convatlas.search.supernet_search import best_of, rank, train_supernet
+from convatlas.search.space import Candidate
+from convatlas.search.standings import SEED_MARK, has_failed, promoted
+from convatlas.search.store import LEASE_S, Evaluation, TrialStore, elapsed
+from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
 from convatlas.system.locks import MachineLock
 
@@ -60,16 +60,10 @@ class Worker:
         self._deadline = math.inf
         self._evaluator = Evaluator(folder, settings, MachineLock(), between=self._check_time, data=data)
 
-    @cached_property
+    @property
     def space(self) -> BudgetedSpace:
         """The candidates within the limits."""
-        settings = self.settings
-        assert settings.spec_space is not None
-        assert settings.latency is not None
-        return BudgetedSpace(
-            settings.spec_space, settings.hard_limits, settings.latency, classes=settings.classes,
-            channels=settings.channels,
-        )  # fmt: skip
+        return self.settings.budgeted_space
 
     @cached_property
     def explorer(self) -> Explorer:
@@ -135,7 +129,7 @@ class Worker:
         if asked is None:
             return None
         candidate, fidelity = asked
-        codes = self._named(self.space.encode(candidate))
+        codes = self.space.named(self.space.encode(candidate))
         contestant = Contestant(
             candidate_name(codes), "candidate", self.space.value(candidate), seed=self.settings.seed
         )
@@ -151,12 +145,9 @@ class Worker:
             known = {str(each.plain["name"]) for each in evaluations}
             random = np.random.default_rng((self.settings.seed, len(evaluations)))
             for codes in self.space.sample(len(known) + 1, random):
-                if candidate_name(self._named(codes)) not in known:
+                if candidate_name(self.space.named(codes)) not in known:
                     return self.space.decode(codes), 1.0
         return None
-
-    def _named(self, codes: Codes) -> dict[str, int]:
-        return dict(zip(self.space.names, codes.tolist(), strict=True))
 
     def _promotions(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[dict[str, object], float]]:
         """Yield the best baselines and pretrained networks when all are through a fidelity; so for sub-networks."""
@@ -176,7 +167,6 @@ class Worker:
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Tell the surrogate what has ended since the last time."""
-        limit = self.settings.limits.target_s
         for each in evaluations:
             if (
                 each.plain["kind"] != "candidate"
@@ -190,9 +180,9 @@ class Worker:
                 continue
             self._told.add(each.number)
             if each.state == "complete":
-                latency = each.metrics["latency"] if math.isinf(limit) else 1.0  # with a limit, it is in the reward
+                latency = self.settings.limits.compared_latency(each.metrics["latency"])
                 self.explorer.tell(candidate, accuracy=each.metrics["reward"], latency=latency, fidelity=each.fidelity)
-            elif not each.is_continued and not each.error.startswith(SAME_AS):
+            elif has_failed(each):
                 self.explorer.drop(candidate)
 
     def _candidate(self, evaluation: Evaluation) -> Candidate:
@@ -231,8 +221,9 @@ class Worker:
         """Train the supernet, rank candidates with it, and add the best ones; return the metrics of the largest."""
         settings = self.settings
         run = train_supernet(self._evaluator, self.space, contestant, seconds=settings.supernet_s)
-        ranked = rank(self._evaluator, self.space, run, seconds=settings.ranking_s)
-        for found, codes in best_of(self._evaluator, self.space, run, ranked):
+        measure = SupernetAccuracy(run)
+        ranked = rank(self._evaluator, self.space, measure, seconds=settings.ranking_s)
+        for found, codes in best_of(self._evaluator, self.space, measure, ranked):
             self.store.add(found.to_plain(), codes, settings.fidelities[0])
         counts = Counts.of(contestant.spec, classes=settings.classes, channels=settings.channels)
         assert settings.latency is not None
