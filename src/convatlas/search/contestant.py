@@ -74,8 +74,9 @@ def hand_baselines(
         for width in WIDTHS:
             try:
                 scaled = spec.scaled(width=width)
-                if latency_of(scaled) is not None:
-                    yield Contestant(name, "baseline", scaled)
+                seconds = latency_of(scaled)
+                if seconds is not None:
+                    yield Contestant(name, "baseline", scaled, latency_s=seconds)
                     break
             except ConvatlasError:  # too deep for the resolution
                 break

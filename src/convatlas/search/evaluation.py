@@ -18,7 +18,6 @@ from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
 from convatlas.search.limits import reward
 from convatlas.search.settings import SearchSettings
-from convatlas.system.load import MAX_QUIET_SHARE
 from convatlas.system.locks import MachineLock
 from convatlas.train.fit import prepare_run
 from convatlas.train.recipe import Recipe
@@ -42,10 +41,6 @@ WARM_UP_IMAGES = 2000
 
 EMA_DECAY = 0.98
 """Decay per step of the moving average of the weights, which is evaluated while the learning rate is high."""
-
-
-MAX_MEASUREMENTS, PAUSE_S = 3, 2.0
-"""Measurements of a latency above the limit while other processes disturb them, and seconds between two of them."""
 
 
 class OverLimitError(SearchError):
@@ -101,17 +96,7 @@ class Evaluator:
             return contestant.latency_s
         if not self.settings.measures and self.settings.latency is not None:
             return self.settings.latency.predict(counts)
-        seconds = float("inf")
-        for attempt in range(MAX_MEASUREMENTS):
-            if attempt:
-                time.sleep(PAUSE_S)
-            with self.lock.measuring():
-                measured = self.settings.meter.measure([contestant.spec])[0]
-            seconds = min(seconds, measured.seconds)
-            is_disturbed = not measured.is_stable or measured.other_load > MAX_QUIET_SHARE
-            if not (is_disturbed and self.settings.hard_limits.exceeded(counts, seconds)):
-                break
-        return seconds
+        return self.settings.meter.seconds(contestant.spec, limit_s=self.settings.hard_limits.target_s, lock=self.lock)
 
     def open_final(
         self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, least_step_s: float

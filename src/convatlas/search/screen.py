@@ -11,8 +11,9 @@ from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.limits import Limits
 
-NEAR, RESERVE = 1.5, 0.97
-"""Networks whose predicted latency is within this factor of the limit are measured, and must stay this far below it."""
+TOO_SLOW, RESERVE = 1.5, 0.97
+"""Networks whose predicted latency is this factor above the limit are not measured; others must stay this far below it.
+"""
 
 MACS_PER_S = 2e11
 """MACs per second that no thread of a CPU reaches; networks that would need more are not measured."""
@@ -43,14 +44,16 @@ class Screen:
             predicted = self.model.predict(counts)
             if not self.measures and not self.model.knows(counts):
                 return None
-            if not self.measures or not self.limits.target_s / NEAR < predicted < self.limits.target_s * NEAR:
+            if not self.measures:
                 return None if self.limits.exceeded(counts, predicted) else predicted
+            if predicted > TOO_SLOW * self.limits.target_s:
+                return None
         meter = self.meter if preprocessing is None else replace(self.meter, preprocessing=preprocessing)
         limit = RESERVE * self.limits.target_s
         if counts.macs > MACS_PER_S * meter.threads * limit:
             return None
         try:
-            seconds = meter.measure_alone([spec], limit_s=limit)[0].seconds
+            seconds = meter.seconds(spec, limit_s=limit)
         except EngineError:  # it cannot run the network
             return None
         return seconds if seconds < limit else None

@@ -243,10 +243,7 @@ def _from_catalog(
         steps = preprocessing_for(source, base, network.spec, channels, options.seed, chosen)
         return screen.latency(network.spec, steps)
 
-    largest = largest_of_families(networks, latency_of)
-    if screen.model is not None:  # predicted; evaluations measure
-        largest = [replace(each, latency_s=None) for each in largest]
-    return catalog_contestants(largest)
+    return catalog_contestants(largest_of_families(networks, latency_of))
 
 
 def _threads(options: SearchOptions) -> int:

@@ -1,0 +1,79 @@
+"""Which networks are within a latency limit, with latencies that are given instead of measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+import convatlas as ca
+from convatlas.core.preprocessing import Preprocessing
+from convatlas.core.spec import Spec
+from convatlas.search import latency as latency_module
+from convatlas.search.contestant import BASELINES, hand_baselines
+from convatlas.search.counts import Counts
+from convatlas.search.latency import Latency, LatencyMeter, LatencyModel
+from convatlas.search.limits import Limits
+from convatlas.search.screen import Screen
+from convatlas.tasks.classification.single_label import Classification
+
+METER = LatencyMeter(Preprocessing(32, 32, mean=(0.5,) * 3, std=(0.5,) * 3), Classification(tuple("abc")))
+FAST = LatencyModel("torch", 1, "here", (0.0,) * 18 + (0.001,), 0.05, 0.97, 30)
+LIMIT_S = 0.01
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Spec]]:
+    """Latencies and shares of other processes by a function of the number of the measurement and the spec."""
+
+    def give(seconds: Callable[[int, Spec], float], other_load: float = 0.0) -> list[Spec]:
+        measured: list[Spec] = []
+
+        def measure(meter: LatencyMeter, specs: Sequence[Spec], **options: Any) -> list[Latency]:
+            measured.append(specs[0])
+            found = seconds(len(measured), specs[0])
+            return [Latency(found, found, found, 0.0, other_load)]
+
+        monkeypatch.setattr(LatencyMeter, "measure", measure)
+        monkeypatch.setattr(latency_module, "PAUSE_S", 0.0)
+        return measured
+
+    return give
+
+
+def test_baselines_that_are_slower_than_predicted_are_narrowed(given: Callable[..., list[Spec]]) -> None:
+    def seconds(number: int, spec: Spec) -> float:
+        return 1e-8 * Counts.of(spec, classes=3, channels=3).parameters
+
+    given(seconds)
+    screen = Screen(Limits(latency_s=LIMIT_S), METER, FAST, measures=True)
+    found = {each.name: each for each in hand_baselines(resolution=32, small=True, latency_of=screen.latency)}
+    assert set(found) == set(BASELINES)
+    assert all(each.latency_s == seconds(0, each.spec) < LIMIT_S for each in found.values())
+    assert found["lenet5_modern"].spec != ca.spec("lenet5_modern")
+
+
+def test_networks_that_are_predicted_far_above_the_limit_are_not_measured(given: Callable[..., list[Spec]]) -> None:
+    measured = given(lambda number, spec: 0.0)
+    screen = Screen(Limits(latency_s=0.0005), METER, FAST, measures=True)
+    assert screen.latency(ca.spec("cifar_resnet20")) is None
+    assert not measured
+
+
+@pytest.mark.parametrize(
+    ("other_load", "times", "measurements", "latency"),
+    [
+        (0.5, (0.012, 0.009), 2, 0.009),
+        (0.5, (0.012, 0.012, 0.011, 0.001), 3, 0.011),
+        (0.0, (0.012, 0.009), 1, 0.012),
+        (0.5, (0.030, 0.009), 1, 0.030),  # far above the limit
+        (0.5, (0.009, 0.001), 1, 0.009),
+    ],
+)
+def test_a_latency_above_the_limit_is_measured_again_where_other_processes_disturb(
+    given: Callable[..., list[Spec]], other_load: float, times: Sequence[float], measurements: int, latency: float
+) -> None:
+    measured = given(lambda number, spec: times[number - 1], other_load)
+    assert METER.seconds(ca.spec("cifar_resnet20"), limit_s=LIMIT_S) == latency
+    assert len(measured) == measurements
