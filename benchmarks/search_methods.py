@@ -1,7 +1,7 @@
 """Searches on real data: what a search finds, against hand-made baselines and random search in the same time.
 
     python benchmarks/search_methods.py DATA --max-latency 4ms --max-params 300k [--time 30min] [--seeds N]
-        [--methods NAMES] [--workers N] [--out FOLDER]
+        [--methods NAMES] [--workers N] [--recipe NAME] [--out FOLDER]
 
 Every method gets the whole time, and the same limits: `quick` (candidates chosen by Gaussian processes, and baselines),
 `random` (random candidates of the same space), `baselines` (the five hand-made networks share half of the time by
@@ -38,7 +38,7 @@ def measure(data: str, method: str, seed: int, limits: Limits, folder: Path, opt
     begin = time.monotonic()
     found = search(
         data, limits=limits, time_s=quantities.seconds(options.time), out=folder, progress=False,
-        options=SearchOptions(methods=(method,), seed=seed, workers=options.workers),
+        options=SearchOptions(methods=(method,), seed=seed, workers=options.workers, recipe=options.recipe),
     )  # fmt: skip
     seconds = time.monotonic() - begin
     result = {
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", default="quick,baselines,random")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--recipe", default=None)
     parser.add_argument("--out", type=Path, default=Path("search-methods"))
     options = parser.parse_args()
     limits = Limits(latency_s=options.max_latency, params=options.max_params)
@@ -66,7 +67,9 @@ def main() -> None:
     rows = []
     for seed in range(options.seeds):
         for method in options.methods.split(","):
-            name = "-".join(map(str, (Path(options.data).name, method, seed, options.time, options.workers, limits)))
+            name = "-".join(
+                map(str, (Path(options.data).name, method, seed, options.time, options.workers, options.recipe, limits))
+            )
             folder = options.out / name.replace(" ", "").replace(",", "-")
             rows.append(row := measure(options.data, method, seed, limits, folder, options))
             splits = ", ".join(f"{split} {row[split]:.2%}" for split in ("val", "test") if split in row)

@@ -18,13 +18,14 @@ from convatlas.inference.load import load
 from convatlas.models.families.resnet import ResNet
 from convatlas.search import setup
 from convatlas.search.contestant import Contestant
-from convatlas.search.evaluation import Evaluator
-from convatlas.search.latency import LatencyModel
+from convatlas.search.evaluation import Evaluator, epochs_within
+from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.launch import SearchResult, finish, open_store, search, start
 from convatlas.search.limits import Limits, hard_limits
+from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
-from convatlas.search.standings import Standing, finalists, front, standings, winner
+from convatlas.search.standings import Standing, finalists, front, leaders, standings, winner
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
@@ -44,7 +45,7 @@ def result(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         patch.setitem(setup.MEASURED, "torch", 8)
         folder = tmp_path_factory.mktemp("search") / "out"
         folder.mkdir()
-        options = SearchOptions(space=SPACE, methods=("quick",), fields={"batch": 16})
+        options = SearchOptions(space=SPACE, methods=("quick",), fields={"batch": 16, "warmup": 2.0})
         settings, others = setup.set_up(str(idx_folder), LIMITS, 3600, options, progress=lambda *_: None)
         settings = replace(settings, training_s=0.4)
         store = start(folder, settings, [others[0], others[1]])
@@ -130,6 +131,69 @@ def test_an_evaluation_that_is_stopped_continues_where_it_was(result: SearchResu
     assert again["steps"] == 5
 
 
+@pytest.mark.parametrize(
+    ("elapsed_s", "planned", "seconds", "epochs"),
+    [
+        ([10, 20, 30], 10, 100, 10),
+        ([10, 20, 30], 10, 104, 10),  # about as planned
+        ([20, 40, 60], 10, 100, 5),
+        ([20, 40, 60, 70, 80, 90, 100, 110], 20, 235, 20),  # the last five tell
+        ([5, 10], 10, 100, 20),
+        ([10, 20], 3, 24, 2),
+        ([30], 10, 20, 1),  # an epoch is longer than the time
+        ([1], 10, 1e6, 200),
+    ],
+)
+def test_epochs_follow_the_time_that_they_take(
+    elapsed_s: list[float], planned: int, seconds: float, epochs: int
+) -> None:
+    assert epochs_within(elapsed_s, planned, seconds) == epochs
+
+
+def test_a_training_whose_time_is_over_ends_with_a_model(result: SearchResult, tmp_path: Path) -> None:
+    evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
+    contestant = result.standings[-1].contestant
+    run = evaluator.open_final(contestant, tmp_path / "best", seconds=1e6, threads=1, least_step_s=0.0)
+    planned = run.config.recipe.epochs
+    run = evaluator.finish_timed(run, seconds=1e-3, on_event=lambda event: None)
+    assert run.state.finished
+    assert 1 <= len(run.history) < planned
+    assert run.model_file.is_file()
+
+
+def test_what_is_not_the_fault_of_a_network_ends_the_worker_and_nothing_is_lost(
+    result: SearchResult, tmp_path: Path
+) -> None:
+    settings = replace(result.settings, data=str(tmp_path / "unmounted"))
+    store = start(tmp_path, settings, [replace(result.standings[-1].contestant, latency_s=0.001)])
+    for _ in range(4):
+        with pytest.raises(ConvatlasError, match="unmounted"):
+            Worker(tmp_path, settings, store).step()
+    assert [each.state for each in store.evaluations()] == ["failed"] * 4 + ["waiting"]
+    with pytest.raises(SearchError, match="no evaluation is complete yet, try again later"):
+        write_report(tmp_path, settings, store.evaluations())
+    assert Worker(tmp_path, result.settings, store).step()
+    assert [each.state for each in store.evaluations()] == ["failed"] * 4 + ["complete"]
+    assert standings(store.evaluations())
+
+
+def test_the_latency_of_a_network_is_measured_once(
+    result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(result.settings, training_s=1e-3)
+    candidate = next(each.contestant for each in result.standings if each.is_candidate)
+    assert candidate.latency_s is None
+    store = start(tmp_path, settings, [candidate])
+    assert Worker(tmp_path, settings, store).step()
+    monkeypatch.setattr(LatencyMeter, "measure", None)
+    store.add(candidate.to_plain(), {}, 1.0)
+    store.add(replace(candidate, name=f"{candidate.name}-seed7", seed=7).to_plain(), {}, 1.0)
+    worker = Worker(tmp_path, settings, store)
+    assert worker.step()
+    assert worker.step()
+    assert len({each.metrics["latency"] for each in store.evaluations()}) == 1
+
+
 def test_what_the_search_left_waiting_does_not_keep_it_from_its_end(result: SearchResult, tmp_path: Path) -> None:
     store = start(tmp_path, replace(result.settings, time_s=3600.0), [result.standings[-1].contestant])
     store.end()
@@ -157,6 +221,16 @@ def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
     assert name_of(winner(early)) == "base"
     assert winner([]) is None
     assert [each.contestant.name for each in front(both)] == ["base"]
+
+
+def test_a_network_with_one_lucky_seed_does_not_win() -> None:
+    first = [evaluation(0, "base", 0.785, kind="baseline"), evaluation(1, "a", 0.82), evaluation(2, "lucky", 0.79)]
+    assert [each.contestant.name for each in leaders(standings(first))] == ["a", "base"]
+    again = [evaluation(3, "a-seed1", 0.70), evaluation(4, "base-seed1", 0.80, kind="baseline")]
+    found = standings([*first, *again])
+    assert name_of(winner(found)) == "base"
+    assert [each.contestant.name for each in finalists(found)] == ["a", "base"]
+    assert [each.contestant.name for each in leaders(found)] == ["lucky", "base"]  # whom more time gives another seed
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:
@@ -198,6 +272,10 @@ PHONE = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 
             "no pretrained network within",
         ),
         ({"time_s": 5}, "the time must be at least 60 s, got 5"),
+        (
+            {"options": SearchOptions(storage="postgresql://nobody@localhost:1/nothing")},
+            "localhost:1/nothing: the store cannot be opened",
+        ),
     ],
 )
 def test_what_is_refused(
@@ -208,6 +286,15 @@ def test_what_is_refused(
     with pytest.raises(ConvatlasError, match=message):
         search(str(idx_folder), **{"time_s": 60, "out": tmp_path / "out", "progress": False, **changes})
     assert not (tmp_path / "out" / "search.json").exists()
+
+
+def test_where_a_search_cannot_be(idx_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvatlasError, match="must not be inside the data folder"):
+        search(str(idx_folder), out=idx_folder / "out", progress=False)
+    assert not (idx_folder / "out").exists()
+    (tmp_path / "letter.txt").write_text("Dear")
+    with pytest.raises(SearchError, match=r"has no search .*but other files, such as letter\.txt"):
+        search(str(idx_folder), out=tmp_path, progress=False)
 
 
 def test_latencies_of_another_machine(convatlas: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

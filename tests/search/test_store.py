@@ -85,16 +85,84 @@ def test_the_same_evaluation_is_not_done_twice(store: TrialStore) -> None:
     assert [first.plain["name"], second.plain["name"]] == ["a", "b"]
 
 
-def test_settings_and_the_end(store: TrialStore) -> None:
-    assert store.settings() is None
-    store.store_settings({"seed": 1})
+def test_the_end(store: TrialStore) -> None:
     other = TrialStore(store.location, "search")
-    assert other.settings() == {"seed": 1}
     assert not other.is_over()
     store.end()
     assert other.is_over()
     with pytest.raises(SearchError, match="there is no study 'other'"):
         TrialStore(store.location, "other")
+
+
+def test_one_worker_trains_a_network_at_a_time(store: TrialStore) -> None:
+    other = TrialStore(store.location, "search")
+    add(store, "a")
+    add(store, "a", "b", fidelity=1.0)
+    first, second = store.claim_next(), other.claim_next()
+    assert first is not None
+    assert second is not None
+    assert [first.key, second.key] == [("a", 0.25), ("b", 1.0)]
+    assert other.claim_next() is None
+    store.complete(first, {"accuracy": 0.5, "latency": 0.001})
+    third = other.claim_next()
+    assert third is not None
+    assert third.key == ("a", 1.0)
+
+
+def test_half_a_line_that_a_full_disk_left_is_removed(store: TrialStore) -> None:
+    add(store, "a")
+    with open(store.location, "ab") as journal:
+        journal.write(b'{"op_code":4,"worker')
+    add(store, "b")
+    add(TrialStore(store.location, "search"), "c")
+    names = [each.plain["name"] for each in TrialStore(store.location, "search").evaluations()]
+    assert names == ["a", "b", "c"]
+
+
+def test_a_directory_that_goes_away_for_a_moment_is_waited_for(
+    store: TrialStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, away = Path(store.location).parent, Path(f"{Path(store.location).parent}-away")
+    add(store, "a")
+    folder.rename(away)
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 2:
+            away.rename(folder)
+
+    monkeypatch.setattr(stores.time, "sleep", sleep)
+    add(store, "b")
+    assert len(sleeps) == 2
+    assert len(store.evaluations()) == 2
+
+
+def test_after_an_outage_living_workers_are_not_taken_for_dead(
+    store: TrialStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "own_name", lambda: "elsewhere:1:2")
+    add(store, "a")
+    assert store.claim_next() is not None
+    monkeypatch.undo()
+    monkeypatch.setattr(stores, "LEASE_S", 0.0)
+    assert store.take_over() == 0  # seen for the first time
+    get_trials, calls = store._study.get_trials, iter(range(100))
+
+    def unreachable(**options: object) -> object:
+        if next(calls) == 0:
+            raise OSError("away")
+        return get_trials(**options)
+
+    monkeypatch.setattr(stores, "RETRY_S", 0.01)
+    monkeypatch.setattr(store._study, "get_trials", unreachable)
+    assert store.take_over() == 0
+    assert store.take_over() == 1
+
+
+def test_a_study_is_created_once(store: TrialStore) -> None:
+    with pytest.raises(SearchError, match="already exists"):
+        TrialStore(store.location, "search", options=OPTIONS)
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -161,9 +229,10 @@ def test_elapsed_is_the_time_in_which_anything_ran(store: TrialStore) -> None:
 
     add(store, "a", "b", "c")
     a, b, c = store.evaluations()
-    spans = [replace(a, begin=10, end=20), replace(b, begin=15, end=25), replace(c, begin=40, end=45)]
+    spans = [replace(a, begin=10, end=20), replace(b, begin=15, end=25), replace(c, begin=140, end=145)]
     assert elapsed(spans) == 20
-    assert elapsed([*spans[:2], replace(c, begin=40, end=41, state="running")], now=50) == 25
+    assert elapsed([*spans[:2], replace(c, begin=140, end=141, state="running")], now=150) == 25
+    assert elapsed([*spans[:2], replace(c, begin=40, end=45)]) == 35  # a worker was choosing meanwhile
 
 
 def test_a_store_that_does_not_answer_is_waited_for(store: TrialStore, monkeypatch: pytest.MonkeyPatch) -> None:

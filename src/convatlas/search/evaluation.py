@@ -5,8 +5,9 @@ Latency and training take their time in turn: while a latency is measured, no wo
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from convatlas.errors import RunError, SearchError
 from convatlas.models.catalog import resolve
 from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
+from convatlas.search.latency import machine_name
 from convatlas.search.limits import reward
 from convatlas.search.settings import SearchSettings
 from convatlas.system.locks import MachineLock
@@ -23,9 +25,10 @@ from convatlas.train.fit import prepare_run
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
-from convatlas.train.run import Run
-from convatlas.train.run_folder import CONFIG
+from convatlas.train.run import Event, Run
+from convatlas.train.run_folder import CONFIG, OccupiedError
 from convatlas.train.settings import RunOptions
+from convatlas.train.state import Epoch
 
 TRIALS = "trials"
 """Folder of the run directories of the contestants."""
@@ -41,6 +44,29 @@ WARM_UP_IMAGES = 2000
 
 EMA_DECAY = 0.98
 """Decay per step of the moving average of the weights, which is evaluated while the learning rate is high."""
+
+
+TIMED_EPOCHS, TIME_TOLERANCE = 5, 0.03
+"""Last epochs whose time is that of the next ones, and share of the time by which a plan may miss it."""
+
+
+def least_epochs(recipe: Recipe) -> int:
+    """Return the fewest epochs that a recipe can have."""
+    return max(1, math.ceil(max(recipe.warmup, recipe.head_epochs)))
+
+
+def epochs_within(elapsed_s: Sequence[float], planned: int, seconds: float) -> int:
+    """Return the epochs of a training that is to take so many seconds: the planned ones if they about do.
+
+    elapsed_s: seconds of the training at the end of each epoch so far.
+    """
+    done = len(elapsed_s)
+    number = min(TIMED_EPOCHS, done)
+    epoch_s = (elapsed_s[-1] - (elapsed_s[-1 - number] if done > number else 0.0)) / number
+    left = seconds - elapsed_s[-1]
+    if abs((planned - done) * epoch_s - left) <= max(epoch_s / 2, TIME_TOLERANCE * seconds):
+        return planned
+    return min(max(MAX_EPOCHS, done), done + max(0, int(left / max(epoch_s, 1e-9))))
 
 
 class OverLimitError(SearchError):
@@ -66,18 +92,23 @@ class Evaluator:
         Raises OverLimitError before any training, and RunError if it cannot be trained.
         """
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
-        latency = self.latency_of(contestant, counts)
+        latency, is_disturbed = self.latency_of(contestant, counts)
         over = self.settings.hard_limits.exceeded(counts, latency)
         if over:
             raise OverLimitError(over)
-        run = self._resume_or_start(contestant)
+        with self.lock.working():
+            run = self._resume_or_start(contestant)
         self.train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)
         run.save()
-        return self.metrics(run, counts, latency)
+        return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
-    def metrics(self, run: Run, counts: Counts, latency: float) -> dict[str, float]:
-        """Return the metrics of a run as it is; raises RunError without a val split."""
-        result = run.validate()
+    def metrics(self, run: Run, counts: Counts, latency: float, *, is_disturbed: bool = False) -> dict[str, float]:
+        """Return the metrics of a run as it is; raises RunError without a val split.
+
+        is_disturbed: other processes disturbed the measurement of the latency.
+        """
+        with self.lock.working():
+            result = run.validate()
         if result is None:
             raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
         score = reward(result.score, latency, self.settings.limits.target_s, self.settings.objective)
@@ -85,18 +116,24 @@ class Evaluator:
             "accuracy": result.score, "reward": score, "latency": latency, "parameters": counts.parameters,
             "macs": counts.macs, "file_bytes": counts.file_bytes, "memory_bytes": counts.memory_bytes,
             "steps": run.state.step, "epochs": run.state.step / run.steps_per_epoch, "seconds": run.state.seconds,
+            "disturbed": float(is_disturbed),
         }  # fmt: skip
 
-    def latency_of(self, contestant: Contestant, counts: Counts) -> float:
-        """Return the latency in seconds: measured alone on this machine, or predicted by the model of another one.
+    def latency_of(self, contestant: Contestant, counts: Counts) -> tuple[float, bool]:
+        """Return the latency in seconds on the machine of the search: measured alone, or predicted on another one.
+
+        Also, whether other processes disturbed the measurement.
 
         That of baselines is known from the start of the search.
         """
         if contestant.latency_s is not None:
-            return contestant.latency_s
-        if not self.settings.measures and self.settings.latency is not None:
-            return self.settings.latency.predict(counts)
-        return self.settings.meter.seconds(contestant.spec, limit_s=self.settings.hard_limits.target_s, lock=self.lock)
+            return contestant.latency_s, False
+        model = self.settings.latency
+        if model is not None and not (self.settings.measures and model.machine == machine_name()):
+            return model.predict(counts), False  # the search is for another machine
+        limit_s = self.settings.hard_limits.target_s
+        measured = self.settings.meter.measure_one(contestant.spec, limit_s=limit_s, lock=self.lock)
+        return measured.seconds, measured.is_disturbed
 
     def open_final(
         self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, least_step_s: float
@@ -131,10 +168,32 @@ class Evaluator:
             step_s = max(least_step_s, (time.perf_counter() - start) / max(1, run.state.step - before))
             run.save()
             fitting = int(seconds / (step_s * run.steps_per_epoch))
-            epochs = min(max_epochs, max(run.state.epochs_begun, fitting))
+            epochs = min(max_epochs, max(run.state.epochs_begun, fitting, least_epochs(run.config.recipe)))
             run = open_run(folder, data=self.data, epochs=epochs)
             attach(run)
         return run
+
+    def finish_timed(self, run: Run, *, seconds: float, on_event: Callable[[Event], None]) -> Run:
+        """Train a run of `open_timed` to its end, with fewer or more epochs if they take another time than expected.
+
+        on_event: is called with each event.
+        """
+        while True:
+            planned = epochs = run.config.recipe.epochs
+            events = run.steps()
+            while epochs == planned:
+                with self.lock.working():
+                    event = next(events, None)
+                if event is None:
+                    return run
+                on_event(event)
+                if isinstance(event, Epoch):
+                    epochs = epochs_within([each.elapsed_s for each in run.history], planned, seconds)
+            events.close()
+            if epochs <= len(run.history):
+                run.finish()
+                return run
+            run = open_run(run.folder, data=self.data, epochs=max(epochs, least_epochs(run.config.recipe)))
 
     def _resume_or_start(self, contestant: Contestant) -> Run:
         """Open the run of a contestant. Its learning rate is constant after a warm-up, because it may end any time."""
@@ -183,6 +242,8 @@ class Evaluator:
                     if next(events, None) is None:
                         return
                 self.between()
+        except OccupiedError:
+            raise
         except Exception:  # stopped between two steps; at a signal, the run saves itself
             events.close()
             run.save()

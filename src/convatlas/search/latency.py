@@ -122,23 +122,23 @@ class LatencyMeter:
         with closing(MachineLock()) as lock, lock.measuring():
             return self.measure(specs, limit_s=limit_s, progress=progress)
 
-    def seconds(self, spec: Spec, *, limit_s: float = math.inf, lock: MachineLock | None = None) -> float:
-        """Return the latency of one network, measured while no training of convatlas runs on this machine.
+    def measure_one(self, spec: Spec, *, limit_s: float = math.inf, lock: MachineLock | None = None) -> Latency:
+        """Return the latency of a network, measured while no training of convatlas runs on this machine.
 
         limit_s: above it, the network is measured again while other processes disturb the measurement, unless it takes
         far longer. lock: of this process, if it has one open.
         """
-        seconds = math.inf
+        measured: list[Latency] = []
         with closing(MachineLock()) if lock is None else nullcontext(lock) as lock:
             for attempt in range(MAX_MEASUREMENTS):
                 if attempt:
                     time.sleep(PAUSE_S)
                 with lock.measuring():
-                    measured = self.measure([spec], limit_s=limit_s)[0]
-                seconds = min(seconds, measured.seconds)
-                if seconds <= limit_s or not measured.is_disturbed or seconds > HOPELESS * limit_s:
+                    measured += self.measure([spec], limit_s=limit_s)
+                last = measured[-1]
+                if last.seconds <= limit_s or not last.is_disturbed or last.seconds > HOPELESS * limit_s:
                     break
-        return seconds
+        return min(measured, key=lambda each: each.seconds)
 
     def _start(self, spec: Spec) -> NetworkEngine:
         channels = self.preprocessing.channels
@@ -190,6 +190,12 @@ class LatencyModel(Record):
     networks: int
     unstable: int = 0
     kinds: tuple[str, ...] = KINDS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = len(KINDS) * len(COLUMNS) + 1
+        if len(self.coefficients) != number or not all(0 <= each < math.inf for each in self.coefficients):
+            raise SearchError(f"LatencyModel: coefficients must be {number} finite numbers >= 0")
 
     def predict(self, counts: Counts) -> float:
         """Return the predicted seconds for one image."""

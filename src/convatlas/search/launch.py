@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Annotated
 
+from convatlas.core.record import Record, at_least
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator
@@ -18,29 +22,28 @@ from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
 from convatlas.search.settings import SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
-from convatlas.search.standings import SEED_MARK, Standing, finalists, standings, winner
-from convatlas.search.store import Evaluation, TrialStore, elapsed, location_of
+from convatlas.search.standings import SEED_MARK, Standing, leaders, standings, winner
+from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
 from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
 from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress, progress_callback
+from convatlas.system.quantities import TIME
+from convatlas.train.resume import read_progress
 from convatlas.train.run import Event, Run
-from convatlas.train.run_folder import CONFIG, create_default_folder
+from convatlas.train.run_folder import CONFIG, check_outside, create_default_folder
 
-BEST, WINNER = "best", "winner.txt"
-"""Run directory of the winner, with the model file; name of the winner, and the time of the search that trained it."""
+BEST, WINNER = "best", "winner.json"
+"""Run directory of the winner, with the model file, and the file of its `FinalTraining`."""
 
 TIME_S, MIN_TIME_S = 3600.0, 60.0
 """Time of a search that is given none, and the shortest one."""
 
-FINAL_MARGIN, FINAL_S = 0.95, 15.0
+FINAL_MARGIN, FINAL_S = 0.97, 15.0
 """Share of the time that is left in which the winner is trained, after seconds for its evaluation and the report."""
 
 LEAST_FINAL = 0.05
 """Share of the whole time that the training of the winner gets at least."""
-
-STUDY = "search"
-"""Name of the study in a journal file."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,34 @@ class SearchResult:
     def verdict(self) -> str:
         """Which network won, and against which, in one sentence."""
         return verdict(self.standings)
+
+
+@dataclass(frozen=True)
+class FinalTraining(Record):
+    """The training of a winner.
+
+    name: of the winner. time_s: of the search for which it is trained. earlier_s: of former ones, when the search had
+    less time. results: in words, by split, once it has ended.
+    """
+
+    version = 1
+    error = SearchError
+
+    name: str
+    time_s: float
+    earlier_s: Annotated[float, at_least(0)] = 0.0
+    results: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> FinalTraining | None:
+        """Return that in the directory of a search, or None."""
+        try:
+            return cls.from_plain(json.loads((folder / WINNER).read_text(encoding="utf-8")), where=str(folder / WINNER))
+        except (OSError, ValueError):  # none yet
+            return None
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / WINNER, json.dumps(self.to_plain(), ensure_ascii=False) + "\n")
 
 
 def search(
@@ -87,6 +118,9 @@ def search(
     options = options or SearchOptions()
     with progress_callback(progress) as report:
         data = str(Path(data).resolve()) if Path(data).exists() else str(data)  # workers may start elsewhere
+        check_store(options.storage or JOURNAL)  # before minutes of measuring
+        if out is not None:
+            _check_folder(Path(out), data)
         folder = Path(out) if out is not None else create_default_folder("search", Path(data).name, data)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / SETTINGS).is_file():
@@ -100,7 +134,8 @@ def search(
                     folder.rmdir()  # if it is empty
                 raise
             store = start(folder, settings, others)
-    on_phase(f"directory: {folder}; the same command with --out {folder} continues the search if it is stopped")
+    quoted = shlex.quote(str(folder))
+    on_phase(f"directory: {folder}; the same command with --out {quoted} continues the search if it is stopped")
     on_phase(describe(settings))
     return finish(folder, settings, store, on_evaluation=on_evaluation, on_event=on_event, on_phase=on_phase)
 
@@ -119,24 +154,27 @@ def describe(settings: SearchSettings) -> str:
 
 def start(folder: Path, settings: SearchSettings, others: Sequence[Contestant]) -> TrialStore:
     """Create the store of a search with what competes with the candidates, and write its settings."""
-    store = TrialStore(location_of(folder, settings.storage), _study_name(folder, settings), options=settings.choices)
-    if store.settings() is not None:
-        raise SearchError(f"{folder}: the store has a study of this name already; choose another --out")
+    store = TrialStore(location_of(folder, settings.storage), settings.study, options=settings.choices)
     for each in others:
         store.add(each.to_plain(), {}, settings.fidelities[0])
-    store.store_settings(settings.to_plain())
     settings.write(folder)  # last: with it, the search can be continued
     return store
 
 
 def open_store(folder: Path, settings: SearchSettings) -> TrialStore:
     """Open the store of a search that was started."""
-    return TrialStore(location_of(folder, settings.storage), _study_name(folder, settings))
+    return TrialStore(location_of(folder, settings.storage), settings.study)
 
 
-def _study_name(folder: Path, settings: SearchSettings) -> str:
-    """Return the name of the study: a database may have many."""
-    return folder.resolve().name if settings.storage else STUDY
+def _check_folder(folder: Path, data: str) -> None:
+    """Raise an error if a directory is inside the data, or has something else than a search."""
+    check_outside(folder, data)
+    if folder.is_dir() and not (folder / SETTINGS).is_file():
+        others = sorted({path.name for path in folder.iterdir()} - {JOURNAL, f"{JOURNAL}.lock"})
+        if others:
+            raise SearchError(
+                f"{folder}: has no search ({SETTINGS}), but other files, such as {others[0]}; choose another --out"
+            )
 
 
 def _continued(folder: Path, data: str, time_s: float | None) -> SearchSettings:
@@ -163,7 +201,7 @@ def finish(
     others = [_start_worker(folder) for _ in range(settings.workers - 1)]
     try:
         worker.search()
-        _wait_for_others(store)
+        _wait_for_others(store, others)
         _add_repeats(settings, store)
         store.end()
         worker.repeat()
@@ -185,9 +223,9 @@ def finish(
         )
     write_report(folder, settings, evaluations)
     on_phase(f"training {best.contestant.name} in the rest of the time")
-    run = _train_winner(folder, settings, best, evaluations, on_event)
+    run = _train_winner(folder, settings, best, evaluations, on_event, on_phase)
     result = SearchResult(folder, settings, tuple(found), best, run)
-    write_report(folder, settings, evaluations, best=run.folder, results=run.results)
+    report(folder, store=store)
     return result
 
 
@@ -196,21 +234,26 @@ def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
-def _wait_for_others(store: TrialStore) -> None:
+def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Wait until the other workers have ended their last evaluations, which stop when the time is over."""
     while any(each.state == "running" for each in store.evaluations()):
+        for process in processes:
+            process.poll()  # a killed one no longer counts as alive
         store.take_over()
         time.sleep(0.5)
 
 
 def _add_repeats(settings: SearchSettings, store: TrialStore) -> None:
-    """Let the finalists be trained with a second seed."""
+    """Let the best candidate and the best other network be trained with a second seed.
+
+    Not if the candidate starts from shared weights: a val split of another seed has images that these were trained on.
+    """
     evaluations = store.evaluations()
     there = {each.key for each in evaluations}
-    finals = finalists(standings(evaluations))
-    if len(finals) < 2:
+    first = leaders(standings(evaluations))
+    if len(first) < 2 or any(each.is_candidate and each.contestant.weights for each in first):
         return
-    for each in finals:
+    for each in first:
         seed = settings.seed + 1
         name = f"{each.contestant.name}{SEED_MARK}{seed}"
         if (name, each.fidelity) not in there:
@@ -220,33 +263,39 @@ def _add_repeats(settings: SearchSettings, store: TrialStore) -> None:
 
 def _train_winner(
     folder: Path, settings: SearchSettings, best: Standing, evaluations: list[Evaluation],
-    on_event: Callable[[Event], None] | None,
+    on_event: Callable[[Event], None] | None, on_phase: Callable[[str], None],
 ) -> Run:  # fmt: skip
     """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
-    spent = settings.setup_s + elapsed(evaluations)
+    final = FinalTraining(best.contestant.name, settings.time_s)
+    previous = FinalTraining.read(folder)
+    if previous is not None and (folder / BEST).exists():
+        is_same = (previous.name, previous.time_s) == (final.name, final.time_s)
+        before = 0.0 if is_same else read_progress(folder / BEST).seconds
+        final = replace(final, earlier_s=previous.earlier_s + before)
+        if not is_same:
+            (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
+    final.write(folder)
+    spent = settings.setup_s + elapsed(evaluations) + final.earlier_s
     seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * (settings.time_s - spent - FINAL_S))
-    previous, training = folder / WINNER, f"{best.contestant.name}, {settings.time_s:g} s"
-    if previous.is_file() and previous.read_text().strip() != training and (folder / BEST).exists():
-        (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
-    write_text(previous, f"{training}\n")
     same = [each.metrics for each in evaluations if each.plain["name"] == best.contestant.name and each.metrics]
     steps = max(same, key=lambda metrics: metrics["steps"])
-    lock = MachineLock()
-    run = Evaluator(folder, settings, lock).open_final(
+    step_s = steps["seconds"] / max(1, steps["steps"]) / settings.workers
+    evaluator = Evaluator(folder, settings, MachineLock())
+    run = evaluator.open_final(
         replace(best.contestant, seed=settings.seed), folder / BEST, seconds=seconds,
         threads=None if settings.execution.threads is None else settings.execution.threads * settings.workers,
-        least_step_s=steps["seconds"] / max(1, steps["steps"]) / settings.workers,
+        least_step_s=step_s,
     )  # fmt: skip
+    if (epoch_s := step_s * run.steps_per_epoch) > seconds:
+        on_phase(
+            f"an epoch takes about {TIME.format(round(epoch_s))}, longer than the {TIME.format(round(seconds))} left"
+        )
     if run.state.finished:
         run.finish()
-    events = run.steps()
-    while True:
-        with lock.working():
-            event = next(events, None)
-        if event is None:
-            return run
-        if on_event:
-            on_event(event)
+    run = evaluator.finish_timed(run, seconds=seconds, on_event=on_event or (lambda event: None))
+    texts = {split: result.text() for split, result in run.results.items()}
+    replace(final, results=texts).write(folder)
+    return run
 
 
 def work(folder: Path, *, storage: str | None = None, on_evaluation: OnEvaluation | None = None) -> None:
@@ -260,9 +309,12 @@ def work(folder: Path, *, storage: str | None = None, on_evaluation: OnEvaluatio
     worker.repeat()
 
 
-def report(folder: Path, *, storage: str | None = None) -> Path:
+def report(folder: Path, *, storage: str | None = None, store: TrialStore | None = None) -> Path:
     """Write the report of a search, running or finished, and return the page."""
     settings = SearchSettings.read(folder)
-    store = open_store(folder, settings if storage is None else replace(settings, storage=storage))
-    best = folder / BEST if (folder / BEST / CONFIG).is_file() else None
-    return write_report(folder, settings, store.evaluations(), best=best)
+    store = store or open_store(folder, settings if storage is None else replace(settings, storage=storage))
+    best, final = folder / BEST, FinalTraining.read(folder)
+    return write_report(
+        folder, settings, store.evaluations(), best=best if (best / CONFIG).is_file() else None,
+        results={} if final is None else final.results,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,11 +16,10 @@ from convatlas.draw import page, search
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.settings import SearchSettings
-from convatlas.search.standings import SEED_MARK, Standing, finalists, front, has_failed, standings, winner
+from convatlas.search.standings import Standing, finalists, front, has_failed, network_name, standings, winner
 from convatlas.search.store import Evaluation, elapsed, quiet
 from convatlas.system.files import write_text
 from convatlas.system.quantities import TIME
-from convatlas.tasks.result import Result
 
 REPORT, TRIALS_TABLE, FRONT = "report.html", "trials.csv", "front.png"
 
@@ -48,17 +48,19 @@ def verdict(found: Sequence[Standing]) -> str:
 
 def write_report(
     folder: Path, settings: SearchSettings, evaluations: Sequence[Evaluation], *, best: Path | None = None,
-    results: Mapping[str, Result] = MappingProxyType({}), is_selection: bool = False,
+    results: Mapping[str, str] = MappingProxyType({}), is_selection: bool = False,
 ) -> Path:  # fmt: skip
     """Write report.html, trials.csv and front.png into the directory of a search, and return the page.
 
-    best: the run directory of the winner, once there is one. results: of its final training, by split. is_selection:
-    the search was a model selection, which is not continued.
+    best: the run directory of the winner, once there is one. results: of its final training, by split, in words.
+    is_selection: the search was a model selection, which is not continued.
     Raises SearchError if no evaluation has ended.
     """
     found = standings(evaluations)
     if not found:
-        raise SearchError(f"{folder}: no evaluation has ended yet; try again later")
+        errors = [each.error for each in evaluations if has_failed(each)]
+        failed = f"; the last of {len(errors)} that failed: {errors[-1]}" if errors else ""
+        raise SearchError(f"{folder}: no evaluation is complete yet, try again later{failed}")
     first = winner(found)
     title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]
@@ -95,7 +97,7 @@ def write_report(
             lead="Each line is a candidate, the earlier one that is most like it, and what differs.",
         ) if candidates else "",
         page.section("The winner", page.pairs(_cells(first.contestant)) if first else ""),
-        page.section("Failed", page.table(failed) if (failed := _failures(evaluations)).rows else ""),
+        page.section("Failed", page.table(failures) if (failures := _failures(evaluations)).rows else ""),
     ]  # fmt: skip
     path = folder / REPORT
     write_text(path, page.document(title, parts))
@@ -121,8 +123,8 @@ def _text(option: Any) -> str:
     return str(option)
 
 
-def _final_texts(results: Mapping[str, Result]) -> list[str]:
-    return [f"After the final training, {split}: {result.text()}." for split, result in results.items()]
+def _final_texts(results: Mapping[str, str]) -> list[str]:
+    return [f"After the final training, {split}: {text}." for split, text in results.items()]
 
 
 def _latency_text(settings: SearchSettings) -> str:
@@ -141,6 +143,7 @@ def _facts(
         "networks": str(len(found)),
         "of them to the end": str(sum(each.fidelity == found[0].fidelity for each in found)),
         "failed": str(sum(map(has_failed, evaluations))),
+        "disturbed latencies": str(sum(bool(each.metrics.get("disturbed")) for each in evaluations)),
         "continued": str(sum(each.is_continued for each in evaluations)),
         "limits": str(settings.limits),
         "seed": str(settings.seed),
@@ -154,12 +157,14 @@ def _time(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> dict[s
 
 def _commands(folder: Path, settings: SearchSettings, best: Path | None) -> str:
     hours = TIME.format(round(2 * settings.time_s))
-    lines = {"continue, or give it more time": f"convatlas search {settings.data} --out {folder} --time {hours}"}
+    data, out = shlex.quote(settings.data), shlex.quote(str(folder))
+    lines = {"continue, or give it more time": f"convatlas search {data} --out {out} --time {hours}"}
     if best is not None:
+        run = shlex.quote(str(best))
         lines |= {
-            "predict": f"convatlas predict {best} IMAGES",
-            "evaluate": f"convatlas evaluate {best} {settings.data}",
-            "export": f"convatlas export {best} model.onnx",
+            "predict": f"convatlas predict {run} IMAGES",
+            "evaluate": f"convatlas evaluate {run} {data}",
+            "export": f"convatlas export {run} model.onnx",
         }
     return page.commands("Commands", lines)
 
@@ -236,7 +241,7 @@ def lineage(
     scores = {str(each.plain["name"]): each.metrics["accuracy"] for each in evaluations if each.state == "complete"}
     space = settings.choices
     lines: list[str] = []
-    current = first[here.contestant.name.partition(SEED_MARK)[0]]
+    current = first[network_name(here.contestant.name)]
     while len(lines) < MAX_LINEAGE:
         earlier = [
             each for each in first.values() if each.number < current.number and str(each.plain["name"]) in scores

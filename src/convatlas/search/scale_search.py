@@ -245,7 +245,7 @@ class _Laboratory:
         alpha, beta, gamma = factors
         spec = scale_compound(self.spec, phi, alpha=alpha, beta=beta, gamma=gamma)
         counts = Counts.of(spec, classes=self.meter.task.outputs, channels=self.channels)
-        latency = self.meter.seconds(spec)
+        latency = self.meter.measure_one(spec).seconds
         return Scaled(rule, phi, alpha, beta, gamma, spec, counts, latency)
 
     def grid(self, base: Scaled, doubled: Doubled, number: int) -> Iterable[Scaled]:

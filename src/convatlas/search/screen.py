@@ -53,7 +53,7 @@ class Screen:
         if counts.macs > MACS_PER_S * meter.threads * limit:
             return None
         try:
-            seconds = meter.seconds(spec, limit_s=limit)
+            seconds = meter.measure_one(spec, limit_s=limit).seconds
         except EngineError:  # it cannot run the network
             return None
         return seconds if seconds < limit else None

@@ -1,4 +1,4 @@
-"""The settings of a search, which all of its workers read: `search.json` and the store have them."""
+"""The settings of a search, which all of its workers read: `search.json`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class SearchSettings(Record):
     measures: whether latencies are measured on this machine, or predicted by a model of another one.
     candidates: how they are chosen; "none" if only baselines and pretrained networks compete.
     task_name: of the task, if it is not that of the data. note: what the user should know about the space.
-    execution: of the training steps of each worker. storage: the URL of a database; None for a journal file.
+    execution: of the training steps of each worker. storage: the URL of a database; None for a journal file. study: the
+    name of the study in it.
     """
 
     version = 1
@@ -72,6 +73,7 @@ class SearchSettings(Record):
     latency_threads: Annotated[int, at_least(1)]
     latency: LatencyModel | None
     measures: bool
+    study: str
     seed: Annotated[int, between(0, 2**32 - 1)]
     objective: Objective
     execution: ExecutionOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -189,8 +190,8 @@ def set_up(
         training_s=_training_s(candidates, time_s, setup_s, len(others), options.workers),
         fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
         measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
-        workers=options.workers, recipe=options.recipe, fields=dict(options.fields), storage=options.storage,
-        candidates=candidates, task_name=options.task, note=note,
+        workers=options.workers, recipe=_absolute(options.recipe), fields=dict(options.fields), storage=options.storage,
+        candidates=candidates, task_name=options.task, note=note, study=f"{source.name}-{secrets.token_hex(4)}",
     )  # fmt: skip
     return settings, [replace(each, seed=options.seed) for each in others]
 
@@ -244,6 +245,11 @@ def _from_catalog(
         return screen.latency(network.spec, steps)
 
     return catalog_contestants(largest_of_families(networks, latency_of))
+
+
+def _absolute(recipe: str | None) -> str | None:
+    """Return the name of a recipe, or the whole path of its file: workers may start in another directory."""
+    return recipe if recipe is None or not Path(recipe).is_file() else str(Path(recipe).resolve())
 
 
 def _threads(options: SearchOptions) -> int:
@@ -324,7 +330,7 @@ def _try_out(
             data, spec, weights="none", recipe=options.recipe, seed=options.seed, out=Path(folder) / "run",
             task=options.task, data_options=data_options, execution=execution,
             options=RunOptions(diagnostics=False, report=False),
-            **cast(RecipeFields, {**options.fields, "epochs": 1}),
+            **cast(RecipeFields, {**options.fields, "epochs": 1, "warmup": 0.0, "head_epochs": 0}),
         )  # fmt: skip
         return run.config.execution.replaced({"device": execution.device})  # other workers may have another one
 

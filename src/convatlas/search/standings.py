@@ -15,6 +15,14 @@ SEED_MARK = "-seed"
 """In the name of a contestant that is trained with another seed."""
 
 
+def network_name(name: str) -> str:
+    """Return the name of a contestant without the mark of another seed."""
+    return name.partition(SEED_MARK)[0]
+
+
+KINDS = (True, False)
+"""Candidates, and all others."""
+
 PROMOTED = 3
 """One of so many contestants continues at the next fidelity."""
 
@@ -64,7 +72,7 @@ def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
     failed = {each.plain["name"] for each in evaluations if has_failed(each)}
     for each in evaluations:
         if each.state == "complete" and each.plain["kind"] != "supernet" and each.plain["name"] not in failed:
-            groups.setdefault(str(each.plain["name"]).partition(SEED_MARK)[0], []).append(each)
+            groups.setdefault(network_name(str(each.plain["name"])), []).append(each)
     found = []
     for group in groups.values():
         top = max(each.fidelity for each in group)
@@ -85,10 +93,23 @@ def has_failed(evaluation: Evaluation) -> bool:
     return evaluation.state == "failed" and not evaluation.is_continued and not is_same
 
 
-def finalists(found: Sequence[Standing]) -> list[Standing]:
+def leaders(found: Sequence[Standing]) -> list[Standing]:
     """Return the best candidate and the best of the others, at the highest fidelity; either may be missing."""
-    top = [each for each in found if each.fidelity == found[0].fidelity] if found else []
-    firsts = (next((each for each in top if each.is_candidate is kind), None) for kind in (True, False))
+    return _firsts([each for each in found if each.fidelity == found[0].fidelity])
+
+
+def finalists(found: Sequence[Standing]) -> list[Standing]:
+    """Return the best candidate and the best of the others among those with the most seeds: the former leaders.
+
+    One with fewer seeds may have been lucky.
+    """
+    top = [each for each in found if each.fidelity == found[0].fidelity]
+    seeds = {kind: max((len(each.rewards) for each in top if each.is_candidate is kind), default=0) for kind in KINDS}
+    return _firsts([each for each in top if len(each.rewards) == seeds[each.is_candidate]])
+
+
+def _firsts(found: Sequence[Standing]) -> list[Standing]:
+    firsts = (next((each for each in found if each.is_candidate is kind), None) for kind in KINDS)
     return [each for each in firsts if each is not None]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -39,8 +40,14 @@ ACTIVE = ("running", "complete")
 SAME_AS = "the same as trial"
 """How the error of an evaluation begins that another worker has added, too."""
 
+MAX_PAUSE_S = 60.0
+"""Longest time between two evaluations in which a worker is choosing the next one; in a longer one nothing runs."""
+
 MAX_ATTEMPTS = 3
 """Number of workers that may die during an evaluation before it counts as failed."""
+
+CHUNK = 1 << 16
+"""Bytes of a journal that are read at once, to find its last line."""
 
 MAX_OUTAGE_S, RETRY_S = 300.0, 2.0
 """Seconds for which a worker waits for a store that cannot be reached, and between two attempts."""
@@ -94,24 +101,23 @@ class TrialStore:
     """
 
     def __init__(self, location: str, name: str, *, options: Mapping[str, Sequence[Any]] | None = None) -> None:
-        """options: of every choice of the space, or none; they make the study when it does not exist yet.
+        """options: of every choice of the space, or none; with them, the study is a new one.
 
-        Raises SearchError if there is no such study, or the store cannot be opened.
+        Raises SearchError if there is no such study, or one already, or the store cannot be opened.
         """
-        self._optuna = import_optional("optuna", "convatlas[search]", where="search", error=SearchError)
+        self._optuna = _optuna()
         self.location, self.name = location, name
         self._seen: dict[int, tuple[str, float]] = {}
         self._finished: dict[int, Evaluation] = {}
         try:
-            self._storage = self._open()
+            self._storage = _open(location)
             with quiet(self._optuna):
                 if options is None:
                     self._study = self._optuna.load_study(study_name=name, storage=self._storage)
                 else:
                     self._study = self._optuna.create_study(
-                        study_name=name, storage=self._storage, directions=["maximize", "minimize"],
-                        load_if_exists=True,
-                    )  # fmt: skip
+                        study_name=name, storage=self._storage, directions=["maximize", "minimize"]
+                    )
                     counts = {name: len(values) for name, values in options.items()}
                     self._study.set_user_attr("options", counts)
         except KeyError as error:
@@ -120,18 +126,6 @@ class TrialStore:
             ) from error
         except Exception as error:
             raise SearchError(f"{location}: the store cannot be opened ({brief(error)})") from error
-
-    def _open(self) -> Any:
-        url = urlsplit(self.location)
-        if url.scheme == "grpc":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
-                return self._optuna.storages.GrpcStorageProxy(host=url.hostname or "localhost", port=url.port or 13000)
-        if "://" in self.location:
-            return self._optuna.storages.RDBStorage(self.location)
-        journal = self._optuna.storages.journal
-        lock = FileLock(f"{self.location}.lock")  # that of Optuna outlives a killed holder
-        return self._optuna.storages.JournalStorage(journal.JournalFileBackend(self.location, lock_obj=lock))
 
     def _reached(self, call: Any, *arguments: Any, **named: Any) -> Any:
         """Call the store, and again while it cannot be reached; raises SearchError after `MAX_OUTAGE_S`."""
@@ -148,13 +142,7 @@ class TrialStore:
                         f"{self.location}: the store cannot be reached for {MAX_OUTAGE_S:.0f} s ({brief(error)})"
                     ) from error
                 time.sleep(RETRY_S)
-
-    # settings
-
-    def settings(self) -> dict[str, Any] | None:
-        """Return the settings of the search, or None if they are not stored yet."""
-        stored = self._reached(lambda: self._study.user_attrs).get("settings")
-        return None if stored is None else json.loads(stored)
+                self._seen.clear()  # meanwhile, living workers could not renew their leases either
 
     def is_over(self) -> bool:
         """Return whether no evaluation will be added any more."""
@@ -163,9 +151,6 @@ class TrialStore:
     def end(self, *, over: bool = True) -> None:
         """State that no evaluation will be added any more; over=False: that the search goes on."""
         self._reached(self._study.set_user_attr, "over", over)
-
-    def store_settings(self, settings: Mapping[str, Any]) -> None:
-        self._reached(self._study.set_user_attr, "settings", json.dumps(settings))
 
     # trials
 
@@ -198,16 +183,23 @@ class TrialStore:
     def claim_next(self, mark: str = "") -> Evaluation | None:
         """Begin the first evaluation that waits, or return None. One that runs or is complete is not done again.
 
-        mark: in the name of the contestant.
+        Of a contestant, one evaluation runs at a time. mark: in its name.
         """
-        for each in self.evaluations():
-            if each.state != "waiting" or mark not in str(each.plain["name"]) or not self.claim(each):
+        found = self.evaluations()
+        trained = {other.plain["name"] for other in found if other.state == "running"}  # in one run directory
+        for each in found:
+            name = str(each.plain["name"])
+            if each.state != "waiting" or mark not in name or name in trained or not self.claim(each):
                 continue
-            active = [other for other in self.evaluations() if other.key == each.key and other.state in ACTIVE]
-            first = min(active, key=lambda other: (other.state != "complete", other.number), default=each)
-            if first.number == each.number:
+            active = [other for other in self.evaluations() if other.plain["name"] == name and other.state in ACTIVE]
+            same = [other for other in active if other.key == each.key]
+            first = min(same, key=lambda other: (other.state != "complete", other.number), default=each)
+            if first.number != each.number:
+                self.fail(each, f"{SAME_AS} {first.number}")
+            elif any(other.state == "running" and other.number != each.number for other in active):
+                self.fail(each, "another worker trains the network", again=True)
+            else:
                 return each
-            self.fail(each, f"{SAME_AS} {first.number}")
         return None
 
     def claim(self, evaluation: Evaluation) -> bool:
@@ -291,6 +283,66 @@ class TrialStore:
         return time.monotonic() - since > LEASE_S
 
 
+class _JournalLock(FileLock):
+    """A lock of a journal. Whoever gets it removes half a line that a full disk or a killed process has left."""
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(f"{journal}.lock")
+        self._journal = journal
+
+    def acquire(self) -> bool:
+        super().acquire()
+        try:
+            self._remove_half_line()
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def _remove_half_line(self) -> None:
+        with self._journal.open("rb+") as file:
+            size = end = file.seek(0, os.SEEK_END)
+            while end > 0:
+                begin = max(0, end - CHUNK)
+                file.seek(begin)
+                newline = file.read(end - begin).rfind(b"\n")
+                if newline >= 0:
+                    end = begin + newline + 1
+                    break
+                end = begin
+            if end < size:
+                file.truncate(end)
+
+
+def check_store(location: str) -> None:
+    """Raise SearchError if Optuna is missing, or a database cannot be used."""
+    optuna = _optuna()
+    if "://" in location:
+        try:
+            with quiet(optuna):
+                optuna.get_all_study_names(_open(location))
+        except Exception as error:
+            raise SearchError(f"{location}: the store cannot be opened ({brief(error)})") from error
+
+
+def _optuna() -> Any:
+    return import_optional("optuna", "convatlas[search]", where="search", error=SearchError)
+
+
+def _open(location: str) -> Any:
+    """Return the storage of Optuna at a location."""
+    optuna, url = _optuna(), urlsplit(location)
+    if url.scheme == "grpc":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.GrpcStorageProxy(host=url.hostname or "localhost", port=url.port or 13000)
+    if "://" in location:
+        return optuna.storages.RDBStorage(location)
+    journal = optuna.storages.journal
+    lock = _JournalLock(Path(location))  # that of Optuna outlives a killed holder
+    return optuna.storages.JournalStorage(journal.JournalFileBackend(location, lock_obj=lock))
+
+
 def _evaluation(trial: Any) -> Evaluation:
     attrs = trial.user_attrs
     state = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "complete"}.get(trial.state.name, "failed")
@@ -339,11 +391,11 @@ def location_of(folder: Path, storage: str | None) -> str:
 
 
 def elapsed(evaluations: Sequence[Evaluation], *, now: float | None = None) -> float:
-    """Return the seconds in which at least one evaluation was running: the union of their intervals.
+    """Return the seconds in which at least one evaluation was running, with pauses of less than a minute between.
 
     now: one that runs lasts until now, or a little longer than its last lease, if its worker is dead.
     """
-    total, last = 0.0, -1.0
+    total, last = 0.0, -math.inf
     spans = []
     for each in evaluations:
         lasts = now is not None and each.state == "running"
@@ -351,6 +403,6 @@ def elapsed(evaluations: Sequence[Evaluation], *, now: float | None = None) -> f
         if each.begin:
             spans.append((each.begin, max(each.begin, end)))
     for begin, end in sorted(spans):
-        total += max(0.0, end - max(begin, last))
+        total += max(0.0, end - (last if begin - last < MAX_PAUSE_S else begin))
         last = max(last, end)
     return total

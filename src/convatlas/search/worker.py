@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from convatlas.data.readers.memory import Data
-from convatlas.errors import ConvatlasError, brief
+from convatlas.engines.network_engine import check_engine
+from convatlas.errors import ConvatlasError, EngineError, RunError, SpecError, brief
 from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.contestant import Contestant, candidate_name
 from convatlas.search.counts import Counts
@@ -21,11 +23,12 @@ from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
-from convatlas.search.standings import SEED_MARK, has_failed, promoted
+from convatlas.search.standings import SEED_MARK, has_failed, network_name, promoted
 from convatlas.search.store import LEASE_S, Evaluation, TrialStore, elapsed
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
 from convatlas.system.locks import MachineLock
+from convatlas.train.run_folder import OccupiedError
 
 POOL = 2000
 """Most candidates that are compared at once; each is counted."""
@@ -35,6 +38,9 @@ FIRST = 40
 
 IDLE_S, MAX_IDLE_S = 1.0, 600.0
 """Seconds between two looks into a store without work, and after which a worker gives up: whoever adds work is dead."""
+
+FAULTS_OF_NETWORKS = (OverLimitError, SpecError, EngineError, RunError)
+"""Errors that count against the network: it is above a limit, cannot be built, run on the engine, or trained."""
 
 OnEvaluation = Callable[[Evaluation, Sequence[Evaluation], float], None]
 """Called with each evaluation that has ended here, all of the store, and the seconds that are left of the search."""
@@ -47,18 +53,22 @@ class TimeOverError(ConvatlasError):
 class Worker:
     """One process of a search. folder: its directory. on_evaluation: is called after each evaluation.
 
-    data: in memory; None for that of the settings.
+    data: in memory; None for that of the settings. An error that is not the fault of a network ends the worker.
+    Raises EngineError if the engine of the search is not installed.
     """
 
     def __init__(
         self, folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None,
         data: Data | None = None,
     ) -> None:  # fmt: skip
+        if settings.measures:
+            check_engine(settings.engine)
         self.folder, self.settings, self.store = folder, settings, store
         self._on_evaluation = on_evaluation or (lambda evaluation, everything, left: None)
         self._told: set[int] = set()
         self._deadline = math.inf
-        self._evaluator = Evaluator(folder, settings, MachineLock(), between=self._check_time, data=data)
+        self._lock = MachineLock()
+        self._evaluator = Evaluator(folder, settings, self._lock, between=self._check_time, data=data)
 
     @property
     def space(self) -> BudgetedSpace:
@@ -125,7 +135,8 @@ class Worker:
         for plain, fidelity in self._promotions(evaluations):
             self.store.add(plain, {}, fidelity)
             return self.store.claim_next()
-        asked = self._ask(evaluations)
+        with self._lock.working():  # it uses a core
+            asked = self._ask(evaluations)
         if asked is None:
             return None
         candidate, fidelity = asked
@@ -176,7 +187,7 @@ class Worker:
                 continue
             candidate = self._candidate(each)
             if each.state in ("waiting", "running"):
-                self.explorer.reserve(candidate, each.fidelity)
+                self.explorer.reserve(candidate, self.settings.fidelities[-1])
                 continue
             self._told.add(each.number)
             if each.state == "complete":
@@ -193,7 +204,7 @@ class Worker:
     def _evaluate(self, evaluation: Evaluation) -> None:
         try:
             with self._renewing(evaluation):
-                contestant = Contestant.read(evaluation.plain)
+                contestant = self._with_latency(Contestant.read(evaluation.plain))
                 if contestant.kind == "supernet":
                     metrics = self._evaluate_supernet(contestant)
                 else:
@@ -201,21 +212,30 @@ class Worker:
             self.store.complete(evaluation, metrics)
         except TimeOverError as error:
             self.store.fail(evaluation, str(error), again=True)
-        except KeyboardInterrupt:
-            self.store.fail(evaluation, "interrupted", again=True)
-            raise
-        except OverLimitError as error:
-            self.store.fail(evaluation, str(error))
-        except ConvatlasError as error:
+        except OccupiedError as error:  # taken for dead, its worker goes on; what it learns is continued
+            self.store.fail(evaluation, brief(error), again=True)
+            time.sleep(IDLE_S)
+        except FAULTS_OF_NETWORKS as error:
             self.store.fail(evaluation, brief(error))
-        except (RuntimeError, MemoryError) as error:
+        except BaseException as error:  # of the data, of this machine, a signal: not the fault of the network
             if not is_out_of_memory(error):
-                self.store.fail(evaluation, f"{type(error).__name__}: {brief(error)}")
+                self.store.fail(evaluation, f"stopped: {brief(error)}", again=True)
                 raise
             self.store.fail(evaluation, f"out of memory ({brief(error)})")
         everything = self.store.evaluations()
         left = self._time_left(self.settings.time_s - self.settings.setup_s)
         self._on_evaluation(everything[evaluation.number], everything, left)
+
+    def _with_latency(self, contestant: Contestant) -> Contestant:
+        """Return a contestant with the latency that was measured before it was continued, or got another seed."""
+        if contestant.latency_s is not None:
+            return contestant
+        name = network_name(contestant.name)
+        before = [
+            each.metrics["latency"] for each in self.store.evaluations()
+            if each.state == "complete" and network_name(str(each.plain["name"])) == name
+        ]  # fmt: skip
+        return replace(contestant, latency_s=min(before)) if before else contestant
 
     def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:
         """Train the supernet, rank candidates with it, and add the best ones; return the metrics of the largest."""

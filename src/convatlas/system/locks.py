@@ -29,10 +29,14 @@ class FileLock:
         self._file: BinaryIO | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock."""
+        """Wait for the lock. Raises OSError, without having it, if the file cannot be opened or locked."""
         self._threads.acquire()
-        self._file = self._path.open("ab")
-        _lock(self._file, exclusive=True)
+        try:
+            self._file = self._path.open("ab")
+            _lock(self._file, exclusive=True)
+        except BaseException:
+            self.release()
+            raise
         return True
 
     def release(self) -> None:

@@ -55,17 +55,23 @@ def check_out(out: str | Path | None, location: str) -> None:
     """
     if out is None:
         return
-    folder, data = Path(out), Path(location)
-    if location and data.is_dir() and _is_inside(folder, data):
-        raise RunError(
-            f"{folder}: the run directory must not be inside the data folder {data}; choose another --out, such as "
-            f"{runs_folder(location) / folder.name}"
-        )
+    folder = Path(out)
+    check_outside(folder, location)
     if os.path.lexists(folder):
         _check_new(folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK):
         raise RunError(f"{folder}: the run directory cannot be written: {existing} is read-only")
+
+
+def check_outside(folder: Path, location: str) -> None:
+    """Raise RunError if a directory for runs is inside the data."""
+    data = Path(location)
+    if location and data.is_dir() and _is_inside(folder, data):
+        raise RunError(
+            f"{folder}: the run directory must not be inside the data folder {data}; choose another --out, such as "
+            f"{runs_folder(location) / folder.name}"
+        )
 
 
 def runs_folder(location: str) -> Path:
