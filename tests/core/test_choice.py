@@ -64,6 +64,16 @@ def test_rows_and_other_records_can_be_options() -> None:
     assert EfficientNet.from_plain(template.to_plain(), known=SPEC_TYPES) == template
     recipe: Any = Recipe(lr=choose(0.01, 0.1))
     assert recipe.fill({"lr": 0.1}) == Recipe(lr=0.1)
+    inlined: Any = Recipe.from_plain({**Recipe().to_plain(), "flip": {"choose": [True, False]}})
+    assert Recipe.from_plain(inlined.to_plain()) == inlined
+    assert inlined.choices == {"augment.flip": (True, False)}
+
+
+def test_a_record_of_the_space_has_the_options_of_the_choices() -> None:
+    template: Any = EfficientNet((MBConvRow(1, 3, 16, 1),), drop_path=choose(0.0, 0.25))
+    chosen = template.matching(EfficientNet((MBConvRow(1, 3, 16, 1),), drop_path=0))
+    assert chosen == {"drop_path": 0.0}
+    assert type(chosen["drop_path"]) is float
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Size(Record):
         (lambda: choose(), "must have at least one option"),
         (lambda: choose(3, 5, 3), "the options must be different, got 3 twice"),
         (lambda: choose(choose(1, 2), 3), "must not have choices of its own"),
+        (lambda: choose((choose(1, 2), 2), (3, 3)), "must not have choices of its own"),
         (lambda: choose(1, name=3), "name must be a text"),
         (lambda: Size(choose(1, "2")), "Size: low must be an integer >= 0, got '2'"),
         (lambda: Size(choose(-1, 2)), "Size: low must be an integer >= 0, got -1"),
@@ -90,6 +101,11 @@ class Size(Record):
         (lambda: Size.from_plain({"low": {"choose": []}}), "Size.low: choose: must have at least one option"),
         (lambda: Size.from_plain({"low": {"choose": [1, -2]}}), "low must be an integer >= 0, got -2"),
         (lambda: Size.from_plain({"low": {"choose": [1], "names": "x"}}), "names is not a field of a choice"),
+        (lambda: Size.from_plain({"low": {"choose": [1], 3: 3}}), "3 is not a field of a choice"),
+        (
+            lambda: ResNet("basic", choose((1, 2), (1, 2, 3)), (16, 32)),
+            r"one value for each of 2 widths, got \(1, 2, 3",
+        ),
         (lambda: Size(choose(1, 2)).fill({"low": 3}), r"low must be one of \(1, 2\), got 3"),
         (lambda: Size(choose(1, 2)).fill({"lov": 1}), "there is no choice 'lov'"),
     ],

@@ -87,7 +87,7 @@ def test_a_failed_evaluation_is_a_trial_with_an_error() -> None:
 
 
 def test_if_every_evaluation_fails_the_search_stops() -> None:
-    with pytest.raises(SearchError, match="the first 5 evaluations failed: ZeroDivisionError: division by zero"):
+    with pytest.raises(SearchError, match="the first 5 evaluations of fidelity 1 failed: ZeroDivisionError: division"):
         explore(SPACE, lambda candidate, fidelity: {"accuracy": 1 / 0})
 
 
@@ -98,12 +98,99 @@ def test_if_every_evaluation_fails_the_search_stops() -> None:
         ({"latency": 1.0}, "must return a mapping with 'accuracy'"),
         ({"accuracy": "high"}, "accuracy must be a number, got 'high'"),
         ({"accuracy": math.nan, "latency": 1.0}, "accuracy must be finite"),
+        ({"accuracy": 10**400}, "accuracy must be a number, got 1000"),
         ({"accuracy": 0.5, "latency": 0.0}, "latency must be > 0, got 0"),
     ],
 )
-def test_metrics_that_are_no_numbers_are_refused(metrics: Any, message: str) -> None:
+def test_metrics_that_are_no_numbers_are_errors_of_their_trials(metrics: Any, message: str) -> None:
     with pytest.raises(SearchError, match=message):
         explore(SPACE, lambda candidate, fidelity: metrics)
+    calls = iter(range(100))
+    study = explore(
+        SPACE, lambda candidate, fidelity: metrics if next(calls) == 7 else evaluate(candidate), budget=12
+    )  # fmt: skip
+    assert [trial.number for trial in study.trials if trial.error] == [7]
+    assert len(study.complete) == 11
+
+
+@pytest.mark.parametrize("fidelities", [(1,), (0.1, 1)])
+def test_a_latency_that_only_some_evaluations_have(fidelities: tuple[float, ...]) -> None:
+    def without(candidate: dict[str, Any], fidelity: float) -> dict[str, float]:
+        metrics = evaluate(candidate)
+        if fidelity < 1 or (fidelities == (1,) and candidate["act"] == "sigmoid"):
+            del metrics["latency"]
+        return metrics
+
+    if fidelities == (1,):
+        study = explore(SPACE, without, budget=30)
+        assert {trial.error for trial in study.trials} == {
+            "", "latency must be among the metrics of all evaluations, or of none",
+        }  # fmt: skip
+    else:
+        with pytest.raises(SearchError, match="the first 5 evaluations of fidelity 1 failed: latency must be among"):
+            explore(SPACE, without, budget=30, fidelities=fidelities)
+
+
+def test_further_metrics_that_only_some_evaluations_have() -> None:
+    def some(candidate: dict[str, Any], fidelity: float) -> dict[str, float]:
+        metrics = evaluate(candidate)
+        return metrics if candidate["act"] != "SiLU" else {name: metrics[name] for name in ("accuracy", "latency")}
+
+    study = explore(SPACE, some, budget=30)
+    assert study.best(max_params=1e9).candidate["act"] != "SiLU"
+    assert "-" in repr(study)
+
+
+def test_each_trial_is_told_at_once() -> None:
+    told: list[int] = []
+
+    def interrupted(candidate: dict[str, Any], fidelity: float) -> dict[str, float]:
+        if len(told) == 3:
+            raise KeyboardInterrupt
+        return evaluate(candidate)
+
+    with pytest.raises(KeyboardInterrupt):
+        explore(SPACE, interrupted, on_trial=lambda trial: told.append(trial.number))
+    assert told == [0, 1, 2]
+
+
+def test_a_space_of_which_little_is_allowed() -> None:
+    names = [f"n{i}" for i in range(4)]
+    sparse = ca.search.Space(
+        {name: range(10) for name in names}, allowed=lambda candidate: len(set(candidate.values())) == 1
+    )
+    study = explore(sparse, lambda candidate, fidelity: {"accuracy": candidate["n0"]}, budget=60)
+    assert len(study.trials) == 10
+    nothing = ca.search.Space({"x": range(10)}, allowed=lambda candidate: False)
+    with pytest.raises(SearchError, match="no candidate of the space was found that is allowed"):
+        explore(nothing, lambda candidate, fidelity: {"accuracy": 1})
+
+
+@pytest.mark.parametrize("budget", [1, 1.2, 2, 3])
+@pytest.mark.parametrize("fidelities", [(0.1, 1), (0.05, 0.2, 1)])
+def test_a_small_budget_has_a_result(budget: float, fidelities: tuple[float, ...]) -> None:
+    study = explore(SPACE, lambda candidate, fidelity: evaluate(candidate), budget=budget, fidelities=fidelities)
+    assert study.complete
+    assert sum(trial.fidelity for trial in study.trials) <= budget + 1e-6
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", None])
+def test_a_seed_is_an_integer(seed: Any) -> None:
+    with pytest.raises(SearchError, match="seed: must be an integer >= 0"):
+        explore(SPACE, evaluate, seed=seed)
+
+
+def test_the_engine_refuses_what_is_no_result() -> None:
+    explorer = ca.search.Explorer(SPACE, budget=10)
+    asked = explorer.ask()
+    assert asked is not None
+    for values, message in [
+        ({"accuracy": math.nan, "latency": 1.0}, "accuracy must be finite"),
+        ({"accuracy": 0.5, "latency": 0.0}, "latency > 0"),
+        ({"accuracy": 0.5, "latency": 1.0, "fidelity": 0.5}, "fidelity must be one of 0.1, 1.0, got 0.5"),
+    ]:
+        with pytest.raises(SearchError, match=message):
+            explorer.tell(asked[0], **values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("budget", [0, -1, 0.5, math.inf, math.nan, True, "300"])
@@ -173,8 +260,8 @@ def test_an_evaluation_without_fidelity_is_noticed() -> None:
     assert set(fidelities[first_full + 8 :]) == {1}
 
 
-@pytest.mark.parametrize("fidelities", [(), (0.5,), (0, 1), (1, 0.5), (0.5, 0.5, 1), (0.5, 2)])
-def test_fidelities_rise_to_one(fidelities: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("fidelities", [(), (0.5,), (0, 1), (1, 0.5), (0.5, 0.5, 1), (0.5, 2), (math.nan, 1), 2])
+def test_fidelities_rise_to_one(fidelities: Any) -> None:
     with pytest.raises(SearchError, match="fidelities: must rise from above 0 to 1"):
         explore(SPACE, evaluate, fidelities=fidelities)
 

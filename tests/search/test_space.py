@@ -64,6 +64,13 @@ def test_a_value_is_not_another_one_that_is_equal() -> None:
     assert not space.ordered[0]
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    space = Space({"width": np.arange(8, 40, 8), "lr": np.array([0.1, 0.2])})
+    assert space.choices == {"width": (8, 16, 24, 32), "lr": (0.1, 0.2)}
+    assert space.ordered.all()
+    assert space.encode({"width": np.int64(16), "lr": 0.2}).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -73,6 +80,9 @@ def test_a_value_is_not_another_one_that_is_equal() -> None:
         ({"kernel": 3}, "kernel must have a list of choices, got 3"),
         ({"act": "relu"}, "act must have a list of choices, got 'relu'"),
         ({"kernel": [3, 5, 3]}, "kernel must have different choices, got 3 twice"),
+        ({"lr": [0.1, float("nan")]}, "lr must have choices that can be compared, got nan"),
+        ({"mask": [np.zeros(2), np.ones(2)]}, "mask must have choices that can be compared"),
+        ({3: [1, 2]}, "names must be texts, got 3"),
     ],
 )
 def test_spaces_that_are_none(choices: Any, message: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import convatlas as ca
+from convatlas.core.choice import choose
 from convatlas.core.cost import cost
 from convatlas.core.spec import Spec
 from convatlas.errors import SearchError
@@ -89,6 +90,8 @@ def test_spaces_are_read_from_yaml(tmp_path: Path) -> None:
     assert space_at(str(path), 0.5, True, 24).template.first.resolution == 24
     assert stated_resolution(str(path)) == template.first.resolution
     assert stated_resolution("resnet") is None
+    named = template.replaced({"resolution": choose(24, 32, name="side")})
+    assert space_at(named, 1.0, True, 64).choices["side"] == (24, 32)
     for text, message in [
         ("type: ResNett\n", "type must be the name of a spec"),
         ("type: ResNet\nblock: basic\ndepths: [1]\nwidths: [8]\n", "has no choices"),

@@ -25,7 +25,7 @@ class Choice:
         for i, option in enumerate(self.options):
             if any(type(option) is type(other) and option == other for other in self.options[:i]):
                 raise SpecError(f"choose: the options must be different, got {option!r} twice")
-            if isinstance(option, Choice | Template):
+            if has_choices(option):
                 raise SpecError(f"choose: an option must not have choices of its own, got {option!r}")
 
     def __repr__(self) -> str:
@@ -96,8 +96,12 @@ class Template:
 
     def to_plain(self) -> dict[str, Any]:
         """Return what the record would be as plain data, with {"choose": [options]} for choices."""
-        plain: dict[str, Any] = {"type": self.kind.__name__} if self.kind.tagged else {}
-        return plain | {name: _plain(value) for name, value in self.values.items()}
+        plain: dict[str, Any] = {} if self.kind.version is None else {"version": self.kind.version}
+        if self.kind.tagged:
+            plain["type"] = self.kind.__name__
+        for name, value in self.values.items():
+            plain |= _plain(value) if name in self.kind.inlined() else {name: _plain(value)}
+        return plain
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Template) and (self.kind, self.values) == (other.kind, other.values)
@@ -168,8 +172,8 @@ def _narrowed(value: Any, options: Mapping[str, Sequence[Any]], path: str) -> An
 def _matches(pattern: Any, value: Any, path: str, chosen: dict[str, Any]) -> bool:
     """Return whether a value is one of those of a pattern; adds the options to `chosen`."""
     if isinstance(pattern, Choice):
-        name = pattern.name or path
-        return value in pattern.options and chosen.setdefault(name, value) == value
+        options = [option for option in pattern.options if _is_same(option, value)]
+        return bool(options) and chosen.setdefault(pattern.name or path, options[0]) == options[0]
     if isinstance(pattern, Template):
         if type(value) is not pattern.kind:
             return False
@@ -188,6 +192,11 @@ def _matches(pattern: Any, value: Any, path: str, chosen: dict[str, Any]) -> boo
     return bool(pattern == value)
 
 
+def _is_same(option: Any, value: Any) -> bool:
+    """Return whether a value is an option; 0 is 0.0, but True is not 1."""
+    return bool(option == value) and isinstance(option, bool) == isinstance(value, bool)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -197,7 +206,7 @@ def _plain(value: Any) -> Any:
 def choice_from_plain(data: Mapping[str, Any], options: list[Any], where: str, error: type[ConvatlasError]) -> Choice:
     """Return the choice of plain data {"choose": [...], "name": ...}; raises `error` that names the place."""
     if unknown := set(data) - {"choose", "name"}:
-        raise error(f"{where}: {sorted(unknown)[0]} is not a field of a choice; those are choose and name")
+        raise error(f"{where}: {min(map(str, unknown))} is not a field of a choice; those are choose and name")
     try:
         return Choice(tuple(options), data.get("name", ""))
     except SpecError as problem:

@@ -57,6 +57,12 @@ class Spec(Row):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if {"widths", "depths"} <= self.hints().keys():
+            widths, depths = getattr(self, "widths"), getattr(self, "depths")  # noqa: B009  # of subclasses
+            if len(widths) != len(depths):
+                raise SpecError(
+                    f"{type(self).__name__}: depths must have one value for each of {len(widths)} widths, got {depths}"
+                )
         if self.resolution < self.minimum:
             raise SpecError(
                 f"{type(self).__name__}: resolution must be >= {self.minimum} px for this network, "

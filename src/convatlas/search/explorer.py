@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from convatlas.core.pareto import pareto_front
 from convatlas.errors import SearchError
 from convatlas.search.front import Floats, expected_growth
-from convatlas.search.space import Candidate, Codes, Space
+from convatlas.search.space import Candidate, Codes, Space, space_of
 from convatlas.search.surrogate import GaussianProcess, Posterior
 
 FIDELITIES = (0.1, 1.0)
@@ -49,6 +52,7 @@ class Explorer:
     front dominates. Its axes have no unit: instead of the latency, the share of the candidates that are faster; and
     accuracies are stretched near the best one, where differences are small and matter.
 
+    space: a `Space`, or a spec with `choose(...)` in its cells.
     fidelities: in rising order, the last one 1. A candidate begins with the lowest one, and gets the next one when it
     is still, or again, that of the largest growth; the process learns how far a lower fidelity can be trusted. If the
     first candidates with two fidelities have the same accuracy at both, later ones begin with the full fidelity.
@@ -57,14 +61,18 @@ class Explorer:
     """
 
     def __init__(
-        self, space: Space, *, seed: int = 0, budget: float = 300, fidelities: Sequence[float] = FIDELITIES,
+        self, space: Space | Any, *, seed: int = 0, budget: float = 300, fidelities: Sequence[float] = FIDELITIES,
         pool: int = MAX_POOL,
     ) -> None:  # fmt: skip
-        levels = tuple(fidelities)
-        if not levels or levels[-1] != 1 or levels[0] <= 0 or any(a >= b for a, b in pairwise(levels)):
+        levels = tuple(fidelities) if isinstance(fidelities, Iterable) else (fidelities,)
+        is_rising = all(isinstance(each, Real) for each in levels) and all(a < b for a, b in pairwise((0, *levels)))
+        if not levels or levels[-1] != 1 or not is_rising:
             raise SearchError(f"fidelities: must rise from above 0 to 1, got {', '.join(map(str, levels))}")
-        self.space, self.fidelities, self.pool = space, levels, pool
-        self.random = np.random.default_rng(seed)
+        if not isinstance(seed, Integral) or seed < 0:
+            raise SearchError(f"seed: must be an integer >= 0, got {seed!r}")
+        self.space = space = space_of(space)
+        self.fidelities, self.pool = levels, pool
+        self.random = np.random.default_rng(int(seed))
         self.first = round(min(max(2, budget / 5), max(10, 4 * len(space.names))))
         self._accuracy = GaussianProcess(np.append(space.ordered, True), noise=ACCURACY_NOISE)
         self._latency = GaussianProcess(space.ordered, noise=LATENCY_NOISE)
@@ -89,7 +97,14 @@ class Explorer:
         return self.space.decode(codes), self.fidelities[level]
 
     def tell(self, candidate: Candidate, *, accuracy: float, latency: float, fidelity: float = 1.0) -> None:
-        """Add the result of a candidate. latency > 0."""
+        """Add the result of a candidate. latency > 0.
+
+        Raises SearchError for values that are no such numbers, and for an unknown candidate or fidelity.
+        """
+        if fidelity not in self.fidelities:
+            raise SearchError(f"tell: fidelity must be one of {', '.join(map(str, self.fidelities))}, got {fidelity!r}")
+        if not math.isfinite(accuracy) or not 0 < latency < math.inf:
+            raise SearchError(f"tell: accuracy must be finite and latency > 0, got {accuracy!r} and {latency!r}")
         codes, level = self.space.encode(candidate), self.fidelities.index(fidelity)
         key = codes.tobytes()
         self._reached[key] = max(level, self._reached.get(key, 0))

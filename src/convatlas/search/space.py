@@ -28,8 +28,11 @@ MAX_TRIES = 100
 """Number of times that `Space.sample` draws as many candidates as are missing, before it returns fewer."""
 
 
+MAX_MORE = 64
+"""How many times as many candidates as are missing are drawn, where few of them are allowed."""
+
 MAX_LISTED = 100_000
-"""Largest space whose candidates are listed when random ones are not allowed."""
+"""Largest space whose candidates are listed when random ones are not enough."""
 
 
 class Space:
@@ -48,13 +51,17 @@ class Space:
             raise SearchError(f"Space: must be a mapping of names to choices, got {choices!r}")
         self.choices: dict[str, tuple[Any, ...]] = {}
         for name, values in choices.items():
+            if not isinstance(name, str):
+                raise SearchError(f"Space: names must be texts, got {name!r}")
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise SearchError(f"Space: {name} must have a list of choices, got {values!r}")
-            self.choices[name] = listed = tuple(values)
+            self.choices[name] = listed = tuple(map(_plain_number, values))
             if not listed:
                 raise SearchError(f"Space: {name} must have at least one choice")
             for i, value in enumerate(listed):
-                if _index(listed, value) < i:
+                if isinstance(value, np.ndarray) or value != value:
+                    raise SearchError(f"Space: {name} must have choices that can be compared, got {value!r}")
+                if _index(listed[:i], value) < i:
                     raise SearchError(f"Space: {name} must have different choices, got {value!r} twice")
         self.allowed = allowed
         self.names = tuple(self.choices)
@@ -96,7 +103,7 @@ class Space:
         for name, values in self.choices.items():
             if name not in candidate:
                 raise SearchError(f"Space: the candidate must have a choice for {name}")
-            if (index := _index(values, candidate[name])) == len(values):
+            if (index := _index(values, _plain_number(candidate[name]))) == len(values):
                 raise SearchError(
                     f"Space: {name} must be one of {', '.join(map(str, values))}, got {candidate[name]!r}"
                 )
@@ -119,13 +126,16 @@ class Space:
     def sample(self, number: int, random: np.random.Generator) -> Codes:
         """Return different candidates at random, (number, names), or fewer if no more are found."""
         found: dict[bytes, NDArray[np.int64]] = {}
+        more = 1
         for _ in range(MAX_TRIES):
             missing = number - len(found)
             if missing <= 0:
                 break
-            drawn = random.integers(0, self._counts, (missing, len(self._counts)))
-            found |= {row.tobytes(): row for row in self._only_allowed(drawn)}
-        if not found and self.size <= MAX_LISTED:
+            drawn = random.integers(0, self._counts, (missing * more, len(self._counts)))
+            new = self._only_allowed(drawn)
+            found |= {row.tobytes(): row for row in new}
+            more = min(MAX_MORE, 2 * more) if len(new) < missing * more / 10 else 1  # few are allowed
+        if len(found) < number and self.size <= MAX_LISTED:
             every = self.all()
             return every[random.permutation(len(every))[:number]]
         return np.array(list(found.values()), dtype=np.int64).reshape(-1, len(self._counts))[:number]
@@ -194,6 +204,11 @@ class SpecSpace(Space):
 def space_of(space: Any) -> Space:
     """Return a space as it is, or that of a spec with choices."""
     return space if isinstance(space, Space) else SpecSpace(space)
+
+
+def _plain_number(value: Any) -> Any:
+    """Return a number of numpy as one of Python, and everything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _index(values: Sequence[Any], value: Any) -> int:

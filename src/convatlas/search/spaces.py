@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convatlas.core.choice import Template, choose
+from convatlas.core.choice import Choice, Template, choose
 from convatlas.core.spec import Spec
 from convatlas.errors import SearchError, nearest
 from convatlas.models.catalog import SPEC_TYPES
@@ -170,7 +170,7 @@ def space_at(space: str | Template | Any, width: float, small: bool, resolution:
     template = given_space(space)
     if template is None:
         template = named_space(str(space or DEFAULT_SPACE), width=width, small=small)
-    elif "resolution" in template.choices:
+    elif isinstance(template.values.get("resolution"), Choice):
         return SpecSpace(template)
     return SpecSpace(template.replaced({"resolution": resolution}))
 

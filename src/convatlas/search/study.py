@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from convatlas.core.pareto import pareto_front
+from convatlas.core.record import to_plain
 from convatlas.core.table import Table
 from convatlas.errors import SearchError, nearest
 
@@ -48,7 +49,7 @@ class Trial:
     def to_plain(self) -> dict[str, Any]:
         """Return the trial as dicts, numbers and strings."""
         return {
-            "number": self.number, "candidate": dict(self.candidate), "fidelity": self.fidelity,
+            "number": self.number, "candidate": to_plain(self.candidate), "fidelity": self.fidelity,
             "metrics": dict(self.metrics), "error": self.error,
         }  # fmt: skip
 
@@ -78,8 +79,8 @@ class Study:
         """
         trials = self.complete
         if not trials:
-            raise SearchError("study: must have a trial without an error")
-        known = [f"max_{name}" for name in trials[0].metrics]
+            raise SearchError("study: must have a trial of full fidelity without an error")
+        known = [f"max_{name}" for name in self._metrics]
         for name, limit in limits.items():
             if name not in known:
                 raise SearchError(f"best: no limit {name!r}{nearest(name, known)}; limits are {', '.join(known)}")
@@ -88,26 +89,33 @@ class Study:
         inside = [
             trial
             for trial in trials
-            if all(trial.metrics[name.removeprefix("max_")] <= limit for name, limit in limits.items())
+            if all(trial.metrics.get(name.removeprefix("max_"), math.inf) <= limit for name, limit in limits.items())
         ]
         if not inside:
-            least = {name: min(trial.metrics[name.removeprefix("max_")] for trial in trials) for name in limits}
+            least = {
+                name: min(trial.metrics.get(name.removeprefix("max_"), math.inf) for trial in trials) for name in limits
+            }
             told = ", ".join(f"{name} {value:g}" for name, value in least.items())
             raise SearchError(f"best: no trial is within the limits; the smallest are {told}")
         return max(inside, key=lambda trial: trial.accuracy)
 
+    @property
+    def _metrics(self) -> list[str]:
+        """The metrics that a trial has."""
+        return list(dict.fromkeys(name for trial in self.complete for name in trial.metrics))
+
     def to_json(self) -> str:
-        """Return all trials as JSON."""
-        return json.dumps([trial.to_plain() for trial in self.trials], indent=1)
+        """Return all trials as JSON; an option that JSON does not know becomes text."""
+        return json.dumps([trial.to_plain() for trial in self.trials], indent=1, default=str)
 
     def __repr__(self) -> str:
         failed = sum(bool(trial.error) for trial in self.trials)
         note = f", {failed} failed" if failed else ""
         if not self.complete:
             return f"{len(self.trials)} trials{note}"
-        metrics, names = list(self.complete[0].metrics), list(self.complete[0].candidate)
+        metrics, names = self._metrics, list(self.complete[0].candidate)
         rows = tuple(
-            (str(trial.number), *(f"{trial.metrics[name]:.4g}" for name in metrics),
+            (str(trial.number), *(f"{trial.metrics[name]:.4g}" if name in trial.metrics else "-" for name in metrics),
              *(str(trial.candidate[name]) for name in names))
             for trial in self.front[:SHOWN]
         )  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from convatlas.core.choice import Template
 from convatlas.core.network import Network
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
@@ -80,11 +81,15 @@ def choose_recipe(
     """Return the recipe of a run: by default that for pretrained weights, or the network's own.
 
     recipe: a recipe, its name, or a YAML file. fields: new values of its fields.
+    Raises RunError for a recipe with choices.
     """
     if recipe is None:
         recipe = fine_tuning(row.spec.predicts) if pretrained else row.recipe
-    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
-    return chosen.replaced(fields or {})
+    chosen: Any = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    chosen = chosen.replaced(fields or {})
+    if isinstance(chosen, Template):
+        raise RunError(f"recipe: {next(iter(chosen.choices))} has choices; give it one value")
+    return cast(Recipe, chosen)
 
 
 def check_recipe(recipe: Recipe, task: Task) -> None:

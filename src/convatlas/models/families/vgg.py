@@ -9,7 +9,6 @@ from torch import nn
 from convatlas.core.compose import Chain
 from convatlas.core.network import Network
 from convatlas.core.spec import Depth, Resolution, Spec, Width
-from convatlas.errors import SpecError
 from convatlas.layers.init import he_fan_out, initialize, normal
 from convatlas.models.card import Card, Family, ReportedMetrics, Variant, imagenet, torchvision_and_timm
 from convatlas.models.keys import Rules
@@ -38,11 +37,6 @@ class VGG(Spec):
     widths: tuple[Width, ...] = (64, 128, 256, 512, 512)
     hidden: tuple[Width, Width] = (4096, 4096)
     resolution: Resolution = 224
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.depths) != len(self.widths):
-            raise SpecError(f"VGG: depths must have one value for each of {len(self.widths)} widths, got {self.depths}")
 
     @property
     def minimum(self) -> int:
