@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import convatlas as ca
-from commands import Command
+from commands import Command, check_refused
 from convatlas.core.choice import choose
 from convatlas.errors import ConvatlasError, SearchError
 from convatlas.inference.load import load
@@ -308,5 +308,11 @@ def test_latencies_of_another_machine(convatlas: Command, tmp_path: Path, monkey
     model = read_latency_model("phone")
     assert model == LatencyModel.from_plain(json.loads(file.read_text()))
     assert (model.networks, model.engine, model.threads) == (12, "torch", 1)
-    bad = convatlas("latency", "import", tmp_path / "nothing.json")
-    assert bad.code == 2
+    check_refused(convatlas("latency", "import", tmp_path / "nothing.json"), "nothing.json: unreadable")
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text(json.dumps({**json.loads(file.read_text()), "coefficients": [0.1]}))
+    check_refused(convatlas("latency", "import", damaged), "coefficients must be 19 finite numbers >= 0")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phone").mkdir()
+    assert read_latency_model("phone") == model
+    check_refused(convatlas("latency", "record", "--seed", -1), "--seed")

@@ -35,7 +35,7 @@ def record(
     threads: Annotated[
         int, option("Number of CPU threads.", metavar="N", panel=EXECUTION, read=integer(1))
     ] = 1,
-    seed: Annotated[int, option("Random seed of the networks.", metavar="N", panel=MODEL, read=integer())] = 0,
+    seed: Annotated[int, option("Random seed of the networks.", metavar="N", panel=MODEL, read=integer(0))] = 0,
 ) -> None:  # fmt: skip
     """Measure random networks of a space on this machine, and write a model of its latencies."""
     from convatlas.search.latency_files import record_latency, write_latency_model

@@ -196,6 +196,9 @@ class LatencyModel(Record):
         number = len(KINDS) * len(COLUMNS) + 1
         if len(self.coefficients) != number or not all(0 <= each < math.inf for each in self.coefficients):
             raise SearchError(f"LatencyModel: coefficients must be {number} finite numbers >= 0")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise SearchError(f"LatencyModel: kinds must be of {', '.join(KINDS)}, got {kind!r}")
 
     def predict(self, counts: Counts) -> float:
         """Return the predicted seconds for one image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from convatlas.search.catalog_networks import is_small
 from convatlas.search.contestant import largest_baselines
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
-from convatlas.search.spaces import space_at
+from convatlas.search.spaces import given_space, space_at
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress
@@ -41,17 +42,20 @@ def record_latency(
     space: str, *, resolution: int, channels: int, classes: int, number: int, engine: str, threads: int, seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyModel:  # fmt: skip
-    """Measure random networks of a space, of several widths, on this machine, and fit a model to them."""
+    """Measure hand-made networks, and random ones of a space in turn of each width, and fit a model to them.
+
+    number: of different networks, or fewer if the space has fewer.
+    """
     random = np.random.default_rng(seed)
-    small, drawn = is_small(resolution), list[Spec]()
-    for i, width in enumerate(WIDTHS):
+    small, drawn = is_small(resolution), list[list[Spec]]()
+    for width in WIDTHS if given_space(space) is None else WIDTHS[:1]:  # a space of the user has one width
         at_width = space_at(space, width, small, resolution)
-        share = number // len(WIDTHS) + (i < number % len(WIDTHS))
-        drawn += [at_width.value(at_width.decode(codes)) for codes in at_width.sample(share, random)]
+        drawn.append([at_width.value(at_width.decode(codes)) for codes in at_width.sample(number, random)])
+    in_turn = [spec for turn in itertools.zip_longest(*drawn) for spec in turn if spec is not None]
     hand_made = largest_baselines(resolution=resolution, small=small)
-    drawn = [*hand_made, *drawn][: max(number, len(hand_made))]
-    order = random.permutation(len(drawn))
-    specs = [drawn[i] for i in order]
+    different = list({json.dumps(spec.to_plain()): spec for spec in (*hand_made, *in_turn)}.values())
+    specs = different[: max(number, len(hand_made))]
+    specs = [specs[i] for i in random.permutation(len(specs))]
     _, row = resolve(specs[0])
     preprocessing = row.preprocessing.for_resolution(resolution).for_channels(channels)
     meter = LatencyMeter(preprocessing, task_for(specs[0], tuple(map(str, range(classes)))), engine, threads)
@@ -66,7 +70,7 @@ def write_latency_model(model: LatencyModel, path: Path) -> None:
 def read_latency_model(name: str) -> LatencyModel:
     """Read a model from a file, or the imported one of that name; raises SearchError."""
     path = Path(name)
-    if not path.suffix and not path.exists():
+    if not path.suffix and path.name == name and not path.is_file():
         path = _imported(name)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))

@@ -176,6 +176,8 @@ def scale_search(
         raise SearchError(f"scale-search: rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
     if number < 2 or epochs < 1 or not seeds:
         raise SearchError("scale-search: there must be at least 2 networks, 1 epoch and 1 seed")
+    if not sizes or not all(0 < phi < math.inf for phi in sizes):
+        raise SearchError(f"scale-search: sizes must be numbers > 0, got {', '.join(map(str, sizes)) or 'none'}")
     folder = Path(out) if out is not None else create_default_folder("scale", Path(data).name, data)
     with progress_callback(progress) as report:
         lab = _Laboratory.open(network, data, folder, epochs, tuple(seeds), engine, resolution, recipe, report)
