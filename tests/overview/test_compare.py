@@ -95,8 +95,25 @@ def test_runs_on_the_same_images_are_compared_with_a_front(colored: Run, runs: P
     assert [line for line in comparison.plot().axes[0].lines if line.get_linestyle() == "--"]
 
 
+def test_the_network_of_a_run_beside_networks_of_the_catalog(runs: Path, convatlas: Command) -> None:
+    outcome = convatlas("compare", runs / "a", "resnet18")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "11,689,512" in outcome.out
+    comparison = ca.compare(runs / "a", "resnet18")
+    assert isinstance(comparison, Comparison)
+    assert [row.name for row in comparison.rows] == ["lenet5_modern", "resnet18"]
+
+
+def test_the_network_of_a_run_is_counted_drawn_and_scaled(runs: Path, convatlas: Command, tmp_path: Path) -> None:
+    counted = json.loads(convatlas("cost", runs / "a", "--json").out)
+    assert (counted["name"], counted["parameters"]) == ("lenet5_modern", 61_411)  # of its 4 classes, 3 channels
+    assert convatlas("draw", runs / "a" / "model.safetensors", "--out", tmp_path / "a.svg").code == 0
+    scaled = json.loads(convatlas("scale", runs / "a", "--width", 2, "--json").out)
+    assert scaled["parameters"] > 2 * 61_411
+    check_refused(convatlas("cost", runs / "gone"), "gone: no such model file")
+
+
 def test_wrong_arguments_are_refused(runs: Path, convatlas: Command) -> None:
-    check_refused(convatlas("compare", runs / "a", "lenet5"), "lenet5 is a network", "compare those of one kind")
     check_refused(convatlas("compare", "lenet5", "--bench"), "are for runs and model files")
     check_refused(convatlas("compare", runs / "a", "--resolution", 64), "resolution")
     check_refused(convatlas("compare", runs / "a", "--plot", "x.gif"), "x.gif: the suffix of a drawing")

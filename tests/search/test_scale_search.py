@@ -9,7 +9,9 @@ import pytest
 
 import convatlas as ca
 from commands import Command, check_refused
+from convatlas.errors import DivergedError
 from convatlas.models.catalog import build_fresh
+from convatlas.models.families.resnet import ResNet
 from convatlas.models.scaling import compound_factors
 from convatlas.search.scale_search import PUBLISHED, scaling_grid, series, spread
 
@@ -50,6 +52,9 @@ def test_a_scale_search(convatlas: Command, idx_folder: Path, tmp_path: Path) ->
     again = convatlas(*arguments, "--json")  # everything is trained already
     assert json.loads(again.out)["grid"][0]["accuracies"] == result["grid"][0]["accuracies"]
     assert {path: path.stat().st_mtime for path in (out / "runs").glob("*/model.safetensors")} == written
+    assert json.loads(again.out)["base"]["latency_ms"] == result["base"]["latency_ms"]
+    assert all(1.8 <= each["macs"] / result["base"]["macs"] <= 2.2 for each in result["grid"])
+    check_refused(convatlas(*arguments, "--recipe", "scratch-small"), "has a scale search with another recipe")
 
 
 def test_the_fast_rule_trains_no_grid(convatlas: Command, idx_folder: Path, tmp_path: Path) -> None:
@@ -63,12 +68,37 @@ def test_the_fast_rule_trains_no_grid(convatlas: Command, idx_folder: Path, tmp_
     assert len(result["grid"]) == 1
 
 
+def test_a_network_that_does_not_train_is_told(
+    idx_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convatlas.search import scale_search as module
+
+    accuracy = module._Laboratory._accuracy
+
+    def diverging(lab: module._Laboratory, scaled: module.Scaled, seed: int) -> float:
+        if scaled.rule == "width":
+            raise DivergedError("the loss is not finite")
+        return accuracy(lab, scaled, seed)
+
+    monkeypatch.setattr(module._Laboratory, "_accuracy", diverging)
+    spec = ResNet("basic", (1, 1), (8, 16), stem=8, small_stem=True, resolution=12)
+    result = module.scale_search(
+        spec, str(idx_folder), rule="fast", epochs=1, sizes=(1,), resolution=12, out=tmp_path / "out", progress=False
+    )
+    assert {each.rule: each.error for each in result.compared} == {
+        "fast": "", "depth": "", "width": "the loss is not finite", "resolution": "",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "scaling.json").read_text())["compared"][2]["error"]
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
         (("--doubled", "params"), ["must be macs or latency"]),
         (("--rule", "dwr"), ["rule must be one of compound, fast"]),
         (("--sizes", "1,x"), ["--sizes: must be numbers separated by commas"]),
+        (("--sizes", "1,0"), ["sizes must be numbers > 0, got 1.0, 0.0"]),
+        (("--sizes", "nan"), ["sizes must be numbers > 0"]),
         (("--number", 1), ["--number"]),
     ],
 )

@@ -13,7 +13,7 @@ from convatlas.cli.options import (
     Classes,
     Figure,
     Json,
-    Name,
+    NetworkOrModel,
     Resolution,
     SmallImages,
     complete_network,
@@ -25,6 +25,7 @@ from convatlas.errors import InputError, nearest, printable
 from convatlas.system import quantities
 
 if TYPE_CHECKING:
+    from convatlas.core.spec import Spec
     from convatlas.core.table import Table
 
 FILTER, SCALING, BUDGET, RUNS = "Filter", "Scaling", "Budget", "Runs and model files"
@@ -105,21 +106,33 @@ def show(
 
 
 def cost(
-    name: Name,
+    name: NetworkOrModel,
     resolution: Resolution = None,
     channels: Channels = None,
     classes: Classes = None,
     as_json: Json = False,
 ) -> None:
     """Print the exact cost of one image or clip: parameters, MACs, activations, receptive field."""
-    from convatlas.models.catalog import canonical_name, measure, variant
+    from convatlas.models.catalog import measure, resolve
     from convatlas.models.describe import totals
 
-    measured = measure(name, resolution=resolution, channels=channels, classes=classes)
+    network, classes, channels = _network(name, classes, channels)
+    measured = measure(network, resolution=resolution, channels=channels, classes=classes)
+    known, row = resolve(network)
     if as_json:
-        console.print_json({"name": canonical_name(name), **measured.to_plain()})
+        console.print_json({"name": known, **measured.to_plain()})
     else:
-        console.console.print(str(totals(variant(name).card, measured)))
+        console.console.print(str(totals(row.card, measured)))
+
+
+def _network(name: str, classes: int | None, channels: int | None) -> tuple[str | Spec, int | None, int | None]:
+    """Return a network by name, or the spec of a model file or run, with its classes and channels unless given."""
+    from convatlas.overview.look import header_of, is_model
+
+    if not is_model(name):
+        return name, classes, channels
+    header = header_of(name)
+    return header.spec, classes or header.task.outputs, channels or header.preprocessing.channels
 
 
 def compare(
@@ -127,7 +140,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="NAME...|RUN...", autocompletion=complete_network,
-            help="Networks of `convatlas list`; or run directories and model files.",
+            help="Networks of `convatlas list`; or run directories and model files; of both, the networks.",
         ),
     ],
     resolution: Resolution = None,
@@ -147,14 +160,14 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare networks (history, cost, specs), or runs and model files (accuracy, cost, latency, training)."""
     from convatlas.models.describe import compare
-    from convatlas.overview.look import is_model
+    from convatlas.overview.look import is_model, network_of
 
-    if any(map(is_model, networks)):
+    if all(map(is_model, networks)):
         _compare_runs(networks, resolution=resolution, bench=bench, csv=csv, plot=plot, as_json=as_json)
         return
     if bench or csv or plot:
         raise InputError("compare: --bench, --csv and --plot are for runs and model files, not for networks by name")
-    comparison = compare(*networks, resolution=resolution)
+    comparison = compare(*map(network_of, networks), resolution=resolution)
     if as_json:
         console.print_json(comparison.to_plain())
         return
@@ -173,9 +186,9 @@ def _compare_runs(
     """Compare runs and model files; damaged ones are reported, and the exit code is then 2."""
     from convatlas.draw.style import check_figure_path
     from convatlas.overview.compare import compare_runs
-    from convatlas.overview.look import check_one_kind
+    from convatlas.overview.look import check_resolution
 
-    check_one_kind(sources, resolution)
+    check_resolution(resolution)
     if plot is not None:  # before the measurement
         check_figure_path(plot)
     with console.progress_bar() as progress:
@@ -203,7 +216,7 @@ def _print_table(table: Table) -> None:
 
 
 def draw(
-    name: Name,
+    name: NetworkOrModel,
     out: Figure = None,
     resolution: Resolution = None,
     channels: Channels = None,
@@ -213,14 +226,15 @@ def draw(
     """Draw a network: stages as columns of boxes, branches side by side, shortcuts as arcs."""
     from convatlas.core.cost import cost
     from convatlas.draw.diagram import diagram
-    from convatlas.models.catalog import build_fresh, canonical_name, variant
+    from convatlas.models.catalog import build_fresh, resolve
 
-    card = variant(name).card
+    table, classes, channels = _network(name, classes, channels)
+    known, row = resolve(table)
     network = build_fresh(
-        name, resolution=resolution, channels=channels, classes=classes, stem=stem_for(small_images), device="meta",
+        table, resolution=resolution, channels=channels, classes=classes, stem=stem_for(small_images), device="meta",
     )  # fmt: skip
-    path = out or Path(f"{canonical_name(name)}.svg")
-    diagram(network, title=f"{card.title} ({card.year})", path=path)
+    path = out or Path(f"{known}.svg")
+    diagram(network, title=f"{row.card.title} ({row.card.year})", path=path)
     console.console.print(str(path))
     if remark := cost(network).remark:
         console.errors.print(remark)
@@ -236,7 +250,7 @@ def timeline(out: Figure = None) -> None:
 
 
 def scale(
-    name: Name,
+    name: NetworkOrModel,
     width: Annotated[
         float, option("Factor on all widths.", metavar="FACTOR", panel=SCALING, read=number)
     ] = 1.0,
@@ -272,7 +286,7 @@ def scale(
 ) -> None:  # fmt: skip
     """Scale a network by factors, by a scaling rule or to a budget; print its spec and exact cost."""
     from convatlas.core.cost import cost
-    from convatlas.models.catalog import build_fresh, variant
+    from convatlas.models.catalog import build_fresh, resolve
     from convatlas.models.scaling import fit_budget, scale_compound, scale_fast
 
     has_budget = macs is not None or params is not None
@@ -280,8 +294,9 @@ def scale(
         raise InputError("scale: give only one of --phi, --fast and a budget (--macs, --params)")
     if rule is not None and not has_budget:
         raise InputError("--rule: needs a budget; add --macs or --params")
-    row = variant(name)
-    classes, channels = row.classes, row.preprocessing.channels
+    network, classes, channels = _network(name, None, None)
+    _, row = resolve(network)
+    classes, channels = classes or row.classes, channels or row.preprocessing.channels
     spec = row.spec.scaled(width=width, depth=depth, resolution=resolution)
     if phi is not None:
         spec = scale_compound(spec, phi)

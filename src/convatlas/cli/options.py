@@ -110,6 +110,13 @@ def complete_network(incomplete: str) -> list[str]:
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A network of `convatlas list`.", autocompletion=complete_network)
 ]
+NetworkOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE|RUN", help="A network of `convatlas list`, or that of a model file or run directory.",
+        autocompletion=complete_network,
+    ),
+]  # fmt: skip
 ModelFile = Annotated[
     str,
     typer.Argument(

@@ -141,7 +141,11 @@ def resolve(network: str | Spec) -> tuple[str, Variant]:
     if isinstance(network, boosted.Boosted):  # its images and classes are those of the backbone
         backbone_name, backbone = resolve(network.backbone)
         return f"boosted-{backbone_name}", boosted.row(backbone, network)
-    return f"{name}-custom", dataclasses.replace(row, spec=network)
+    return f"{name}-custom", dataclasses.replace(
+        row,
+        spec=network,
+        card=dataclasses.replace(row.card, reported=None),  # accuracies are those of the paper's
+    )
 
 
 def _check_type(network: Spec) -> None:

@@ -192,7 +192,7 @@ class Comparison:
 
     def innovations(self) -> list[str]:
         """Return what was new in each network, a line each."""
-        return [f"{row.title}: {row.innovation}" for row in self.rows]
+        return list(dict.fromkeys(f"{row.title}: {row.innovation}" for row in self.rows))
 
     def __str__(self) -> str:
         cells = [str(self.cells_table())] if self.cells else []

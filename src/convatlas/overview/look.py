@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from convatlas.models.describe import Comparison
     from convatlas.overview.compare import RunComparison
     from convatlas.overview.describe import ModelDescription
+    from convatlas.weights.modelfile import Header
 
 MODEL_SUFFIXES = (".safetensors", ".onnx", ".xml", ".pt2", ".pt", ".pth")
 """Suffixes by which the name of a file is recognized that does not exist."""
@@ -30,6 +30,20 @@ def is_model(source: object) -> bool:
         return False
     path = Path(source).expanduser()
     return "@" in source or path.name != source or path.suffix.lower() in MODEL_SUFFIXES or path.exists()
+
+
+def network_of(source: str | os.PathLike[str] | Spec) -> str | Spec:
+    """Return the name of a network, or a spec, as it is; of a model file, weights or a run, the spec."""
+    if isinstance(source, os.PathLike) or is_model(source):
+        return header_of(source).spec
+    return source
+
+
+def header_of(source: str | os.PathLike[str] | Spec) -> Header:
+    """Return the header of a model file, of weights by name, or of the model of a run."""
+    from convatlas.inference.load import load
+
+    return load(_name_of(source)).header
 
 
 def show(
@@ -56,12 +70,13 @@ def compare(
 ) -> Comparison | RunComparison:  # fmt: skip
     """Compare networks of the catalog, or specs; or runs, run directories and model files, see `compare_runs`.
 
-    resolution: of networks, in pixels; by default each at its own. bench: measure the latency of models.
+    Beside networks, runs and model files are compared as networks, too. resolution: of networks, in pixels; by default
+    each at its own. bench: measure the latency of models.
     """
     for source in sources:
         _check_kind(source)
-    if any(map(is_model, sources)):
-        check_one_kind(sources, resolution)
+    if sources and all(map(is_model, sources)):
+        check_resolution(resolution)
         from convatlas.overview.compare import compare_runs
 
         return compare_runs(*map(_name_of, sources), bench=bench)
@@ -69,9 +84,7 @@ def compare(
         raise InputError("compare: bench is for models and runs; `convatlas bench NAME...` measures networks")
     from convatlas.models.describe import compare as compare_networks
 
-    return compare_networks(
-        *(source for source in sources if not isinstance(source, os.PathLike)), resolution=resolution
-    )
+    return compare_networks(*map(network_of, sources), resolution=resolution)
 
 
 def _name_of(source: object) -> str:
@@ -89,11 +102,7 @@ def _check_kind(source: object) -> None:
         raise InputError(f"compare: must be {kinds}, got {type(source).__name__}")
 
 
-def check_one_kind(sources: Sequence[object], resolution: int | None) -> None:
-    """Raise InputError unless all are runs and model files, which have a resolution of their own."""
-    networks = [source for source in sources if not is_model(source)]
-    if networks:
-        model = next(_name_of(source) for source in sources if is_model(source))
-        raise InputError(f"compare: {networks[0]} is a network, {model} a model or a run; compare those of one kind")
+def check_resolution(resolution: int | None) -> None:
+    """Raise InputError for a resolution of runs and model files, which have one of their own."""
     if resolution is not None:
         raise InputError("compare: the resolution can be changed for networks by name, not for trained models")

@@ -6,30 +6,33 @@ phi grows with these fixed. Instead of the product, the measured latency may be 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from convatlas.core.spec import SMALL, Spec
 from convatlas.data.open import open_for_training
-from convatlas.errors import SearchError
+from convatlas.errors import DivergedError, SearchError, brief
 from convatlas.models.catalog import adapted, resolve
 from convatlas.models.scaling import fast_factors, scale_compound
 from convatlas.search.catalog_networks import input_side, is_small
 from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter
+from convatlas.system.devices import is_out_of_memory
 from convatlas.system.files import write_text
+from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.train.fit import prepare_run
 from convatlas.train.preparation import preprocessing_for
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
-from convatlas.train.run_folder import CONFIG, create_default_folder
+from convatlas.train.run_folder import CONFIG, check_outside, create_default_folder
 from convatlas.train.settings import DataOptions, RunOptions
 
 Doubled = Literal["macs", "latency"]
@@ -40,6 +43,9 @@ Rule = Literal["compound", "fast"]
 
 LEAST, MOST = 1.9, 2.1
 """Limits of what doubles: of alpha beta² gamma², or of the latency."""
+
+LEAST_COUNTED, MOST_COUNTED = 1.8, 2.2
+"""Limits of the counted MACs relative to the base: depths and widths are rounded, so that some products miss 2."""
 
 PUBLISHED = (1.2, 1.1, 1.15)
 """alpha, beta, gamma of EfficientNet."""
@@ -56,13 +62,16 @@ DIMENSIONS: dict[str, tuple[float, float, float]] = {
 }  # fmt: skip
 """alpha, beta, gamma of scaling in one dimension."""
 
-RESULT = "scaling.json"
-"""File of the result in the directory of a scale search."""
+RESULT, SETTINGS, LATENCIES = "scaling.json", "settings.json", "latencies.json"
+"""Files in the directory of a scale search: of the result, of what it was started with, of what was measured."""
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A scaled network that was trained. rule: a `Rule` or a dimension. accuracies: on val, of one seed each."""
+    """A scaled network that was trained. rule: a `Rule` or a dimension. accuracies: on val, of one seed each.
+
+    error: why a training failed, whose accuracy is then 0; or empty.
+    """
 
     rule: str
     phi: float
@@ -73,6 +82,7 @@ class Scaled:
     counts: Counts
     latency_s: float
     accuracies: tuple[float, ...] = ()
+    error: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -88,6 +98,7 @@ class Scaled:
             "rule": self.rule, "phi": self.phi, "alpha": self.alpha, "beta": self.beta, "gamma": self.gamma,
             "input_px": self.spec.resolution, "parameters": self.counts.parameters, "macs": self.counts.macs,
             "latency_ms": 1000 * self.latency_s, "accuracies": list(self.accuracies), "spec": self.spec.to_plain(),
+            "error": self.error or None,
         }  # fmt: skip
 
 
@@ -186,6 +197,12 @@ def scale_search(
         grid = [lab.measure(rule, 1.0, FAST)] if is_fast else list(lab.grid(base, doubled, number))
         if not grid:
             raise SearchError(f"scale-search: no factors of the grid double the {doubled} of this network")
+        rules = {} if is_fast else {"fast": FAST}
+        others = [
+            lab.measure(name, phi, factors) for name, factors in {**rules, **DIMENSIONS}.items() for phi in sizes
+        ]  # before the training of the grid: a size may be impossible
+        for each in grid:
+            lab.scaled_spec(max(sizes), each.factors)
         lab.total = len(seeds) * (1 + len(grid))
         base = lab.train(base)
         on_network(base)
@@ -196,8 +213,6 @@ def scale_search(
         ranked = sorted(trained, key=lambda each: -each.accuracy)
         by_seed = tuple(max(trained, key=lambda each: each.accuracies[i]).factors for i in range(len(seeds)))
         family = [base, *(lab.measure(rule, phi, ranked[0].factors) for phi in sizes)]
-        rules = DIMENSIONS if is_fast else {"fast": FAST, **DIMENSIONS}
-        others = [lab.measure(name, phi, factors) for name, factors in rules.items() for phi in sizes]
         lab.total += len(seeds) * (len(sizes) + len(others))
         compared = []
         for each in (*family[1:], *others):
@@ -221,6 +236,7 @@ class _Laboratory:
     channels: int
     recipe: str | None
     progress: Progress
+    lock: MachineLock = field(default_factory=MachineLock)
     total: int = 0
     done: int = 0
 
@@ -239,30 +255,54 @@ class _Laboratory:
         preprocessing = preprocessing_for(source, row.preprocessing, spec, source.channels, seeds[0], options)
         meter = LatencyMeter(preprocessing, source.task, engine)
         data = source.location
+        check_outside(folder, data)
         folder.mkdir(parents=True, exist_ok=True)
+        chosen = None if recipe is None or not Path(recipe).is_file() else Path(recipe).read_text(encoding="utf-8")
+        _check_settings(folder, {
+            "network": spec.to_plain(), "data": data, "epochs": epochs, "recipe": chosen or recipe, "engine": engine,
+        })  # fmt: skip
         return cls(spec, data, folder, epochs, seeds, meter, source.channels, recipe, progress)
 
     def measure(self, rule: str, phi: float, factors: tuple[float, float, float]) -> Scaled:
         """Count a network, and measure its latency while nothing else of convatlas runs."""
+        spec = self.scaled_spec(phi, factors)
+        return Scaled(rule, phi, *factors, spec, self.counts_of(spec), self.latency_of(spec))
+
+    def scaled_spec(self, phi: float, factors: tuple[float, float, float]) -> Spec:
         alpha, beta, gamma = factors
-        spec = scale_compound(self.spec, phi, alpha=alpha, beta=beta, gamma=gamma)
-        counts = Counts.of(spec, classes=self.meter.task.outputs, channels=self.channels)
-        latency = self.meter.measure_one(spec).seconds
-        return Scaled(rule, phi, alpha, beta, gamma, spec, counts, latency)
+        return scale_compound(self.spec, phi, alpha=alpha, beta=beta, gamma=gamma)
+
+    def counts_of(self, spec: Spec) -> Counts:
+        return Counts.of(spec, classes=self.meter.task.outputs, channels=self.channels)
+
+    def latency_of(self, spec: Spec) -> float:
+        """Return the latency of a network in seconds; what was measured before is read."""
+        path, key = self.folder / LATENCIES, hashlib.sha256(json.dumps(spec.to_plain()).encode()).hexdigest()[:16]
+        known: dict[str, float] = _read(path) if path.is_file() else {}
+        if key not in known:
+            known[key] = self.meter.measure_one(spec, lock=self.lock).seconds
+            write_text(path, json.dumps(known, indent=1) + "\n")
+        return known[key]
 
     def grid(self, base: Scaled, doubled: Doubled, number: int) -> Iterable[Scaled]:
-        """Yield the networks of step 1, different ones: rounding makes many equal."""
+        """Yield the networks of step 1, different ones: rounding makes many equal, which the most central point has."""
         points = scaling_grid()
         if doubled == "latency":
             alphas, others = _steps(1.0, MOST_ALPHA, 2 * STEP), _steps(1.0, MOST_BETA, 2 * STEP)
             points = [point for point in itertools.product(alphas, others, others) if max(point) > 1]
-        different: dict[str, tuple[float, float, float]] = {}
-        for alpha, beta, gamma in points:
-            spec = scale_compound(self.spec, 1, alpha=alpha, beta=beta, gamma=gamma)
+        equal: dict[str, list[tuple[float, float, float]]] = {}
+        for point in points:
+            spec = self.scaled_spec(1, point)
             if spec != self.spec:
-                different.setdefault(json.dumps(spec.to_plain()), (alpha, beta, gamma))
+                equal.setdefault(json.dumps(spec.to_plain()), []).append(point)
+        different = [_central(each) for each in equal.values()]
+        if doubled == "macs":
+            ratios = [self.counts_of(self.scaled_spec(1, point)).macs / base.counts.macs for point in different]
+            different = [
+                point for point, ratio in zip(different, ratios, strict=True) if LEAST_COUNTED <= ratio <= MOST_COUNTED
+            ]
         found = 0
-        for point in spread(list(different.values()), len(different) if doubled == "latency" else number):
+        for point in spread(different, len(different) if doubled == "latency" else number):
             scaled = self.measure("compound", 1.0, point)
             ratio = scaled.latency_s / base.latency_s
             if doubled == "latency" and not LEAST <= ratio <= MOST:
@@ -274,23 +314,24 @@ class _Laboratory:
 
     def train(self, scaled: Scaled) -> Scaled:
         """Train a network with every seed; what was trained before is read."""
-        accuracies = []
+        accuracies, failed = [], ""
         for seed in self.seeds:
-            accuracies.append(self._accuracy(scaled, seed))
+            try:
+                accuracies.append(self._accuracy(scaled, seed))
+            except (DivergedError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, DivergedError) and not is_out_of_memory(error):
+                    raise
+                accuracies.append(0.0)
+                failed = brief(error)
             self.done += 1
             self.progress(f"training: {scaled.rule}, phi {scaled.phi:g}", self.done, self.total)
-        return replace(scaled, accuracies=tuple(accuracies))
+        return replace(scaled, accuracies=tuple(accuracies), error=failed)
 
     def _accuracy(self, scaled: Scaled, seed: int) -> float:
         """Return the accuracy on val after the last epoch, of a run in the directory."""
         folder = self.folder / "runs" / f"{_name(scaled)}-seed{seed}"
         if (folder / CONFIG).is_file():
             run = open_run(folder)
-            config = run.config
-            if (config.spec, config.recipe.epochs, config.data) != (scaled.spec, self.epochs, self.data):
-                raise SearchError(
-                    f"{folder}: is a training of another network, data or number of epochs; choose another --out"
-                )
         else:
             folder.parent.mkdir(exist_ok=True)
             run = prepare_run(
@@ -298,13 +339,39 @@ class _Laboratory:
                 options=RunOptions(diagnostics=False, report=False),
                 **cast(RecipeFields, {"epochs": self.epochs}),
             )  # fmt: skip
-        for _ in run.steps():
-            pass
+        events = run.steps()
+        is_over = run.state.finished
+        while not is_over:
+            with self.lock.working():
+                is_over = next(events, None) is None
         last = run.state.history[-1]
         key = next((name for name in ("val_accuracy", "val_top1") if name in last), None)
         if key is None:
             raise SearchError(f"{self.data}: a scale search needs classes and a val split")
         return float(last[key])
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what a scale search is started with; raises SearchError if the directory has one of something else."""
+    path = folder / SETTINGS
+    before = _read(path) if path.is_file() else settings
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise SearchError(f"{folder}: has a scale search with another {name}; choose another --out")
+    write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise SearchError(f"{path}: damaged ({brief(error)})") from error
+
+
+def _central(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Return the point nearest to the mean of all."""
+    mean = [statistics.fmean(axis) for axis in zip(*points, strict=True)]
+    return min(points, key=lambda point: math.dist(point, mean))
 
 
 def _name(scaled: Scaled) -> str:

@@ -108,12 +108,9 @@ class VideoResNet(ClipSpec):
             raise SpecError(f"VideoResNet: stem must have 1 width, or 2 if it is split, got {len(self.stem)}")
         if self.stem_frames % 2 == 0:
             raise SpecError(f"VideoResNet: stem_frames must be odd, got {self.stem_frames}")
-        numbers = len(self.kinds), len(self.depths), len(self.widths)
-        if len(set(numbers)) > 1:
+        if len(self.kinds) != len(self.widths):
             raise SpecError(
-                "VideoResNet: kinds, depths and widths must have one value for each stage, got {}, {} and {}".format(
-                    *numbers
-                )
+                f"VideoResNet: kinds must have one value for each of {len(self.widths)} widths, got {self.kinds}"
             )
 
     def build(self, *, classes: int, channels: int) -> Network:
