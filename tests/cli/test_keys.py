@@ -154,7 +154,7 @@ def test_the_keys_of_searches_are_those_of_the_page() -> None:
     from convatlas.search.store import Evaluation
 
     metrics = {"accuracy": 0.5, "reward": 0.5, "latency": 0.001, "parameters": 1, "macs": 1, "file_bytes": 1,
-               "memory_bytes": 1, "steps": 1, "epochs": 1.0, "seconds": 1.0}  # fmt: skip
+               "memory_bytes": 1, "steps": 1, "epochs": 1.0, "seconds": 1.0, "disturbed": 0.0}  # fmt: skip
     plain = {"name": "a", "kind": "candidate", "seed": 0}
     text = trials_csv([Evaluation(0, plain, {}, 1.0, "complete", metrics=metrics)])
     for name in next(csv.reader(io.StringIO(text))):

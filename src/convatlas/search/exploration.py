@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from convatlas.errors import SearchError, brief
 from convatlas.search.explorer import FIDELITIES, Explorer
@@ -48,7 +49,7 @@ def explore(
     equal trials.
     Raises SearchError if the first evaluations of a fidelity all fail, and for a space without allowed candidates.
     """
-    if isinstance(budget, bool) or not isinstance(budget, Real) or not 1 <= budget < math.inf:
+    if isinstance(budget, bool) or not isinstance(budget, int | float | np.number) or not 1 <= budget < math.inf:
         raise SearchError(f"explore: budget must be a number of evaluations >= 1, got {budget!r}")
     space, budget = space_of(space), float(budget)
     explorer = Explorer(space, seed=seed, budget=budget, fidelities=fidelities if budget >= LEAST_BUDGET else (1.0,))

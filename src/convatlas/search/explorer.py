@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -64,18 +64,19 @@ class Explorer:
         self, space: Space | Any, *, seed: int = 0, budget: float = 300, fidelities: Sequence[float] = FIDELITIES,
         pool: int = MAX_POOL,
     ) -> None:  # fmt: skip
-        levels = tuple(fidelities) if isinstance(fidelities, Iterable) else (fidelities,)
+        levels: tuple[Any, ...] = tuple(fidelities) if isinstance(fidelities, Iterable) else (fidelities,)
         is_rising = all(isinstance(each, Real) for each in levels) and all(a < b for a, b in pairwise((0, *levels)))
         if not levels or levels[-1] != 1 or not is_rising:
             raise SearchError(f"fidelities: must rise from above 0 to 1, got {', '.join(map(str, levels))}")
-        if not isinstance(seed, Integral) or seed < 0:
+        if not isinstance(seed, int | np.integer) or seed < 0:
             raise SearchError(f"seed: must be an integer >= 0, got {seed!r}")
-        self.space = space = space_of(space)
-        self.fidelities, self.pool = levels, pool
+        self.space: Space = space_of(space)
+        self.fidelities: tuple[float, ...] = levels
+        self.pool = pool
         self.random = np.random.default_rng(int(seed))
-        self.first = round(min(max(2, budget / 5), max(10, 4 * len(space.names))))
-        self._accuracy = GaussianProcess(np.append(space.ordered, True), noise=ACCURACY_NOISE)
-        self._latency = GaussianProcess(space.ordered, noise=LATENCY_NOISE)
+        self.first = round(min(max(2, budget / 5), max(10, 4 * len(self.space.names))))
+        self._accuracy = GaussianProcess(np.append(self.space.ordered, True), noise=ACCURACY_NOISE)
+        self._latency = GaussianProcess(self.space.ordered, noise=LATENCY_NOISE)
         self._codes: list[Codes] = []
         self._values: list[tuple[float, float, int]] = []
         self._reached: dict[bytes, int] = {}
