@@ -180,6 +180,20 @@ def test_a_seed_is_an_integer(seed: Any) -> None:
         explore(SPACE, evaluate, seed=seed)
 
 
+def test_candidates_of_others_are_reserved_and_then_promoted() -> None:
+    space = ca.search.Space({"x": range(3)})
+    explorer = ca.search.Explorer(space, budget=10)
+    explorer.reserve([{"x": 0}, {"x": 1}])
+    asked = explorer.ask()
+    assert asked is not None
+    assert asked[0] == {"x": 2}
+    explorer.reserve([])
+    for x in range(3):
+        explorer.tell({"x": x}, accuracy=0.1 * x, latency=1.0, fidelity=0.1)
+    promoted = [explorer.ask() for _ in range(4)]
+    assert [each[1] for each in promoted if each is not None] == [1.0] * 3
+
+
 def test_the_engine_refuses_what_is_no_result() -> None:
     explorer = ca.search.Explorer(SPACE, budget=10)
     asked = explorer.ask()

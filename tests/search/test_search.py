@@ -25,10 +25,11 @@ from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
-from convatlas.search.standings import Standing, finalists, front, leaders, standings, winner
+from convatlas.search.standings import Standing, finalists, front, has_failed, leaders, standings, winner
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
+from convatlas.train.run_folder import OccupiedError
 
 LIMITS = Limits(latency_s=0.02, params=100_000)
 
@@ -147,7 +148,13 @@ def test_an_evaluation_that_is_stopped_continues_where_it_was(result: SearchResu
 def test_epochs_follow_the_time_that_they_take(
     elapsed_s: list[float], planned: int, seconds: float, epochs: int
 ) -> None:
-    assert epochs_within(elapsed_s, planned, seconds) == epochs
+    assert epochs_within(elapsed_s, planned, seconds=seconds, left=seconds - elapsed_s[-1]) == epochs
+
+
+def test_faster_epochs_of_the_head_tell_nothing() -> None:
+    assert epochs_within([10], 20, seconds=600, left=590, head_epochs=1) == 20
+    assert epochs_within([10, 40], 20, seconds=600, left=560, head_epochs=1) == 20
+    assert epochs_within([10, 70], 20, seconds=600, left=530, head_epochs=1) == 10
 
 
 def test_a_training_whose_time_is_over_ends_with_a_model(result: SearchResult, tmp_path: Path) -> None:
@@ -165,16 +172,62 @@ def test_what_is_not_the_fault_of_a_network_ends_the_worker_and_nothing_is_lost(
     result: SearchResult, tmp_path: Path
 ) -> None:
     settings = replace(result.settings, data=str(tmp_path / "unmounted"))
-    store = start(tmp_path, settings, [replace(result.standings[-1].contestant, latency_s=0.001)])
-    for _ in range(4):
-        with pytest.raises(ConvatlasError, match="unmounted"):
-            Worker(tmp_path, settings, store).step()
-    assert [each.state for each in store.evaluations()] == ["failed"] * 4 + ["waiting"]
+    contestant = replace(result.standings[-1].contestant, latency_s=0.001)
+    names = [f"n{i}" for i in range(4)]
+    store = start(tmp_path, settings, [replace(contestant, name=name) for name in names])
+    worker = Worker(tmp_path, settings, store)
+    assert [worker.step(), worker.step()] == [True, True]
+    with pytest.raises(ConvatlasError, match="unmounted"):
+        worker.step()
+    assert [each.state for each in store.evaluations()] == [*["failed"] * 3, *["waiting"] * 4]
     with pytest.raises(SearchError, match="no evaluation is complete yet, try again later"):
         write_report(tmp_path, settings, store.evaluations())
-    assert Worker(tmp_path, result.settings, store).step()
-    assert [each.state for each in store.evaluations()] == ["failed"] * 4 + ["complete"]
-    assert standings(store.evaluations())
+    worker = Worker(tmp_path, replace(result.settings, training_s=1e-3), store)
+    for _ in names:
+        assert worker.step()
+    assert sorted(each.contestant.name for each in standings(store.evaluations())) == names
+
+
+def test_a_network_with_an_error_fails_when_another_one_trains(result: SearchResult, tmp_path: Path) -> None:
+    contestant = replace(result.standings[-1].contestant, latency_s=0.001)
+    bad = replace(contestant, name="bad", kind="pretrained", weights="deleted.safetensors")
+    settings = replace(result.settings, training_s=1e-3)
+    store = start(tmp_path, settings, [bad, replace(contestant, name="good")])
+    worker = Worker(tmp_path, settings, store)
+    assert worker.step()
+    assert [each.state for each in store.evaluations()] == ["failed", "waiting", "waiting"]
+    assert worker.step()
+    assert [each.state for each in store.evaluations()] == ["failed", "complete", "failed"]
+    assert "deleted.safetensors" in store.evaluations()[2].error
+    assert [has_failed(each) for each in store.evaluations()] == [False, False, True]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(
+    result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contestant = replace(result.standings[-1].contestant, latency_s=0.001)
+    settings = replace(result.settings, training_s=1e-3)
+    store = start(tmp_path, settings, [replace(contestant, name="n0"), replace(contestant, name="n1")])
+    worker = Worker(tmp_path, settings, store)
+
+    def occupied(*_: object) -> None:
+        raise OccupiedError("another process is training this run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "evaluate", occupied)
+        assert worker.step()
+    assert worker.step()
+    last = {str(each.plain["name"]): each.state for each in store.evaluations()}
+    assert last == {"n0": "waiting", "n1": "complete"}
+    monkeypatch.setattr("convatlas.search.worker.LEASE_S", 0.0)
+    assert worker.step()
+    assert {str(each.plain["name"]): each.state for each in store.evaluations()}["n0"] == "complete"
+
+
+def test_a_worker_without_the_recipe_does_not_begin(result: SearchResult, tmp_path: Path) -> None:
+    store = start(tmp_path, result.settings, [])
+    with pytest.raises(ConvatlasError, match=r"gone\.yaml"):
+        Worker(tmp_path, replace(result.settings, recipe=str(tmp_path / "gone.yaml")), store)
 
 
 def test_the_latency_of_a_network_is_measured_once(

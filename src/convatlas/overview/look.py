@@ -70,8 +70,8 @@ def compare(
 ) -> Comparison | RunComparison:  # fmt: skip
     """Compare networks of the catalog, or specs; or runs, run directories and model files, see `compare_runs`.
 
-    Beside networks, runs and model files are compared as networks, too. resolution: of networks, in pixels; by default
-    each at its own. bench: measure the latency of models.
+    If any source is a network, runs and model files are compared as networks. resolution: of networks, in pixels; by
+    default each at its own. bench: measure the latency of models.
     """
     for source in sources:
         _check_kind(source)

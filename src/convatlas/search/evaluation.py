@@ -17,7 +17,6 @@ from convatlas.errors import RunError, SearchError
 from convatlas.models.catalog import resolve
 from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
-from convatlas.search.latency import machine_name
 from convatlas.search.limits import reward
 from convatlas.search.settings import SearchSettings
 from convatlas.system.locks import MachineLock
@@ -47,7 +46,8 @@ EMA_DECAY = 0.98
 
 
 TIMED_EPOCHS, TIME_TOLERANCE = 5, 0.03
-"""Last epochs whose time is that of the next ones, and share of the time by which a plan may miss it."""
+"""Last epochs whose time is that of the next ones, also the fewest between two plans; and share of the time by which a
+plan may miss it."""
 
 
 def least_epochs(recipe: Recipe) -> int:
@@ -55,15 +55,19 @@ def least_epochs(recipe: Recipe) -> int:
     return max(1, math.ceil(max(recipe.warmup, recipe.head_epochs)))
 
 
-def epochs_within(elapsed_s: Sequence[float], planned: int, seconds: float) -> int:
+def epochs_within(
+    elapsed_s: Sequence[float], planned: int, *, seconds: float, left: float, head_epochs: int = 0
+) -> int:  # fmt: skip
     """Return the epochs of a training that is to take so many seconds: the planned ones if they about do.
 
-    elapsed_s: seconds of the training at the end of each epoch so far.
+    elapsed_s: seconds of the training at the end of each epoch so far. left: of the time. head_epochs: faster ones at
+    the start.
     """
     done = len(elapsed_s)
-    number = min(TIMED_EPOCHS, done)
+    number = min(TIMED_EPOCHS, done - head_epochs)
+    if number < 1:
+        return planned
     epoch_s = (elapsed_s[-1] - (elapsed_s[-1 - number] if done > number else 0.0)) / number
-    left = seconds - elapsed_s[-1]
     if abs((planned - done) * epoch_s - left) <= max(epoch_s / 2, TIME_TOLERANCE * seconds):
         return planned
     return min(max(MAX_EPOCHS, done), done + max(0, int(left / max(epoch_s, 1e-9))))
@@ -95,7 +99,7 @@ class Evaluator:
         latency, is_disturbed = self.latency_of(contestant, counts)
         over = self.settings.hard_limits.exceeded(counts, latency)
         if over:
-            raise OverLimitError(over)
+            raise OverLimitError(f"{over}; other processes disturbed the measurement" if is_disturbed else over)
         with self.lock.working():
             run = self._resume_or_start(contestant)
         self.train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)
@@ -120,17 +124,14 @@ class Evaluator:
         }  # fmt: skip
 
     def latency_of(self, contestant: Contestant, counts: Counts) -> tuple[float, bool]:
-        """Return the latency in seconds on the machine of the search: measured alone, or predicted on another one.
+        """Return (seconds, whether other processes disturbed the measurement) of the machine of the search.
 
-        Also, whether other processes disturbed the measurement.
-
-        That of baselines is known from the start of the search.
+        It is measured there, unless it is known, and predicted on another kind of machine.
         """
         if contestant.latency_s is not None:
             return contestant.latency_s, False
-        model = self.settings.latency
-        if model is not None and not (self.settings.measures and model.machine == machine_name()):
-            return model.predict(counts), False  # the search is for another machine
+        if self.settings.latency is not None and not self.settings.measures_here:
+            return self.settings.latency.predict(counts), False
         limit_s = self.settings.hard_limits.target_s
         measured = self.settings.meter.measure_one(contestant.spec, limit_s=limit_s, lock=self.lock)
         return measured.seconds, measured.is_disturbed
@@ -178,22 +179,29 @@ class Evaluator:
 
         on_event: is called with each event.
         """
+        end = time.monotonic() + seconds - run.state.seconds
         while True:
-            planned = epochs = run.config.recipe.epochs
-            events = run.steps()
-            while epochs == planned:
+            recipe, opened = run.config.recipe, len(run.history)
+            epochs, events = recipe.epochs, run.steps()
+            while epochs == recipe.epochs:
                 with self.lock.working():
                     event = next(events, None)
                 if event is None:
                     return run
                 on_event(event)
-                if isinstance(event, Epoch):
-                    epochs = epochs_within([each.elapsed_s for each in run.history], planned, seconds)
+                done = len(run.history)
+                if isinstance(event, Epoch) and done - opened >= min(TIMED_EPOCHS, math.ceil(recipe.epochs / 4)):
+                    epochs = epochs_within(
+                        [each.elapsed_s for each in run.history], recipe.epochs, seconds=seconds,
+                        left=end - time.monotonic(), head_epochs=recipe.head_epochs,
+                    )  # fmt: skip
+                    if done < epochs < recipe.epochs:
+                        epochs = max(epochs, least_epochs(recipe))
             events.close()
             if epochs <= len(run.history):
                 run.finish()
                 return run
-            run = open_run(run.folder, data=self.data, epochs=max(epochs, least_epochs(run.config.recipe)))
+            run = open_run(run.folder, data=self.data, epochs=epochs)
 
     def _resume_or_start(self, contestant: Contestant) -> Run:
         """Open the run of a contestant. Its learning rate is constant after a warm-up, because it may end any time."""

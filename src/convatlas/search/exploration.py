@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from convatlas.errors import SearchError, brief
-from convatlas.search.explorer import FIDELITIES, Explorer
+from convatlas.search.explorer import FIDELITIES, Explorer, checked_fidelities
 from convatlas.search.space import Candidate, Space, space_of
 from convatlas.search.study import ACCURACY, LATENCY, Study, Trial
 from convatlas.system.progress import Progress, progress_callback
@@ -39,7 +39,7 @@ def explore(
     evaluate: returns {"accuracy": ..., "latency": ...} of a candidate, in any unit, and further metrics if there are
         any; without a latency, only accuracy counts. An exception becomes the error of the trial, and so do metrics
         that are no numbers, such as the accuracy of a training that diverged.
-    budget: number of evaluations; one of a fidelity f counts f.
+    budget: number of evaluations; one of a fidelity f counts f. Below 3, all are of the full fidelity.
     fidelities: each candidate is evaluated with the lowest one at first, and with the next one if it is still worth
         it; (1,) for the full one only. Where the fidelity does not matter, this is noticed after a few candidates.
     on_trial: is called with each trial, as soon as it is there.
@@ -52,7 +52,8 @@ def explore(
     if isinstance(budget, bool) or not isinstance(budget, int | float | np.number) or not 1 <= budget < math.inf:
         raise SearchError(f"explore: budget must be a number of evaluations >= 1, got {budget!r}")
     space, budget = space_of(space), float(budget)
-    explorer = Explorer(space, seed=seed, budget=budget, fidelities=fidelities if budget >= LEAST_BUDGET else (1.0,))
+    levels = checked_fidelities(fidelities)
+    explorer = Explorer(space, seed=seed, budget=budget, fidelities=levels if budget >= LEAST_BUDGET else (1.0,))
     trials, spent = list[Trial](), 0.0
     with progress_callback(progress) as report:
         while (asked := explorer.ask()) is not None and spent + asked[1] <= budget + ROUNDING:

@@ -64,14 +64,10 @@ class Explorer:
         self, space: Space | Any, *, seed: int = 0, budget: float = 300, fidelities: Sequence[float] = FIDELITIES,
         pool: int = MAX_POOL,
     ) -> None:  # fmt: skip
-        levels: tuple[Any, ...] = tuple(fidelities) if isinstance(fidelities, Iterable) else (fidelities,)
-        is_rising = all(isinstance(each, Real) for each in levels) and all(a < b for a, b in pairwise((0, *levels)))
-        if not levels or levels[-1] != 1 or not is_rising:
-            raise SearchError(f"fidelities: must rise from above 0 to 1, got {', '.join(map(str, levels))}")
         if not isinstance(seed, int | np.integer) or seed < 0:
             raise SearchError(f"seed: must be an integer >= 0, got {seed!r}")
         self.space: Space = space_of(space)
-        self.fidelities: tuple[float, ...] = levels
+        self.fidelities = checked_fidelities(fidelities)
         self.pool = pool
         self.random = np.random.default_rng(int(seed))
         self.first = round(min(max(2, budget / 5), max(10, 4 * len(self.space.names))))
@@ -80,6 +76,7 @@ class Explorer:
         self._codes: list[Codes] = []
         self._values: list[tuple[float, float, int]] = []
         self._reached: dict[bytes, int] = {}
+        self._reserved: set[bytes] = set()
         self._last: dict[bytes, float] = {}
         self._equal: list[bool] = []
         self._pool: _Pool | None = None
@@ -117,10 +114,9 @@ class Explorer:
         if self._pool is not None:
             self._pool.add(self.space.positions(codes[None])[0], self._share(level))
 
-    def reserve(self, candidate: Candidate, fidelity: float) -> None:
-        """Do not return a candidate with this fidelity, because someone else evaluates it."""
-        key, level = self.space.encode(candidate).tobytes(), self.fidelities.index(fidelity)
-        self._reached[key] = max(level, self._reached.get(key, -1))
+    def reserve(self, candidates: Iterable[Candidate]) -> None:
+        """Do not return these candidates until the next call, because others evaluate them."""
+        self._reserved = {self.space.encode(candidate).tobytes() for candidate in candidates}
 
     def drop(self, candidate: Candidate) -> None:
         """Never return a candidate again, because its evaluation failed."""
@@ -135,7 +131,8 @@ class Explorer:
         return 1 - (len(self.fidelities) - 1 - level) / len(self.fidelities)
 
     def _is_open(self, codes: Codes) -> bool:
-        return self._reached.get(codes.tobytes(), -1) < len(self.fidelities) - 1
+        key = codes.tobytes()
+        return key not in self._reserved and self._reached.get(key, -1) < len(self.fidelities) - 1
 
     def _choose(self) -> Codes | None:
         if len(self._values) < self.first:
@@ -146,9 +143,9 @@ class Explorer:
         return self._best_of_pool(levels)
 
     def _random(self) -> Codes | None:
-        drawn = self.space.sample(len(self._reached) + 16, self.random)
+        drawn = self.space.sample(len(self._reached.keys() | self._reserved) + 16, self.random)
         self.random.shuffle(drawn)
-        fresh = [row for row in drawn if row.tobytes() not in self._reached]
+        fresh = [row for row in drawn if row.tobytes() not in self._reached.keys() | self._reserved]
         return next(iter(fresh or [row for row in drawn if self._is_open(row)]), None)
 
     def _promising(self, levels: NDArray[np.int64]) -> Codes | None:
@@ -264,6 +261,15 @@ class _Pool:
             mean, std, share, values[front], share_of_front, least_accuracy=float(np.quantile(values, 0.1)),
             most_cost=1 + MARGIN,
         )  # fmt: skip
+
+
+def checked_fidelities(fidelities: Sequence[float]) -> tuple[float, ...]:
+    """Return fidelities that rise from above 0 to 1; raises SearchError for others."""
+    levels: tuple[Any, ...] = tuple(fidelities) if isinstance(fidelities, Iterable) else (fidelities,)
+    is_rising = all(isinstance(each, Real) for each in levels) and all(a < b for a, b in pairwise((0, *levels)))
+    if not levels or levels[-1] != 1 or not is_rising:
+        raise SearchError(f"fidelities: must rise from above 0 to 1, got {', '.join(map(str, levels))}")
+    return levels
 
 
 def warp(accuracies: Floats) -> Floats:

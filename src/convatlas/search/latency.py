@@ -200,6 +200,11 @@ class LatencyModel(Record):
             if kind not in KINDS:
                 raise SearchError(f"LatencyModel: kinds must be of {', '.join(KINDS)}, got {kind!r}")
 
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether it was measured on the processor of this machine; with as many cores or others."""
+        return self.machine.startswith(f"{processor_name()}, ")
+
     def predict(self, counts: Counts) -> float:
         """Return the predicted seconds for one image."""
         return float(np.dot((*counts.layers, 1.0), self.coefficients))

@@ -268,11 +268,11 @@ def _train_winner(
     """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
     final = FinalTraining(best.contestant.name, settings.time_s)
     previous = FinalTraining.read(folder)
-    if previous is not None and (folder / BEST).exists():
+    if previous is not None:
+        final = replace(final, earlier_s=previous.earlier_s)
         is_same = (previous.name, previous.time_s) == (final.name, final.time_s)
-        before = 0.0 if is_same else read_progress(folder / BEST).seconds
-        final = replace(final, earlier_s=previous.earlier_s + before)
-        if not is_same:
+        if not is_same and (folder / BEST).exists():
+            final = replace(final, earlier_s=previous.earlier_s + read_progress(folder / BEST).seconds)
             (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
     final.write(folder)
     spent = settings.setup_s + elapsed(evaluations) + final.earlier_s

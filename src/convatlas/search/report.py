@@ -143,11 +143,15 @@ def _facts(
         "networks": str(len(found)),
         "of them to the end": str(sum(each.fidelity == found[0].fidelity for each in found)),
         "failed": str(sum(map(has_failed, evaluations))),
-        "disturbed latencies": str(sum(bool(each.metrics.get("disturbed")) for each in evaluations)),
+        "disturbed latencies": str(sum(map(_is_disturbed, evaluations))),
         "continued": str(sum(each.is_continued for each in evaluations)),
         "limits": str(settings.limits),
         "seed": str(settings.seed),
     }
+
+
+def _is_disturbed(each: Evaluation) -> bool:
+    return bool(each.metrics.get("disturbed")) or "disturbed the measurement" in each.error
 
 
 def _time(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> dict[str, str]:

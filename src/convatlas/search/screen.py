@@ -11,9 +11,11 @@ from convatlas.search.counts import Counts
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.limits import Limits
 
-TOO_SLOW, RESERVE = 1.5, 0.97
-"""Networks whose predicted latency is this factor above the limit are not measured; others must stay this far below it.
-"""
+TOO_SLOW = 1.5
+"""Networks whose predicted latency is more than so many times the limit are not measured."""
+
+RESERVE = 0.97
+"""Share of the limit that a measured latency must be below."""
 
 MACS_PER_S = 2e11
 """MACs per second that no thread of a CPU reaches; networks that would need more are not measured."""

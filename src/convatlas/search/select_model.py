@@ -235,10 +235,13 @@ def _ranked(
 ) -> ModelSelection:  # fmt: skip
     """Return the networks, the best first; those that could not be trained last."""
     scores: dict[str, list[float]] = {each.name: [] for each in contestants}
-    errors = {str(each.plain["name"]): each.error for each in evaluations if has_failed(each)}
     for each in evaluations:
         if each.state == "complete":
             scores[str(each.plain["name"])].append(each.metrics["accuracy"])
+    errors = {
+        str(each.plain["name"]): each.error for each in evaluations
+        if each.state == "failed" and (has_failed(each) or not scores[str(each.plain["name"])])
+    }  # fmt: skip
     found = standings(evaluations)
     if not found:
         name, error = next(iter(errors.items()))

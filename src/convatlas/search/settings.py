@@ -141,6 +141,11 @@ class SearchSettings(Record):
         return {} if self.spec_space is None else self.spec_space.choices
 
     @property
+    def measures_here(self) -> bool:
+        """Whether this process measures latencies; on another kind of machine, the model of the first one predicts."""
+        return self.measures and (self.latency is None or self.latency.is_of_this_machine)
+
+    @property
     def hard_limits(self) -> Limits:
         """The limits that no network may exceed: with a soft objective, not that of the latency."""
         return hard_limits(self.limits, self.objective)

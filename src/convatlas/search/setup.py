@@ -249,7 +249,7 @@ def _from_catalog(
 
 def _absolute(recipe: str | None) -> str | None:
     """Return the name of a recipe, or the whole path of its file: workers may start in another directory."""
-    return recipe if recipe is None or not Path(recipe).is_file() else str(Path(recipe).resolve())
+    return str(Path(recipe).resolve()) if recipe and Path(recipe).suffix else recipe
 
 
 def _threads(options: SearchOptions) -> int:

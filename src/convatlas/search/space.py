@@ -24,12 +24,12 @@ Candidate = dict[str, Any]
 Codes = NDArray[np.int64]
 """Candidates (n, names): the index of each choice."""
 
-MAX_TRIES = 100
-"""Number of times that `Space.sample` draws as many candidates as are missing, before it returns fewer."""
+LEAST_DRAWN, MAX_DRAWN = 10_000, 100
+"""How many candidates `Space.sample` draws, and for each that it should return, before it returns fewer."""
 
 
 MAX_MORE = 64
-"""How many times as many candidates as are missing are drawn, where few of them are allowed."""
+"""How many times as many candidates as are missing are drawn at once, where few of them are allowed."""
 
 MAX_LISTED = 100_000
 """Largest space whose candidates are listed when random ones are not enough."""
@@ -126,15 +126,13 @@ class Space:
     def sample(self, number: int, random: np.random.Generator) -> Codes:
         """Return different candidates at random, (number, names), or fewer if no more are found."""
         found: dict[bytes, NDArray[np.int64]] = {}
-        more = 1
-        for _ in range(MAX_TRIES):
-            missing = number - len(found)
-            if missing <= 0:
-                break
-            drawn = random.integers(0, self._counts, (missing * more, len(self._counts)))
-            new = self._only_allowed(drawn)
+        more, left = 1, max(LEAST_DRAWN, MAX_DRAWN * number)
+        while (missing := number - len(found)) > 0 and left > 0:
+            size = min(missing * more, left)
+            left -= size
+            new = self._only_allowed(random.integers(0, self._counts, (size, len(self._counts))))
             found |= {row.tobytes(): row for row in new}
-            more = min(MAX_MORE, 2 * more) if len(new) < missing * more / 10 else 1  # few are allowed
+            more = min(MAX_MORE, 2 * more) if len(new) < size / 10 else 1  # few are allowed
         if len(found) < number and self.size <= MAX_LISTED:
             every = self.all()
             return every[random.permutation(len(every))[:number]]

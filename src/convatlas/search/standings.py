@@ -20,9 +20,6 @@ def network_name(name: str) -> str:
     return name.partition(SEED_MARK)[0]
 
 
-KINDS = (True, False)
-"""Candidates, and all others."""
-
 PROMOTED = 3
 """One of so many contestants continues at the next fidelity."""
 
@@ -99,17 +96,18 @@ def leaders(found: Sequence[Standing]) -> list[Standing]:
 
 
 def finalists(found: Sequence[Standing]) -> list[Standing]:
-    """Return the best candidate and the best of the others among those with the most seeds: the former leaders.
-
-    One with fewer seeds may have been lucky.
-    """
+    """Return the best candidate and the best of the others, of those with the most seeds: one seed may be lucky."""
     top = [each for each in found if each.fidelity == found[0].fidelity]
-    seeds = {kind: max((len(each.rewards) for each in top if each.is_candidate is kind), default=0) for kind in KINDS}
-    return _firsts([each for each in top if len(each.rewards) == seeds[each.is_candidate]])
+    most = {
+        is_candidate: max((len(each.rewards) for each in top if each.is_candidate is is_candidate), default=0)
+        for is_candidate in (True, False)
+    }
+    return _firsts([each for each in top if len(each.rewards) == most[each.is_candidate]])
 
 
 def _firsts(found: Sequence[Standing]) -> list[Standing]:
-    firsts = (next((each for each in found if each.is_candidate is kind), None) for kind in KINDS)
+    """Return the first candidate and the first of the others."""
+    firsts = (next((each for each in found if each.is_candidate is kind), None) for kind in (True, False))
     return [each for each in firsts if each is not None]
 
 

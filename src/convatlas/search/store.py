@@ -16,7 +16,7 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,7 +44,7 @@ MAX_PAUSE_S = 60.0
 """Longest time between two evaluations in which a worker is choosing the next one; in a longer one nothing runs."""
 
 MAX_ATTEMPTS = 3
-"""Number of workers that may die during an evaluation before it counts as failed."""
+"""Number of workers that may die or stop during an evaluation before it counts as failed."""
 
 CHUNK = 1 << 16
 """Bytes of a journal that are read at once, to find its last line."""
@@ -180,16 +180,18 @@ class TrialStore:
         )  # fmt: skip
         self._reached(self._study.add_trial, trial)
 
-    def claim_next(self, mark: str = "") -> Evaluation | None:
+    def claim_next(self, mark: str = "", *, without: Collection[str] = ()) -> Evaluation | None:
         """Begin the first evaluation that waits, or return None. One that runs or is complete is not done again.
 
-        Of a contestant, one evaluation runs at a time. mark: in its name.
+        Of a contestant, one evaluation runs at a time. mark: in its name. without: names that are left to others.
         """
         found = self.evaluations()
         trained = {other.plain["name"] for other in found if other.state == "running"}  # in one run directory
         for each in found:
             name = str(each.plain["name"])
-            if each.state != "waiting" or mark not in name or name in trained or not self.claim(each):
+            if each.state != "waiting" or mark not in name or name in trained or name in without:
+                continue
+            if not self.claim(each):
                 continue
             active = [other for other in self.evaluations() if other.plain["name"] == name and other.state in ACTIVE]
             same = [other for other in active if other.key == each.key]
@@ -224,18 +226,32 @@ class TrialStore:
         values = [metrics["accuracy"], metrics["latency"]]
         return self._end(evaluation, self._optuna.trial.TrialState.COMPLETE, values)
 
-    def fail(self, evaluation: Evaluation, error: str, *, again: bool = False, died: bool = False) -> bool:
+    def fail(
+        self, evaluation: Evaluation, error: str, *, again: bool = False, is_attempt: bool = False, died: bool = False
+    ) -> bool:
         """End an evaluation without metrics; False if it has ended already.
 
-        again: add the evaluation again, to be continued. died: its worker died, which is one of `MAX_ATTEMPTS`.
+        again: add the evaluation again, to be continued. is_attempt: it was one of `MAX_ATTEMPTS`. died: its worker
+        died, which is one, too.
         """
         ended = {"end": evaluation.end} if died else {"end": time.time()}  # a dead worker's is that of its last lease
         self._set(evaluation, error=error, continued=again, **ended)
         if not self._end(evaluation, self._optuna.trial.TrialState.FAIL, None):
             return False
         if again:
-            self.add(evaluation.plain, evaluation.choices, evaluation.fidelity, attempt=evaluation.attempt + died)
+            self.add(
+                evaluation.plain,
+                evaluation.choices,
+                evaluation.fidelity,
+                attempt=evaluation.attempt + (is_attempt or died),
+            )
         return True
+
+    def fail_waiting(self, name: str, error: str) -> None:
+        """End all evaluations of a contestant that wait, without metrics."""
+        for each in self.evaluations():
+            if each.state == "waiting" and each.plain["name"] == name and self.claim(each):
+                self.fail(each, error)
 
     def _end(self, evaluation: Evaluation, state: Any, values: Sequence[float] | None) -> bool:
         try:

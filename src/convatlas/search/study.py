@@ -101,7 +101,7 @@ class Study:
 
     @property
     def _metrics(self) -> list[str]:
-        """The metrics that a trial has."""
+        """The metrics that any complete trial has."""
         return list(dict.fromkeys(name for trial in self.complete for name in trial.metrics))
 
     def to_json(self) -> str:

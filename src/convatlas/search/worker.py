@@ -15,7 +15,7 @@ import numpy as np
 
 from convatlas.data.readers.memory import Data
 from convatlas.engines.network_engine import check_engine
-from convatlas.errors import ConvatlasError, EngineError, RunError, SpecError, brief
+from convatlas.errors import ConvatlasError, DivergedError, brief
 from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.contestant import Contestant, candidate_name
 from convatlas.search.counts import Counts
@@ -24,10 +24,11 @@ from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
 from convatlas.search.standings import SEED_MARK, has_failed, network_name, promoted
-from convatlas.search.store import LEASE_S, Evaluation, TrialStore, elapsed
+from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
 from convatlas.system.locks import MachineLock
+from convatlas.train.recipe import get_recipe
 from convatlas.train.run_folder import OccupiedError
 
 POOL = 2000
@@ -39,8 +40,8 @@ FIRST = 40
 IDLE_S, MAX_IDLE_S = 1.0, 600.0
 """Seconds between two looks into a store without work, and after which a worker gives up: whoever adds work is dead."""
 
-FAULTS_OF_NETWORKS = (OverLimitError, SpecError, EngineError, RunError)
-"""Errors that count against the network: it is above a limit, cannot be built, run on the engine, or trained."""
+MAX_SUSPECTS = 3
+"""Number of networks that may fail one after the other before it is rather the fault of the data or the machine."""
 
 OnEvaluation = Callable[[Evaluation, Sequence[Evaluation], float], None]
 """Called with each evaluation that has ended here, all of the store, and the seconds that are left of the search."""
@@ -53,19 +54,27 @@ class TimeOverError(ConvatlasError):
 class Worker:
     """One process of a search. folder: its directory. on_evaluation: is called after each evaluation.
 
-    data: in memory; None for that of the settings. An error that is not the fault of a network ends the worker.
-    Raises EngineError if the engine of the search is not installed.
+    data: in memory; None for that of the settings.
+
+    A network that is above a limit, diverges or runs out of memory fails. Another error may be its fault, or that of
+    the data or the machine: it fails when the worker has trained another network after it. After `MAX_SUSPECTS` in a
+    row the worker ends, and they wait for another one.
+    Raises EngineError or SpecError if the engine or the recipe of the search is missing on this machine.
     """
 
     def __init__(
         self, folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None,
         data: Data | None = None,
     ) -> None:  # fmt: skip
-        if settings.measures:
+        if settings.measures_here:
             check_engine(settings.engine)
+        if settings.recipe is not None:
+            get_recipe(settings.recipe)
         self.folder, self.settings, self.store = folder, settings, store
         self._on_evaluation = on_evaluation or (lambda evaluation, everything, left: None)
         self._told: set[int] = set()
+        self._suspects: dict[str, str] = {}
+        self._occupied: dict[str, float] = {}
         self._deadline = math.inf
         self._lock = MachineLock()
         self._evaluator = Evaluator(folder, settings, self._lock, between=self._check_time, data=data)
@@ -111,7 +120,7 @@ class Worker:
         only_waiting: contestants with another seed that wait in the store, and nothing new.
         """
         self.store.take_over()
-        evaluation = self.store.claim_next(SEED_MARK) if only_waiting else self._search_next(self.store.evaluations())
+        evaluation = self._claim_next(SEED_MARK) if only_waiting else self._search_next(self.store.evaluations())
         if evaluation is None:
             return False
         self._deadline = time.monotonic() + seconds
@@ -124,17 +133,28 @@ class Worker:
     def _is_busy(self, mark: str = "") -> bool:
         """Return whether contestants with a mark in their name wait or are evaluated."""
         marked = (each for each in self.store.evaluations() if mark in str(each.plain["name"]))
-        return any(each.state in ("waiting", "running") for each in marked)
+        return any(map(self._is_open, marked))
+
+    def _is_open(self, evaluation: Evaluation) -> bool:
+        """Return whether an evaluation is running, or waits for this worker or another one."""
+        is_suspect = str(evaluation.plain["name"]) in self._suspects
+        return evaluation.state == "running" or (evaluation.state == "waiting" and not is_suspect)
+
+    def _claim_next(self, mark: str = "") -> Evaluation | None:
+        """Claim what waits, but no network that failed here, or that another process trained a minute ago."""
+        now = time.monotonic()
+        occupied = {name for name, since in self._occupied.items() if now - since < LEASE_S}
+        return self.store.claim_next(mark, without=occupied | self._suspects.keys())
 
     # choose
 
     def _search_next(self, evaluations: Sequence[Evaluation]) -> Evaluation | None:
         """Claim what waits; else the best baselines at the next fidelity; else what the surrogate expects most of."""
-        if (waiting := self.store.claim_next()) is not None:
+        if (waiting := self._claim_next()) is not None:
             return waiting
         for plain, fidelity in self._promotions(evaluations):
             self.store.add(plain, {}, fidelity)
-            return self.store.claim_next()
+            return self._claim_next()
         with self._lock.working():  # it uses a core
             asked = self._ask(evaluations)
         if asked is None:
@@ -145,7 +165,7 @@ class Worker:
             candidate_name(codes), "candidate", self.space.value(candidate), seed=self.settings.seed
         )
         self.store.add(contestant.to_plain(), codes, fidelity)
-        return self.store.claim_next()
+        return self._claim_next()
 
     def _ask(self, evaluations: Sequence[Evaluation]) -> tuple[Candidate, float] | None:
         """Return the candidate to evaluate next, and its fidelity."""
@@ -168,7 +188,7 @@ class Worker:
         shared = [each for each in evaluations if each.plain["kind"] == "candidate" and each.plain["weights"]]
         for group in (given, shared):
             at_low = [each for each in group if each.fidelity == low]
-            if any(each.state in ("waiting", "running") for each in at_low):
+            if any(map(self._is_open, at_low)):
                 continue
             complete = [each for each in at_low if each.state == "complete"]
             best = sorted(complete, key=lambda each: -each.metrics["reward"])
@@ -177,7 +197,8 @@ class Worker:
                     yield dict(each.plain), high
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
-        """Tell the surrogate what has ended since the last time."""
+        """Tell the surrogate what has ended since the last time, and what others evaluate."""
+        reserved = []
         for each in evaluations:
             if (
                 each.plain["kind"] != "candidate"
@@ -187,7 +208,7 @@ class Worker:
                 continue
             candidate = self._candidate(each)
             if each.state in ("waiting", "running"):
-                self.explorer.reserve(candidate, self.settings.fidelities[-1])
+                reserved.append(candidate)
                 continue
             self._told.add(each.number)
             if each.state == "complete":
@@ -195,6 +216,7 @@ class Worker:
                 self.explorer.tell(candidate, accuracy=each.metrics["reward"], latency=latency, fidelity=each.fidelity)
             elif has_failed(each):
                 self.explorer.drop(candidate)
+        self.explorer.reserve(reserved)
 
     def _candidate(self, evaluation: Evaluation) -> Candidate:
         return {name: self.space.choices[name][code] for name, code in evaluation.choices.items()}
@@ -210,21 +232,35 @@ class Worker:
                 else:
                     metrics = self._evaluator.evaluate(contestant, evaluation.fidelity)
             self.store.complete(evaluation, metrics)
+            for name, text in self._suspects.items():  # this network trains, so that those were at fault
+                self.store.fail_waiting(name, text)
+            self._suspects.clear()
         except TimeOverError as error:
             self.store.fail(evaluation, str(error), again=True)
         except OccupiedError as error:  # taken for dead, its worker goes on; what it learns is continued
+            self._occupied[str(evaluation.plain["name"])] = time.monotonic()
             self.store.fail(evaluation, brief(error), again=True)
-            time.sleep(IDLE_S)
-        except FAULTS_OF_NETWORKS as error:
+        except (OverLimitError, DivergedError) as error:
             self.store.fail(evaluation, brief(error))
-        except BaseException as error:  # of the data, of this machine, a signal: not the fault of the network
-            if not is_out_of_memory(error):
-                self.store.fail(evaluation, f"stopped: {brief(error)}", again=True)
-                raise
-            self.store.fail(evaluation, f"out of memory ({brief(error)})")
+        except Exception as error:
+            if is_out_of_memory(error):
+                self.store.fail(evaluation, f"out of memory ({brief(error)})")
+            else:
+                self._suspect(evaluation, error)
+        except BaseException as error:  # a signal
+            self.store.fail(evaluation, f"stopped ({type(error).__name__})", again=True)
+            raise
         everything = self.store.evaluations()
         left = self._time_left(self.settings.time_s - self.settings.setup_s)
         self._on_evaluation(everything[evaluation.number], everything, left)
+
+    def _suspect(self, evaluation: Evaluation, error: Exception) -> None:
+        """Let an evaluation with an error wait, if it was not the last attempt; raise the error of the last suspect."""
+        text = brief(error) if isinstance(error, ConvatlasError) else f"{type(error).__name__}: {brief(error)}"
+        self._suspects[str(evaluation.plain["name"])] = text
+        self.store.fail(evaluation, text, again=evaluation.attempt < MAX_ATTEMPTS, is_attempt=True)
+        if len(self._suspects) >= MAX_SUSPECTS:
+            raise error
 
     def _with_latency(self, contestant: Contestant) -> Contestant:
         """Return a contestant with the latency that was measured before it was continued, or got another seed."""

@@ -58,7 +58,7 @@ class MachineLock:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Work beside others, for a short time."""
+        """Work beside others; no measurement begins before it ends."""
         with _locked(self._gate, exclusive=False):
             _lock(self._room, exclusive=False)
         try:

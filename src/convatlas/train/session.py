@@ -30,7 +30,7 @@ from convatlas.train.cpu.execution import ExecutionPlan
 from convatlas.train.distributed import Distributed, sync_batch_norms
 from convatlas.train.finish import Evaluator
 from convatlas.train.optim import EMA, build_optimizer
-from convatlas.train.run_folder import CHECKPOINT, MODEL, REPORT, file_identity, lock_run
+from convatlas.train.run_folder import CHECKPOINT, MODEL, REPORT, OccupiedError, file_identity, lock_run
 from convatlas.train.settings import RunConfig
 from convatlas.train.state import Epoch, State
 from convatlas.train.stop_signals import StopSignals
@@ -167,7 +167,9 @@ class Session:
             return
         with lock_run(self.folder):
             if file_identity(self.folder / CHECKPOINT) != self._checkpoint_identity:
-                raise RunError(f"{self.folder}: another process has trained this run since it was opened; resume it")
+                raise OccupiedError(
+                    f"{self.folder}: another process has trained this run since it was opened; resume it"
+                )
             yield
 
     @property
