@@ -42,7 +42,7 @@ def measure(data: str, method: str, seed: int, limits: Limits, folder: Path, opt
     )  # fmt: skip
     seconds = time.monotonic() - begin
     result = {
-        "method": method, "seed": seed, "winner": found.winner.contestant.name, "parameters": found.winner.parameters,
+        "method": method, "seed": seed, "winner": found.winner.name, "parameters": found.winner.parameters,
         "latency_ms": 1000 * found.winner.latency, "networks": len(found.standings), "seconds": seconds,
         **{split: measured.score for split, measured in found.run.results.items()},
     }  # fmt: skip

@@ -25,11 +25,12 @@ from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
-from convatlas.search.standings import Standing, finalists, front, has_failed, leaders, standings, winner
+from convatlas.search.standings import final_name, finalists, front, has_failed, standings
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
 from convatlas.train.run_folder import OccupiedError
+from convatlas.train.settings import RunOptions
 
 LIMITS = Limits(latency_s=0.02, params=100_000)
 
@@ -51,7 +52,7 @@ def result(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         settings = replace(settings, training_s=0.4)
         store = start(folder, settings, [others[0], others[1]])
         worker = Worker(folder, settings, store)
-        for _ in range(7):  # two baselines, of which one is promoted, and candidates
+        for _ in range(13):  # two baselines, twice, and candidates, of which one is promoted
             assert worker.step()
         return finish(folder, replace(settings, time_s=1.0), store)
 
@@ -67,16 +68,19 @@ def test_the_winner_is_an_ordinary_model_within_the_limits(result: SearchResult)
 
 
 def test_the_winner_is_never_worse_than_a_baseline(result: SearchResult) -> None:
-    top = [each for each in result.standings if each.fidelity == result.standings[0].fidelity]
-    baselines = [each.accuracy for each in top if not each.is_candidate]
-    assert baselines
-    assert result.winner.accuracy >= max(baselines)
-    assert result.winner.contestant.name in result.verdict
+    candidate, baseline = sorted(result.finalists, key=lambda each: not each.is_candidate)
+    assert (candidate.is_candidate, baseline.is_candidate) == (True, False)
+    assert result.winner.accuracy == max(candidate.accuracy, baseline.accuracy)
+    assert result.winner.is_candidate == (candidate.accuracy > baseline.accuracy)
+    assert result.winner.name in result.verdict
+    assert {each.contestant.seed for each in result.finalists} == {result.settings.seed + 1}
+    assert result.run.results["val"].score == result.winner.accuracy
 
 
 def test_what_was_tried_is_reported(result: SearchResult) -> None:
     page = (result.folder / "report.html").read_text()
-    assert result.winner.contestant.name in page
+    assert result.winner.name in page
+    assert "Finalists, trained to their end" in page
     assert "Pareto front" in page
     with (result.folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -160,9 +164,11 @@ def test_faster_epochs_of_the_head_tell_nothing() -> None:
 def test_a_training_whose_time_is_over_ends_with_a_model(result: SearchResult, tmp_path: Path) -> None:
     evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
     contestant = result.standings[-1].contestant
-    run = evaluator.open_final(contestant, tmp_path / "best", seconds=1e6, threads=1, least_step_s=0.0)
+    run = evaluator.open_timed(
+        contestant, tmp_path / "best", seconds=1e6, threads=1, fields={}, options=RunOptions(report=False)
+    )  # fmt: skip
     planned = run.config.recipe.epochs
-    run = evaluator.finish_timed(run, seconds=1e-3, on_event=lambda event: None)
+    run = evaluator.finish_timed(run, seconds=1e-3)
     assert run.state.finished
     assert 1 <= len(run.history) < planned
     assert run.model_file.is_file()
@@ -240,17 +246,17 @@ def test_the_latency_of_a_network_is_measured_once(
     assert Worker(tmp_path, settings, store).step()
     monkeypatch.setattr(LatencyMeter, "measure", None)
     store.add(candidate.to_plain(), {}, 1.0)
-    store.add(replace(candidate, name=f"{candidate.name}-seed7", seed=7).to_plain(), {}, 1.0)
+    store.add(replace(candidate, name=final_name(candidate.name, 60.0), seed=7).to_plain(), {}, 1.0)
     worker = Worker(tmp_path, settings, store)
     assert worker.step()
-    assert worker.step()
+    assert worker.step(only_finalists=True)
     assert len({each.metrics["latency"] for each in store.evaluations()}) == 1
 
 
 def test_what_the_search_left_waiting_does_not_keep_it_from_its_end(result: SearchResult, tmp_path: Path) -> None:
     store = start(tmp_path, replace(result.settings, time_s=3600.0), [result.standings[-1].contestant])
     store.end()
-    Worker(tmp_path, replace(result.settings, time_s=3600.0), store).repeat()
+    Worker(tmp_path, replace(result.settings, time_s=3600.0), store).train_finalists()
     assert [each.state for each in store.evaluations()] == ["waiting"]
 
 
@@ -261,43 +267,44 @@ def evaluation(number: int, name: str, accuracy: float, fidelity: float = 1.0, k
 
 
 def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
-    equal = standings([evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.8)])
-    assert [each.contestant.name for each in finalists(equal)] == ["a", "base"]
-    assert winner(equal) == finalists(equal)[1]
-    better = standings([evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.81)])
-    assert name_of(winner(better)) == "a"
-    seeds = [evaluation(2, "a-seed1", 0.7), evaluation(3, "base-seed1", 0.8, kind="baseline")]
-    both = standings([evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.81), *seeds])
-    assert name_of(winner(both)) == "base"
-    assert both[0].accuracies == (0.8, 0.8)
+    trials = [evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.81)]
+    found = standings(trials)
+    assert [each.name for each in found] == ["a", "base"]
+    assert [each.name for each in finalists(found, 5.0)] == ["a", "base"]
+    assert [each.name for each in front(found)] == ["base", "a"]
+    base = evaluation(2, final_name("base", 60), 0.9, 5.0, kind="baseline")
+    for accuracy, first in ((0.9, "base"), (0.91, "a"), (0.89, "base")):
+        finals = standings([*trials, base, evaluation(3, final_name("a", 60), accuracy, 5.0)], time_s=60)
+        assert finals[0].name == first
+    assert standings([*trials, base]) == found
+    assert not standings([*trials, base], time_s=120)
     early = standings([evaluation(0, "base", 0.5, kind="baseline"), evaluation(1, "a", 0.9, fidelity=0.25)])
-    assert name_of(winner(early)) == "base"
-    assert winner([]) is None
-    assert [each.contestant.name for each in front(both)] == ["base"]
+    assert [each.name for each in finalists(early, 5.0)] == ["base"]
+    assert finalists([], 5.0) == []
 
 
-def test_a_network_with_one_lucky_seed_does_not_win() -> None:
-    first = [evaluation(0, "base", 0.785, kind="baseline"), evaluation(1, "a", 0.82), evaluation(2, "lucky", 0.79)]
-    assert [each.contestant.name for each in leaders(standings(first))] == ["a", "base"]
-    again = [evaluation(3, "a-seed1", 0.70), evaluation(4, "base-seed1", 0.80, kind="baseline")]
-    found = standings([*first, *again])
-    assert name_of(winner(found)) == "base"
-    assert [each.contestant.name for each in finalists(found)] == ["a", "base"]
-    assert [each.contestant.name for each in leaders(found)] == ["lucky", "base"]  # whom more time gives another seed
+def test_finalists_are_those_of_which_most_is_expected_in_the_time_that_is_left() -> None:
+    quick = [evaluation(0, "quick", 0.87, 0.25, "baseline"), evaluation(1, "quick", 0.89, 1.0, "baseline")]
+    slow = [evaluation(2, "slow", 0.70, 0.25, "baseline"), evaluation(3, "slow", 0.85, 1.0, "baseline")]
+    found = standings([*quick, *slow])
+    assert [each.name for each in found] == ["quick", "slow"]
+    assert [each.name for each in finalists(found, 1.0)] == ["quick"]
+    assert [each.name for each in finalists(found, 8.0)] == ["slow"]
+    assert found[1].expected(4.0) == pytest.approx(0.925)  # the error halves again
+    assert found[1].expected(1.0) == found[1].reward
+    worse = standings([evaluation(0, "a", 0.8, 0.25), evaluation(1, "a", 0.7)])
+    assert worse[0].expected(8.0) == 0.7
+    assert standings([evaluation(0, "a", 1.0)])[0].expected(8.0) == 1.0
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:
     fast = evaluation(0, "fast", 0.80)
     slow = replace(evaluation(1, "slow", 0.81), metrics={**evaluation(1, "slow", 0.81).metrics, "reward": 0.75})
-    assert name_of(winner(standings([slow, fast]))) == "fast"
+    assert [each.name for each in standings([slow, fast])] == ["fast", "slow"]
+    assert [each.name for each in finalists(standings([slow, fast]), 5.0)] == ["fast"]
     with pytest.raises(SearchError, match="soft needs a latency"):
         hard_limits(Limits(params=1e6), "soft")
     assert hard_limits(LIMITS, "soft") == Limits(params=100_000)
-
-
-def name_of(standing: Standing | None) -> str:
-    assert standing is not None
-    return standing.contestant.name
 
 
 PHONE = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 60)

@@ -170,7 +170,7 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
     parts = [f"{evaluation.plain['name']} at {evaluation.fidelity:.0%}: {outcome}"]
     if found:
         first = found[0]
-        parts.append(f"best {first.accuracy:.2%} ({first.contestant.name} at {first.fidelity:.0%})")
+        parts.append(f"best {first.accuracy:.2%} ({first.name} at {first.fidelity:.0%})")
         parts.append(f"{pluralize(len(front(found)), 'network')} on the front")
     done = sum(each.state == "complete" for each in everything)
     begin = min((each.begin for each in everything if each.begin), default=0.0)

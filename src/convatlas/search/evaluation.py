@@ -24,7 +24,7 @@ from convatlas.train.fit import prepare_run
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.resume import open_run
-from convatlas.train.run import Event, Run
+from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, OccupiedError
 from convatlas.train.settings import RunOptions
 from convatlas.train.state import Epoch
@@ -106,13 +106,34 @@ class Evaluator:
         run.save()
         return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
-    def metrics(self, run: Run, counts: Counts, latency: float, *, is_disturbed: bool = False) -> dict[str, float]:
-        """Return the metrics of a run as it is; raises RunError without a val split.
+    def evaluate_to_end(
+        self, contestant: Contestant, *, seconds: float, threads: int | None, least_step_s: float
+    ) -> dict[str, float]:
+        """Return the metrics of a finalist that was trained with its recipe for so many seconds; see `open_timed`.
 
+        Its run has diagnostics and a report.
+        """
+        counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
+        latency, is_disturbed = self.latency_of(contestant, counts)
+        fields = {} if contestant.kind == "pretrained" else {"ema_decay": EMA_DECAY}
+        run = self.open_timed(
+            contestant, self.folder / TRIALS / contestant.name, seconds=seconds, threads=threads, fields=fields,
+            options=RunOptions(), least_step_s=least_step_s,
+        )  # fmt: skip
+        if not run.state.finished:
+            run = self.finish_timed(run, seconds=seconds)
+        return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
+
+    def metrics(self, run: Run, counts: Counts, latency: float, *, is_disturbed: bool = False) -> dict[str, float]:
+        """Return the metrics of a run as it is, or of its best epoch if it is finished.
+
+        Raises RunError without a val split.
         is_disturbed: other processes disturbed the measurement of the latency.
         """
         with self.lock.working():
-            result = run.validate()
+            if run.state.finished and not run.results:
+                run.finish()
+            result = run.results.get("val") if run.state.finished else run.validate()
         if result is None:
             raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
         score = reward(result.score, latency, self.settings.limits.target_s, self.settings.objective)
@@ -135,16 +156,6 @@ class Evaluator:
         limit_s = self.settings.hard_limits.target_s
         measured = self.settings.meter.measure_one(contestant.spec, limit_s=limit_s, lock=self.lock)
         return measured.seconds, measured.is_disturbed
-
-    def open_final(
-        self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, least_step_s: float
-    ) -> Run:  # fmt: skip
-        """Open the training of the winner, or start it; it has diagnostics and a report. See `open_timed`."""
-        fields = {} if contestant.kind == "pretrained" else {"ema_decay": EMA_DECAY}
-        return self.open_timed(
-            contestant, folder, seconds=seconds, threads=threads, fields=fields, options=RunOptions(),
-            least_step_s=least_step_s,
-        )  # fmt: skip
 
     def open_timed(
         self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, fields: Mapping[str, Any],
@@ -174,11 +185,8 @@ class Evaluator:
             attach(run)
         return run
 
-    def finish_timed(self, run: Run, *, seconds: float, on_event: Callable[[Event], None]) -> Run:
-        """Train a run of `open_timed` to its end, with fewer or more epochs if they take another time than expected.
-
-        on_event: is called with each event.
-        """
+    def finish_timed(self, run: Run, *, seconds: float) -> Run:
+        """Train a run of `open_timed` to its end, with fewer or more epochs if they take another time than expected."""
         end = time.monotonic() + seconds - run.state.seconds
         while True:
             recipe, opened = run.config.recipe, len(run.history)
@@ -188,7 +196,6 @@ class Evaluator:
                     event = next(events, None)
                 if event is None:
                     return run
-                on_event(event)
                 done = len(run.history)
                 if isinstance(event, Epoch) and done - opened >= min(TIMED_EPOCHS, math.ceil(recipe.epochs / 4)):
                     epochs = epochs_within(

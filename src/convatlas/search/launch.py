@@ -1,4 +1,4 @@
-"""A whole search: set up, workers, finalists with a second seed, and the training of the winner."""
+"""A whole search: set up, workers, the training of the finalists, and the winner."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Annotated
 
-from convatlas.core.record import Record, at_least
+from convatlas.core.record import Record
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
-from convatlas.search.evaluation import Evaluator
+from convatlas.search.evaluation import TRIALS
 from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
 from convatlas.search.settings import SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
-from convatlas.search.standings import SEED_MARK, Standing, leaders, standings, winner
-from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
+from convatlas.search.standings import Standing, final_name, finalists, is_final, standings
+from convatlas.search.store import JOURNAL, TrialStore, check_store, elapsed, location_of
 from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
-from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.system.quantities import TIME
-from convatlas.train.resume import read_progress
-from convatlas.train.run import Event, Run
+from convatlas.train.resume import open_run
+from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, check_outside, create_default_folder
 
 BEST, WINNER = "best", "winner.json"
-"""Run directory of the winner, with the model file, and the file of its `FinalTraining`."""
+"""Run directory of the winner, with the model file; and what it is called."""
 
 TIME_S, MIN_TIME_S = 3600.0, 60.0
 """Time of a search that is given none, and the shortest one."""
 
 FINAL_MARGIN, FINAL_S = 0.97, 15.0
-"""Share of the time that is left in which the winner is trained, after seconds for its evaluation and the report."""
+"""Share of the time that is left in which the finalists are trained, after seconds for the report."""
 
 LEAST_FINAL = 0.05
-"""Share of the whole time that the training of the winner gets at least."""
+"""Share of the whole time that the training of a finalist gets at least."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search. standings: all contestants, the best first. run: the training of the winner."""
+    """A finished search. standings, finalists: the best first. run: that of the winner."""
 
     folder: Path
     settings: SearchSettings
     standings: tuple[Standing, ...]
-    winner: Standing
+    finalists: tuple[Standing, ...]
     run: Run
+
+    @property
+    def winner(self) -> Standing:
+        return self.finalists[0]
 
     @property
     def model_file(self) -> Path:
@@ -63,27 +65,21 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """Which network won, and against which, in one sentence."""
-        return verdict(self.standings)
+        return verdict(self.finalists)
 
 
 @dataclass(frozen=True)
-class FinalTraining(Record):
-    """The training of a winner.
-
-    name: of the winner. time_s: of the search for which it is trained. earlier_s: of former ones, when the search had
-    less time. results: in words, by split, once it has ended.
-    """
+class Winner(Record):
+    """The network that won a search. results: of its run, by split, in words."""
 
     version = 1
     error = SearchError
 
     name: str
-    time_s: float
-    earlier_s: Annotated[float, at_least(0)] = 0.0
     results: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> FinalTraining | None:
+    def read(cls, folder: Path) -> Winner | None:
         """Return that in the directory of a search, or None."""
         try:
             return cls.from_plain(json.loads((folder / WINNER).read_text(encoding="utf-8")), where=str(folder / WINNER))
@@ -102,15 +98,14 @@ def search(
     out: str | Path | None = None,
     options: SearchOptions | None = None,
     on_evaluation: OnEvaluation | None = None,
-    on_event: Callable[[Event], None] | None = None,
     on_phase: Callable[[str], None] = lambda text: None,
     progress: Progress | bool = True,
 ) -> SearchResult:
     """Search the network with the best accuracy within limits of a device, and train it.
 
-    limits: of one image. time_s: of everything, an hour by default: half for the search, then the finalists with a
-    second seed, the rest to train the winner. out: the directory; that of a stopped search continues it, with a longer
-    `time_s` if it is given; its other settings stay as they were.
+    limits: of one image. time_s: of everything, an hour by default: half for the search, the rest for the finalists,
+    the best candidate and the best other network, which are trained to their end. out: the directory; that of a stopped
+    search continues it, with a longer `time_s` if it is given; its other settings stay as they were.
     Raises SearchError if no network is within the limits, or none could be trained.
     """
     if time_s is not None and not time_s >= MIN_TIME_S:
@@ -137,7 +132,7 @@ def search(
     quoted = shlex.quote(str(folder))
     on_phase(f"directory: {folder}; the same command with --out {quoted} continues the search if it is stopped")
     on_phase(describe(settings))
-    return finish(folder, settings, store, on_evaluation=on_evaluation, on_event=on_event, on_phase=on_phase)
+    return finish(folder, settings, store, on_evaluation=on_evaluation, on_phase=on_phase)
 
 
 def describe(settings: SearchSettings) -> str:
@@ -193,7 +188,7 @@ def _continued(folder: Path, data: str, time_s: float | None) -> SearchSettings:
 
 def finish(
     folder: Path, settings: SearchSettings, store: TrialStore, *, on_evaluation: OnEvaluation | None = None,
-    on_event: Callable[[Event], None] | None = None, on_phase: Callable[[str], None] = lambda text: None,
+    on_phase: Callable[[str], None] = lambda text: None,
 ) -> SearchResult:  # fmt: skip
     """Run a search to its end: this process is one of its workers, and starts the others."""
     worker = Worker(folder, settings, store, on_evaluation=on_evaluation)
@@ -202,9 +197,9 @@ def finish(
     try:
         worker.search()
         _wait_for_others(store, others)
-        _add_repeats(settings, store)
+        _add_finalists(settings, store, on_phase)
         store.end()
-        worker.repeat()
+        worker.train_finalists()
     finally:
         store.end()
         for process in others:
@@ -214,19 +209,15 @@ def finish(
                 process.wait(30)
     store.take_over()
     evaluations = store.evaluations()
-    found = standings(evaluations)
-    best = winner(found)
-    if best is None:
+    found, finals = standings(evaluations), standings(evaluations, time_s=settings.time_s)
+    if not finals:
         errors = [each.error for each in evaluations if each.error]
         raise SearchError(
             f"{folder}: no network could be trained: {errors[-1] if errors else 'the time was too short'}"
         )
-    write_report(folder, settings, evaluations)
-    on_phase(f"training {best.contestant.name} in the rest of the time")
-    run = _train_winner(folder, settings, best, evaluations, on_event, on_phase)
-    result = SearchResult(folder, settings, tuple(found), best, run)
-    report(folder, store=store)
-    return result
+    run = _keep_winner(folder, finals[0])
+    _report(folder, settings, store)
+    return SearchResult(folder, settings, tuple(found), tuple(finals), run)
 
 
 def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
@@ -243,58 +234,41 @@ def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[byt
         time.sleep(0.5)
 
 
-def _add_repeats(settings: SearchSettings, store: TrialStore) -> None:
-    """Let the best candidate and the best other network be trained with a second seed.
+def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> None:
+    """Let the best candidate and the best other network be trained to their end, with a second seed.
 
-    Not if the candidate starts from shared weights: a val split of another seed has images that these were trained on.
+    A candidate that starts from shared weights, and what it is compared with, keep the first seed: a val split of
+    another seed has images that the weights were trained on.
     """
     evaluations = store.evaluations()
-    there = {each.key for each in evaluations}
-    first = leaders(standings(evaluations))
-    if len(first) < 2 or any(each.is_candidate and each.contestant.weights for each in first):
+    if any(is_final(each, settings.time_s) for each in evaluations):
         return
-    for each in first:
-        seed = settings.seed + 1
-        name = f"{each.contestant.name}{SEED_MARK}{seed}"
-        if (name, each.fidelity) not in there:
-            again = replace(each.contestant, name=name, seed=seed)
-            store.add(again.to_plain(), {}, each.fidelity)
+    found = standings(evaluations)
+    left = settings.time_s - settings.setup_s - elapsed(evaluations) - FINAL_S
+    for number in (2, 1):
+        parallel = min(number, settings.workers)
+        seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * left * parallel / number)
+        chosen = finalists(found, settings.workers // parallel * seconds / settings.training_s)
+        if len(chosen) == number:
+            break
+    has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
+    seed = settings.seed if has_shared_weights else settings.seed + 1
+    for each in chosen:
+        name = final_name(each.name, settings.time_s)
+        store.add(replace(each.contestant, name=name, seed=seed).to_plain(), {}, seconds / settings.training_s)
+        on_phase(f"training {each.name} to its end, for about {TIME.format(round(seconds))}")
 
 
-def _train_winner(
-    folder: Path, settings: SearchSettings, best: Standing, evaluations: list[Evaluation],
-    on_event: Callable[[Event], None] | None, on_phase: Callable[[str], None],
-) -> Run:  # fmt: skip
-    """Train the winner in the time that is left, with all cores; continue it if it was interrupted."""
-    final = FinalTraining(best.contestant.name, settings.time_s)
-    previous = FinalTraining.read(folder)
-    if previous is not None:
-        final = replace(final, earlier_s=previous.earlier_s)
-        is_same = (previous.name, previous.time_s) == (final.name, final.time_s)
-        if not is_same and (folder / BEST).exists():
-            final = replace(final, earlier_s=previous.earlier_s + read_progress(folder / BEST).seconds)
+def _keep_winner(folder: Path, best: Standing) -> Run:
+    """Move the run directory of the winner to `best`, and return its run, with results."""
+    trained = folder / TRIALS / best.contestant.name
+    if trained.exists():
+        if (folder / BEST).exists():
             (folder / BEST).rename(next(path for i in count(1) if not (path := folder / f"{BEST}-before-{i}").exists()))
-    final.write(folder)
-    spent = settings.setup_s + elapsed(evaluations) + final.earlier_s
-    seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * (settings.time_s - spent - FINAL_S))
-    same = [each.metrics for each in evaluations if each.plain["name"] == best.contestant.name and each.metrics]
-    steps = max(same, key=lambda metrics: metrics["steps"])
-    step_s = steps["seconds"] / max(1, steps["steps"]) / settings.workers
-    evaluator = Evaluator(folder, settings, MachineLock())
-    run = evaluator.open_final(
-        replace(best.contestant, seed=settings.seed), folder / BEST, seconds=seconds,
-        threads=None if settings.execution.threads is None else settings.execution.threads * settings.workers,
-        least_step_s=step_s,
-    )  # fmt: skip
-    if (epoch_s := step_s * run.steps_per_epoch) > seconds:
-        on_phase(
-            f"an epoch takes about {TIME.format(round(epoch_s))}, longer than the {TIME.format(round(seconds))} left"
-        )
-    if run.state.finished:
-        run.finish()
-    run = evaluator.finish_timed(run, seconds=seconds, on_event=on_event or (lambda event: None))
-    texts = {split: result.text() for split, result in run.results.items()}
-    replace(final, results=texts).write(folder)
+        trained.rename(folder / BEST)
+    run = open_run(folder / BEST)
+    run.finish()
+    Winner(best.name, {split: result.text() for split, result in run.results.items()}).write(folder)
     return run
 
 
@@ -306,15 +280,19 @@ def work(folder: Path, *, storage: str | None = None, on_evaluation: OnEvaluatio
     store = open_store(folder, settings)
     worker = Worker(folder, settings, store, on_evaluation=on_evaluation)
     worker.search()
-    worker.repeat()
+    worker.train_finalists()
 
 
-def report(folder: Path, *, storage: str | None = None, store: TrialStore | None = None) -> Path:
+def report(folder: Path, *, storage: str | None = None) -> Path:
     """Write the report of a search, running or finished, and return the page."""
     settings = SearchSettings.read(folder)
-    store = store or open_store(folder, settings if storage is None else replace(settings, storage=storage))
-    best, final = folder / BEST, FinalTraining.read(folder)
+    store = open_store(folder, settings if storage is None else replace(settings, storage=storage))
+    return _report(folder, settings, store)
+
+
+def _report(folder: Path, settings: SearchSettings, store: TrialStore) -> Path:
+    best, winner = folder / BEST, Winner.read(folder)
     return write_report(
         folder, settings, store.evaluations(), best=best if (best / CONFIG).is_file() else None,
-        results={} if final is None else final.results,
+        results={} if winner is None else winner.results,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from convatlas.draw import page, search
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.settings import SearchSettings
-from convatlas.search.standings import Standing, finalists, front, has_failed, network_name, standings, winner
+from convatlas.search.standings import Standing, front, has_failed, is_final, standings
 from convatlas.search.store import Evaluation, elapsed, quiet
 from convatlas.system.files import write_text
 from convatlas.system.quantities import TIME
@@ -31,18 +31,16 @@ MAX_LINEAGE = 8
 
 
 def verdict(found: Sequence[Standing]) -> str:
-    """Return which network won, and against which, in one sentence."""
-    best = winner(found)
-    if best is None:
+    """Return which network won, and against which, in one sentence. found: the finalists, or all standings."""
+    if not found:
         return "No network has been trained yet."
-    text = f"{best.contestant.name} wins with {best.accuracy:.2%} on val at {1000 * best.latency:.3g} ms"
-    other = next((each for each in finalists(found) if each is not best), None)
+    best = found[0]
+    text = f"{best.name} wins with {best.accuracy:.2%} on val at {1000 * best.latency:.3g} ms"
+    other = next((each for each in found if each.is_candidate is not best.is_candidate), None)
     if other is None:
         return f"{text}."
     nouns = {"candidate": "best candidate", "baseline": "best baseline", "pretrained": "best pretrained network"}
-    seeds = min(len(best.accuracies), len(other.accuracies))
-    how = f"means of {seeds} seeds" if seeds > 1 else "one seed each"
-    text += f"; the {nouns[other.contestant.kind]}, {other.contestant.name}, has {other.accuracy:.2%} ({how})."
+    text += f"; the {nouns[other.contestant.kind]}, {other.name}, has {other.accuracy:.2%}."
     return text if best.is_candidate else f"{text} The search did not beat it, so it is the answer."
 
 
@@ -61,13 +59,13 @@ def write_report(
         errors = [each.error for each in evaluations if has_failed(each)]
         failed = f"; the last of {len(errors)} that failed: {errors[-1]}" if errors else ""
         raise SearchError(f"{folder}: no evaluation is complete yet, try again later{failed}")
-    first = winner(found)
+    finals = standings(evaluations, time_s=settings.time_s)
+    first = (finals or found)[0]
     title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]
     limit = settings.limits.latency_s
-    best_name = first.contestant.name if first else ""
     chart = search.front_chart(
-        tried, [each.contestant.name for each in front(found)], best_name,
+        tried, [each.name for each in front(found)], first.name,
         limit=None if limit is None else 1000 * limit, path=folder / FRONT,
     )  # fmt: skip
     write_text(folder / TRIALS_TABLE, trials_csv(evaluations))
@@ -77,15 +75,16 @@ def write_report(
     parts = [
         page.header(title, f"{settings.networks}; {settings.limits}"),
         page.summary_card(
-            f"{first.accuracy:.2%}" if first else "-", "accuracy on val of the winner",
-            sentences=[verdict(found), *_final_texts(results), _latency_text(settings)],
+            f"{first.accuracy:.2%}", "accuracy on val of the winner",
+            sentences=[verdict(finals or found), *_final_texts(results), _latency_text(settings)],
             facts=_facts(settings, evaluations, found) | ({} if is_selection else _time(settings, evaluations)),
         ),
         "" if is_selection else _commands(folder, settings, best),
         page.section(
             "Accuracy and latency",
-            _figure(chart, "Filled: trained to the end. The dashed line is the Pareto front.", "Pareto front"),
+            _figure(chart, "Filled: all of the time of a trial. The dashed line is the Pareto front.", "Pareto front"),
         ),
+        page.section("Finalists, trained to their end", page.table(_standings_table(finals))) if finals else "",
         page.section("Networks", page.table(_standings_table(found))),
         page.section(
             "Choices",
@@ -96,7 +95,7 @@ def write_report(
             "Lineage of the best candidate", page.listing(lineage(found, evaluations, settings)),
             lead="Each line is a candidate, the earlier one that is most like it, and what differs.",
         ) if candidates else "",
-        page.section("The winner", page.pairs(_cells(first.contestant)) if first else ""),
+        page.section("The winner", page.pairs(_cells(first.contestant))),
         page.section("Failed", page.table(failures) if (failures := _failures(evaluations)).rows else ""),
     ]  # fmt: skip
     path = folder / REPORT
@@ -141,7 +140,7 @@ def _facts(
     return {
         "evaluations": str(states.count("complete")),
         "networks": str(len(found)),
-        "of them to the end": str(sum(each.fidelity == found[0].fidelity for each in found)),
+        "of them for all of the time": str(sum(each.fidelity == found[0].fidelity for each in found)),
         "failed": str(sum(map(has_failed, evaluations))),
         "disturbed latencies": str(sum(map(_is_disturbed, evaluations))),
         "continued": str(sum(each.is_continued for each in evaluations)),
@@ -155,8 +154,8 @@ def _is_disturbed(each: Evaluation) -> bool:
 
 
 def _time(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    spent = settings.setup_s + elapsed(evaluations)
-    return {"time": f"{spent / 60:.0f} of {settings.time_s / 60:.0f} min before the final training"}
+    spent = settings.setup_s + elapsed([each for each in evaluations if not is_final(each)])
+    return {"time": f"{spent / 60:.0f} of {settings.time_s / 60:.0f} min before the finalists"}
 
 
 def _commands(folder: Path, settings: SearchSettings, best: Path | None) -> str:
@@ -175,11 +174,11 @@ def _commands(folder: Path, settings: SearchSettings, best: Path | None) -> str:
 
 def _standings_table(found: Sequence[Standing]) -> Table:
     rows = tuple(
-        (each.contestant.name, each.contestant.kind, f"{each.fidelity:.0%}", f"{each.accuracy:.2%}",
-         str(len(each.accuracies)), f"{1000 * each.latency:.3g}", f"{each.parameters:,}", f"{each.macs:,}")
+        (each.name, each.contestant.kind, f"{each.fidelity:.0%}", f"{each.accuracy:.2%}", f"{1000 * each.latency:.3g}",
+         f"{each.parameters:,}", f"{each.macs:,}")
         for each in found
     )  # fmt: skip
-    columns = ("network", "kind", "training", "accuracy", "seeds", "ms", "parameters", "MACs")
+    columns = ("network", "kind", "training", "accuracy", "ms", "parameters", "MACs")
     return Table(columns, rows, right=frozenset(range(2, len(columns))))
 
 
@@ -245,7 +244,7 @@ def lineage(
     scores = {str(each.plain["name"]): each.metrics["accuracy"] for each in evaluations if each.state == "complete"}
     space = settings.choices
     lines: list[str] = []
-    current = first[network_name(here.contestant.name)]
+    current = first[here.name]
     while len(lines) < MAX_LINEAGE:
         earlier = [
             each for each in first.values() if each.number < current.number and str(each.plain["name"]) in scores

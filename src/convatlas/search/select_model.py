@@ -156,7 +156,8 @@ def select_model(
 
     Latencies are those of the engine torch on the CPU, with the threads of `execution` or all cores. Of each family,
     the network with the most multiply-adds within the limits competes; of more than eight, those with the best reported
-    accuracy. They are compared after a quarter of their training time, and the best third of them after all of it.
+    accuracy. They are compared after a quarter of their training time, and the best third, at least two, after all of
+    it.
     weights: "auto": each network starts from its published weights if they are cached, or from imported ones, else
         from random weights. "none": all start from random weights. "torchvision" or "timm": only networks with cached
         weights of this library, which they start from.

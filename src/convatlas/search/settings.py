@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,16 +32,13 @@ Candidates = Literal["none", "quick", "random", "supernet"]
 SUPERNET_SHARE, RANKING_SHARE = 0.25, 0.05
 """Shares of the time in which a supernet is trained, and in which it ranks candidates."""
 
-SPARE = 1.3
-"""What the second seed may take more than the training time, for latencies, evaluations and start."""
-
 
 @dataclass(frozen=True)
 class SearchSettings(Record):
     """What a search was started with, and what was measured at its start.
 
     space: a spec with choices as plain data; None if nothing is drawn from one. task, preprocessing, train_images: of
-    the data. time_s: of the whole search. search_share: of it until the finalists are trained with a second seed.
+    the data. time_s: of the whole search. search_share: of it until the finalists are trained to their end.
     training_s: of a candidate at full fidelity. fidelities: shares of it after which candidates are compared.
     recipe: name or file, None for that of the network. fields: of the recipe. engine, latency_threads: of the network
     when it is deployed. latency: predicts latencies; None if all are measured.
@@ -107,11 +103,6 @@ class SearchSettings(Record):
     def ranking_s(self) -> float:
         """Seconds in which a supernet ranks candidates."""
         return RANKING_SHARE * self.time_s
-
-    @property
-    def repeat_s(self) -> float:
-        """Seconds of evaluations, until the winner is chosen."""
-        return self.search_s + SPARE * self.training_s * math.ceil(2 / self.workers)
 
     @cached_property
     def spec_space(self) -> SpecSpace | None:

@@ -67,7 +67,7 @@ MEASURED = {"torch": 30, "compile": 12}
 """Networks whose latency is measured at the start; of engines that need an export, 14."""
 
 SEARCH_SHARE: dict[Candidates, float] = {"none": 0.5, "quick": 0.5, "random": 0.5, "supernet": 0.6}
-"""Share of the time for the search, before the finalists are trained with a second seed."""
+"""Share of the time for the search, before the finalists are trained to their end."""
 
 TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 0.1, "supernet": 0.05}
 """Seconds of a candidate at full fidelity, as a share of the whole time of one worker."""

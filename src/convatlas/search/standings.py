@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,77 +10,104 @@ from convatlas.core.pareto import pareto_front
 from convatlas.search.contestant import Contestant
 from convatlas.search.store import SAME_AS, Evaluation
 
-SEED_MARK = "-seed"
-"""In the name of a contestant that is trained with another seed."""
+FINAL_MARK = "-final-"
+"""In the name of a finalist, before the time of the search."""
+
+PROMOTED, LEAST_PROMOTED = 3, 2
+"""One of so many contestants continues at the next fidelity, and at least so many: the order may change later."""
+
+MAX_EXPONENT = 0.5
+"""Largest exponent of the power law of errors by time."""
+
+
+def final_name(name: str, time_s: float) -> str:
+    """Return the name under which a contestant is trained to its end in a search of so many seconds."""
+    return f"{name}{FINAL_MARK}{time_s:g}s"
 
 
 def network_name(name: str) -> str:
-    """Return the name of a contestant without the mark of another seed."""
-    return name.partition(SEED_MARK)[0]
+    """Return the name of a contestant that may be a finalist."""
+    return name.partition(FINAL_MARK)[0]
 
 
-PROMOTED = 3
-"""One of so many contestants continues at the next fidelity."""
+def is_final(evaluation: Evaluation, time_s: float | None = None) -> bool:
+    """Return whether an evaluation is the training of a finalist, in a search of so many seconds or in any."""
+    name = str(evaluation.plain["name"])
+    return FINAL_MARK in name if time_s is None else name == final_name(network_name(name), time_s)
 
 
 def promoted(number: int) -> int:
     """Return how many of so many contestants continue at the next fidelity."""
-    return math.ceil(number / PROMOTED)
+    return min(number, max(LEAST_PROMOTED, math.ceil(number / PROMOTED)))
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A contestant, with its evaluations at the highest fidelity that it reached.
+    """A contestant, with its evaluation at the highest fidelity that it reached.
 
-    accuracies, rewards: of one seed each; the reward is what is compared: the accuracy, unless a soft objective weighs
-    it with the latency. latency: seconds for one image. number: of its first trial.
+    accuracy: on val. reward: what is compared: the accuracy, unless a soft objective weighs it with the latency.
+    latency: seconds for one image. number: of its first trial. earlier: fidelity and accuracy before, if there are any.
     """
 
     contestant: Contestant
     fidelity: float
-    accuracies: tuple[float, ...]
-    rewards: tuple[float, ...]
+    accuracy: float
+    reward: float
     latency: float
     parameters: int
     macs: int
     number: int
+    earlier: tuple[float, float] | None = None
 
     @property
-    def accuracy(self) -> float:
-        """The mean over the seeds."""
-        return statistics.fmean(self.accuracies)
-
-    def reward(self, seeds: int = 0) -> float:
-        """The mean reward over so many seeds; over all by default."""
-        return statistics.fmean(self.rewards[: seeds or len(self.rewards)])
+    def name(self) -> str:
+        return network_name(self.contestant.name)
 
     @property
     def is_candidate(self) -> bool:
         return self.contestant.kind == "candidate"
 
+    def expected(self, fidelity: float) -> float:
+        """Return the reward to expect at a higher fidelity, if the error falls by a power law of the time.
 
-def standings(evaluations: Sequence[Evaluation]) -> list[Standing]:
+        Its exponent is that between the last two evaluations.
+        """
+        if self.earlier is None or not 0 < self.accuracy < 1:
+            return self.reward
+        before, accuracy = self.earlier
+        error = 1 - self.accuracy
+        exponent = math.log((1 - accuracy) / error) / math.log(self.fidelity / before)
+        error *= math.pow(fidelity / self.fidelity, -min(MAX_EXPONENT, max(0.0, exponent)))
+        return (1 - error) * self.reward / self.accuracy
+
+
+def standings(evaluations: Sequence[Evaluation], *, time_s: float | None = None) -> list[Standing]:
     """Return all contestants with results, the best first: by fidelity, then by accuracy; of equal ones baselines.
 
-    One whose training failed later, because it diverged for instance, is out.
+    time_s: the finalists of a search of so many seconds instead. One whose training failed later, because it diverged
+    for instance, is out.
     """
-    groups: dict[str, list[Evaluation]] = {}
     failed = {each.plain["name"] for each in evaluations if has_failed(each)}
+    groups: dict[str, list[Evaluation]] = {}
     for each in evaluations:
-        if each.state == "complete" and each.plain["kind"] != "supernet" and each.plain["name"] not in failed:
-            groups.setdefault(network_name(str(each.plain["name"])), []).append(each)
-    found = []
-    for group in groups.values():
-        top = max(each.fidelity for each in group)
-        counted = list({each.key: each for each in reversed(group) if each.fidelity == top}.values())[::-1]
-        metrics = counted[0].metrics
-        found.append(Standing(
-            Contestant.read(counted[0].plain), top, tuple(each.metrics["accuracy"] for each in counted),
-            tuple(each.metrics.get("reward", each.metrics["accuracy"]) for each in counted),
-            min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
-            min(each.number for each in group),
-        ))  # fmt: skip
-    return sorted(found, key=lambda each: (-each.fidelity, -each.reward(), each.is_candidate, each.number))
+        name = str(each.plain["name"])
+        counts = is_final(each, time_s) if time_s is not None else not is_final(each)
+        if counts and each.state == "complete" and each.plain["kind"] != "supernet" and name not in failed:
+            groups.setdefault(name, []).append(each)
+    found = [_standing(sorted(group, key=lambda each: each.fidelity)) for group in groups.values()]
+    return sorted(found, key=lambda each: (-each.fidelity, -each.reward, each.is_candidate, each.number))
+
+
+def _standing(group: Sequence[Evaluation]) -> Standing:
+    """Return the standing of a contestant from its evaluations, the longest last."""
+    last, earlier = group[-1], [each for each in group if each.fidelity < group[-1].fidelity]
+    metrics = last.metrics
+    return Standing(
+        Contestant.read(last.plain), last.fidelity, metrics["accuracy"], metrics.get("reward", metrics["accuracy"]),
+        min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
+        min(each.number for each in group),
+        (earlier[-1].fidelity, earlier[-1].metrics["accuracy"]) if earlier else None,
+    )  # fmt: skip
 
 
 def has_failed(evaluation: Evaluation) -> bool:
@@ -90,37 +116,23 @@ def has_failed(evaluation: Evaluation) -> bool:
     return evaluation.state == "failed" and not evaluation.is_continued and not is_same
 
 
-def leaders(found: Sequence[Standing]) -> list[Standing]:
-    """Return the best candidate and the best of the others, at the highest fidelity; either may be missing."""
-    return _firsts([each for each in found if each.fidelity == found[0].fidelity])
+def finalists(found: Sequence[Standing], fidelity: float) -> list[Standing]:
+    """Return the candidate and the other network of which most is expected at this fidelity; either may be missing.
 
-
-def finalists(found: Sequence[Standing]) -> list[Standing]:
-    """Return the best candidate and the best of the others, of those with the most seeds: one seed may be lucky."""
-    top = [each for each in found if each.fidelity == found[0].fidelity]
-    most = {
-        is_candidate: max((len(each.rewards) for each in top if each.is_candidate is is_candidate), default=0)
-        for is_candidate in (True, False)
-    }
-    return _firsts([each for each in top if len(each.rewards) == most[each.is_candidate]])
-
-
-def _firsts(found: Sequence[Standing]) -> list[Standing]:
-    """Return the first candidate and the first of the others."""
-    firsts = (next((each for each in found if each.is_candidate is kind), None) for kind in (True, False))
+    They are among those of the highest fidelity so far; a candidate comes first.
+    """
+    top = sorted(_top(found), key=lambda each: -each.expected(fidelity))
+    firsts = (next((each for each in top if each.is_candidate is kind), None) for kind in (True, False))
     return [each for each in firsts if each is not None]
-
-
-def winner(found: Sequence[Standing]) -> Standing | None:
-    """Return the finalist with the better mean over equally many seeds; a candidate must be better, not equal."""
-    finals = finalists(found)
-    seeds = min((len(each.rewards) for each in finals), default=1)
-    return max(finals, key=lambda each: (each.reward(seeds), not each.is_candidate), default=None)
 
 
 def front(found: Sequence[Standing]) -> list[Standing]:
     """Return the contestants of the highest fidelity that no other one beats in accuracy and latency."""
-    top = [each for each in found if each.fidelity == found[0].fidelity] if found else []
+    top = _top(found)
     if not top:
         return []
     return [top[i] for i in pareto_front([each.accuracy for each in top], [each.latency for each in top])]
+
+
+def _top(found: Sequence[Standing]) -> list[Standing]:
+    return [each for each in found if each.fidelity == found[0].fidelity]

@@ -23,7 +23,7 @@ from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
-from convatlas.search.standings import SEED_MARK, has_failed, network_name, promoted
+from convatlas.search.standings import FINAL_MARK, has_failed, is_final, network_name, promoted
 from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
@@ -102,25 +102,25 @@ class Worker:
                     return
                 time.sleep(IDLE_S)
 
-    def repeat(self) -> None:
-        """Evaluate contestants with another seed, until it was stated that none will be added, or the time is over."""
+    def train_finalists(self) -> None:
+        """Train finalists to their end, until it was stated that none will be added."""
         idle = 0.0
-        while (left := self._time_left(self.settings.repeat_s)) > 0 and idle < MAX_IDLE_S:
-            if self.step(left, only_waiting=True):
+        while idle < MAX_IDLE_S:
+            if self.step(only_finalists=True):
                 idle = 0.0
                 continue
-            if self.store.is_over() and not self._is_busy(SEED_MARK):
+            if self.store.is_over() and not self._is_busy(FINAL_MARK):
                 return
             time.sleep(IDLE_S)
             idle += IDLE_S
 
-    def step(self, seconds: float = math.inf, *, only_waiting: bool = False) -> bool:
+    def step(self, seconds: float = math.inf, *, only_finalists: bool = False) -> bool:
         """Evaluate one contestant, for at most so many seconds; False if there is nothing to do.
 
-        only_waiting: contestants with another seed that wait in the store, and nothing new.
+        only_finalists: those that wait in the store, and nothing new.
         """
         self.store.take_over()
-        evaluation = self._claim_next(SEED_MARK) if only_waiting else self._search_next(self.store.evaluations())
+        evaluation = self._claim_next(FINAL_MARK) if only_finalists else self._search_next(self.store.evaluations())
         if evaluation is None:
             return False
         self._deadline = time.monotonic() + seconds
@@ -128,7 +128,8 @@ class Worker:
         return True
 
     def _time_left(self, seconds: float) -> float:
-        return seconds - elapsed(self.store.evaluations(), now=time.time())
+        searched = [each for each in self.store.evaluations() if not is_final(each)]
+        return seconds - elapsed(searched, now=time.time())
 
     def _is_busy(self, mark: str = "") -> bool:
         """Return whether contestants with a mark in their name wait or are evaluated."""
@@ -184,8 +185,9 @@ class Worker:
         """Yield the best baselines and pretrained networks when all are through a fidelity; so for sub-networks."""
         low, high = self.settings.fidelities[0], self.settings.fidelities[-1]
         there = {each.key for each in evaluations}
-        given = [each for each in evaluations if each.plain["kind"] in ("baseline", "pretrained")]
-        shared = [each for each in evaluations if each.plain["kind"] == "candidate" and each.plain["weights"]]
+        searched = [each for each in evaluations if not is_final(each)]
+        given = [each for each in searched if each.plain["kind"] in ("baseline", "pretrained")]
+        shared = [each for each in searched if each.plain["kind"] == "candidate" and each.plain["weights"]]
         for group in (given, shared):
             at_low = [each for each in group if each.fidelity == low]
             if any(map(self._is_open, at_low)):
@@ -200,11 +202,7 @@ class Worker:
         """Tell the surrogate what has ended since the last time, and what others evaluate."""
         reserved = []
         for each in evaluations:
-            if (
-                each.plain["kind"] != "candidate"
-                or each.number in self._told
-                or each.plain["seed"] != self.settings.seed
-            ):
+            if each.plain["kind"] != "candidate" or each.number in self._told or is_final(each):
                 continue
             candidate = self._candidate(each)
             if each.state in ("waiting", "running"):
@@ -227,7 +225,9 @@ class Worker:
         try:
             with self._renewing(evaluation):
                 contestant = self._with_latency(Contestant.read(evaluation.plain))
-                if contestant.kind == "supernet":
+                if is_final(evaluation):
+                    metrics = self._train_to_end(contestant, evaluation.fidelity)
+                elif contestant.kind == "supernet":
                     metrics = self._evaluate_supernet(contestant)
                 else:
                     metrics = self._evaluator.evaluate(contestant, evaluation.fidelity)
@@ -251,7 +251,7 @@ class Worker:
             self.store.fail(evaluation, f"stopped ({type(error).__name__})", again=True)
             raise
         everything = self.store.evaluations()
-        left = self._time_left(self.settings.time_s - self.settings.setup_s)
+        left = self.settings.time_s - self.settings.setup_s - elapsed(everything, now=time.time())
         self._on_evaluation(everything[evaluation.number], everything, left)
 
     def _suspect(self, evaluation: Evaluation, error: Exception) -> None:
@@ -263,7 +263,7 @@ class Worker:
             raise error
 
     def _with_latency(self, contestant: Contestant) -> Contestant:
-        """Return a contestant with the latency that was measured before it was continued, or got another seed."""
+        """Return a contestant with the latency that was measured before it was continued, or became a finalist."""
         if contestant.latency_s is not None:
             return contestant
         name = network_name(contestant.name)
@@ -272,6 +272,19 @@ class Worker:
             if each.state == "complete" and network_name(str(each.plain["name"])) == name
         ]  # fmt: skip
         return replace(contestant, latency_s=min(before)) if before else contestant
+
+    def _train_to_end(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
+        """Train a finalist for a multiple of the training time, and return its metrics."""
+        settings, evaluations = self.settings, self.store.evaluations()
+        parallel = max(1, min(settings.workers, sum(is_final(each, settings.time_s) for each in evaluations)))
+        faster = settings.workers // parallel
+        name = network_name(contestant.name)
+        before = [each.metrics for each in evaluations if each.plain["name"] == name and each.metrics]
+        step_s = max((each["seconds"] / max(1, each["steps"]) for each in before), default=0.0)
+        threads = None if settings.execution.threads is None else settings.execution.threads * faster
+        return self._evaluator.evaluate_to_end(
+            contestant, seconds=fidelity * settings.training_s, threads=threads, least_step_s=step_s / faster
+        )
 
     def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:
         """Train the supernet, rank candidates with it, and add the best ones; return the metrics of the largest."""
