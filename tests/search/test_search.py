@@ -20,12 +20,12 @@ from convatlas.search import setup
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, epochs_within
 from convatlas.search.latency import LatencyMeter, LatencyModel
-from convatlas.search.launch import SearchResult, finish, open_store, search, start
+from convatlas.search.launch import SearchResult, _add_finalists, finish, open_store, search, start
 from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
-from convatlas.search.standings import final_name, finalists, front, has_failed, standings
+from convatlas.search.standings import final_name, finalists, front, has_failed, is_final, standings
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
@@ -281,6 +281,38 @@ def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
     early = standings([evaluation(0, "base", 0.5, kind="baseline"), evaluation(1, "a", 0.9, fidelity=0.25)])
     assert [each.name for each in finalists(early, 5.0)] == ["base"]
     assert finalists([], 5.0) == []
+
+
+def test_finalists_of_a_shorter_search_are_left_alone(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, time_s=60.0, training_s=1e-3, candidates="none")
+    baseline = next(each.contestant for each in result.standings if not each.is_candidate)
+    store = start(tmp_path, settings, [replace(baseline, name=final_name("a", 30.0))])
+    worker = Worker(tmp_path, settings, store)
+    assert not worker.step()
+    assert not worker.step(only_finalists=True)
+    store.end()
+    worker.train_finalists()  # ends at once
+    store.add(replace(baseline, name=final_name("a", 60.0)).to_plain(), {}, 1.0)
+    assert not worker.step()
+    assert worker.step(only_finalists=True)
+    assert [each.state for each in store.evaluations()] == ["waiting", "complete"]
+
+
+def test_a_start_of_finalists_that_was_interrupted_is_completed(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, time_s=60.0, training_s=1e-3)
+    candidate, baseline = (
+        next(each.contestant for each in result.standings if each.is_candidate is kind) for kind in (True, False)
+    )
+    store = start(tmp_path, settings, [])
+    for contestant in (candidate, baseline):
+        store.add(contestant.to_plain(), {}, 1.0)
+    worker = Worker(tmp_path, settings, store)
+    assert [worker.step(), worker.step()] == [True, True]
+    store.add(replace(baseline, name=final_name(baseline.name, 60.0)).to_plain(), {}, 7.0)
+    for _ in range(2):
+        _add_finalists(settings, store, lambda text: None)
+        finals = [each.key for each in store.evaluations() if is_final(each)]
+        assert finals == [(final_name(each.name, 60.0), 7.0) for each in (baseline, candidate)]
 
 
 def test_finalists_are_those_of_which_most_is_expected_in_the_time_that_is_left() -> None:

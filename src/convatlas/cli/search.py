@@ -67,7 +67,7 @@ def search(
     ] = None,
     time: Annotated[
         float | None,
-        option("Time of the whole search, with the training of the winner, for example 1h.", metavar="TIME",
+        option("Time of the whole search, with the training of the finalists, for example 1h.", metavar="TIME",
                panel=SEARCH, read=quantities.seconds, default="1h"),
     ] = None,
     space: Annotated[

@@ -31,7 +31,7 @@ MARKERS = {"candidate": ("o", RIGHT), "baseline": ("s", NOTE), "pretrained": ("^
 
 @dataclass(frozen=True)
 class Tried:
-    """A network of a search. x: latency in milliseconds. y: accuracy in percent. is_full: it was trained to the end."""
+    """A network of a search. x: latency in milliseconds. y: accuracy in percent. is_full: it had all of a trial's time."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ def front_chart(
     tried: Sequence[Tried], front: Sequence[str], best: str, *, limit: float | None = None,
     path: str | Path | None = None,
 ) -> Figure:  # fmt: skip
-    """Draw all networks; those that were trained to the end are filled. front, best: names. limit: of the latency."""
+    """Draw all networks; those that had all of a trial's time are filled. front, best: names. limit: of the latency."""
     figure = new_figure(7, 4.4)
     axes = figure.add_subplot()
     line = sorted((each.x, each.y) for each in tried if each.name in front and each.is_full)

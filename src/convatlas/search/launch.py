@@ -241,22 +241,23 @@ def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callab
     another seed has images that the weights were trained on.
     """
     evaluations = store.evaluations()
-    if any(is_final(each, settings.time_s) for each in evaluations):
-        return
+    there = {str(each.plain["name"]): each.fidelity for each in evaluations if is_final(each, settings.time_s)}
     found = standings(evaluations)
     left = settings.time_s - settings.setup_s - elapsed(evaluations) - FINAL_S
     for number in (2, 1):
         parallel = min(number, settings.workers)
         seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * left * parallel / number)
-        chosen = finalists(found, settings.workers // parallel * seconds / settings.training_s)
+        fidelity = next(iter(there.values()), seconds / settings.training_s)  # that of a start that was interrupted
+        chosen = finalists(found, settings.workers // parallel * fidelity)
         if len(chosen) == number:
             break
     has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
     seed = settings.seed if has_shared_weights else settings.seed + 1
     for each in chosen:
         name = final_name(each.name, settings.time_s)
-        store.add(replace(each.contestant, name=name, seed=seed).to_plain(), {}, seconds / settings.training_s)
-        on_phase(f"training {each.name} to its end, for about {TIME.format(round(seconds))}")
+        if name not in there:
+            store.add(replace(each.contestant, name=name, seed=seed).to_plain(), {}, fidelity)
+        on_phase(f"training {each.name} to its end, for about {TIME.format(round(fidelity * settings.training_s))}")
 
 
 def _keep_winner(folder: Path, best: Standing) -> Run:

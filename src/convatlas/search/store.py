@@ -16,7 +16,7 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -180,18 +180,16 @@ class TrialStore:
         )  # fmt: skip
         self._reached(self._study.add_trial, trial)
 
-    def claim_next(self, mark: str = "", *, without: Collection[str] = ()) -> Evaluation | None:
+    def claim_next(self, is_wanted: Callable[[Evaluation], bool] = lambda evaluation: True) -> Evaluation | None:
         """Begin the first evaluation that waits, or return None. One that runs or is complete is not done again.
 
-        Of a contestant, one evaluation runs at a time. mark: in its name. without: names that are left to others.
+        Of a contestant, one evaluation runs at a time. is_wanted: returns whether this worker does an evaluation.
         """
         found = self.evaluations()
         trained = {other.plain["name"] for other in found if other.state == "running"}  # in one run directory
         for each in found:
             name = str(each.plain["name"])
-            if each.state != "waiting" or mark not in name or name in trained or name in without:
-                continue
-            if not self.claim(each):
+            if each.state != "waiting" or name in trained or not is_wanted(each) or not self.claim(each):
                 continue
             active = [other for other in self.evaluations() if other.plain["name"] == name and other.state in ACTIVE]
             same = [other for other in active if other.key == each.key]

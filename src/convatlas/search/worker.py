@@ -23,7 +23,7 @@ from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
-from convatlas.search.standings import FINAL_MARK, has_failed, is_final, network_name, promoted
+from convatlas.search.standings import has_failed, is_final, network_name, promoted
 from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
@@ -109,7 +109,7 @@ class Worker:
             if self.step(only_finalists=True):
                 idle = 0.0
                 continue
-            if self.store.is_over() and not self._is_busy(FINAL_MARK):
+            if self.store.is_over() and not self._is_busy(finalists=True):
                 return
             time.sleep(IDLE_S)
             idle += IDLE_S
@@ -120,7 +120,7 @@ class Worker:
         only_finalists: those that wait in the store, and nothing new.
         """
         self.store.take_over()
-        evaluation = self._claim_next(FINAL_MARK) if only_finalists else self._search_next(self.store.evaluations())
+        evaluation = self._claim_next(finalists=True) if only_finalists else self._search_next(self.store.evaluations())
         if evaluation is None:
             return False
         self._deadline = time.monotonic() + seconds
@@ -131,21 +131,26 @@ class Worker:
         searched = [each for each in self.store.evaluations() if not is_final(each)]
         return seconds - elapsed(searched, now=time.time())
 
-    def _is_busy(self, mark: str = "") -> bool:
-        """Return whether contestants with a mark in their name wait or are evaluated."""
-        marked = (each for each in self.store.evaluations() if mark in str(each.plain["name"]))
-        return any(map(self._is_open, marked))
+    def _is_busy(self, *, finalists: bool = False) -> bool:
+        """Return whether contestants, or finalists, wait or are evaluated."""
+        return any(self._is_open(each) for each in self.store.evaluations() if self._is_of(each, finalists=finalists))
+
+    def _is_of(self, evaluation: Evaluation, *, finalists: bool) -> bool:
+        """Return whether an evaluation is that of a finalist; of a longer or shorter search it is neither."""
+        return is_final(evaluation, self.settings.time_s) if finalists else not is_final(evaluation)
 
     def _is_open(self, evaluation: Evaluation) -> bool:
         """Return whether an evaluation is running, or waits for this worker or another one."""
         is_suspect = str(evaluation.plain["name"]) in self._suspects
         return evaluation.state == "running" or (evaluation.state == "waiting" and not is_suspect)
 
-    def _claim_next(self, mark: str = "") -> Evaluation | None:
+    def _claim_next(self, *, finalists: bool = False) -> Evaluation | None:
         """Claim what waits, but no network that failed here, or that another process trained a minute ago."""
         now = time.monotonic()
-        occupied = {name for name, since in self._occupied.items() if now - since < LEASE_S}
-        return self.store.claim_next(mark, without=occupied | self._suspects.keys())
+        left_out = {name for name, since in self._occupied.items() if now - since < LEASE_S} | self._suspects.keys()
+        return self.store.claim_next(
+            lambda each: self._is_of(each, finalists=finalists) and str(each.plain["name"]) not in left_out
+        )
 
     # choose
 
