@@ -31,7 +31,7 @@ MARKERS = {"candidate": ("o", RIGHT), "baseline": ("s", NOTE), "pretrained": ("^
 
 @dataclass(frozen=True)
 class Tried:
-    """A network of a search. x: latency in milliseconds. y: accuracy in percent. is_full: it had all of a trial's time."""
+    """A network of a search. x: latency in ms. y: accuracy in percent. is_full: it had all of a trial's time."""
 
     name: str
     kind: str
