@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "googlenet.png": (("draw googlenet -o googlenet.png",), "googlenet.png"),
     "resnet50.png": (("draw resnet50 -o resnet50.png",), "resnet50.png"),
+    "search-front.png": (("search-front.py",), "search-front.png"),
     "timeline.png": (("timeline -o timeline.png",), "timeline.png"),
 }
 """Figure -> the arguments of `convatlas`, or the script in this folder, that draw it, and the file that they write."""
