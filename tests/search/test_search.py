@@ -246,7 +246,7 @@ def test_the_latency_of_a_network_is_measured_once(
     assert Worker(tmp_path, settings, store).step()
     monkeypatch.setattr(LatencyMeter, "measure", None)
     store.add(candidate.to_plain(), {}, 1.0)
-    store.add(replace(candidate, name=final_name(candidate.name, 60.0), seed=7).to_plain(), {}, 1.0)
+    store.add(replace(candidate, name=final_name(candidate.name, settings.time_s), seed=7).to_plain(), {}, 1.0)
     worker = Worker(tmp_path, settings, store)
     assert worker.step()
     assert worker.step(only_finalists=True)

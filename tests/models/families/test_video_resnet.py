@@ -136,7 +136,7 @@ def test_smallest_clips(changes: dict[str, int]) -> None:
         ({"stem": ()}, "stem must have 1 width, or 2 if it is split, got 0"),
         ({"stem_frames": 4}, "stem_frames must be odd, got 4"),
         ({"block": "wide"}, "block must be one of basic, bottleneck"),
-        ({"depths": (1, 1)}, "depths must have one value for each of 4 widths, got (1, 1)"),
+        ({"depths": (1, 1)}, r"depths must have one value for each of 4 widths, got \(1, 1\)"),
     ],
 )  # fmt: skip
 def test_wrong_cells_are_refused(changes: dict[str, Any], message: str) -> None:
