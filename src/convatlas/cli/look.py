@@ -127,11 +127,13 @@ def cost(
 
 def _network(name: str, classes: int | None, channels: int | None) -> tuple[str | Spec, int | None, int | None]:
     """Return a network by name, or the spec of a model file or run, with its classes and channels unless given."""
-    from convatlas.overview.look import header_of, is_model
+    from convatlas.overview.look import is_model
 
     if not is_model(name):
         return name, classes, channels
-    header = header_of(name)
+    from convatlas.overview.describe import describe
+
+    header = describe(name).header
     return header.spec, classes or header.task.outputs, channels or header.preprocessing.channels
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from convatlas.models.describe import Comparison
     from convatlas.overview.compare import RunComparison
     from convatlas.overview.describe import ModelDescription
-    from convatlas.weights.modelfile import Header
 
 MODEL_SUFFIXES = (".safetensors", ".onnx", ".xml", ".pt2", ".pt", ".pth")
 """Suffixes by which the name of a file is recognized that does not exist."""
@@ -35,15 +34,10 @@ def is_model(source: object) -> bool:
 def network_of(source: str | os.PathLike[str] | Spec) -> str | Spec:
     """Return the name of a network, or a spec, as it is; of a model file, weights or a run, the spec."""
     if isinstance(source, os.PathLike) or is_model(source):
-        return header_of(source).spec
+        from convatlas.overview.describe import describe
+
+        return describe(_name_of(source)).header.spec
     return source
-
-
-def header_of(source: str | os.PathLike[str] | Spec) -> Header:
-    """Return the header of a model file, of weights by name, or of the model of a run."""
-    from convatlas.inference.load import load
-
-    return load(_name_of(source)).header
 
 
 def show(

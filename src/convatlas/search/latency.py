@@ -115,12 +115,10 @@ class LatencyMeter:
         other_load = load.share()
         return [_summarize(each, other_load) for each in rounds]
 
-    def measure_alone(
-        self, specs: Sequence[Spec], *, limit_s: float = math.inf, progress: Progress | None = None
-    ) -> list[Latency]:  # fmt: skip
+    def measure_alone(self, specs: Sequence[Spec], *, progress: Progress | None = None) -> list[Latency]:
         """Measure while no training of convatlas runs on this machine; see `measure`."""
         with closing(MachineLock()) as lock, lock.measuring():
-            return self.measure(specs, limit_s=limit_s, progress=progress)
+            return self.measure(specs, progress=progress)
 
     def measure_one(self, spec: Spec, *, limit_s: float = math.inf, lock: MachineLock | None = None) -> Latency:
         """Return the latency of a network, measured while no training of convatlas runs on this machine.

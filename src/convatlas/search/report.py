@@ -32,8 +32,6 @@ MAX_LINEAGE = 8
 
 def verdict(found: Sequence[Standing]) -> str:
     """Return which network won, and against which, in one sentence. found: the finalists, or all standings."""
-    if not found:
-        return "No network has been trained yet."
     best = found[0]
     text = f"{best.name} wins with {best.accuracy:.2%} on val at {1000 * best.latency:.3g} ms"
     other = next((each for each in found if each.is_candidate is not best.is_candidate), None)
