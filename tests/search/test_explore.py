@@ -194,6 +194,20 @@ def test_candidates_of_others_are_reserved_and_then_promoted() -> None:
     assert [each[1] for each in promoted if each is not None] == [1.0] * 3
 
 
+def test_a_candidate_must_reach_the_full_fidelity_in_the_time_that_is_left() -> None:
+    explorer = ca.search.Explorer(SPACE, fidelities=(0.25, 1), budget=10)
+    assert explorer.ask(0.6) is None
+    asked = explorer.ask(0.63)  # a quarter, and half of the rest
+    assert asked is not None
+    assert asked[1] == 0.25
+    for candidate in (asked[0], *(explorer.ask()[0] for _ in range(4))):
+        explorer.tell(candidate, latency=1.0, accuracy=evaluate(candidate)["accuracy"], fidelity=0.25)
+    assert explorer.ask(0.3) is None
+    promoted = explorer.ask(0.4)
+    assert promoted is not None
+    assert promoted[1] == 1
+
+
 def test_the_engine_refuses_what_is_no_result() -> None:
     explorer = ca.search.Explorer(SPACE, budget=10)
     asked = explorer.ask()

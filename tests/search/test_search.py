@@ -20,7 +20,16 @@ from convatlas.search import setup
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, epochs_within
 from convatlas.search.latency import LatencyMeter, LatencyModel
-from convatlas.search.launch import SearchResult, _add_finalists, finish, open_store, search, start
+from convatlas.search.launch import (
+    STOP_SHARE,
+    SearchResult,
+    _add_finalists,
+    _continue_best,
+    finish,
+    open_store,
+    search,
+    start,
+)
 from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
@@ -29,6 +38,7 @@ from convatlas.search.standings import final_name, finalists, front, has_failed,
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
+from convatlas.train.resume import open_run
 from convatlas.train.run_folder import OccupiedError
 from convatlas.train.settings import RunOptions
 
@@ -68,11 +78,12 @@ def test_the_winner_is_an_ordinary_model_within_the_limits(result: SearchResult)
 
 
 def test_the_winner_is_never_worse_than_a_baseline(result: SearchResult) -> None:
-    candidate, baseline = sorted(result.finalists, key=lambda each: not each.is_candidate)
-    assert (candidate.is_candidate, baseline.is_candidate) == (True, False)
-    assert result.winner.accuracy == max(candidate.accuracy, baseline.accuracy)
-    assert result.winner.is_candidate == (candidate.accuracy > baseline.accuracy)
-    assert result.winner.name in result.verdict
+    winner, other = result.finalists
+    assert winner.is_candidate is not other.is_candidate
+    assert winner.fidelity > other.fidelity  # that was stopped
+    assert f"{winner.name} wins with {winner.accuracy:.2%}" in result.verdict
+    assert f"had {other.accuracy:.2%} after" in result.verdict
+    assert f"against {dict(winner.curve)[other.fidelity]:.2%}." in result.verdict
     assert {each.contestant.seed for each in result.finalists} == {result.settings.seed + 1}
     assert result.run.results["val"].score == result.winner.accuracy
 
@@ -80,7 +91,7 @@ def test_the_winner_is_never_worse_than_a_baseline(result: SearchResult) -> None
 def test_what_was_tried_is_reported(result: SearchResult) -> None:
     page = (result.folder / "report.html").read_text()
     assert result.winner.name in page
-    assert "Finalists, trained to their end" in page
+    assert "Finalists" in page
     assert "Pareto front" in page
     with (result.folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -156,9 +167,9 @@ def test_epochs_follow_the_time_that_they_take(
 
 
 def test_faster_epochs_of_the_head_tell_nothing() -> None:
-    assert epochs_within([10], 20, seconds=600, left=590, head_epochs=1) == 20
-    assert epochs_within([10, 40], 20, seconds=600, left=560, head_epochs=1) == 20
-    assert epochs_within([10, 70], 20, seconds=600, left=530, head_epochs=1) == 10
+    assert epochs_within([10], 20, seconds=600, left=590, since=1) == 20
+    assert epochs_within([10, 40], 20, seconds=600, left=560, since=1) == 20
+    assert epochs_within([10, 70], 20, seconds=600, left=530, since=1) == 10
 
 
 def test_a_training_whose_time_is_over_ends_with_a_model(result: SearchResult, tmp_path: Path) -> None:
@@ -308,11 +319,91 @@ def test_a_start_of_finalists_that_was_interrupted_is_completed(result: SearchRe
         store.add(contestant.to_plain(), {}, 1.0)
     worker = Worker(tmp_path, settings, store)
     assert [worker.step(), worker.step()] == [True, True]
-    store.add(replace(baseline, name=final_name(baseline.name, 60.0)).to_plain(), {}, 7.0)
+    begun = replace(baseline, name=final_name(baseline.name, 60.0), final_s=0.02)
+    store.add(begun.to_plain(), {}, STOP_SHARE * 0.02 / 1e-3)
     for _ in range(2):
         _add_finalists(settings, store, lambda text: None)
-        finals = [each.key for each in store.evaluations() if is_final(each)]
-        assert finals == [(final_name(each.name, 60.0), 7.0) for each in (baseline, candidate)]
+        finals = [each for each in store.evaluations() if is_final(each)]
+        assert [each.key for each in finals] == [
+            (final_name(each.name, 60.0), STOP_SHARE * 0.02 / 1e-3) for each in (baseline, candidate)
+        ]
+        assert [each.plain["final_s"] for each in finals] == [0.02, 0.02]
+
+
+def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, time_s=600.0, training_s=10.0)
+    candidate, baseline = (
+        next(each.contestant for each in result.standings if each.is_candidate is kind) for kind in (True, False)
+    )
+    store = start(tmp_path, settings, [])
+    metrics = {"latency": 0.001, "parameters": 1, "macs": 1}
+
+    def complete(contestant: Contestant, fidelity: float, accuracy: float) -> None:
+        store.add(contestant.to_plain(), {}, fidelity)
+        evaluation = store.claim_next()
+        assert evaluation is not None
+        store.complete(evaluation, {"accuracy": accuracy, **metrics})
+
+    def continued() -> tuple[Contestant, float] | None:
+        if not _continue_best(settings, store, lambda text: None):
+            return None
+        last = store.evaluations()[-1]
+        return Contestant.read(last.plain), last.fidelity
+
+    for contestant, accuracies in ((candidate, (0.2, 0.4, 0.6)), (baseline, (0.5, 0.58, 0.61))):
+        finalist = replace(contestant, name=final_name(contestant.name, 600.0), seed=1, final_s=100.0)
+        for each, fidelity, accuracy in zip(
+            (contestant, contestant, finalist), (0.25, 1.0, 3.0), accuracies, strict=True
+        ):
+            complete(each, fidelity, accuracy)
+    found = continued()
+    assert found is not None
+    chosen, fidelity = found
+    assert chosen.name == final_name(candidate.name, 600.0)
+    assert chosen.final_s == pytest.approx(10 * fidelity)
+    assert 400 < chosen.final_s < 600  # all of the time that is left
+    assert chosen.ends_within(10 * fidelity)
+    assert continued() is not None  # another one, if that one cannot be trained
+    assert store.evaluations()[-1].plain["name"] == final_name(baseline.name, 600.0)
+    assert continued() is None
+    for _ in range(2):
+        evaluation = store.claim_next()
+        assert evaluation is not None
+        store.complete(evaluation, {"accuracy": 0.7, **metrics})
+    assert continued() is None
+
+
+def test_a_finalist_pauses_and_continues_with_all_cores(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, time_s=60.0, training_s=1.0, workers=2, search_share=0.5)
+    settings = replace(settings, execution=replace(settings.execution, threads=1))
+    name = final_name("a", 60.0)
+    finalist = replace(result.standings[-1].contestant, name=name, final_s=1.5, latency_s=0.001)
+    store = start(tmp_path, settings, [])
+    worker = Worker(tmp_path, settings, store)
+    for fidelity, threads, is_finished in ((0.3, 1, False), (1.5, 2, True)):
+        store.add(finalist.to_plain(), {}, fidelity)
+        assert worker.step(only_finalists=True)
+        assert store.evaluations()[-1].state == "complete", store.evaluations()[-1].error
+        run = open_run(tmp_path / "trials" / name)
+        assert (run.config.execution.threads, run.state.finished) == (threads, is_finished)
+    assert store.evaluations()[0].metrics["steps"] < store.evaluations()[1].metrics["steps"]
+
+
+def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, training_s=100.0, candidates="none")
+    baseline = replace(next(each.contestant for each in result.standings if not each.is_candidate), latency_s=0.001)
+    store = start(tmp_path, settings, [baseline])
+    worker = Worker(tmp_path, settings, store)
+    assert not worker.step(10.0)  # a quarter of 100 s
+    evaluation = store.claim_next()
+    assert evaluation is not None
+    metrics = {"accuracy": 0.5, "reward": 0.5, "latency": 0.001, "parameters": 1, "macs": 1}
+    store.complete(evaluation, metrics)
+    assert not worker.step(30.0)  # it would be promoted for 75 s
+    assert len(store.evaluations()) == 1
+    store.add(baseline.to_plain(), {}, 1.0)
+    assert not worker.step(30.0)
+    assert store.evaluations()[1].state == "waiting"
 
 
 def test_finalists_are_those_of_which_most_is_expected_in_the_time_that_is_left() -> None:

@@ -23,7 +23,7 @@ from convatlas.system.locks import MachineLock
 from convatlas.train.fit import prepare_run
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields
-from convatlas.train.resume import open_run
+from convatlas.train.resume import open_run, read_progress
 from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, OccupiedError
 from convatlas.train.settings import RunOptions
@@ -56,15 +56,15 @@ def least_epochs(recipe: Recipe) -> int:
 
 
 def epochs_within(
-    elapsed_s: Sequence[float], planned: int, *, seconds: float, left: float, head_epochs: int = 0
+    elapsed_s: Sequence[float], planned: int, *, seconds: float, left: float, since: int = 0
 ) -> int:  # fmt: skip
     """Return the epochs of a training that is to take so many seconds: the planned ones if they about do.
 
-    elapsed_s: seconds of the training at the end of each epoch so far. left: of the time. head_epochs: faster ones at
-    the start.
+    elapsed_s: seconds of the training at the end of each epoch so far. left: of the time. since: epochs at the start
+    whose time tells nothing, because only the head was trained for instance.
     """
     done = len(elapsed_s)
-    number = min(TIMED_EPOCHS, done - head_epochs)
+    number = min(TIMED_EPOCHS, done - since)
     if number < 1:
         return planned
     epoch_s = (elapsed_s[-1] - (elapsed_s[-1 - number] if done > number else 0.0)) / number
@@ -106,13 +106,16 @@ class Evaluator:
         run.save()
         return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
-    def evaluate_to_end(
-        self, contestant: Contestant, *, seconds: float, threads: int | None, least_step_s: float
+    def evaluate_finalist(
+        self, contestant: Contestant, *, pause_s: float, speedup: float, threads: int | None, least_step_s: float
     ) -> dict[str, float]:
-        """Return the metrics of a finalist that was trained with its recipe for so many seconds; see `open_timed`.
+        """Return the metrics of a finalist after some seconds of its training with its recipe, or at its end.
 
-        Its run has diagnostics and a report.
+        speedup: of the training after a pause, when it has more cores. See `open_timed`. The run has a report.
         """
+        seconds = contestant.final_s
+        if pause_s < seconds:
+            seconds = pause_s + speedup * (seconds - pause_s)
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
         latency, is_disturbed = self.latency_of(contestant, counts)
         fields = {} if contestant.kind == "pretrained" else {"ema_decay": EMA_DECAY}
@@ -121,7 +124,7 @@ class Evaluator:
             options=RunOptions(), least_step_s=least_step_s,
         )  # fmt: skip
         if not run.state.finished:
-            run = self.finish_timed(run, seconds=seconds)
+            run = self.finish_timed(run, seconds=seconds, pause_s=pause_s)
         return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
     def metrics(self, run: Run, counts: Counts, latency: float, *, is_disturbed: bool = False) -> dict[str, float]:
@@ -168,7 +171,7 @@ class Evaluator:
         faster where a recipe trains the head alone. attach: is called with the run whenever it was opened.
         """
         if (folder / CONFIG).is_file():
-            run = open_run(folder, data=self.data)
+            run = open_run(folder, data=self.data, threads=None if read_progress(folder).finished else threads)
         else:
             run = self._prepare(contestant, folder, {**fields, "epochs": max_epochs}, threads, options)
         attach(run)
@@ -185,22 +188,32 @@ class Evaluator:
             attach(run)
         return run
 
-    def finish_timed(self, run: Run, *, seconds: float) -> Run:
-        """Train a run of `open_timed` to its end, with fewer or more epochs if they take another time than expected."""
+    def finish_timed(self, run: Run, *, seconds: float, pause_s: float = math.inf) -> Run:
+        """Train a run of `open_timed` to its end, with fewer or more epochs if they take another time than expected.
+
+        pause_s: seconds of the training after which it pauses.
+        """
         end = time.monotonic() + seconds - run.state.seconds
+        before = run.state.epochs_begun if run.history else 0  # maybe with other cores
+        since = max(before, math.ceil(run.config.recipe.head_epochs))
         while True:
             recipe, opened = run.config.recipe, len(run.history)
             epochs, events = recipe.epochs, run.steps()
             while epochs == recipe.epochs:
+                if run.state.seconds >= pause_s:
+                    events.close()
+                    run.save()
+                    return run
                 with self.lock.working():
                     event = next(events, None)
                 if event is None:
                     return run
                 done = len(run.history)
-                if isinstance(event, Epoch) and done - opened >= min(TIMED_EPOCHS, math.ceil(recipe.epochs / 4)):
+                least = min(TIMED_EPOCHS, math.ceil(recipe.epochs / 4))
+                if isinstance(event, Epoch) and done - max(since, opened) >= least:
                     epochs = epochs_within(
                         [each.elapsed_s for each in run.history], recipe.epochs, seconds=seconds,
-                        left=end - time.monotonic(), head_epochs=recipe.head_epochs,
+                        left=end - time.monotonic(), since=since,
                     )  # fmt: skip
                     if done < epochs < recipe.epochs:
                         epochs = max(epochs, least_epochs(recipe))

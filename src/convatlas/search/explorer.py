@@ -82,9 +82,15 @@ class Explorer:
         self._pool: _Pool | None = None
         self._all: Codes | None = None
         self._fit_at = 0
+        self._room = math.inf
 
-    def ask(self) -> tuple[Candidate, float] | None:
-        """Return a candidate and the fidelity to evaluate it with; None if there is no other one."""
+    def ask(self, room: float = math.inf) -> tuple[Candidate, float] | None:
+        """Return a candidate and the fidelity to evaluate it with; None if there is no other one.
+
+        room: full evaluations for which there is time. A candidate must reach the full fidelity in it; of its last
+        evaluation, half is enough.
+        """
+        self._room = room
         codes = self._choose()
         if codes is None:
             return None
@@ -132,7 +138,14 @@ class Explorer:
 
     def _is_open(self, codes: Codes) -> bool:
         key = codes.tobytes()
-        return key not in self._reserved and self._reached.get(key, -1) < len(self.fidelities) - 1
+        level = self._reached.get(key, -1)
+        is_known = key in self._reserved or level == len(self.fidelities) - 1
+        return not is_known and self._least_effort(level) <= self._room
+
+    def _least_effort(self, level: int) -> float:
+        """Return the effort from a level, -1 for none, to half of the last evaluation, in full evaluations."""
+        shares = (0.0, *self.fidelities)
+        return (shares[-1] + shares[-2]) / 2 - shares[level + 1]
 
     def _choose(self) -> Codes | None:
         if len(self._values) < self.first:
@@ -145,8 +158,8 @@ class Explorer:
     def _random(self) -> Codes | None:
         drawn = self.space.sample(len(self._reached.keys() | self._reserved) + 16, self.random)
         self.random.shuffle(drawn)
-        fresh = [row for row in drawn if row.tobytes() not in self._reached.keys() | self._reserved]
-        return next(iter(fresh or [row for row in drawn if self._is_open(row)]), None)
+        open_ = [row for row in drawn if self._is_open(row)]
+        return next(iter([row for row in open_ if row.tobytes() not in self._reached] or open_), None)
 
     def _promising(self, levels: NDArray[np.int64]) -> Codes | None:
         """Return one of the candidates that are best at a lower fidelity, so that there is a front to begin with."""

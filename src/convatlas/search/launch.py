@@ -21,8 +21,8 @@ from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
 from convatlas.search.settings import SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
-from convatlas.search.standings import Standing, final_name, finalists, is_final, standings
-from convatlas.search.store import JOURNAL, TrialStore, check_store, elapsed, location_of
+from convatlas.search.standings import Standing, final_name, finalists, is_final, is_whole, standings
+from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
 from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress, progress_callback
@@ -39,6 +39,9 @@ TIME_S, MIN_TIME_S = 3600.0, 60.0
 
 FINAL_MARGIN, FINAL_S = 0.97, 15.0
 """Share of the time that is left in which the finalists are trained, after seconds for the report."""
+
+STOP_SHARE = 0.3
+"""Share of the training of the finalists after which the one of which less is expected is stopped."""
 
 LEAST_FINAL = 0.05
 """Share of the whole time that the training of a finalist gets at least."""
@@ -104,8 +107,8 @@ def search(
     """Search the network with the best accuracy within limits of a device, and train it.
 
     limits: of one image. time_s: of everything, an hour by default: half for the search, the rest for the finalists,
-    the best candidate and the best other network, which are trained to their end. out: the directory; that of a stopped
-    search continues it, with a longer `time_s` if it is given; its other settings stay as they were.
+    the best candidate and the best other network, of which the better one is trained to its end. out: the directory;
+    that of a stopped search continues it, with a longer `time_s` if it is given; its other settings stay as they were.
     Raises SearchError if no network is within the limits, or none could be trained.
     """
     if time_s is not None and not time_s >= MIN_TIME_S:
@@ -198,8 +201,9 @@ def finish(
         worker.search()
         _wait_for_others(store, others)
         _add_finalists(settings, store, on_phase)
-        store.end()
-        worker.train_finalists()
+        worker.train_finalists(waits=False)
+        while _continue_best(settings, store, on_phase):
+            worker.train_finalists(waits=False)
     finally:
         store.end()
         for process in others:
@@ -210,7 +214,7 @@ def finish(
     store.take_over()
     evaluations = store.evaluations()
     found, finals = standings(evaluations), standings(evaluations, time_s=settings.time_s)
-    if not finals:
+    if not finals or not is_whole(finals[0], settings):
         errors = [each.error for each in evaluations if each.error]
         raise SearchError(
             f"{folder}: no network could be trained: {errors[-1] if errors else 'the time was too short'}"
@@ -235,29 +239,62 @@ def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[byt
 
 
 def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> None:
-    """Let the best candidate and the best other network be trained to their end, with a second seed.
+    """Let the best candidate and the best other network be trained with their recipes and a second seed.
 
-    A candidate that starts from shared weights, and what it is compared with, keep the first seed: a val split of
-    another seed has images that the weights were trained on.
+    If there are two, until one of them is stopped. A candidate that starts from shared weights, and what it is compared
+    with, keep the first seed: a val split of another seed has images that the weights were trained on.
     """
     evaluations = store.evaluations()
-    there = {str(each.plain["name"]): each.fidelity for each in evaluations if is_final(each, settings.time_s)}
-    found = standings(evaluations)
-    left = settings.time_s - settings.setup_s - elapsed(evaluations) - FINAL_S
-    for number in (2, 1):
-        parallel = min(number, settings.workers)
-        seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * left * parallel / number)
-        fidelity = next(iter(there.values()), seconds / settings.training_s)  # that of a start that was interrupted
-        chosen = finalists(found, settings.workers // parallel * fidelity)
-        if len(chosen) == number:
-            break
+    there = {str(each.plain["name"]): each for each in evaluations if is_final(each, settings.time_s)}
+    seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * _time_left(settings, evaluations))
+    chosen = finalists(standings(evaluations), settings.workers * seconds / settings.training_s)
+    is_one = len(chosen) < 2
+    if not is_one and settings.workers == 1:  # one after the other
+        seconds /= 1 + STOP_SHARE
+    if there:  # of a start that was interrupted
+        seconds = max(each.plain["final_s"] for each in there.values())
     has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
     seed = settings.seed if has_shared_weights else settings.seed + 1
     for each in chosen:
         name = final_name(each.name, settings.time_s)
         if name not in there:
-            store.add(replace(each.contestant, name=name, seed=seed).to_plain(), {}, fidelity)
-        on_phase(f"training {each.name} to its end, for about {TIME.format(round(fidelity * settings.training_s))}")
+            finalist = replace(each.contestant, name=name, seed=seed, final_s=seconds)
+            store.add(finalist.to_plain(), {}, (1 if is_one else STOP_SHARE) * seconds / settings.training_s)
+    if any(each.state != "complete" for each in store.evaluations() if is_final(each, settings.time_s)):
+        until = "to its end" if is_one else "until one of them is stopped"
+        time_ = TIME.format(round((1 if is_one else STOP_SHARE) * seconds))
+        on_phase(f"training {' and '.join(each.name for each in chosen)} {until}, for about {time_}")
+
+
+def _continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> bool:
+    """Let the finalist of which most is expected be trained to its end; False if that is done, or none is left.
+
+    One whose training to the end has failed, here or anywhere, makes room for the other one.
+    """
+    evaluations = store.evaluations()
+    finals = standings(evaluations, time_s=settings.time_s)
+    if any(is_whole(each, settings) for each in finals):
+        return False
+    begun = {
+        each.plain["name"] for each in evaluations
+        if is_final(each, settings.time_s)
+        and Contestant.read(each.plain).ends_within(each.fidelity * settings.training_s)
+    }  # fmt: skip
+    paused = [each for each in finals if each.contestant.name not in begun]
+    if not paused:
+        return False
+    least_s = (1 - STOP_SHARE) * LEAST_FINAL * settings.time_s
+    left = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations))
+    fidelity = max(each.contestant.final_s for each in paused) / settings.training_s
+    best = max(paused, key=lambda each: each.expected(settings.workers * fidelity))
+    seconds = best.fidelity * settings.training_s + left
+    store.add(replace(best.contestant, final_s=seconds).to_plain(), {}, seconds / settings.training_s)
+    on_phase(f"training {best.name} to its end, for about {TIME.format(round(left))}")
+    return True
+
+
+def _time_left(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> float:
+    return settings.time_s - settings.setup_s - elapsed(evaluations) - FINAL_S
 
 
 def _keep_winner(folder: Path, best: Standing) -> Run:

@@ -16,7 +16,7 @@ from convatlas.draw import page, search
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.settings import SearchSettings
-from convatlas.search.standings import Standing, front, has_failed, is_final, standings
+from convatlas.search.standings import Standing, front, has_failed, is_final, is_whole, standings
 from convatlas.search.store import Evaluation, elapsed, quiet
 from convatlas.system.files import write_text
 from convatlas.system.quantities import TIME
@@ -31,14 +31,20 @@ MAX_LINEAGE = 8
 
 
 def verdict(found: Sequence[Standing]) -> str:
-    """Return which network won, and against which, in one sentence. found: the finalists, or all standings."""
+    """Return which network won, and against which, in a few words. found: the finalists, or all standings."""
     best = found[0]
     text = f"{best.name} wins with {best.accuracy:.2%} on val at {1000 * best.latency:.3g} ms"
     other = next((each for each in found if each.is_candidate is not best.is_candidate), None)
     if other is None:
         return f"{text}."
     nouns = {"candidate": "best candidate", "baseline": "best baseline", "pretrained": "best pretrained network"}
-    text += f"; the {nouns[other.contestant.kind]}, {other.name}, has {other.accuracy:.2%}."
+    text += f"; the {nouns[other.contestant.kind]}, {other.name}, "
+    if other.fidelity < best.fidelity:
+        text += f"had {other.accuracy:.2%} after {other.fidelity / best.fidelity:.0%} of the training"
+        then = dict(best.curve).get(other.fidelity)
+        text += "." if then is None else f", against {then:.2%}."
+    else:
+        text += f"has {other.accuracy:.2%}."
     return text if best.is_candidate else f"{text} The search did not beat it, so it is the answer."
 
 
@@ -58,7 +64,8 @@ def write_report(
         failed = f"; the last of {len(errors)} that failed: {errors[-1]}" if errors else ""
         raise SearchError(f"{folder}: no evaluation is complete yet, try again later{failed}")
     finals = standings(evaluations, time_s=settings.time_s)
-    first = (finals or found)[0]
+    is_over = bool(finals) and is_whole(finals[0], settings)
+    first = (finals if is_over else found)[0]
     title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]
     limit = settings.limits.latency_s
@@ -74,7 +81,7 @@ def write_report(
         page.header(title, f"{settings.networks}; {settings.limits}"),
         page.summary_card(
             f"{first.accuracy:.2%}", "accuracy on val of the winner",
-            sentences=[verdict(finals or found), *_final_texts(results), _latency_text(settings)],
+            sentences=[verdict(finals if is_over else found), *_final_texts(results), _latency_text(settings)],
             facts=_facts(settings, evaluations, found) | ({} if is_selection else _time(settings, evaluations)),
         ),
         "" if is_selection else _commands(folder, settings, best),
@@ -82,7 +89,7 @@ def write_report(
             "Accuracy and latency",
             _figure(chart, "Filled: all of the time of a trial. The dashed line is the Pareto front.", "Pareto front"),
         ),
-        page.section("Finalists, trained to their end", page.table(_standings_table(finals))) if finals else "",
+        page.section("Finalists", page.table(_standings_table(finals))) if finals else "",
         page.section("Networks", page.table(_standings_table(found))),
         page.section(
             "Choices",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from convatlas.core.pareto import pareto_front
 from convatlas.search.contestant import Contestant
+from convatlas.search.settings import SearchSettings
 from convatlas.search.store import SAME_AS, Evaluation
 
 FINAL_MARK = "-final-"
@@ -46,7 +47,8 @@ class Standing:
     """A contestant, with its evaluation at the highest fidelity that it reached.
 
     accuracy: on val. reward: what is compared: the accuracy, unless a soft objective weighs it with the latency.
-    latency: seconds for one image. number: of its first trial. earlier: fidelity and accuracy before, if there are any.
+    latency: seconds for one image. number: of its first trial. curve: fidelity and accuracy of all its evaluations, the
+    highest fidelity last.
     """
 
     contestant: Contestant
@@ -57,7 +59,7 @@ class Standing:
     parameters: int
     macs: int
     number: int
-    earlier: tuple[float, float] | None = None
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -70,11 +72,11 @@ class Standing:
     def expected(self, fidelity: float) -> float:
         """Return the reward to expect at a higher fidelity, if the error falls by a power law of the time.
 
-        Its exponent is that between the last two evaluations.
+        Its exponent is that between the first evaluation and this one.
         """
-        if self.earlier is None or not 0 < self.accuracy < 1:
+        if len(self.curve) < 2 or not 0 < self.accuracy < 1:
             return self.reward
-        before, accuracy = self.earlier
+        before, accuracy = self.curve[0]
         error = 1 - self.accuracy
         exponent = math.log((1 - accuracy) / error) / math.log(self.fidelity / before)
         error *= math.pow(fidelity / self.fidelity, -min(MAX_EXPONENT, max(0.0, exponent)))
@@ -89,25 +91,37 @@ def standings(evaluations: Sequence[Evaluation], *, time_s: float | None = None)
     """
     failed = {each.plain["name"] for each in evaluations if has_failed(each)}
     groups: dict[str, list[Evaluation]] = {}
+    searched: dict[str, list[Evaluation]] = {}
     for each in evaluations:
         name = str(each.plain["name"])
-        counts = is_final(each, time_s) if time_s is not None else not is_final(each)
-        if counts and each.state == "complete" and each.plain["kind"] != "supernet" and name not in failed:
+        if each.state != "complete" or each.plain["kind"] == "supernet" or name in failed:
+            continue
+        if not is_final(each):
+            searched.setdefault(name, []).append(each)
+        elif time_s is not None and is_final(each, time_s):
             groups.setdefault(name, []).append(each)
-    found = [_standing(sorted(group, key=lambda each: each.fidelity)) for group in groups.values()]
+    if time_s is None:
+        groups = searched
+    found = [_standing(group, searched.get(network_name(name), [])) for name, group in groups.items()]
     return sorted(found, key=lambda each: (-each.fidelity, -each.reward, each.is_candidate, each.number))
 
 
-def _standing(group: Sequence[Evaluation]) -> Standing:
-    """Return the standing of a contestant from its evaluations, the longest last."""
-    last, earlier = group[-1], [each for each in group if each.fidelity < group[-1].fidelity]
+def _standing(group: Sequence[Evaluation], searched: Sequence[Evaluation]) -> Standing:
+    """Return the standing of a contestant from its evaluations. searched: those of its network in the search."""
+    last = max(group, key=lambda each: each.fidelity)
+    accuracies = {each.fidelity: each.metrics["accuracy"] for each in (*searched, *group)}
     metrics = last.metrics
     return Standing(
         Contestant.read(last.plain), last.fidelity, metrics["accuracy"], metrics.get("reward", metrics["accuracy"]),
         min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
         min(each.number for each in group),
-        (earlier[-1].fidelity, earlier[-1].metrics["accuracy"]) if earlier else None,
+        tuple((fidelity, accuracies[fidelity]) for fidelity in sorted(accuracies) if fidelity <= last.fidelity),
     )  # fmt: skip
+
+
+def is_whole(finalist: Standing, settings: SearchSettings) -> bool:
+    """Return whether a finalist was trained to its end."""
+    return finalist.contestant.ends_within(finalist.fidelity * settings.training_s)
 
 
 def has_failed(evaluation: Evaluation) -> bool:

@@ -43,6 +43,9 @@ IDLE_S, MAX_IDLE_S = 1.0, 600.0
 MAX_SUSPECTS = 3
 """Number of networks that may fail one after the other before it is rather the fault of the data or the machine."""
 
+CORE_GAIN = 0.7
+"""By how much twice the cores make a training faster, about: epochs are planned by it, and again by what it was."""
+
 OnEvaluation = Callable[[Evaluation, Sequence[Evaluation], float], None]
 """Called with each evaluation that has ended here, all of the store, and the seconds that are left of the search."""
 
@@ -75,7 +78,7 @@ class Worker:
         self._told: set[int] = set()
         self._suspects: dict[str, str] = {}
         self._occupied: dict[str, float] = {}
-        self._deadline = math.inf
+        self._end = self._deadline = math.inf
         self._lock = MachineLock()
         self._evaluator = Evaluator(folder, settings, self._lock, between=self._check_time, data=data)
 
@@ -94,7 +97,10 @@ class Worker:
         )  # fmt: skip
 
     def search(self) -> None:
-        """Evaluate until the time of the search is over, or nothing is left to evaluate."""
+        """Evaluate until the time of the search is over, or nothing is left to evaluate.
+
+        The last evaluations begin if half of them fits into the time, and are completed.
+        """
         self.store.take_over()
         while (left := self._time_left(self.settings.search_s)) > 0:
             if not self.step(left):
@@ -102,28 +108,31 @@ class Worker:
                     return
                 time.sleep(IDLE_S)
 
-    def train_finalists(self) -> None:
-        """Train finalists to their end, until it was stated that none will be added."""
+    def train_finalists(self, *, waits: bool = True) -> None:
+        """Train finalists; waits: until it was stated that none will be added, else until none is trained anywhere."""
         idle = 0.0
         while idle < MAX_IDLE_S:
             if self.step(only_finalists=True):
                 idle = 0.0
                 continue
-            if self.store.is_over() and not self._is_busy(finalists=True):
+            if self._is_busy(finalists=True):
+                idle = 0.0
+            elif not waits or self.store.is_over():
                 return
             time.sleep(IDLE_S)
             idle += IDLE_S
 
     def step(self, seconds: float = math.inf, *, only_finalists: bool = False) -> bool:
-        """Evaluate one contestant, for at most so many seconds; False if there is nothing to do.
+        """Evaluate one contestant, if half of it fits into so many seconds; False if there is nothing to do.
 
         only_finalists: those that wait in the store, and nothing new.
         """
         self.store.take_over()
+        self._end = time.monotonic() + seconds
+        self._deadline = self._end + self.settings.training_s
         evaluation = self._claim_next(finalists=True) if only_finalists else self._search_next(self.store.evaluations())
         if evaluation is None:
             return False
-        self._deadline = time.monotonic() + seconds
         self._evaluate(evaluation)
         return True
 
@@ -133,7 +142,22 @@ class Worker:
 
     def _is_busy(self, *, finalists: bool = False) -> bool:
         """Return whether contestants, or finalists, wait or are evaluated."""
-        return any(self._is_open(each) for each in self.store.evaluations() if self._is_of(each, finalists=finalists))
+        evaluations = self.store.evaluations()
+        of_these = [each for each in evaluations if self._is_of(each, finalists=finalists)]
+        return any(
+            self._is_open(each) and (finalists or each.state == "running" or self._fits(each, evaluations))
+            for each in of_these
+        )
+
+    def _fits(self, evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> bool:
+        """Return whether at least half of a waiting evaluation fits into the time of the search."""
+        name = evaluation.plain["name"]
+        done = max((each.fidelity for each in evaluations if each.plain["name"] == name and each.metrics), default=0.0)
+        return (evaluation.fidelity - done) / 2 <= self._room()
+
+    def _room(self) -> float:
+        """Return the time that is left for evaluations, in full trainings."""
+        return (self._end - time.monotonic()) / self.settings.training_s
 
     def _is_of(self, evaluation: Evaluation, *, finalists: bool) -> bool:
         """Return whether an evaluation is that of a finalist; of a longer or shorter search it is neither."""
@@ -146,11 +170,12 @@ class Worker:
 
     def _claim_next(self, *, finalists: bool = False) -> Evaluation | None:
         """Claim what waits, but no network that failed here, or that another process trained a minute ago."""
-        now = time.monotonic()
+        now, evaluations = time.monotonic(), self.store.evaluations()
         left_out = {name for name, since in self._occupied.items() if now - since < LEASE_S} | self._suspects.keys()
         return self.store.claim_next(
             lambda each: self._is_of(each, finalists=finalists) and str(each.plain["name"]) not in left_out
-        )
+            and (finalists or self._fits(each, evaluations))
+        )  # fmt: skip
 
     # choose
 
@@ -177,8 +202,8 @@ class Worker:
         """Return the candidate to evaluate next, and its fidelity."""
         if self.settings.candidates == "quick":
             self._learn(evaluations)
-            return self.explorer.ask()
-        if self.settings.candidates == "random":
+            return self.explorer.ask(self._room())
+        if self.settings.candidates == "random" and self._room() >= 1 / 2:
             known = {str(each.plain["name"]) for each in evaluations}
             random = np.random.default_rng((self.settings.seed, len(evaluations)))
             for codes in self.space.sample(len(known) + 1, random):
@@ -189,6 +214,8 @@ class Worker:
     def _promotions(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[dict[str, object], float]]:
         """Yield the best baselines and pretrained networks when all are through a fidelity; so for sub-networks."""
         low, high = self.settings.fidelities[0], self.settings.fidelities[-1]
+        if (high - low) / 2 > self._room():
+            return
         there = {each.key for each in evaluations}
         searched = [each for each in evaluations if not is_final(each)]
         given = [each for each in searched if each.plain["kind"] in ("baseline", "pretrained")]
@@ -231,7 +258,7 @@ class Worker:
             with self._renewing(evaluation):
                 contestant = self._with_latency(Contestant.read(evaluation.plain))
                 if is_final(evaluation):
-                    metrics = self._train_to_end(contestant, evaluation.fidelity)
+                    metrics = self._train_finalist(contestant, evaluation.fidelity)
                 elif contestant.kind == "supernet":
                     metrics = self._evaluate_supernet(contestant)
                 else:
@@ -278,18 +305,24 @@ class Worker:
         ]  # fmt: skip
         return replace(contestant, latency_s=min(before)) if before else contestant
 
-    def _train_to_end(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
-        """Train a finalist for a multiple of the training time, and return its metrics."""
-        settings, evaluations = self.settings, self.store.evaluations()
-        parallel = max(1, min(settings.workers, sum(is_final(each, settings.time_s) for each in evaluations)))
-        faster = settings.workers // parallel
+    def _train_finalist(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
+        """Train a finalist for a multiple of the training time, and return its metrics.
+
+        Two finalists share the cores; the one that continues has all of them.
+        """
+        settings = self.settings
+        pause_s = fidelity * settings.training_s
+        all_, shared = settings.workers, settings.workers // min(2, settings.workers)
+        is_alone = contestant.ends_within(pause_s)
+        faster = all_ if is_alone else shared
         name = network_name(contestant.name)
-        before = [each.metrics for each in evaluations if each.plain["name"] == name and each.metrics]
+        before = [each.metrics for each in self.store.evaluations() if each.plain["name"] == name and each.metrics]
         step_s = max((each["seconds"] / max(1, each["steps"]) for each in before), default=0.0)
         threads = None if settings.execution.threads is None else settings.execution.threads * faster
-        return self._evaluator.evaluate_to_end(
-            contestant, seconds=fidelity * settings.training_s, threads=threads, least_step_s=step_s / faster
-        )
+        return self._evaluator.evaluate_finalist(
+            contestant, pause_s=math.inf if is_alone else pause_s, speedup=1 + CORE_GAIN * (all_ / shared - 1),
+            threads=threads, least_step_s=step_s / faster,
+        )  # fmt: skip
 
     def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:
         """Train the supernet, rank candidates with it, and add the best ones; return the metrics of the largest."""
