@@ -93,9 +93,10 @@ def search(
     ] = 0,
     storage: Storage = None,
     workers: Annotated[
-        int, option("Number of processes on this machine, which share its cores.", metavar="N", panel=EXECUTION,
-                    read=integer(1))
-    ] = 1,
+        int | None,
+        option("Number of processes on this machine, which share its cores. The default is one per core, at most four, "
+               "and one with a GPU.", metavar="N", panel=EXECUTION, read=integer(1)),
+    ] = None,
     engine: LatencyEngine = "torch",
     latency_threads: Annotated[
         int, option("CPU threads with which latencies are measured.", metavar="N", panel=EXECUTION, read=integer(1))

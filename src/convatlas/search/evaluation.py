@@ -35,7 +35,7 @@ TRIALS = "trials"
 PROBED_STEPS, SKIPPED_STEPS = 12, 4
 """Steps after which the epochs are chosen by the time of a step, and the first ones, which are slower."""
 
-MAX_EPOCHS, ENDLESS = 200, 100_000
+MAX_EPOCHS, ENDLESS = 1000, 100_000
 """Most epochs of a training whose epochs follow from its time, and epochs that no contestant reaches."""
 
 WARM_UP_IMAGES = 2000
@@ -175,7 +175,7 @@ class Evaluator:
         else:
             run = self._prepare(contestant, folder, {**fields, "epochs": max_epochs}, threads, options)
         attach(run)
-        if run.config.recipe.epochs == max_epochs and not run.config.changes:
+        if run.config.recipe.epochs == max_epochs and not run.config.changes and not run.state.finished:
             self.train(run, lambda: run.state.step >= SKIPPED_STEPS)
             start, before = time.perf_counter(), run.state.step
             first = run.state.step
@@ -194,7 +194,8 @@ class Evaluator:
         pause_s: seconds of the training after which it pauses.
         """
         end = time.monotonic() + seconds - run.state.seconds
-        before = run.state.epochs_begun if run.history else 0  # maybe with other cores
+        is_continued = run.state.step > SKIPPED_STEPS + PROBED_STEPS  # maybe with other cores
+        before = run.state.epochs_begun if is_continued else 0
         since = max(before, math.ceil(run.config.recipe.head_epochs))
         while True:
             recipe, opened = run.config.recipe, len(run.history)

@@ -91,7 +91,7 @@ class Explorer:
         evaluation, half is enough.
         """
         self._room = room
-        codes = self._choose()
+        codes = self._choose() if self._least_effort(len(self.fidelities) - 2) <= room else None
         if codes is None:
             return None
         level = self._reached.get(codes.tobytes(), -1) + 1
@@ -148,9 +148,10 @@ class Explorer:
         return (shares[-1] + shares[-2]) / 2 - shares[level + 1]
 
     def _choose(self) -> Codes | None:
-        if len(self._values) < self.first:
-            return self._random()
         levels = np.array([level for _, _, level in self._values])
+        if len(self._values) < self.first:
+            codes = self._random()
+            return self._promising(levels) if codes is None and len(levels) else codes
         if (levels == len(self.fidelities) - 1).sum() < max(2, self.first // 4):
             return self._promising(levels)
         return self._best_of_pool(levels)

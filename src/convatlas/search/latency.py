@@ -222,23 +222,30 @@ class LatencyModel(Record):
         )
 
     @classmethod
-    def fit(cls, measured: Sequence[tuple[Counts, float]], *, engine: str, threads: int, unstable: int = 0) -> Self:
+    def fit(
+        cls, measured: Sequence[tuple[Counts, float]], others: Sequence[tuple[Counts, float]] = (), *, engine: str,
+        threads: int, unstable: int = 0,
+    ) -> Self:  # fmt: skip
         """Fit a model to counts and seconds of at least `MIN_FITTED` networks, by relative errors.
 
-        The error is that of `FOLDS`-fold cross-validation.
+        The error is that of `FOLDS`-fold cross-validation, in which `others`, with other kinds of layers, are never
+        left out.
         """
         if len(measured) < MIN_FITTED:
             raise SearchError(f"latency: must be measured for at least {MIN_FITTED} networks, got {len(measured)}")
-        rows = np.array([(*counts.layers, 1.0) for counts, _ in measured])
-        seconds = np.array([each for _, each in measured])
-        folds = np.arange(len(rows)) % FOLDS
-        predicted = np.empty(len(rows))
+        rows = np.array([(*counts.layers, 1.0) for counts, _ in (*measured, *others)])
+        seconds = np.array([each for _, each in (*measured, *others)])
+        number = len(measured)
+        folds = np.array([*(np.arange(number) % FOLDS), *[FOLDS] * len(others)])
+        predicted = np.empty(number)
         for fold in range(FOLDS):
-            predicted[folds == fold] = rows[folds == fold] @ _coefficients(rows[folds != fold], seconds[folds != fold])
+            left_out = folds == fold
+            predicted[left_out[:number]] = rows[left_out] @ _coefficients(rows[~left_out], seconds[~left_out])
         return cls(
             engine, threads, machine_name(), tuple(map(float, _coefficients(rows, seconds))),
-            error_share=float(np.mean(np.abs(predicted / seconds - 1))),
-            rank_correlation=float(spearmanr(predicted, seconds).statistic), networks=len(rows), unstable=unstable,
+            error_share=float(np.mean(np.abs(predicted / seconds[:number] - 1))),
+            rank_correlation=float(spearmanr(predicted, seconds[:number]).statistic), networks=len(rows),
+            unstable=unstable,
             kinds=tuple(name for name, column in zip(KINDS, rows.T[:: len(COLUMNS)], strict=False) if column.any()),
         )  # fmt: skip
 

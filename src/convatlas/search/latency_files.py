@@ -15,7 +15,7 @@ from convatlas.models.catalog import resolve
 from convatlas.search.catalog_networks import is_small
 from convatlas.search.contestant import largest_baselines
 from convatlas.search.counts import Counts
-from convatlas.search.latency import LatencyMeter, LatencyModel
+from convatlas.search.latency import MIN_FITTED, LatencyMeter, LatencyModel
 from convatlas.search.spaces import given_space, space_at
 from convatlas.system.cache import cache_folder
 from convatlas.system.files import write_text
@@ -27,13 +27,17 @@ WIDTHS = (1.0, 0.75, 0.5, 0.25)
 
 
 def fit_latency_model(
-    specs: Sequence[Spec], meter: LatencyMeter, channels: int, progress: Progress | None = None
+    specs: Sequence[Spec], others: Sequence[Spec], meter: LatencyMeter, channels: int, progress: Progress | None = None
 ) -> LatencyModel:
-    """Measure networks on this machine, while no training of convatlas runs, and fit a model to them."""
-    measured = meter.measure_alone(specs, progress=progress)
-    counts = [Counts.of(spec, classes=meter.task.outputs, channels=channels) for spec in specs]
+    """Measure networks on this machine, while no training of convatlas runs, and fit a model to them.
+
+    Its error is that on `specs`; `others` have other kinds of layers.
+    """
+    measured = meter.measure_alone((*specs, *others), progress=progress)
+    counts = [Counts.of(spec, classes=meter.task.outputs, channels=channels) for spec in (*specs, *others)]
+    timed = [(each, latency.seconds) for each, latency in zip(counts, measured, strict=True)]
     return LatencyModel.fit(
-        [(each, latency.seconds) for each, latency in zip(counts, measured, strict=True)],
+        timed[: len(specs)], timed[len(specs) :],
         engine=meter.engine, threads=meter.threads, unstable=sum(not each.is_stable for each in measured),
     )  # fmt: skip
 
@@ -44,7 +48,7 @@ def record_latency(
 ) -> LatencyModel:  # fmt: skip
     """Measure hand-made networks, and random ones of a space in turn of each width, and fit a model to them.
 
-    number: of different networks, or fewer if the space has fewer.
+    number: of different networks with the hand-made ones, or fewer if the space has fewer.
     """
     random = np.random.default_rng(seed)
     small, drawn = is_small(resolution), list[list[Spec]]()
@@ -53,13 +57,13 @@ def record_latency(
         drawn.append([at_width.value(at_width.decode(codes)) for codes in at_width.sample(number, random)])
     in_turn = [spec for turn in itertools.zip_longest(*drawn) for spec in turn if spec is not None]
     hand_made = largest_baselines(resolution=resolution, small=small)
-    different = list({json.dumps(spec.to_plain()): spec for spec in (*hand_made, *in_turn)}.values())
-    specs = different[: max(number, len(hand_made))]
+    different = list({json.dumps(spec.to_plain()): spec for spec in in_turn}.values())
+    specs = different[: max(MIN_FITTED, number - len(hand_made))]
     specs = [specs[i] for i in random.permutation(len(specs))]
     _, row = resolve(specs[0])
     preprocessing = row.preprocessing.for_resolution(resolution).for_channels(channels)
     meter = LatencyMeter(preprocessing, task_for(specs[0], tuple(map(str, range(classes)))), engine, threads)
-    return fit_latency_model(specs, meter, channels, progress)
+    return fit_latency_model(specs, hand_made, meter, channels, progress)
 
 
 def write_latency_model(model: LatencyModel, path: Path) -> None:

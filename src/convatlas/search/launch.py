@@ -27,7 +27,7 @@ from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.system.quantities import TIME
-from convatlas.train.resume import open_run
+from convatlas.train.resume import open_run, read_progress
 from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, check_outside, create_default_folder
 
@@ -202,7 +202,7 @@ def finish(
         _wait_for_others(store, others)
         _add_finalists(settings, store, on_phase)
         worker.train_finalists(waits=False)
-        while _continue_best(settings, store, on_phase):
+        while _continue_best(folder, settings, store, on_phase):
             worker.train_finalists(waits=False)
     finally:
         store.end()
@@ -230,7 +230,7 @@ def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait until the other workers have ended their last evaluations, which stop when the time is over."""
+    """Wait until the other workers have ended their last evaluations."""
     while any(each.state == "running" for each in store.evaluations()):
         for process in processes:
             process.poll()  # a killed one no longer counts as alive
@@ -245,28 +245,31 @@ def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callab
     with, keep the first seed: a val split of another seed has images that the weights were trained on.
     """
     evaluations = store.evaluations()
-    there = {str(each.plain["name"]): each for each in evaluations if is_final(each, settings.time_s)}
+    begun = [Contestant.read(each.plain) for each in evaluations if is_final(each, settings.time_s)]
     seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * _time_left(settings, evaluations))
     chosen = finalists(standings(evaluations), settings.workers * seconds / settings.training_s)
     is_one = len(chosen) < 2
     if not is_one and settings.workers == 1:  # one after the other
         seconds /= 1 + STOP_SHARE
-    if there:  # of a start that was interrupted
-        seconds = max(each.plain["final_s"] for each in there.values())
+    if begun:  # of a start that was interrupted
+        seconds = max(each.final_s for each in begun)
     has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
     seed = settings.seed if has_shared_weights else settings.seed + 1
-    for each in chosen:
-        name = final_name(each.name, settings.time_s)
-        if name not in there:
-            finalist = replace(each.contestant, name=name, seed=seed, final_s=seconds)
-            store.add(finalist.to_plain(), {}, (1 if is_one else STOP_SHARE) * seconds / settings.training_s)
-    if any(each.state != "complete" for each in store.evaluations() if is_final(each, settings.time_s)):
+    added = [each for each in chosen if all(each.is_candidate is not (other.kind == "candidate") for other in begun)]
+    for each in added:
+        finalist = replace(
+            each.contestant, name=final_name(each.name, settings.time_s), seed=seed, final_s=seconds
+        )  # fmt: skip
+        store.add(finalist.to_plain(), {}, (1 if is_one else STOP_SHARE) * seconds / settings.training_s)
+    if added:
         until = "to its end" if is_one else "until one of them is stopped"
         time_ = TIME.format(round((1 if is_one else STOP_SHARE) * seconds))
-        on_phase(f"training {' and '.join(each.name for each in chosen)} {until}, for about {time_}")
+        on_phase(f"training {' and '.join(each.name for each in added)} {until}, for about {time_}")
 
 
-def _continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> bool:
+def _continue_best(
+    folder: Path, settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]
+) -> bool:  # fmt: skip
     """Let the finalist of which most is expected be trained to its end; False if that is done, or none is left.
 
     One whose training to the end has failed, here or anywhere, makes room for the other one.
@@ -286,11 +289,18 @@ def _continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callab
     least_s = (1 - STOP_SHARE) * LEAST_FINAL * settings.time_s
     left = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations))
     fidelity = max(each.contestant.final_s for each in paused) / settings.training_s
-    best = max(paused, key=lambda each: each.expected(settings.workers * fidelity))
+    best = max(paused, key=lambda each: _expected(folder, each, settings.workers * fidelity))
     seconds = best.fidelity * settings.training_s + left
     store.add(replace(best.contestant, final_s=seconds).to_plain(), {}, seconds / settings.training_s)
     on_phase(f"training {best.name} to its end, for about {TIME.format(round(left))}")
     return True
+
+
+def _expected(folder: Path, finalist: Standing, fidelity: float) -> float:
+    """Return the reward to expect of a finalist; one whose epochs are all done, because they are fast, has it."""
+    run = folder / TRIALS / finalist.contestant.name
+    is_finished = (run / CONFIG).is_file() and read_progress(run).finished
+    return finalist.reward if is_finished else finalist.expected(fidelity)
 
 
 def _time_left(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> float:

@@ -188,7 +188,7 @@ def select_model(
             recipe = str(file)
         options = SearchOptions(
             methods=("catalog",), seed=seed, recipe=recipe, fields=dict(fields), weights=weights, task=task,
-            data_options=data_options or DataOptions(), execution=execution, download=download,
+            data_options=data_options or DataOptions(), execution=execution, download=download, workers=1,
             latency_threads=execution.threads or count_cores(),
         )  # fmt: skip
         in_memory = None if isinstance(data, str | Path) else data

@@ -38,7 +38,7 @@ class SearchSettings(Record):
     """What a search was started with, and what was measured at its start.
 
     space: a spec with choices as plain data; None if nothing is drawn from one. task, preprocessing, train_images: of
-    the data. time_s: of the whole search. search_share: of it until the finalists are trained to their end.
+    the data. time_s: of the whole search. search_share: of it until the finalists are chosen.
     training_s: of a candidate at full fidelity. fidelities: shares of it after which candidates are compared.
     recipe: name or file, None for that of the network. fields: of the recipe. engine, latency_threads: of the network
     when it is deployed. latency: predicts latencies; None if all are measured.

@@ -32,7 +32,7 @@ from convatlas.search.catalog_networks import (
 )
 from convatlas.search.contestant import Contestant, catalog_contestants, hand_baselines, largest_baselines
 from convatlas.search.counts import Counts
-from convatlas.search.latency import LatencyMeter, LatencyModel
+from convatlas.search.latency import MIN_FITTED, LatencyMeter, LatencyModel
 from convatlas.search.latency_files import fit_latency_model
 from convatlas.search.limits import Limits, Objective, hard_limits
 from convatlas.search.screen import Screen
@@ -42,6 +42,7 @@ from convatlas.search.standings import promoted
 from convatlas.search.supernet import extreme, with_shared_weights
 from convatlas.search.supernet_search import SUPERNET
 from convatlas.system.cores import count_cores
+from convatlas.system.devices import resolve_device
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 from convatlas.train.fit import prepare_run
@@ -63,6 +64,12 @@ MIN_WITHIN: dict[Candidates, float] = {"none": 0.2, "quick": 0.2, "random": 0.2,
 """Share of them that must be within the limits. The largest network of a supernet, of which every step is trained, is
 then not much above them."""
 
+TIMELY_SHARE = 0.5
+"""Share of those within the limits that must train `least_passes` images in the time of a candidate."""
+
+PROBED_S, PROBED_STEPS = 5.0, 12
+"""Seconds and steps, at most, in which the speed of a training is measured, after a third of them."""
+
 MEASURED = {"torch": 30, "compile": 12}
 """Networks whose latency is measured at the start; of engines that need an export, 14."""
 
@@ -71,6 +78,12 @@ SEARCH_SHARE: dict[Candidates, float] = {"none": 0.5, "quick": 0.5, "random": 0.
 
 TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 0.1, "supernet": 0.05}
 """Seconds of a candidate at full fidelity, as a share of the whole time of one worker."""
+
+FOR_ONE_WORKER = 0.5
+"""Factor on it for a single worker, which has all cores, and as many networks to train as two."""
+
+MAX_WORKERS = 4
+"""Most processes of a search that is told no number: each has the data in memory."""
 
 FIDELITIES = (0.25, 1.0)
 """Shares of the training after which candidates are compared."""
@@ -101,8 +114,9 @@ class SearchOptions:
 
     space: the name of one, or a spec with choices. methods: of `METHODS`, at most one of which chooses candidates.
     engine, latency_threads: how the network will be deployed. latency_model: of another machine. workers: processes on
-    this machine. weights: of networks of the catalog: auto, none, or those of a library. task: by its short name; that
-    of the data by default. download: allow to download the data.
+    this machine; None for one per core, at most `MAX_WORKERS`, and a single one with a GPU. weights: of networks of the
+    catalog: auto, none, or those of a library. task: by its short name; that of the data by default. download: allow to
+    download the data.
     """
 
     space: str | Template | Any = ""
@@ -111,7 +125,7 @@ class SearchOptions:
     engine: str = "torch"
     latency_threads: int = 1
     latency_model: LatencyModel | None = None
-    workers: int = 1
+    workers: int | None = None
     seed: int = 0
     recipe: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +145,7 @@ def set_up(
     Raises SearchError if no network is within the limits.
     """
     begin, hard = time.monotonic(), hard_limits(limits, options.objective)
+    workers = options.workers or _default_workers(options.execution.device)
     candidates = _candidates_of(options.methods)
     has_baselines = bool({"quick", "supernet", "baselines"} & set(options.methods))
     has_sizes = candidates != "none" or has_baselines  # networks that are widened or narrowed to the limits
@@ -142,9 +157,9 @@ def set_up(
 
     # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
     middle = space_at(options.space, 0.5, small, resolution).template.first
-    execution = options.execution.replaced({"threads": options.execution.threads or _threads(options)})
+    execution = options.execution.replaced({"threads": options.execution.threads or max(1, count_cores() // workers)})
     if has_sizes:
-        execution = _try_out(data, middle, options, data_options, execution)
+        execution, image_s = _try_out(data, middle, options, data_options, execution)
     _, row = resolve(middle)
     preprocessing = preprocessing_for(source, row.preprocessing, middle, channels, options.seed, data_options)
     meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
@@ -159,7 +174,12 @@ def set_up(
             factor: [Counts.of(spec, classes=classes, channels=channels) for spec in specs]
             for factor, specs in drawn.items()
         }
-        width = _choose_width(counted, hard, latency, MIN_WITHIN[candidates])
+        most_macs = math.inf
+        if candidates != "supernet":  # one training serves all of its networks
+            image_s /= Counts.of(middle, classes=classes, channels=channels).macs
+            passes = least_passes(len(source.splits["train"]))
+            most_macs = _training_s(candidates, time_s, 0.0, 0, workers) / (passes * image_s)
+        width = _choose_width(counted, hard, latency, MIN_WITHIN[candidates], most_macs)
         space = space_at(options.space, width, small, resolution)
     if candidates == "supernet" and space is not None:
         space, left_out = with_shared_weights(space, classes=classes, channels=channels)
@@ -175,7 +195,7 @@ def set_up(
         others = [*_different_names(others, baselines), *baselines]
     if candidates == "supernet" and space is not None:
         largest = space.value(extreme(space, classes=classes, channels=channels, smallest=False))
-        first = 0 if options.workers > 1 else len(others)  # the other workers train baselines meanwhile
+        first = 0 if workers > 1 else len(others)  # the other workers train baselines meanwhile
         others.insert(first, Contestant(SUPERNET, "supernet", largest))
     if not others and candidates == "none":
         raise SearchError(_none_within(options, limits, source))
@@ -187,10 +207,10 @@ def set_up(
         space_name="catalog" if space is None else _name_of(options.space), limits=limits, task=source.task,
         preprocessing=preprocessing, data_options=data_options, train_images=len(source.splits["train"]), time_s=time_s,
         setup_s=setup_s, search_share=SEARCH_SHARE[candidates],
-        training_s=_training_s(candidates, time_s, setup_s, len(others), options.workers),
+        training_s=_training_s(candidates, time_s, setup_s, len(others), workers),
         fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
         measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
-        workers=options.workers, recipe=_absolute(options.recipe), fields=dict(options.fields), storage=options.storage,
+        workers=workers, recipe=_absolute(options.recipe), fields=dict(options.fields), storage=options.storage,
         candidates=candidates, task_name=options.task, note=note, study=f"{source.name}-{secrets.token_hex(4)}",
     )  # fmt: skip
     return settings, [replace(each, seed=options.seed) for each in others]
@@ -252,8 +272,8 @@ def _absolute(recipe: str | None) -> str | None:
     return str(Path(recipe).resolve()) if recipe and Path(recipe).suffix else recipe
 
 
-def _threads(options: SearchOptions) -> int:
-    return max(1, count_cores() // options.workers)
+def _default_workers(device: str) -> int:
+    return min(count_cores(), MAX_WORKERS) if resolve_device(device).type == "cpu" else 1
 
 
 def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: int, workers: int) -> float:
@@ -262,7 +282,8 @@ def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: i
     Given networks share the time. A single one is compared with nothing, and trained to know the time of a step.
     """
     if candidates != "none":
-        return TRAINING_SHARE[candidates] * time_s
+        is_alone = workers == 1 and candidates != "supernet"
+        return TRAINING_SHARE[candidates] * time_s * (FOR_ONE_WORKER if is_alone else 1)
     if number == 1:
         return ALONE_SHARE * time_s
     evaluations = math.ceil(number / workers) + math.ceil(promoted(number) / workers)
@@ -321,18 +342,34 @@ def _name_of(space: str | Template | Any) -> str:
     return (space or DEFAULT_SPACE) if isinstance(space, str) else space.kind.__name__
 
 
+def least_passes(images: int) -> int:
+    """Return how many images, counted again in each epoch, a candidate should train on until it is compared.
+
+    images: of the train split.
+    """
+    return min(10 * images, 100_000)
+
+
 def _try_out(
     data: Data, spec: Spec, options: SearchOptions, data_options: DataOptions, execution: ExecutionOptions
-) -> ExecutionOptions:  # fmt: skip
-    """Return how steps of a network are executed the fastest."""
+) -> tuple[ExecutionOptions, float]:  # fmt: skip
+    """Return how steps of a network are executed the fastest, and the seconds of an image in a step."""
     with tempfile.TemporaryDirectory(prefix="convatlas-search-") as folder:
         run = prepare_run(
             data, spec, weights="none", recipe=options.recipe, seed=options.seed, out=Path(folder) / "run",
             task=options.task, data_options=data_options, execution=execution,
             options=RunOptions(diagnostics=False, report=False),
-            **cast(RecipeFields, {**options.fields, "epochs": 1, "warmup": 0.0, "head_epochs": 0}),
+            **cast(RecipeFields, {**options.fields, "epochs": PROBED_STEPS, "warmup": 0.0, "head_epochs": 0}),
         )  # fmt: skip
-        return run.config.execution.replaced({"device": execution.device})  # other workers may have another one
+        events, begin, step_s = run.steps(), time.perf_counter(), [0.0]
+        while len(step_s) <= PROBED_STEPS and time.perf_counter() - begin < PROBED_S:
+            next(events)
+            step_s.append(time.perf_counter() - begin)
+        events.close()
+        skipped = len(step_s) // 3
+        image_s = (step_s[-1] - step_s[skipped]) / (len(step_s) - 1 - skipped) / run.config.recipe.batch
+        # other workers may have another device
+        return run.config.execution.replaced({"device": execution.device}), image_s
 
 
 def _measure(
@@ -341,19 +378,28 @@ def _measure(
     """Measure some networks of each width, and the baselines, on this machine, and fit a model to them."""
     number = MEASURED.get(meter.engine, 14)
     specs = [specs[i] for i in range(DRAWN) for specs in drawn.values() if i < len(specs)]
-    specs = [*hand_made, *specs][:number]
-    return fit_latency_model(specs, meter, meter.preprocessing.channels, progress)
+    specs = specs[: max(MIN_FITTED, number - len(hand_made))]
+    return fit_latency_model(specs, hand_made, meter, meter.preprocessing.channels, progress)
 
 
 def _choose_width(
-    counted: Mapping[float, Sequence[Counts]], limits: Limits, latency: LatencyModel, min_within: float
+    counted: Mapping[float, Sequence[Counts]], limits: Limits, latency: LatencyModel, min_within: float,
+    most_macs: float,
 ) -> float:  # fmt: skip
-    """Return the largest width of which enough networks are within the limits."""
-    shares = {
-        factor: sum(not limits.exceeded(each, latency.predict(each)) for each in counts) / max(1, len(counts))
+    """Return the largest width of which enough networks are within the limits, and most of these not too large.
+
+    most_macs: of a network that learns enough in its time.
+    """
+    within = {
+        factor: [each for each in counts if not limits.exceeded(each, latency.predict(each))]
         for factor, counts in counted.items()
     }
-    suitable = [factor for factor, share in shares.items() if share >= min_within]
+    shares = {factor: len(within[factor]) / max(1, len(counts)) for factor, counts in counted.items()}
+    timely = {
+        factor: sum(each.macs <= most_macs for each in counts) / max(1, len(counts))
+        for factor, counts in within.items()
+    }
+    suitable = [factor for factor in counted if shares[factor] >= min_within and timely[factor] >= TIMELY_SHARE]
     if not suitable and max(shares.values()) == 0:
         smallest = min((each for counts in counted.values() for each in counts), key=lambda each: each.macs)
         raise SearchError(
@@ -361,4 +407,4 @@ def _choose_width(
             f"parameters, {smallest.macs:,} MACs and about {1000 * latency.predict(smallest):.2g} ms; raise them, or "
             "choose another space or a smaller resolution"
         )
-    return max(suitable, default=max(shares, key=lambda factor: shares[factor]))
+    return max(suitable, default=max(counted, key=lambda factor: (timely[factor], shares[factor], -factor)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ MAX_EXPONENT = 0.5
 
 
 def final_name(name: str, time_s: float) -> str:
-    """Return the name under which a contestant is trained to its end in a search of so many seconds."""
+    """Return the name under which a contestant is a finalist in a search of so many seconds."""
     return f"{name}{FINAL_MARK}{time_s:g}s"
 
 
@@ -72,14 +73,15 @@ class Standing:
     def expected(self, fidelity: float) -> float:
         """Return the reward to expect at a higher fidelity, if the error falls by a power law of the time.
 
-        Its exponent is that between the first evaluation and this one.
+        The law is fitted to all evaluations, by least squares of the logarithms.
         """
-        if len(self.curve) < 2 or not 0 < self.accuracy < 1:
+        if len(self.curve) < 2 or self.accuracy <= 0 or max(accuracy for _, accuracy in self.curve) >= 1:
             return self.reward
-        before, accuracy = self.curve[0]
-        error = 1 - self.accuracy
-        exponent = math.log((1 - accuracy) / error) / math.log(self.fidelity / before)
-        error *= math.pow(fidelity / self.fidelity, -min(MAX_EXPONENT, max(0.0, exponent)))
+        times = [math.log(time) for time, _ in self.curve]
+        errors = [math.log(1 - accuracy) for _, accuracy in self.curve]
+        exponent = -statistics.linear_regression(times, errors).slope
+        exponent = min(MAX_EXPONENT, max(0.0, exponent))
+        error = math.exp(statistics.fmean(errors) - exponent * (math.log(fidelity) - statistics.fmean(times)))
         return (1 - error) * self.reward / self.accuracy
 
 

@@ -46,6 +46,9 @@ MAX_SUSPECTS = 3
 CORE_GAIN = 0.7
 """By how much twice the cores make a training faster, about: epochs are planned by it, and again by what it was."""
 
+OVERHEAD = 1.1
+"""Time of an evaluation in that of its training, with the latency and the accuracy on val, about."""
+
 OnEvaluation = Callable[[Evaluation, Sequence[Evaluation], float], None]
 """Called with each evaluation that has ended here, all of the store, and the seconds that are left of the search."""
 
@@ -115,12 +118,10 @@ class Worker:
             if self.step(only_finalists=True):
                 idle = 0.0
                 continue
-            if self._is_busy(finalists=True):
-                idle = 0.0
-            elif not waits or self.store.is_over():
+            if not self._is_busy(finalists=True) and (not waits or self.store.is_over()):
                 return
             time.sleep(IDLE_S)
-            idle += IDLE_S
+            idle = 0.0 if any(each.state == "running" for each in self.store.evaluations()) else idle + IDLE_S
 
     def step(self, seconds: float = math.inf, *, only_finalists: bool = False) -> bool:
         """Evaluate one contestant, if half of it fits into so many seconds; False if there is nothing to do.
@@ -141,13 +142,15 @@ class Worker:
         return seconds - elapsed(searched, now=time.time())
 
     def _is_busy(self, *, finalists: bool = False) -> bool:
-        """Return whether contestants, or finalists, wait or are evaluated."""
+        """Return whether contestants, or finalists, wait or are evaluated, or are just added again."""
         evaluations = self.store.evaluations()
         of_these = [each for each in evaluations if self._is_of(each, finalists=finalists)]
+        last = {each.key: each for each in of_these}
         return any(
-            self._is_open(each) and (finalists or each.state == "running" or self._fits(each, evaluations))
+            (self._is_open(each) and (finalists or each.state == "running" or self._fits(each, evaluations)))
+            or (each.is_continued and last[each.key] is each)
             for each in of_these
-        )
+        )  # fmt: skip
 
     def _fits(self, evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> bool:
         """Return whether at least half of a waiting evaluation fits into the time of the search."""
@@ -157,7 +160,7 @@ class Worker:
 
     def _room(self) -> float:
         """Return the time that is left for evaluations, in full trainings."""
-        return (self._end - time.monotonic()) / self.settings.training_s
+        return (self._end - time.monotonic()) / (OVERHEAD * self.settings.training_s)
 
     def _is_of(self, evaluation: Evaluation, *, finalists: bool) -> bool:
         """Return whether an evaluation is that of a finalist; of a longer or shorter search it is neither."""
