@@ -155,11 +155,17 @@ def set_up(
     classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
     resolution = chosen.resolution or stated_resolution(options.space) or (SMALL if small else LARGE)
 
+    def macs_of(spec: Spec) -> int:
+        return Counts.of(spec, classes=classes, channels=channels).macs
+
     # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
     middle = space_at(options.space, 0.5, small, resolution).template.first
+    most_macs = math.inf  # of a network that learns enough in the time of a candidate
     execution = options.execution.replaced({"threads": options.execution.threads or max(1, count_cores() // workers)})
     if has_sizes:
         execution, image_s = _try_out(data, middle, options, data_options, execution)
+        passes_s = image_s * least_passes(len(source.splits["train"]))
+        most_macs = _candidate_s(candidates, time_s, workers) / passes_s * macs_of(middle)
     _, row = resolve(middle)
     preprocessing = preprocessing_for(source, row.preprocessing, middle, channels, options.seed, data_options)
     meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
@@ -174,12 +180,10 @@ def set_up(
             factor: [Counts.of(spec, classes=classes, channels=channels) for spec in specs]
             for factor, specs in drawn.items()
         }
-        most_macs = math.inf
-        if candidates != "supernet":  # one training serves all of its networks
-            image_s /= Counts.of(middle, classes=classes, channels=channels).macs
-            passes = least_passes(len(source.splits["train"]))
-            most_macs = _training_s(candidates, time_s, 0.0, 0, workers) / (passes * image_s)
-        width = _choose_width(counted, hard, latency, MIN_WITHIN[candidates], most_macs)
+        width = _choose_width(
+            counted, hard, latency, MIN_WITHIN[candidates],
+            math.inf if candidates == "supernet" else most_macs,  # one training serves all of its networks
+        )  # fmt: skip
         space = space_at(options.space, width, small, resolution)
     if candidates == "supernet" and space is not None:
         space, left_out = with_shared_weights(space, classes=classes, channels=channels)
@@ -191,7 +195,10 @@ def set_up(
     if {"transfer", "catalog"} & set(options.methods):
         others += _from_catalog(source, screen, options, progress)
     if has_baselines:
-        baselines = list(hand_baselines(resolution=resolution, small=small, latency_of=screen.latency))
+        baselines = list(hand_baselines(
+            resolution=resolution, small=small, latency_of=screen.latency,
+            is_timely=lambda spec: macs_of(spec) <= most_macs,
+        ))  # fmt: skip
         others = [*_different_names(others, baselines), *baselines]
     if candidates == "supernet" and space is not None:
         largest = space.value(extreme(space, classes=classes, channels=channels, smallest=False))
@@ -282,13 +289,18 @@ def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: i
     Given networks share the time. A single one is compared with nothing, and trained to know the time of a step.
     """
     if candidates != "none":
-        is_alone = workers == 1 and candidates != "supernet"
-        return TRAINING_SHARE[candidates] * time_s * (FOR_ONE_WORKER if is_alone else 1)
+        return _candidate_s(candidates, time_s, workers)
     if number == 1:
         return ALONE_SHARE * time_s
     evaluations = math.ceil(number / workers) + math.ceil(promoted(number) / workers)
     training = HALVING_MARGIN * (SEARCH_SHARE[candidates] * time_s - setup_s) - OVERHEAD_S * evaluations
     return max(1.0, halving_s(training, number, workers))
+
+
+def _candidate_s(candidates: Candidates, time_s: float, workers: int) -> float:
+    """Return the seconds of a candidate at full fidelity, or what they would be."""
+    is_alone = workers == 1 and candidates != "supernet"
+    return TRAINING_SHARE[candidates] * time_s * (FOR_ONE_WORKER if is_alone else 1)
 
 
 def halving_s(seconds: float, number: int, workers: int = 1) -> float:
