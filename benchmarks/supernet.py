@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    search = SearchOptions(space=options.space, methods=("supernet",), workers=1, seed=options.seed)
+    search = SearchOptions(space=options.space, methods=("supernet",), seed=options.seed)
     settings, others = set_up(options.data, Limits(params=options.params), 3600, search, progress=lambda *_: None)
     space = settings.budgeted_space
     rows = []

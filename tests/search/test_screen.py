@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import convatlas as ca
 from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
+from convatlas.errors import SearchError
 from convatlas.search import latency as latency_module
 from convatlas.search.contestant import BASELINES, hand_baselines
 from convatlas.search.counts import Counts
 from convatlas.search.latency import Latency, LatencyMeter, LatencyModel
 from convatlas.search.limits import Limits
 from convatlas.search.screen import Screen
+from convatlas.search.setup import _choose_width
 from convatlas.tasks.classification.single_label import Classification
 
 METER = LatencyMeter(Preprocessing(32, 32, mean=(0.5,) * 3, std=(0.5,) * 3), Classification(tuple("abc")))
@@ -77,3 +80,52 @@ def test_a_latency_above_the_limit_is_measured_again_where_other_processes_distu
     measured = given(lambda number, spec: times[number - 1], other_load)
     assert METER.measure_one(ca.spec("cifar_resnet20"), limit_s=LIMIT_S).seconds == latency
     assert len(measured) == measurements
+
+
+def test_baselines_are_not_widened_beyond_what_learns_in_the_time() -> None:
+    def widest(is_timely: Callable[[Spec], bool]) -> dict[str, Spec]:
+        found = hand_baselines(resolution=32, small=True, latency_of=lambda spec: 0.001, is_timely=is_timely)
+        return {each.name: each.spec for each in found}
+
+    timely, late = widest(lambda spec: True), widest(lambda spec: False)
+    assert set(timely) == set(late) == set(BASELINES)
+    assert late["cifar_resnet20"] == ca.spec("cifar_resnet20")
+    for name in BASELINES:
+        assert ca.cost(ca.build(late[name])).macs < ca.cost(ca.build(timely[name])).macs
+
+
+def test_the_width_of_a_space_suits_the_limits_and_the_time() -> None:
+    counted = {
+        width: [
+            Counts.of(ca.spec("cifar_resnet20").scaled(width=width * each), classes=3, channels=3) for each in (1, 2)
+        ]
+        for width in (2.0, 1.0, 0.5)
+    }
+    macs = {width: [each.macs for each in counts] for width, counts in counted.items()}
+    assert macs[1.0][1] == macs[2.0][0]
+
+    def chosen(limits: Limits, most_macs: float) -> float:
+        return _choose_width(counted, limits, FAST, 0.2, most_macs)
+
+    assert chosen(Limits(), math.inf) == 2.0
+    assert chosen(Limits(), macs[2.0][0]) == 2.0  # half of them
+    assert chosen(Limits(), macs[1.0][0]) == 1.0
+    assert chosen(Limits(), 0) == 0.5  # none learns enough: the smallest ones
+    assert chosen(Limits(macs=macs[0.5][1]), math.inf) == 1.0
+    assert chosen(Limits(macs=macs[1.0][1]), macs[0.5][0]) == 0.5
+    with pytest.raises(SearchError, match="too low for the networks of the space"):
+        chosen(Limits(macs=1), math.inf)
+
+
+def test_the_error_of_a_latency_model_is_that_on_networks_of_the_space() -> None:
+    def counts(name: str, width: float) -> Counts:
+        return Counts.of(ca.spec(name).scaled(width=width), classes=3, channels=3)
+
+    space = [counts("cifar_resnet20", width) for width in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)]
+    measured = [(each, 1e-10 * each.macs + 1e-4) for each in space]
+    model = LatencyModel.fit(measured, [(counts("mobilenet_v2", 1.0), 1.0)], engine="torch", threads=1)
+    assert model.networks == 9
+    assert model.error_share < 1e-6
+    assert model.rank_correlation == pytest.approx(1)
+    assert model.predict(counts("mobilenet_v2", 1.0)) == pytest.approx(1.0, rel=0.01)
+    assert model.knows(counts("mobilenet_v2", 0.5))

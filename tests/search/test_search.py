@@ -79,7 +79,7 @@ def test_the_winner_is_an_ordinary_model_within_the_limits(result: SearchResult)
 
 def test_the_winner_is_never_worse_than_a_baseline(result: SearchResult) -> None:
     winner, other = result.finalists
-    assert winner.is_candidate is not other.is_candidate
+    assert winner.is_candidate is not other.is_candidate  # a single worker has two finalists
     assert winner.fidelity > other.fidelity  # that was stopped
     assert f"{winner.name} wins with {winner.accuracy:.2%}" in result.verdict
     assert f"had {other.accuracy:.2%} after" in result.verdict
@@ -281,7 +281,7 @@ def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
     trials = [evaluation(0, "base", 0.8, kind="baseline"), evaluation(1, "a", 0.81)]
     found = standings(trials)
     assert [each.name for each in found] == ["a", "base"]
-    assert [each.name for each in finalists(found, 5.0)] == ["a", "base"]
+    assert [each.name for each in finalists(found, 5.0, candidates=1)] == ["a", "base"]
     assert [each.name for each in front(found)] == ["base", "a"]
     base = evaluation(2, final_name("base", 60), 0.9, 5.0, kind="baseline")
     for accuracy, first in ((0.9, "base"), (0.91, "a"), (0.89, "base")):
@@ -290,8 +290,8 @@ def test_a_candidate_must_be_better_than_a_baseline_not_equal() -> None:
     assert standings([*trials, base]) == found
     assert not standings([*trials, base], time_s=120)
     early = standings([evaluation(0, "base", 0.5, kind="baseline"), evaluation(1, "a", 0.9, fidelity=0.25)])
-    assert [each.name for each in finalists(early, 5.0)] == ["base"]
-    assert finalists([], 5.0) == []
+    assert [each.name for each in finalists(early, 5.0, candidates=1)] == ["base"]
+    assert finalists([], 5.0, candidates=1) == []
 
 
 def test_finalists_of_a_shorter_search_are_left_alone(result: SearchResult, tmp_path: Path) -> None:
@@ -411,21 +411,39 @@ def test_finalists_are_those_of_which_most_is_expected_in_the_time_that_is_left(
     slow = [evaluation(2, "slow", 0.70, 0.25, "baseline"), evaluation(3, "slow", 0.85, 1.0, "baseline")]
     found = standings([*quick, *slow])
     assert [each.name for each in found] == ["quick", "slow"]
-    assert [each.name for each in finalists(found, 1.0)] == ["quick"]
-    assert [each.name for each in finalists(found, 8.0)] == ["slow"]
+    assert [each.name for each in finalists(found, 1.0, candidates=1)] == ["quick"]
+    assert [each.name for each in finalists(found, 8.0, candidates=1)] == ["slow"]
     assert found[1].expected(4.0) == pytest.approx(0.925)  # the error halves again
     assert found[1].expected(1.0) == found[1].reward
     worse = standings([evaluation(0, "a", 0.8, 0.25), evaluation(1, "a", 0.7)])
     assert worse[0].expected(8.0) == pytest.approx(1 - (0.2 * 0.3) ** 0.5)  # two seeds, of which none tells more
     assert standings([evaluation(0, "a", 1.0, 0.25), evaluation(1, "a", 0.7)])[0].expected(8.0) == 0.7
+    steep = standings([evaluation(0, "a", 0.3, 0.25), evaluation(1, "a", 0.9)])
+    assert steep[0].expected(4.0) == pytest.approx(0.95)
     assert standings([evaluation(0, "a", 1.0)])[0].expected(8.0) == 1.0
+
+
+def test_further_candidates_are_larger_as_long_as_there_are_some() -> None:
+    def candidate(number: int, name: str, accuracy: float, macs: int) -> Evaluation:
+        found = evaluation(number, name, accuracy)
+        return replace(found, metrics={**found.metrics, "macs": macs})
+
+    found = standings([
+        candidate(0, "small", 0.9, 10), candidate(1, "smaller", 0.89, 5), candidate(2, "large", 0.8, 30),
+        candidate(3, "medium", 0.85, 20), evaluation(4, "base", 0.7, kind="baseline"),
+        evaluation(5, "other", 0.6, kind="baseline"),
+    ])  # fmt: skip
+    for number, names in enumerate((["small"], ["small", "medium"], ["small", "medium", "large"]), 1):
+        assert [each.name for each in finalists(found, 5.0, candidates=number)] == [*names, "base"]
+    four = [each.name for each in finalists(found, 5.0, candidates=4)]
+    assert four == ["small", "medium", "large", "smaller", "base"]
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:
     fast = evaluation(0, "fast", 0.80)
     slow = replace(evaluation(1, "slow", 0.81), metrics={**evaluation(1, "slow", 0.81).metrics, "reward": 0.75})
     assert [each.name for each in standings([slow, fast])] == ["fast", "slow"]
-    assert [each.name for each in finalists(standings([slow, fast]), 5.0)] == ["fast"]
+    assert [each.name for each in finalists(standings([slow, fast]), 5.0, candidates=1)] == ["fast"]
     with pytest.raises(SearchError, match="soft needs a latency"):
         hard_limits(Limits(params=1e6), "soft")
     assert hard_limits(LIMITS, "soft") == Limits(params=100_000)

@@ -198,7 +198,7 @@ def test_a_search_trains_a_supernet_and_its_best_sub_networks_compete(
     monkeypatch.setattr(search_settings, "RANKING_SHARE", 2.0)  # of a second
     template: Any = ResNet("basic", (choose(1, 2), 1), (8, choose(8, 16)), stem=8, small_stem=True, resolution=32)
     phone = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 60)
-    options = SearchOptions(space=template, methods=("supernet",), workers=1, fields={"batch": 16}, latency_model=phone)
+    options = SearchOptions(space=template, methods=("supernet",), fields={"batch": 16}, latency_model=phone)
     settings, others = setup.set_up(str(idx_folder), Limits(params=100_000), 3600, options, progress=lambda *_: None)
     assert (others[-1].name, others[-1].kind) == ("supernet", "supernet")
     settings = replace(settings, training_s=0.2, time_s=1.0)

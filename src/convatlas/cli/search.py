@@ -95,7 +95,7 @@ def search(
     workers: Annotated[
         int | None,
         option("Number of processes on this machine, which share its cores. The default is one per core, at most four, "
-               "and one with a GPU.", metavar="N", panel=EXECUTION, read=integer(1)),
+               "and a single one with a GPU or a supernet.", metavar="N", panel=EXECUTION, read=integer(1)),
     ] = None,
     engine: LatencyEngine = "torch",
     latency_threads: Annotated[
@@ -156,8 +156,9 @@ def _print_phase(text: str) -> None:
 
 def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], left: float) -> None:
     """Print one line: what was evaluated, and how far the search is."""
-    from convatlas.search.standings import front, standings
+    from convatlas.search.standings import front, is_final, network_name, standings
     from convatlas.system.progress import clock
+    from convatlas.system.quantities import TIME
     from convatlas.tasks.table import pluralize
 
     if evaluation.state == "complete":
@@ -167,9 +168,14 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
         )
     else:
         outcome = evaluation.error or evaluation.state
+    name = str(evaluation.plain["name"])
+    if is_final(evaluation):
+        after = f" after {TIME.format(round(evaluation.metrics['seconds']))}" if evaluation.metrics else ""
+        parts = [f"finalist {network_name(name)}{after}: {outcome}"]
+    else:
+        parts = [f"{name} at {evaluation.fidelity:.0%}: {outcome}"]
     found = standings(everything)
-    parts = [f"{evaluation.plain['name']} at {evaluation.fidelity:.0%}: {outcome}"]
-    if found:
+    if found and not is_final(evaluation):
         first = found[0]
         parts.append(f"best {first.accuracy:.2%} ({first.name} at {first.fidelity:.0%})")
         parts.append(f"{pluralize(len(front(found)), 'network')} on the front")

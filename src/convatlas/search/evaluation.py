@@ -109,16 +109,20 @@ class Evaluator:
     def evaluate_finalist(
         self, contestant: Contestant, *, pause_s: float, speedup: float, threads: int | None, least_step_s: float
     ) -> dict[str, float]:
-        """Return the metrics of a finalist after some seconds of its training with its recipe, or at its end.
+        """Return the metrics of a finalist after some seconds of its training, or at its end.
 
-        speedup: of the training after a pause, when it has more cores. See `open_timed`. The run has a report.
+        speedup: of the training after a pause, when it has more cores. See `open_timed`. The run has a report. Random
+        weights are trained with a cosine schedule and as short a warm-up as in the search, so that the accuracy at the
+        pause tells something.
         """
         seconds = contestant.final_s
         if pause_s < seconds:
             seconds = pause_s + speedup * (seconds - pause_s)
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
         latency, is_disturbed = self.latency_of(contestant, counts)
-        fields = {} if contestant.kind == "pretrained" else {"ema_decay": EMA_DECAY}
+        fields: dict[str, Any] = {}
+        if contestant.kind != "pretrained":
+            fields = {"schedule": "cosine", "warmup": self._warm_up, **self.settings.fields, "ema_decay": EMA_DECAY}
         run = self.open_timed(
             contestant, self.folder / TRIALS / contestant.name, seconds=seconds, threads=threads, fields=fields,
             options=RunOptions(), least_step_s=least_step_s,
@@ -231,7 +235,7 @@ class Evaluator:
             return open_run(folder, data=self.data)
         fields = {
             "epochs": ENDLESS, "schedule": "constant", "head_epochs": 0, "patience": 0, "ema_decay": EMA_DECAY,
-            "warmup": min(1.0, WARM_UP_IMAGES / self.settings.train_images),
+            "warmup": self._warm_up,
         }  # fmt: skip
         options = RunOptions(diagnostics=False, report=False)
         return self._prepare(contestant, folder, fields, self.settings.execution.threads, options)
@@ -254,6 +258,10 @@ class Evaluator:
             data_options=data_options, execution=settings.execution.replaced({"threads": threads}), options=options,
             **cast(RecipeFields, {**settings.fields, **fields}),
         )  # fmt: skip
+
+    @property
+    def _warm_up(self) -> float:
+        return min(1.0, WARM_UP_IMAGES / self.settings.train_images)
 
     def _weights(self, contestant: Contestant) -> str:
         """Return the weights that a contestant starts from; a file is in the directory of the search."""

@@ -150,8 +150,8 @@ class Explorer:
     def _choose(self) -> Codes | None:
         levels = np.array([level for _, _, level in self._values])
         if len(self._values) < self.first:
-            codes = self._random()
-            return self._promising(levels) if codes is None and len(levels) else codes
+            is_late = self._least_effort(-1) > self._room  # for a new candidate
+            return self._promising(levels) if is_late and len(levels) else self._random()
         if (levels == len(self.fidelities) - 1).sum() < max(2, self.first // 4):
             return self._promising(levels)
         return self._best_of_pool(levels)

@@ -229,8 +229,10 @@ class LatencyModel(Record):
         """Fit a model to counts and seconds of at least `MIN_FITTED` networks, by relative errors.
 
         The error is that of `FOLDS`-fold cross-validation, in which `others`, with other kinds of layers, are never
-        left out.
+        left out, unless there are too few of the first ones.
         """
+        if len(measured) < MIN_FITTED:
+            measured, others = (*measured, *others), ()
         if len(measured) < MIN_FITTED:
             raise SearchError(f"latency: must be measured for at least {MIN_FITTED} networks, got {len(measured)}")
         rows = np.array([(*counts.layers, 1.0) for counts, _ in (*measured, *others)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import TRIALS
 from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
-from convatlas.search.settings import SETTINGS, SearchSettings
+from convatlas.search.settings import CANDIDATES, SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
 from convatlas.search.standings import Standing, final_name, finalists, is_final, is_whole, standings
 from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
@@ -40,8 +41,8 @@ TIME_S, MIN_TIME_S = 3600.0, 60.0
 FINAL_MARGIN, FINAL_S = 0.97, 15.0
 """Share of the time that is left in which the finalists are trained, after seconds for the report."""
 
-STOP_SHARE = 0.3
-"""Share of the training of the finalists after which the one of which less is expected is stopped."""
+STOP_SHARE = 0.4
+"""Share of the training of the finalists after which all but the one of which most is expected are stopped."""
 
 LEAST_FINAL = 0.05
 """Share of the whole time that the training of a finalist gets at least."""
@@ -107,7 +108,7 @@ def search(
     """Search the network with the best accuracy within limits of a device, and train it.
 
     limits: of one image. time_s: of everything, an hour by default: half for the search, the rest for the finalists,
-    the best candidate and the best other network, of which the better one is trained to its end. out: the directory;
+    the best candidates and the best other network, of which the best one is trained to its end. out: the directory;
     that of a stopped search continues it, with a longer `time_s` if it is given; its other settings stay as they were.
     Raises SearchError if no network is within the limits, or none could be trained.
     """
@@ -239,32 +240,36 @@ def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[byt
 
 
 def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> None:
-    """Let the best candidate and the best other network be trained with their recipes and a second seed.
+    """Let the best candidates and the best other network be trained with a second seed.
 
-    If there are two, until one of them is stopped. A candidate that starts from shared weights, and what it is compared
-    with, keep the first seed: a val split of another seed has images that the weights were trained on.
+    If there are several, until all but one are stopped. Candidates that start from shared weights, and what they are
+    compared with, keep the first seed: a val split of another seed has images that the weights were trained on.
     """
     evaluations = store.evaluations()
     begun = [Contestant.read(each.plain) for each in evaluations if is_final(each, settings.time_s)]
     seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * _time_left(settings, evaluations))
-    chosen = finalists(standings(evaluations), settings.workers * seconds / settings.training_s)
+    chosen = finalists(
+        standings(evaluations), settings.workers * seconds / settings.training_s, candidates=settings.final_candidates
+    )
     is_one = len(chosen) < 2
-    if not is_one and settings.workers == 1:  # one after the other
-        seconds /= 1 + STOP_SHARE
+    rounds = math.ceil(len(chosen) / min(CANDIDATES + 1, settings.workers))  # one after the other
+    if not is_one:
+        seconds /= 1 - STOP_SHARE + rounds * STOP_SHARE
     if begun:  # of a start that was interrupted
         seconds = max(each.final_s for each in begun)
     has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
     seed = settings.seed if has_shared_weights else settings.seed + 1
+    share = 1.0 if is_one else STOP_SHARE
     added = [each for each in chosen if all(each.is_candidate is not (other.kind == "candidate") for other in begun)]
     for each in added:
         finalist = replace(
             each.contestant, name=final_name(each.name, settings.time_s), seed=seed, final_s=seconds
         )  # fmt: skip
-        store.add(finalist.to_plain(), {}, (1 if is_one else STOP_SHARE) * seconds / settings.training_s)
+        store.add(finalist.to_plain(), {}, share * seconds / settings.training_s)
     if added:
-        until = "to its end" if is_one else "until one of them is stopped"
-        time_ = TIME.format(round((1 if is_one else STOP_SHARE) * seconds))
-        on_phase(f"training {' and '.join(each.name for each in added)} {until}, for about {time_}")
+        until = "to its end" if is_one else "until all but one are stopped"
+        names = ", ".join(each.name for each in added)
+        on_phase(f"training {names} {until}, for about {TIME.format(round(rounds * share * seconds))}")
 
 
 def _continue_best(
@@ -272,7 +277,7 @@ def _continue_best(
 ) -> bool:  # fmt: skip
     """Let the finalist of which most is expected be trained to its end; False if that is done, or none is left.
 
-    One whose training to the end has failed, here or anywhere, makes room for the other one.
+    One whose training to the end has failed, here or anywhere, makes room for another one.
     """
     evaluations = store.evaluations()
     finals = standings(evaluations, time_s=settings.time_s)
@@ -289,18 +294,27 @@ def _continue_best(
     least_s = (1 - STOP_SHARE) * LEAST_FINAL * settings.time_s
     left = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations))
     fidelity = max(each.contestant.final_s for each in paused) / settings.training_s
-    best = max(paused, key=lambda each: _expected(folder, each, settings.workers * fidelity))
+    best = max(paused, key=lambda each: _expected(folder, settings, each, fidelity))
     seconds = best.fidelity * settings.training_s + left
     store.add(replace(best.contestant, final_s=seconds).to_plain(), {}, seconds / settings.training_s)
-    on_phase(f"training {best.name} to its end, for about {TIME.format(round(left))}")
+    if not _is_finished(folder, best):
+        on_phase(f"training {best.name} to its end, for about {TIME.format(round(left))}")
     return True
 
 
-def _expected(folder: Path, finalist: Standing, fidelity: float) -> float:
-    """Return the reward to expect of a finalist; one whose epochs are all done, because they are fast, has it."""
+def _expected(folder: Path, settings: SearchSettings, finalist: Standing, fidelity: float) -> float:
+    """Return the reward to expect of a finalist that paused, after a training with the cores of all workers."""
+    if _is_finished(folder, finalist):
+        return finalist.reward
+    *before, (time, accuracy) = finalist.curve
+    time *= settings.shared_workers  # with their cores
+    return replace(finalist, curve=(*before, (time, accuracy))).expected(settings.workers * fidelity)
+
+
+def _is_finished(folder: Path, finalist: Standing) -> bool:
+    """Return whether all epochs of a finalist that paused are done, because they are fast."""
     run = folder / TRIALS / finalist.contestant.name
-    is_finished = (run / CONFIG).is_file() and read_progress(run).finished
-    return finalist.reward if is_finished else finalist.expected(fidelity)
+    return (run / CONFIG).is_file() and read_progress(run).finished
 
 
 def _time_left(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> float:

@@ -33,6 +33,11 @@ SUPERNET_SHARE, RANKING_SHARE = 0.25, 0.05
 """Shares of the time in which a supernet is trained, and in which it ranks candidates."""
 
 
+CANDIDATES, ROUNDS = 3, 2
+"""Most candidates among the finalists, beside the best other network; and how many finalists a worker trains one after
+the other, at most, until all but one are stopped."""
+
+
 @dataclass(frozen=True)
 class SearchSettings(Record):
     """What a search was started with, and what was measured at its start.
@@ -93,6 +98,16 @@ class SearchSettings(Record):
     def search_s(self) -> float:
         """Seconds of evaluations, until the finalists are chosen."""
         return self.search_share * self.time_s - self.setup_s
+
+    @property
+    def final_candidates(self) -> int:
+        """Most candidates among the finalists."""
+        return min(CANDIDATES, ROUNDS * self.workers - 1)
+
+    @property
+    def shared_workers(self) -> int:
+        """Of how many workers a finalist has the cores, until the others are stopped."""
+        return self.workers // min(CANDIDATES + 1, self.workers)
 
     @property
     def supernet_s(self) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -43,6 +45,7 @@ from convatlas.search.supernet import extreme, with_shared_weights
 from convatlas.search.supernet_search import SUPERNET
 from convatlas.system.cores import count_cores
 from convatlas.system.devices import resolve_device
+from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress
 from convatlas.tasks.task import Task
 from convatlas.train.fit import prepare_run
@@ -50,6 +53,7 @@ from convatlas.train.initial_weights import AUTO
 from convatlas.train.preparation import check_clip_options, example_networks, preprocessing_for
 from convatlas.train.recipe_fields import RecipeFields
 from convatlas.train.settings import DataOptions, ExecutionOptions, RunOptions
+from convatlas.train.step import Step
 
 LARGE = 128
 """Resolution of candidates for images of more than 64 pixels."""
@@ -68,13 +72,13 @@ TIMELY_SHARE = 0.5
 """Share of those within the limits that must train `least_passes` images in the time of a candidate."""
 
 PROBED_S, PROBED_STEPS = 5.0, 12
-"""Seconds and steps, at most, in which the speed of a training is measured, after a third of them."""
+"""Seconds and steps, at most, in which the speed of a training is measured; the first third is left out."""
 
 MEASURED = {"torch": 30, "compile": 12}
 """Networks whose latency is measured at the start; of engines that need an export, 14."""
 
 SEARCH_SHARE: dict[Candidates, float] = {"none": 0.5, "quick": 0.5, "random": 0.5, "supernet": 0.6}
-"""Share of the time for the search, before the finalists are trained to their end."""
+"""Share of the time for the search, before the finalists are trained."""
 
 TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 0.1, "supernet": 0.05}
 """Seconds of a candidate at full fidelity, as a share of the whole time of one worker."""
@@ -114,9 +118,9 @@ class SearchOptions:
 
     space: the name of one, or a spec with choices. methods: of `METHODS`, at most one of which chooses candidates.
     engine, latency_threads: how the network will be deployed. latency_model: of another machine. workers: processes on
-    this machine; None for one per core, at most `MAX_WORKERS`, and a single one with a GPU. weights: of networks of the
-    catalog: auto, none, or those of a library. task: by its short name; that of the data by default. download: allow to
-    download the data.
+    this machine; None for one per core, at most `MAX_WORKERS`, and a single one with a GPU or a supernet. weights: of
+    networks of the catalog: auto, none, or those of a library. task: by its short name; that of the data by default.
+    download: allow to download the data.
     """
 
     space: str | Template | Any = ""
@@ -145,8 +149,8 @@ def set_up(
     Raises SearchError if no network is within the limits.
     """
     begin, hard = time.monotonic(), hard_limits(limits, options.objective)
-    workers = options.workers or _default_workers(options.execution.device)
     candidates = _candidates_of(options.methods)
+    workers = options.workers or _default_workers(candidates, options.execution.device)
     has_baselines = bool({"quick", "supernet", "baselines"} & set(options.methods))
     has_sizes = candidates != "none" or has_baselines  # networks that are widened or narrowed to the limits
     source = _open(data, options, only_images=has_sizes, progress=progress)
@@ -279,8 +283,9 @@ def _absolute(recipe: str | None) -> str | None:
     return str(Path(recipe).resolve()) if recipe and Path(recipe).suffix else recipe
 
 
-def _default_workers(device: str) -> int:
-    return min(count_cores(), MAX_WORKERS) if resolve_device(device).type == "cpu" else 1
+def _default_workers(candidates: Candidates, device: str) -> int:
+    is_shared = candidates != "supernet" and resolve_device(device).type == "cpu"
+    return min(count_cores(), MAX_WORKERS) if is_shared else 1
 
 
 def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: int, workers: int) -> float:
@@ -366,20 +371,27 @@ def _try_out(
     data: Data, spec: Spec, options: SearchOptions, data_options: DataOptions, execution: ExecutionOptions
 ) -> tuple[ExecutionOptions, float]:  # fmt: skip
     """Return how steps of a network are executed the fastest, and the seconds of an image in a step."""
+    fields = {"epochs": PROBED_STEPS, "warmup": float(PROBED_STEPS), "head_epochs": 0, "patience": 0}
     with tempfile.TemporaryDirectory(prefix="convatlas-search-") as folder:
         run = prepare_run(
             data, spec, weights="none", recipe=options.recipe, seed=options.seed, out=Path(folder) / "run",
             task=options.task, data_options=data_options, execution=execution,
             options=RunOptions(diagnostics=False, report=False),
-            **cast(RecipeFields, {**options.fields, "epochs": PROBED_STEPS, "warmup": 0.0, "head_epochs": 0}),
+            **cast(RecipeFields, {**options.fields, **fields}),
         )  # fmt: skip
-        events, begin, step_s = run.steps(), time.perf_counter(), [0.0]
-        while len(step_s) <= PROBED_STEPS and time.perf_counter() - begin < PROBED_S:
-            next(events)
-            step_s.append(time.perf_counter() - begin)
-        events.close()
-        skipped = len(step_s) // 3
-        image_s = (step_s[-1] - step_s[skipped]) / (len(step_s) - 1 - skipped) / run.config.recipe.batch
+        step_s: list[float] = []
+        begin = time.perf_counter()
+        with closing(MachineLock()) as lock, closing(run.steps()) as events:
+            while len(step_s) < PROBED_STEPS and time.perf_counter() - begin < PROBED_S:
+                before = time.perf_counter()
+                with lock.working():
+                    event = next(events, None)
+                if event is None:
+                    break
+                if isinstance(event, Step):
+                    step_s.append(time.perf_counter() - before)
+        batch = min(run.config.recipe.batch, len(run.dataset.train))
+        image_s = statistics.median(step_s[len(step_s) // 3 :]) / batch
         # other workers may have another device
         return run.config.execution.replaced({"device": execution.device}), image_s
 

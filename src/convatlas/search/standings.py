@@ -73,16 +73,19 @@ class Standing:
     def expected(self, fidelity: float) -> float:
         """Return the reward to expect at a higher fidelity, if the error falls by a power law of the time.
 
-        The law is fitted to all evaluations, by least squares of the logarithms.
+        The law is fitted to all evaluations, by least squares of the logarithms. One that falls faster than
+        `MAX_EXPONENT` goes through the last evaluation.
         """
         if len(self.curve) < 2 or self.accuracy <= 0 or max(accuracy for _, accuracy in self.curve) >= 1:
             return self.reward
         times = [math.log(time) for time, _ in self.curve]
         errors = [math.log(1 - accuracy) for _, accuracy in self.curve]
-        exponent = -statistics.linear_regression(times, errors).slope
-        exponent = min(MAX_EXPONENT, max(0.0, exponent))
-        error = math.exp(statistics.fmean(errors) - exponent * (math.log(fidelity) - statistics.fmean(times)))
-        return (1 - error) * self.reward / self.accuracy
+        exponent = max(0.0, -statistics.linear_regression(times, errors).slope)
+        time, error = statistics.fmean(times), statistics.fmean(errors)
+        if exponent > MAX_EXPONENT:
+            time, error, exponent = times[-1], errors[-1], MAX_EXPONENT
+        expected = math.exp(min(errors[-1], error - exponent * (math.log(fidelity) - time)))
+        return (1 - expected) * self.reward / self.accuracy
 
 
 def standings(evaluations: Sequence[Evaluation], *, time_s: float | None = None) -> list[Standing]:
@@ -132,14 +135,21 @@ def has_failed(evaluation: Evaluation) -> bool:
     return evaluation.state == "failed" and not evaluation.is_continued and not is_same
 
 
-def finalists(found: Sequence[Standing], fidelity: float) -> list[Standing]:
-    """Return the candidate and the other network of which most is expected at this fidelity; either may be missing.
+def finalists(found: Sequence[Standing], fidelity: float, *, candidates: int) -> list[Standing]:
+    """Return so many candidates, at most, and the other network of which most is expected at this fidelity.
 
-    They are among those of the highest fidelity so far; a candidate comes first.
+    They are among those of the highest fidelity so far; candidates come first. Short trainings favor small networks,
+    and how far the error of a larger one will fall is uncertain: each further candidate is the best one that has more
+    MACs than those before, as long as there is one.
     """
     top = sorted(_top(found), key=lambda each: -each.expected(fidelity))
-    firsts = (next((each for each in top if each.is_candidate is kind), None) for kind in (True, False))
-    return [each for each in firsts if each is not None]
+    open_ = [each for each in top if each.is_candidate]
+    chosen: list[Standing] = []
+    while open_ and len(chosen) < candidates:
+        most = max((each.macs for each in chosen), default=0)
+        chosen.append(next((each for each in open_ if each.macs > most), open_[0]))
+        open_.remove(chosen[-1])
+    return [*chosen, *[each for each in top if not each.is_candidate][:1]]
 
 
 def front(found: Sequence[Standing]) -> list[Standing]:

@@ -311,19 +311,19 @@ class Worker:
     def _train_finalist(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
         """Train a finalist for a multiple of the training time, and return its metrics.
 
-        Two finalists share the cores; the one that continues has all of them.
+        Finalists share the cores; the one that continues has all of them.
         """
         settings = self.settings
         pause_s = fidelity * settings.training_s
-        all_, shared = settings.workers, settings.workers // min(2, settings.workers)
         is_alone = contestant.ends_within(pause_s)
-        faster = all_ if is_alone else shared
+        faster = settings.workers if is_alone else settings.shared_workers
         name = network_name(contestant.name)
         before = [each.metrics for each in self.store.evaluations() if each.plain["name"] == name and each.metrics]
         step_s = max((each["seconds"] / max(1, each["steps"]) for each in before), default=0.0)
         threads = None if settings.execution.threads is None else settings.execution.threads * faster
         return self._evaluator.evaluate_finalist(
-            contestant, pause_s=math.inf if is_alone else pause_s, speedup=1 + CORE_GAIN * (all_ / shared - 1),
+            contestant, pause_s=math.inf if is_alone else pause_s,
+            speedup=1 + CORE_GAIN * (settings.workers / settings.shared_workers - 1),
             threads=threads, least_step_s=step_s / faster,
         )  # fmt: skip
 
