@@ -77,7 +77,7 @@ def test_the_winner_is_an_ordinary_model_within_the_limits(result: SearchResult)
     assert ca.diff(model.header.spec, ca.spec("efficientnet_b0"))
 
 
-def test_the_winner_is_never_worse_than_a_baseline(result: SearchResult) -> None:
+def test_the_winner_is_told_with_the_finalist_that_was_stopped(result: SearchResult) -> None:
     winner, other = result.finalists
     assert winner.is_candidate is not other.is_candidate  # a single worker has two finalists
     assert winner.fidelity > other.fidelity  # that was stopped

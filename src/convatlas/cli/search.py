@@ -174,11 +174,10 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
         parts = [f"finalist {network_name(name)}{after}: {outcome}"]
     else:
         parts = [f"{name} at {evaluation.fidelity:.0%}: {outcome}"]
-    found = standings(everything)
-    if found and not is_final(evaluation):
-        first = found[0]
-        parts.append(f"best {first.accuracy:.2%} ({first.name} at {first.fidelity:.0%})")
-        parts.append(f"{pluralize(len(front(found)), 'network')} on the front")
+        if found := standings(everything):
+            first = found[0]
+            parts.append(f"best {first.accuracy:.2%} ({first.name} at {first.fidelity:.0%})")
+            parts.append(f"{pluralize(len(front(found)), 'network')} on the front")
     done = sum(each.state == "complete" for each in everything)
     begin = min((each.begin for each in everything if each.begin), default=0.0)
     minutes = max(1e-9, max(each.end for each in everything) - begin) / 60

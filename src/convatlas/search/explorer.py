@@ -148,12 +148,12 @@ class Explorer:
         return (shares[-1] + shares[-2]) / 2 - shares[level + 1]
 
     def _choose(self) -> Codes | None:
-        levels = np.array([level for _, _, level in self._values])
         if len(self._values) < self.first:
             is_late = self._least_effort(-1) > self._room  # for a new candidate
-            return self._promising(levels) if is_late and len(levels) else self._random()
+            return self._promising() if is_late and self._values else self._random()
+        levels = np.array([level for _, _, level in self._values])
         if (levels == len(self.fidelities) - 1).sum() < max(2, self.first // 4):
-            return self._promising(levels)
+            return self._promising()
         return self._best_of_pool(levels)
 
     def _random(self) -> Codes | None:
@@ -162,7 +162,7 @@ class Explorer:
         open_ = [row for row in drawn if self._is_open(row)]
         return next(iter([row for row in open_ if row.tobytes() not in self._reached] or open_), None)
 
-    def _promising(self, levels: NDArray[np.int64]) -> Codes | None:
+    def _promising(self) -> Codes | None:
         """Return one of the candidates that are best at a lower fidelity, so that there is a front to begin with."""
         open_ = [i for i, codes in enumerate(self._codes) if self._is_open(codes)]
         if not open_:

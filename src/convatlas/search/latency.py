@@ -235,9 +235,9 @@ class LatencyModel(Record):
             measured, others = (*measured, *others), ()
         if len(measured) < MIN_FITTED:
             raise SearchError(f"latency: must be measured for at least {MIN_FITTED} networks, got {len(measured)}")
-        rows = np.array([(*counts.layers, 1.0) for counts, _ in (*measured, *others)])
-        seconds = np.array([each for _, each in (*measured, *others)])
-        number = len(measured)
+        number, fitted = len(measured), (*measured, *others)
+        rows = np.array([(*counts.layers, 1.0) for counts, _ in fitted])
+        seconds = np.array([each for _, each in fitted])
         folds = np.array([*(np.arange(number) % FOLDS), *[FOLDS] * len(others)])
         predicted = np.empty(number)
         for fold in range(FOLDS):

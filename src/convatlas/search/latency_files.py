@@ -33,8 +33,9 @@ def fit_latency_model(
 
     Its error is that on `specs`; `others` have other kinds of layers.
     """
-    measured = meter.measure_alone((*specs, *others), progress=progress)
-    counts = [Counts.of(spec, classes=meter.task.outputs, channels=channels) for spec in (*specs, *others)]
+    both = (*specs, *others)
+    measured = meter.measure_alone(both, progress=progress)
+    counts = [Counts.of(spec, classes=meter.task.outputs, channels=channels) for spec in both]
     timed = [(each, latency.seconds) for each, latency in zip(counts, measured, strict=True)]
     return LatencyModel.fit(
         timed[: len(specs)], timed[len(specs) :],

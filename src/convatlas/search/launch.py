@@ -20,7 +20,7 @@ from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import TRIALS
 from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
-from convatlas.search.settings import CANDIDATES, SETTINGS, SearchSettings
+from convatlas.search.settings import SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
 from convatlas.search.standings import Standing, final_name, finalists, is_final, is_whole, standings
 from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
@@ -251,16 +251,18 @@ def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callab
     chosen = finalists(
         standings(evaluations), settings.workers * seconds / settings.training_s, candidates=settings.final_candidates
     )
-    is_one = len(chosen) < 2
-    rounds = math.ceil(len(chosen) / min(CANDIDATES + 1, settings.workers))  # one after the other
-    if not is_one:
-        seconds /= 1 - STOP_SHARE + rounds * STOP_SHARE
+    if not chosen:
+        return
+    is_one = len(chosen) == 1
+    share = 1.0 if is_one else STOP_SHARE
+    rounds = math.ceil(len(chosen) / settings.final_workers)  # one after the other
+    seconds /= 1 - share + rounds * share
     if begun:  # of a start that was interrupted
         seconds = max(each.final_s for each in begun)
     has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
     seed = settings.seed if has_shared_weights else settings.seed + 1
-    share = 1.0 if is_one else STOP_SHARE
-    added = [each for each in chosen if all(each.is_candidate is not (other.kind == "candidate") for other in begun)]
+    there = {each.kind == "candidate" for each in begun}
+    added = [each for each in chosen if each.is_candidate not in there]
     for each in added:
         finalist = replace(
             each.contestant, name=final_name(each.name, settings.time_s), seed=seed, final_s=seconds
@@ -313,8 +315,7 @@ def _expected(folder: Path, settings: SearchSettings, finalist: Standing, fideli
 
 def _is_finished(folder: Path, finalist: Standing) -> bool:
     """Return whether all epochs of a finalist that paused are done, because they are fast."""
-    run = folder / TRIALS / finalist.contestant.name
-    return (run / CONFIG).is_file() and read_progress(run).finished
+    return read_progress(folder / TRIALS / finalist.contestant.name).finished
 
 
 def _time_left(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> float:

@@ -64,8 +64,8 @@ def write_report(
         failed = f"; the last of {len(errors)} that failed: {errors[-1]}" if errors else ""
         raise SearchError(f"{folder}: no evaluation is complete yet, try again later{failed}")
     finals = standings(evaluations, time_s=settings.time_s)
-    is_over = bool(finals) and is_whole(finals[0], settings)
-    first = (finals if is_over else found)[0]
+    compared = finals if finals and is_whole(finals[0], settings) else found
+    first = compared[0]
     title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]
     limit = settings.limits.latency_s
@@ -81,7 +81,7 @@ def write_report(
         page.header(title, f"{settings.networks}; {settings.limits}"),
         page.summary_card(
             f"{first.accuracy:.2%}", "accuracy on val of the winner",
-            sentences=[verdict(finals if is_over else found), *_final_texts(results), _latency_text(settings)],
+            sentences=[verdict(compared), *_final_texts(results), _latency_text(settings)],
             facts=_facts(settings, evaluations, found) | ({} if is_selection else _time(settings, evaluations)),
         ),
         "" if is_selection else _commands(folder, settings, best),

@@ -105,9 +105,14 @@ class SearchSettings(Record):
         return min(CANDIDATES, ROUNDS * self.workers - 1)
 
     @property
+    def final_workers(self) -> int:
+        """Most finalists that are trained at the same time."""
+        return min(CANDIDATES + 1, self.workers)
+
+    @property
     def shared_workers(self) -> int:
         """Of how many workers a finalist has the cores, until the others are stopped."""
-        return self.workers // min(CANDIDATES + 1, self.workers)
+        return self.workers // self.final_workers
 
     @property
     def supernet_s(self) -> float:

@@ -159,8 +159,8 @@ def set_up(
     classes, small = source.task.outputs, source.task.reads == "images" and is_small(input_side(source, chosen))
     resolution = chosen.resolution or stated_resolution(options.space) or (SMALL if small else LARGE)
 
-    def macs_of(spec: Spec) -> int:
-        return Counts.of(spec, classes=classes, channels=channels).macs
+    def counts_of(spec: Spec) -> Counts:
+        return Counts.of(spec, classes=classes, channels=channels)
 
     # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
     middle = space_at(options.space, 0.5, small, resolution).template.first
@@ -169,7 +169,7 @@ def set_up(
     if has_sizes:
         execution, image_s = _try_out(data, middle, options, data_options, execution)
         passes_s = image_s * least_passes(len(source.splits["train"]))
-        most_macs = _candidate_s(candidates, time_s, workers) / passes_s * macs_of(middle)
+        most_macs = _candidate_s(candidates, time_s, workers) / passes_s * counts_of(middle).macs
     _, row = resolve(middle)
     preprocessing = preprocessing_for(source, row.preprocessing, middle, channels, options.seed, data_options)
     meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
@@ -180,10 +180,7 @@ def set_up(
         drawn = _draw_sizes(options, small, resolution)
         latency = latency or _measure(drawn, largest_baselines(resolution=resolution, small=small), meter, progress)
     if candidates != "none" and latency is not None:
-        counted = {
-            factor: [Counts.of(spec, classes=classes, channels=channels) for spec in specs]
-            for factor, specs in drawn.items()
-        }
+        counted = {factor: [counts_of(spec) for spec in specs] for factor, specs in drawn.items()}
         width = _choose_width(
             counted, hard, latency, MIN_WITHIN[candidates],
             math.inf if candidates == "supernet" else most_macs,  # one training serves all of its networks
@@ -201,7 +198,7 @@ def set_up(
     if has_baselines:
         baselines = list(hand_baselines(
             resolution=resolution, small=small, latency_of=screen.latency,
-            is_timely=lambda spec: macs_of(spec) <= most_macs,
+            is_timely=lambda spec: counts_of(spec).macs <= most_macs,
         ))  # fmt: skip
         others = [*_different_names(others, baselines), *baselines]
     if candidates == "supernet" and space is not None:

@@ -268,10 +268,8 @@ class TrialStore:
 
     def take_over(self) -> int:
         """Fail the evaluations whose worker is dead, add them again, and return their number."""
-        last = {each.key: each for each in self.evaluations()}
-        for each in last.values():  # whoever failed it died before it was added again
-            if each.state == "failed" and each.is_continued:
-                self.add(each.plain, each.choices, each.fidelity, attempt=each.attempt)
+        for each in not_added_again(self.evaluations()):  # whoever failed it died before
+            self.add(each.plain, each.choices, each.fidelity, attempt=each.attempt)
         dead = [each for each in self.evaluations() if each.state == "running" and self._is_dead(each)]
         taken = 0
         for each in dead:
@@ -402,6 +400,12 @@ def _is_alive(process: int) -> bool:
 def location_of(folder: Path, storage: str | None) -> str:
     """Return where the study of a search is: the URL of a database, or the journal in its directory."""
     return storage or str(folder / JOURNAL)
+
+
+def not_added_again(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the failed evaluations that are to be continued, and were not added again so far."""
+    last = {each.key: each for each in evaluations}
+    return [each for each in last.values() if each.state == "failed" and each.is_continued]
 
 
 def elapsed(evaluations: Sequence[Evaluation], *, now: float | None = None) -> float:

@@ -24,7 +24,7 @@ from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
 from convatlas.search.standings import has_failed, is_final, network_name, promoted
-from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed
+from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed, not_added_again
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
 from convatlas.system.locks import MachineLock
@@ -131,7 +131,8 @@ class Worker:
         self.store.take_over()
         self._end = time.monotonic() + seconds
         self._deadline = self._end + self.settings.training_s
-        evaluation = self._claim_next(finalists=True) if only_finalists else self._search_next(self.store.evaluations())
+        evaluations = self.store.evaluations()
+        evaluation = self._claim_next(evaluations, finalists=True) if only_finalists else self._search_next(evaluations)
         if evaluation is None:
             return False
         self._evaluate(evaluation)
@@ -144,19 +145,21 @@ class Worker:
     def _is_busy(self, *, finalists: bool = False) -> bool:
         """Return whether contestants, or finalists, wait or are evaluated, or are just added again."""
         evaluations = self.store.evaluations()
-        of_these = [each for each in evaluations if self._is_of(each, finalists=finalists)]
-        last = {each.key: each for each in of_these}
-        return any(
-            (self._is_open(each) and (finalists or each.state == "running" or self._fits(each, evaluations)))
-            or (each.is_continued and last[each.key] is each)
-            for each in of_these
-        )  # fmt: skip
+        busy = [
+            each for each in evaluations
+            if self._is_open(each) and (each.state == "running" or self._fits(each, evaluations))
+        ]  # fmt: skip
+        return any(self._is_of(each, finalists=finalists) for each in (*busy, *not_added_again(evaluations)))
 
     def _fits(self, evaluation: Evaluation, evaluations: Sequence[Evaluation]) -> bool:
-        """Return whether at least half of a waiting evaluation fits into the time of the search."""
+        """Return whether there is room for a waiting evaluation; for a finalist there always is."""
         name = evaluation.plain["name"]
         done = max((each.fidelity for each in evaluations if each.plain["name"] == name and each.metrics), default=0.0)
-        return (evaluation.fidelity - done) / 2 <= self._room()
+        return self._has_room(evaluation.fidelity - done)
+
+    def _has_room(self, effort: float) -> bool:
+        """Return whether at least half of an effort, in full trainings, fits into the time that is left."""
+        return effort / 2 <= self._room()
 
     def _room(self) -> float:
         """Return the time that is left for evaluations, in full trainings."""
@@ -171,24 +174,24 @@ class Worker:
         is_suspect = str(evaluation.plain["name"]) in self._suspects
         return evaluation.state == "running" or (evaluation.state == "waiting" and not is_suspect)
 
-    def _claim_next(self, *, finalists: bool = False) -> Evaluation | None:
+    def _claim_next(self, evaluations: Sequence[Evaluation], *, finalists: bool = False) -> Evaluation | None:
         """Claim what waits, but no network that failed here, or that another process trained a minute ago."""
-        now, evaluations = time.monotonic(), self.store.evaluations()
+        now = time.monotonic()
         left_out = {name for name, since in self._occupied.items() if now - since < LEASE_S} | self._suspects.keys()
         return self.store.claim_next(
             lambda each: self._is_of(each, finalists=finalists) and str(each.plain["name"]) not in left_out
-            and (finalists or self._fits(each, evaluations))
+            and self._fits(each, evaluations)
         )  # fmt: skip
 
     # choose
 
     def _search_next(self, evaluations: Sequence[Evaluation]) -> Evaluation | None:
         """Claim what waits; else the best baselines at the next fidelity; else what the surrogate expects most of."""
-        if (waiting := self._claim_next()) is not None:
+        if (waiting := self._claim_next(evaluations)) is not None:
             return waiting
         for plain, fidelity in self._promotions(evaluations):
             self.store.add(plain, {}, fidelity)
-            return self._claim_next()
+            return self._claim_next(evaluations)
         with self._lock.working():  # it uses a core
             asked = self._ask(evaluations)
         if asked is None:
@@ -199,14 +202,14 @@ class Worker:
             candidate_name(codes), "candidate", self.space.value(candidate), seed=self.settings.seed
         )
         self.store.add(contestant.to_plain(), codes, fidelity)
-        return self._claim_next()
+        return self._claim_next(evaluations)
 
     def _ask(self, evaluations: Sequence[Evaluation]) -> tuple[Candidate, float] | None:
         """Return the candidate to evaluate next, and its fidelity."""
         if self.settings.candidates == "quick":
             self._learn(evaluations)
             return self.explorer.ask(self._room())
-        if self.settings.candidates == "random" and self._room() >= 1 / 2:
+        if self.settings.candidates == "random" and self._has_room(1.0):
             known = {str(each.plain["name"]) for each in evaluations}
             random = np.random.default_rng((self.settings.seed, len(evaluations)))
             for codes in self.space.sample(len(known) + 1, random):
@@ -217,7 +220,7 @@ class Worker:
     def _promotions(self, evaluations: Sequence[Evaluation]) -> Iterator[tuple[dict[str, object], float]]:
         """Yield the best baselines and pretrained networks when all are through a fidelity; so for sub-networks."""
         low, high = self.settings.fidelities[0], self.settings.fidelities[-1]
-        if (high - low) / 2 > self._room():
+        if not self._has_room(high - low):
             return
         there = {each.key for each in evaluations}
         searched = [each for each in evaluations if not is_final(each)]
