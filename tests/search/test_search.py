@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, epochs_within
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.launch import (
-    STOP_SHARE,
     SearchResult,
     _add_finalists,
     _continue_best,
@@ -38,9 +38,9 @@ from convatlas.search.standings import final_name, finalists, front, has_failed,
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
+from convatlas.train.lr_schedule import WSD_DECAY
 from convatlas.train.resume import open_run
 from convatlas.train.run_folder import OccupiedError
-from convatlas.train.settings import RunOptions
 
 LIMITS = Limits(latency_s=0.02, params=100_000)
 
@@ -84,8 +84,15 @@ def test_the_winner_is_told_with_the_finalist_that_was_stopped(result: SearchRes
     assert f"{winner.name} wins with {winner.accuracy:.2%}" in result.verdict
     assert f"had {other.accuracy:.2%} after" in result.verdict
     assert f"against {dict(winner.curve)[other.fidelity]:.2%}." in result.verdict
-    assert {each.contestant.seed for each in result.finalists} == {result.settings.seed + 1}
+    assert [fidelity for fidelity, _ in winner.curve[:2]] == [0.25, 1.0]  # of its trial, which it continued
     assert result.run.results["val"].score == result.winner.accuracy
+
+
+def test_the_learning_rate_of_the_winner_falls_at_the_end_of_its_trial(result: SearchResult) -> None:
+    rates = [each.lr for each in result.run.history]
+    assert len(rates) == result.run.config.recipe.epochs
+    assert rates[0] == max(rates)
+    assert rates[-1] < 0.1 * rates[0]
 
 
 def test_what_was_tried_is_reported(result: SearchResult) -> None:
@@ -174,15 +181,35 @@ def test_faster_epochs_of_the_head_tell_nothing() -> None:
 
 def test_a_training_whose_time_is_over_ends_with_a_model(result: SearchResult, tmp_path: Path) -> None:
     evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
-    contestant = result.standings[-1].contestant
-    run = evaluator.open_timed(
-        contestant, tmp_path / "best", seconds=1e6, threads=1, fields={}, options=RunOptions(report=False)
-    )  # fmt: skip
-    planned = run.config.recipe.epochs
-    run = evaluator.finish_timed(run, seconds=1e-3)
+    contestant = replace(result.standings[-1].contestant, name="a", to_end=True)  # without a trial
+    evaluator.train_to_end(contestant, 1e-3, threads=1, speedup=1.0)
+    run = open_run(tmp_path / "trials" / "a")
     assert run.state.finished
-    assert 1 <= len(run.history) < planned
+    assert 1 <= len(run.history) < 10
     assert run.model_file.is_file()
+
+
+def test_a_training_that_takes_longer_than_expected_has_fewer_epochs(result: SearchResult, tmp_path: Path) -> None:
+    evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
+    evaluator.evaluate(replace(result.standings[-1].contestant, name="a"), 0.1)
+    run = evaluator.finish_timed(open_run(tmp_path / "trials" / "a", epochs=1000), seconds=1e-3)
+    assert run.state.finished
+    assert 1 <= len(run.history) < 1000
+
+
+def test_many_epochs_of_a_trial_do_not_keep_the_learning_rate_from_falling(
+    result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convatlas.search.evaluation.MAX_EPOCHS", 2)
+    evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
+    contestant = replace(result.standings[-1].contestant, name="a")
+    run = evaluator._resume_or_start(contestant)
+    evaluator.train(run, lambda: len(run.history) >= 3)
+    run.save()
+    evaluator.train_to_end(replace(contestant, to_end=True), 1e6, threads=1, speedup=1.0)
+    run = open_run(tmp_path / "trials" / "a")
+    assert len(run.history) == math.ceil(3 / (1 - WSD_DECAY))
+    assert run.history[-1].lr < 0.1 * run.history[0].lr
 
 
 def test_what_is_not_the_fault_of_a_network_ends_the_worker_and_nothing_is_lost(
@@ -319,15 +346,12 @@ def test_a_start_of_finalists_that_was_interrupted_is_completed(result: SearchRe
         store.add(contestant.to_plain(), {}, 1.0)
     worker = Worker(tmp_path, settings, store)
     assert [worker.step(), worker.step()] == [True, True]
-    begun = replace(baseline, name=final_name(baseline.name, 60.0), final_s=0.02)
-    store.add(begun.to_plain(), {}, STOP_SHARE * 0.02 / 1e-3)
+    begun = replace(baseline, name=final_name(baseline.name, 60.0))
+    store.add(begun.to_plain(), {}, 9.0)
     for _ in range(2):
         _add_finalists(settings, store, lambda text: None)
         finals = [each for each in store.evaluations() if is_final(each)]
-        assert [each.key for each in finals] == [
-            (final_name(each.name, 60.0), STOP_SHARE * 0.02 / 1e-3) for each in (baseline, candidate)
-        ]
-        assert [each.plain["final_s"] for each in finals] == [0.02, 0.02]
+        assert [each.key for each in finals] == [(final_name(each.name, 60.0), 9.0) for each in (baseline, candidate)]
 
 
 def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, tmp_path: Path) -> None:
@@ -345,13 +369,13 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
         store.complete(evaluation, {"accuracy": accuracy, **metrics})
 
     def continued() -> tuple[Contestant, float] | None:
-        if not _continue_best(tmp_path, settings, store, lambda text: None):
+        if not _continue_best(settings, store, lambda text: None):
             return None
         last = store.evaluations()[-1]
         return Contestant.read(last.plain), last.fidelity
 
     for contestant, accuracies in ((candidate, (0.2, 0.4, 0.6)), (baseline, (0.5, 0.58, 0.61))):
-        finalist = replace(contestant, name=final_name(contestant.name, 600.0), seed=1, final_s=100.0)
+        finalist = replace(contestant, name=final_name(contestant.name, 600.0))
         for each, fidelity, accuracy in zip(
             (contestant, contestant, finalist), (0.25, 1.0, 3.0), accuracies, strict=True
         ):
@@ -360,9 +384,8 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
     assert found is not None
     chosen, fidelity = found
     assert chosen.name == final_name(candidate.name, 600.0)
-    assert chosen.final_s == pytest.approx(10 * fidelity)
-    assert 400 < chosen.final_s < 600  # all of the time that is left
-    assert chosen.ends_within(10 * fidelity)
+    assert chosen.to_end
+    assert 400 < 10 * fidelity < 600  # all of the time that is left
     assert continued() is not None  # another one, if that one cannot be trained
     assert store.evaluations()[-1].plain["name"] == final_name(baseline.name, 600.0)
     assert continued() is None
@@ -373,20 +396,28 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
     assert continued() is None
 
 
-def test_a_finalist_pauses_and_continues_with_all_cores(result: SearchResult, tmp_path: Path) -> None:
+def test_a_finalist_continues_its_trial_then_with_all_cores(result: SearchResult, tmp_path: Path) -> None:
     settings = replace(result.settings, time_s=60.0, training_s=1.0, workers=2, search_share=0.5)
     settings = replace(settings, execution=replace(settings.execution, threads=1))
     name = final_name("a", 60.0)
-    finalist = replace(result.standings[-1].contestant, name=name, final_s=1.5, latency_s=0.001)
+    contestant = replace(result.standings[-1].contestant, name="a", latency_s=0.001)
+    finalist = replace(contestant, name=name)
     store = start(tmp_path, settings, [])
     worker = Worker(tmp_path, settings, store)
-    for fidelity, threads, is_finished in ((0.3, 1, False), (1.5, 2, True)):
-        store.add(finalist.to_plain(), {}, fidelity)
-        assert worker.step(only_finalists=True)
+    for each, fidelity, threads, is_finished in (
+        (contestant, 0.5, 1, False), (finalist, 0.7, 1, False), (replace(finalist, to_end=True), 1.5, 2, True),
+    ):  # fmt: skip
+        store.add(each.to_plain(), {}, fidelity)
+        assert worker.step(only_finalists=each is not contestant)
         assert store.evaluations()[-1].state == "complete", store.evaluations()[-1].error
-        run = open_run(tmp_path / "trials" / name)
+        run = open_run(tmp_path / "trials" / each.name)
         assert (run.config.execution.threads, run.state.finished) == (threads, is_finished)
-    assert store.evaluations()[0].metrics["steps"] < store.evaluations()[1].metrics["steps"]
+        assert run.config.options.report is (each is not contestant)
+    steps = [each.metrics["steps"] for each in store.evaluations()]
+    assert steps == sorted(set(steps))
+    rows = [open_run(tmp_path / "trials" / each).history[0] for each in ("a", name)]
+    assert rows[0] == rows[1]  # one training
+    assert not open_run(tmp_path / "trials" / "a").state.finished  # a longer search continues it
 
 
 def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path: Path) -> None:
@@ -416,10 +447,15 @@ def test_finalists_are_those_of_which_most_is_expected_in_the_time_that_is_left(
     assert found[1].expected(4.0) == pytest.approx(0.925)  # the error halves again
     assert found[1].expected(1.0) == found[1].reward
     worse = standings([evaluation(0, "a", 0.8, 0.25), evaluation(1, "a", 0.7)])
-    assert worse[0].expected(8.0) == pytest.approx(1 - (0.2 * 0.3) ** 0.5)  # two seeds, of which none tells more
+    assert worse[0].expected(8.0) == pytest.approx(1 - 0.2**0.2 * 0.3**0.8)  # noise: the later one counts four times
     assert standings([evaluation(0, "a", 1.0, 0.25), evaluation(1, "a", 0.7)])[0].expected(8.0) == 0.7
     steep = standings([evaluation(0, "a", 0.3, 0.25), evaluation(1, "a", 0.9)])
-    assert steep[0].expected(4.0) == pytest.approx(0.95)
+    assert 0.93 < steep[0].expected(4.0) < 0.95  # the exponent is limited
+    late = standings([evaluation(i, "a", accuracy, time) for i, (time, accuracy) in enumerate(
+        ((0.25, 0.54), (1.0, 0.715), (1.93, 0.745)))])  # fmt: skip
+    early = standings([evaluation(i, "a", accuracy, time) for i, (time, accuracy) in enumerate(
+        ((0.25, 0.43), (1.0, 0.645), (1.93, 0.741)))])  # fmt: skip
+    assert early[0].expected(7.5) > late[0].expected(7.5)  # it was slow at first, and does not slow down
     assert standings([evaluation(0, "a", 1.0)])[0].expected(8.0) == 1.0
 
 
@@ -430,7 +466,7 @@ def test_further_candidates_are_larger_as_long_as_there_are_some() -> None:
 
     found = standings([
         candidate(0, "small", 0.9, 10), candidate(1, "smaller", 0.89, 5), candidate(2, "large", 0.8, 30),
-        candidate(3, "medium", 0.85, 20), evaluation(4, "base", 0.7, kind="baseline"),
+        candidate(3, "medium", 0.85, 20), candidate(6, "near", 0.86, 14), evaluation(4, "base", 0.7, kind="baseline"),
         evaluation(5, "other", 0.6, kind="baseline"),
     ])  # fmt: skip
     for number, names in enumerate((["small"], ["small", "medium"], ["small", "medium", "large"]), 1):

@@ -112,7 +112,7 @@ def test_examples_are_of_their_dimension() -> None:
 @pytest.mark.parametrize(
     ("dimension", "value", "text"),
     [(TIME, 0.002, "2ms"), (TIME, 300, "5min"), (COUNT, 5e7, "50M"), (SIZE, 32 * 2**20, "32MiB"), (SHARE, 0.2, "20%"),
-     (POINTS, 0.005, "0.5pp"), (COUNT, 64, "64"), (TIME, 0, "0us")],
+     (POINTS, 0.005, "0.5pp"), (COUNT, 64, "64"), (TIME, 0, "0us"), (TIME, 335, "335s")],
 )  # fmt: skip
 def test_quantities_are_written_in_a_suitable_unit(dimension: Dimension, value: float, text: str) -> None:
     assert dimension.format(value) == text

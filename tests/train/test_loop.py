@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from convatlas.train.fit import prepare_run
 from convatlas.train.loop import train
 from convatlas.train.lr_schedule import lr_at
 from convatlas.train.optim import EMA, build_optimizer
-from convatlas.train.recipe import RECIPES, Recipe
+from convatlas.train.recipe import RECIPES, Recipe, Schedule
 from convatlas.train.resume import open_run
 from convatlas.train.settings import ExecutionOptions
 from convatlas.train.state import Epoch
@@ -210,6 +211,26 @@ def test_a_step_has_loss_and_metric_of_its_batch() -> None:
     assert step.loss == pytest.approx(nn.functional.cross_entropy(step.outputs, label).item(), rel=1e-5)
     assert step.metric_sums == (int((step.outputs.argmax(1) == label).sum()),)
     assert (step.number, step.epoch, step.lr) == (0, 0, lr_at(PLAIN, 0, 1))
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_the_learning_rate_rises_over_the_warm_up_and_ends_near_zero(schedule: Schedule) -> None:
+    recipe = Recipe(epochs=20, lr=0.8, schedule=schedule, warmup=2.0)
+    rates = [lr_at(recipe, step, 5) for step in range(100)]
+    peak = rates.index(0.8)
+    assert rates[: peak + 1] == pytest.approx([0.8 * (step + 1) / (peak + 1) for step in range(peak + 1)])
+    assert peak == (24 if schedule == "onecycle" else 9)
+    assert all(before >= after for before, after in pairwise(rates[peak:]))
+    assert (rates[-1] == 0.8) if schedule == "constant" else (0 < rates[-1] < 0.01)
+
+
+def test_more_epochs_change_nothing_before_the_decay_of_a_wsd_schedule() -> None:
+    short, long = (Recipe(epochs=epochs, lr=0.8, schedule="wsd", warmup=2.0) for epochs in (20, 200))
+    rates, longer = ([lr_at(recipe, step, 5) for step in range(100)] for recipe in (short, long))
+    assert rates[:40] == longer[:40]
+    assert rates[38:42] == [0.8, 0.8, pytest.approx(0.8, rel=0.01), pytest.approx(0.8, rel=0.01)]
+    assert rates[70] == pytest.approx(0.4, rel=0.05)
+    assert longer[99] == 0.8
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:

@@ -408,9 +408,10 @@ def test_dropout_of_wide_resnets_is_before_the_second_convolution() -> None:
 
 
 FEATURES: dict[str, list[Any]] = {
-    "optimizer": ["sgd", "adamw", "rmsprop"], "schedule": ["constant", "cosine", "onecycle"], "micro_batch": [0, 40],
-    "grad_clip": [0.0, 0.5], "label_smoothing": [0.0, 0.1], "class_weight_power": [0.0, 1.0], "ema_decay": [0.0, 0.9],
-    "head_epochs": [0, 1], "layer_decay": [1.0, 0.7], "freeze_bn_stats": [False, True], "shuffle": [True, False],
+    "optimizer": ["sgd", "adamw", "rmsprop"], "schedule": ["constant", "cosine", "onecycle", "wsd"],
+    "micro_batch": [0, 40], "grad_clip": [0.0, 0.5], "label_smoothing": [0.0, 0.1],
+    "class_weight_power": [0.0, 1.0], "ema_decay": [0.0, 0.9], "head_epochs": [0, 1], "layer_decay": [1.0, 0.7],
+    "freeze_bn_stats": [False, True], "shuffle": [True, False],
     "min_crop_area": [0.0, 0.4], "flip": [False, True], "max_shift": [0, 2], "policy": ["none", "trivial", "rand"],
     "jitter": [0.0, 0.3], "random_erasing": [0.0, 0.5], "mixup": [0.0, 0.4], "cutmix": [0.0, 1.0],
     "dropout": [0.0, 0.3], "drop_path": [0.0, 0.2],

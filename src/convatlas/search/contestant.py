@@ -29,8 +29,8 @@ class Contestant(Record):
 
     name: of its run directory. weights: what it starts from, a name or a file in the directory of the search; empty for
     random weights. seed: of its training. network, stem: of the catalog, whose row has the recipe and the
-    preprocessing; empty for other specs. latency_s: if it was measured already. final_s: seconds of the whole training
-    of a finalist. A supernet does not compete, but some of its sub-networks do.
+    preprocessing; empty for other specs. latency_s: if it was measured already. to_end: whether a finalist is
+    trained to its end. A supernet does not compete, but some of its sub-networks do.
     """
 
     error = SearchError
@@ -43,11 +43,7 @@ class Contestant(Record):
     network: str = ""
     stem: Stem = "default"
     latency_s: float | None = None
-    final_s: Annotated[float, at_least(0)] = 0.0
-
-    def ends_within(self, seconds: float) -> bool:
-        """Return whether so many seconds of training are the whole training of a finalist."""
-        return seconds > (1 - 1e-6) * self.final_s
+    to_end: bool = False
 
     @classmethod
     def read(cls, plain: Any) -> Contestant:

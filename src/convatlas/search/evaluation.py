@@ -6,9 +6,10 @@ Latency and training take their time in turn: while a latency is measured, no wo
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +20,16 @@ from convatlas.search.contestant import Contestant
 from convatlas.search.counts import Counts
 from convatlas.search.limits import reward
 from convatlas.search.settings import SearchSettings
+from convatlas.search.standings import network_name
 from convatlas.system.locks import MachineLock
 from convatlas.train.fit import prepare_run
+from convatlas.train.lr_schedule import WSD_DECAY
 from convatlas.train.recipe import Recipe
 from convatlas.train.recipe_fields import RecipeFields
-from convatlas.train.resume import open_run, read_progress
+from convatlas.train.resume import open_run
 from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, OccupiedError
-from convatlas.train.settings import RunOptions
+from convatlas.train.settings import RunOptions, read_config, write_config
 from convatlas.train.state import Epoch
 
 TRIALS = "trials"
@@ -36,7 +39,7 @@ PROBED_STEPS, SKIPPED_STEPS = 12, 4
 """Steps after which the epochs are chosen by the time of a step, and the first ones, which are slower."""
 
 MAX_EPOCHS, ENDLESS = 1000, 100_000
-"""Most epochs of a training whose epochs follow from its time, and epochs that no contestant reaches."""
+"""Most epochs of the winner, unless its trial had nearly as many, and epochs that no contestant reaches."""
 
 WARM_UP_IMAGES = 2000
 """Images over which the learning rate of a contestant rises."""
@@ -50,18 +53,13 @@ TIMED_EPOCHS, TIME_TOLERANCE = 5, 0.03
 plan may miss it."""
 
 
-def least_epochs(recipe: Recipe) -> int:
-    """Return the fewest epochs that a recipe can have."""
-    return max(1, math.ceil(max(recipe.warmup, recipe.head_epochs)))
-
-
 def epochs_within(
     elapsed_s: Sequence[float], planned: int, *, seconds: float, left: float, since: int = 0
 ) -> int:  # fmt: skip
     """Return the epochs of a training that is to take so many seconds: the planned ones if they about do.
 
     elapsed_s: seconds of the training at the end of each epoch so far. left: of the time. since: epochs at the start
-    whose time tells nothing, because only the head was trained for instance.
+    whose time tells nothing, because they had other cores for instance.
     """
     done = len(elapsed_s)
     number = min(TIMED_EPOCHS, done - since)
@@ -70,7 +68,16 @@ def epochs_within(
     epoch_s = (elapsed_s[-1] - (elapsed_s[-1 - number] if done > number else 0.0)) / number
     if abs((planned - done) * epoch_s - left) <= max(epoch_s / 2, TIME_TOLERANCE * seconds):
         return planned
-    return min(max(MAX_EPOCHS, done), done + max(0, int(left / max(epoch_s, 1e-9))))
+    return min(max(MAX_EPOCHS, planned), done + max(0, int(left / max(epoch_s, 1e-9))))
+
+
+def _copy_run(trial: Path, folder: Path) -> None:
+    """Copy the run directory of a trial for a finalist, whose run has a report; the trial can still be continued."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(trial, part)
+    write_config(part, replace(read_config(part), options=RunOptions()))
+    part.rename(folder)
 
 
 class OverLimitError(SearchError):
@@ -106,29 +113,27 @@ class Evaluator:
         run.save()
         return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
-    def evaluate_finalist(
-        self, contestant: Contestant, *, pause_s: float, speedup: float, threads: int | None, least_step_s: float
+    def train_to_end(
+        self, contestant: Contestant, seconds: float, *, threads: int | None, speedup: float
     ) -> dict[str, float]:
-        """Return the metrics of a finalist after some seconds of its training, or at its end.
+        """Return the metrics of a finalist at the end of its training, which takes so many seconds in all.
 
-        speedup: of the training after a pause, when it has more cores. See `open_timed`. The run has a report. Random
-        weights are trained with a cosine schedule and as short a warm-up as in the search, so that the accuracy at the
-        pause tells something.
+        It continues its trial. speedup: of the rest, if it has more cores. The run has a report.
         """
-        seconds = contestant.final_s
-        if pause_s < seconds:
-            seconds = pause_s + speedup * (seconds - pause_s)
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
         latency, is_disturbed = self.latency_of(contestant, counts)
-        fields: dict[str, Any] = {}
-        if contestant.kind != "pretrained":
-            fields = {"schedule": "cosine", "warmup": self._warm_up, **self.settings.fields, "ema_decay": EMA_DECAY}
-        run = self.open_timed(
-            contestant, self.folder / TRIALS / contestant.name, seconds=seconds, threads=threads, fields=fields,
-            options=RunOptions(), least_step_s=least_step_s,
-        )  # fmt: skip
+        with self.lock.working():
+            run = self._resume_or_start(contestant)
+        if run.config.recipe.epochs == ENDLESS and not run.state.finished:
+            self.train(run, lambda: run.state.step >= SKIPPED_STEPS + PROBED_STEPS)  # without a trial
+            run.save()
+            done = run.state.step / run.steps_per_epoch
+            fitting = done + (seconds - run.state.seconds) * speedup * done / run.state.seconds
+            most = max(MAX_EPOCHS, math.ceil(done / (1 - WSD_DECAY)))  # the learning rate falls in any case
+            epochs = min(max(int(fitting), run.state.epochs_begun, 1), most)
+            run = open_run(run.folder, data=self.data, epochs=epochs, threads=threads)
         if not run.state.finished:
-            run = self.finish_timed(run, seconds=seconds, pause_s=pause_s)
+            run = self.finish_timed(run, seconds=seconds)
         return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
     def metrics(self, run: Run, counts: Counts, latency: float, *, is_disturbed: bool = False) -> dict[str, float]:
@@ -165,63 +170,48 @@ class Evaluator:
         return measured.seconds, measured.is_disturbed
 
     def open_timed(
-        self, contestant: Contestant, folder: Path, *, seconds: float, threads: int | None, fields: Mapping[str, Any],
-        options: RunOptions, max_epochs: int = MAX_EPOCHS, least_step_s: float = 0.0,
+        self, contestant: Contestant, folder: Path, *, seconds: float, fields: Mapping[str, Any], max_epochs: int,
         attach: Callable[[Run], None] = lambda run: None,
     ) -> Run:  # fmt: skip
         """Open a training, or start it: a few steps, then with the epochs that fit the time.
 
-        Its learning rate falls as the recipe has it. least_step_s: what a step takes at least; the first ones are
-        faster where a recipe trains the head alone. attach: is called with the run whenever it was opened.
+        Its learning rate falls as the recipe has it. attach: is called with the run whenever it was opened.
         """
         if (folder / CONFIG).is_file():
-            run = open_run(folder, data=self.data, threads=None if read_progress(folder).finished else threads)
+            run = open_run(folder, data=self.data)
         else:
-            run = self._prepare(contestant, folder, {**fields, "epochs": max_epochs}, threads, options)
+            run = self._prepare(contestant, folder, {**fields, "epochs": max_epochs})
         attach(run)
         if run.config.recipe.epochs == max_epochs and not run.config.changes and not run.state.finished:
             self.train(run, lambda: run.state.step >= SKIPPED_STEPS)
             start, before = time.perf_counter(), run.state.step
-            first = run.state.step
-            self.train(run, lambda: run.state.step >= first + PROBED_STEPS)
-            step_s = max(least_step_s, (time.perf_counter() - start) / max(1, run.state.step - before))
+            self.train(run, lambda: run.state.step >= before + PROBED_STEPS)
+            step_s = (time.perf_counter() - start) / max(1, run.state.step - before)
             run.save()
             fitting = int(seconds / (step_s * run.steps_per_epoch))
-            epochs = min(max_epochs, max(run.state.epochs_begun, fitting, least_epochs(run.config.recipe)))
+            epochs = min(max_epochs, max(run.state.epochs_begun, fitting, math.ceil(run.config.recipe.warmup), 1))
             run = open_run(folder, data=self.data, epochs=epochs)
             attach(run)
         return run
 
-    def finish_timed(self, run: Run, *, seconds: float, pause_s: float = math.inf) -> Run:
-        """Train a run of `open_timed` to its end, with fewer or more epochs if they take another time than expected.
-
-        pause_s: seconds of the training after which it pauses.
-        """
+    def finish_timed(self, run: Run, *, seconds: float) -> Run:
+        """Train a run to its end, with fewer or more epochs if they take another time than expected."""
         end = time.monotonic() + seconds - run.state.seconds
-        is_continued = run.state.step > SKIPPED_STEPS + PROBED_STEPS  # maybe with other cores
-        before = run.state.epochs_begun if is_continued else 0
-        since = max(before, math.ceil(run.config.recipe.head_epochs))
+        before = len(run.history)  # with other cores
         while True:
-            recipe, opened = run.config.recipe, len(run.history)
-            epochs, events = recipe.epochs, run.steps()
-            while epochs == recipe.epochs:
-                if run.state.seconds >= pause_s:
-                    events.close()
-                    run.save()
-                    return run
+            epochs, opened, events = run.config.recipe.epochs, len(run.history), run.steps()
+            while epochs == run.config.recipe.epochs:
                 with self.lock.working():
                     event = next(events, None)
                 if event is None:
                     return run
                 done = len(run.history)
-                least = min(TIMED_EPOCHS, math.ceil(recipe.epochs / 4))
-                if isinstance(event, Epoch) and done - max(since, opened) >= least:
+                least = min(TIMED_EPOCHS, math.ceil((epochs - before) / 4))
+                if isinstance(event, Epoch) and done - opened >= least:
                     epochs = epochs_within(
-                        [each.elapsed_s for each in run.history], recipe.epochs, seconds=seconds,
-                        left=end - time.monotonic(), since=since,
+                        [each.elapsed_s for each in run.history], epochs, seconds=seconds,
+                        left=end - time.monotonic(), since=before,
                     )  # fmt: skip
-                    if done < epochs < recipe.epochs:
-                        epochs = max(epochs, least_epochs(recipe))
             events.close()
             if epochs <= len(run.history):
                 run.finish()
@@ -229,20 +219,23 @@ class Evaluator:
             run = open_run(run.folder, data=self.data, epochs=epochs)
 
     def _resume_or_start(self, contestant: Contestant) -> Run:
-        """Open the run of a contestant. Its learning rate is constant after a warm-up, because it may end any time."""
+        """Open the run of a contestant; a finalist continues its trial.
+
+        Its learning rate is constant after a warm-up, because it may end any time, until its last epoch is known.
+        """
         folder = self.folder / TRIALS / contestant.name
+        trial = self.folder / TRIALS / network_name(contestant.name)
+        if not (folder / CONFIG).is_file() and (trial / CONFIG).is_file():
+            _copy_run(trial, folder)
         if (folder / CONFIG).is_file():
             return open_run(folder, data=self.data)
         fields = {
-            "epochs": ENDLESS, "schedule": "constant", "head_epochs": 0, "patience": 0, "ema_decay": EMA_DECAY,
-            "warmup": self._warm_up,
+            "epochs": ENDLESS, "schedule": "wsd", "head_epochs": 0, "patience": 0, "ema_decay": EMA_DECAY,
+            "warmup": min(1.0, WARM_UP_IMAGES / self.settings.train_images),
         }  # fmt: skip
-        options = RunOptions(diagnostics=False, report=False)
-        return self._prepare(contestant, folder, fields, self.settings.execution.threads, options)
+        return self._prepare(contestant, folder, fields)
 
-    def _prepare(
-        self, contestant: Contestant, folder: Path, fields: Mapping[str, Any], threads: int | None, options: RunOptions
-    ) -> Run:  # fmt: skip
+    def _prepare(self, contestant: Contestant, folder: Path, fields: Mapping[str, Any]) -> Run:
         settings = self.settings
         folder.parent.mkdir(parents=True, exist_ok=True)
         network, data_options = contestant.network or contestant.spec, settings.data_options
@@ -255,13 +248,9 @@ class Evaluator:
         return prepare_run(
             settings.data if self.data is None else self.data, network, task=settings.task_name,
             weights=self._weights(contestant), recipe=recipe, seed=contestant.seed, out=folder,
-            data_options=data_options, execution=settings.execution.replaced({"threads": threads}), options=options,
-            **cast(RecipeFields, {**settings.fields, **fields}),
+            data_options=data_options, execution=settings.execution,
+            options=RunOptions(diagnostics=False, report=False), **cast(RecipeFields, {**settings.fields, **fields}),
         )  # fmt: skip
-
-    @property
-    def _warm_up(self) -> float:
-        return min(1.0, WARM_UP_IMAGES / self.settings.train_images)
 
     def _weights(self, contestant: Contestant) -> str:
         """Return the weights that a contestant starts from; a file is in the directory of the search."""

@@ -22,13 +22,13 @@ from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
 from convatlas.search.settings import SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
-from convatlas.search.standings import Standing, final_name, finalists, is_final, is_whole, standings
+from convatlas.search.standings import Standing, final_name, finalists, is_final, standings
 from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
 from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress, progress_callback
 from convatlas.system.quantities import TIME
-from convatlas.train.resume import open_run, read_progress
+from convatlas.train.resume import open_run
 from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, check_outside, create_default_folder
 
@@ -203,7 +203,7 @@ def finish(
         _wait_for_others(store, others)
         _add_finalists(settings, store, on_phase)
         worker.train_finalists(waits=False)
-        while _continue_best(folder, settings, store, on_phase):
+        while _continue_best(settings, store, on_phase):
             worker.train_finalists(waits=False)
     finally:
         store.end()
@@ -215,7 +215,7 @@ def finish(
     store.take_over()
     evaluations = store.evaluations()
     found, finals = standings(evaluations), standings(evaluations, time_s=settings.time_s)
-    if not finals or not is_whole(finals[0], settings):
+    if not finals or not finals[0].contestant.to_end:
         errors = [each.error for each in evaluations if each.error]
         raise SearchError(
             f"{folder}: no network could be trained: {errors[-1] if errors else 'the time was too short'}"
@@ -240,82 +240,58 @@ def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[byt
 
 
 def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> None:
-    """Let the best candidates and the best other network be trained with a second seed.
+    """Let the trials of the best candidates and of the best other network be continued.
 
-    If there are several, until all but one are stopped. Candidates that start from shared weights, and what they are
-    compared with, keep the first seed: a val split of another seed has images that the weights were trained on.
+    If there are several, until all but one are stopped; a start that was interrupted is completed.
     """
     evaluations = store.evaluations()
-    begun = [Contestant.read(each.plain) for each in evaluations if is_final(each, settings.time_s)]
     seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * _time_left(settings, evaluations))
-    chosen = finalists(
-        standings(evaluations), settings.workers * seconds / settings.training_s, candidates=settings.final_candidates
-    )
+    found = standings(evaluations)
+    fidelity = 1 + settings.workers * seconds / settings.training_s
+    chosen = finalists(found, fidelity, candidates=settings.final_candidates)
     if not chosen:
         return
     is_one = len(chosen) == 1
-    share = 1.0 if is_one else STOP_SHARE
-    rounds = math.ceil(len(chosen) / settings.final_workers)  # one after the other
-    seconds /= 1 - share + rounds * share
-    if begun:  # of a start that was interrupted
-        seconds = max(each.final_s for each in begun)
-    has_shared_weights = any(each.is_candidate and each.contestant.weights for each in chosen)
-    seed = settings.seed if has_shared_weights else settings.seed + 1
-    there = {each.kind == "candidate" for each in begun}
+    if not is_one:
+        seconds *= STOP_SHARE
+    rounds = math.ceil(len(chosen) / settings.workers)  # one after the other
+    begun = [each for each in evaluations if is_final(each, settings.time_s)]
+    paused = [each.fidelity for each in begun if not Contestant.read(each.plain).to_end]
+    until_s = seconds / rounds
+    there = {each.plain["kind"] == "candidate" for each in begun}
     added = [each for each in chosen if each.is_candidate not in there]
     for each in added:
-        finalist = replace(
-            each.contestant, name=final_name(each.name, settings.time_s), seed=seed, final_s=seconds
-        )  # fmt: skip
-        store.add(finalist.to_plain(), {}, share * seconds / settings.training_s)
+        finalist = replace(each.contestant, name=final_name(each.name, settings.time_s), to_end=is_one)
+        store.add(finalist.to_plain(), {}, min(paused, default=each.fidelity + until_s / settings.training_s))
     if added:
-        until = "to its end" if is_one else "until all but one are stopped"
+        end = "to its end" if is_one else "until all but one are stopped"
         names = ", ".join(each.name for each in added)
-        on_phase(f"training {names} {until}, for about {TIME.format(round(rounds * share * seconds))}")
+        on_phase(f"training {names} {end}, for about {TIME.format(round(seconds))}")
 
 
-def _continue_best(
-    folder: Path, settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]
-) -> bool:  # fmt: skip
+def _continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> bool:
     """Let the finalist of which most is expected be trained to its end; False if that is done, or none is left.
 
     One whose training to the end has failed, here or anywhere, makes room for another one.
     """
     evaluations = store.evaluations()
     finals = standings(evaluations, time_s=settings.time_s)
-    if any(is_whole(each, settings) for each in finals):
+    if any(each.contestant.to_end for each in finals):
         return False
     begun = {
         each.plain["name"] for each in evaluations
-        if is_final(each, settings.time_s)
-        and Contestant.read(each.plain).ends_within(each.fidelity * settings.training_s)
+        if is_final(each, settings.time_s) and Contestant.read(each.plain).to_end
     }  # fmt: skip
     paused = [each for each in finals if each.contestant.name not in begun]
     if not paused:
         return False
     least_s = (1 - STOP_SHARE) * LEAST_FINAL * settings.time_s
-    left = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations))
-    fidelity = max(each.contestant.final_s for each in paused) / settings.training_s
-    best = max(paused, key=lambda each: _expected(folder, settings, each, fidelity))
-    seconds = best.fidelity * settings.training_s + left
-    store.add(replace(best.contestant, final_s=seconds).to_plain(), {}, seconds / settings.training_s)
-    if not _is_finished(folder, best):
-        on_phase(f"training {best.name} to its end, for about {TIME.format(round(left))}")
+    effort = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations)) / settings.training_s
+    at_end = max(each.fidelity for each in paused) + settings.workers * effort
+    best = max(paused, key=lambda each: each.expected(at_end))
+    store.add(replace(best.contestant, to_end=True).to_plain(), {}, best.fidelity + effort)
+    on_phase(f"training {best.name} to its end, for about {TIME.format(round(effort * settings.training_s))}")
     return True
-
-
-def _expected(folder: Path, settings: SearchSettings, finalist: Standing, fidelity: float) -> float:
-    """Return the reward to expect of a finalist that paused, after a training with the cores of all workers."""
-    if _is_finished(folder, finalist):
-        return finalist.reward
-    *before, (time, accuracy) = finalist.curve
-    time *= settings.shared_workers  # with their cores
-    return replace(finalist, curve=(*before, (time, accuracy))).expected(settings.workers * fidelity)
-
-
-def _is_finished(folder: Path, finalist: Standing) -> bool:
-    """Return whether all epochs of a finalist that paused are done, because they are fast."""
-    return read_progress(folder / TRIALS / finalist.contestant.name).finished
 
 
 def _time_left(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> float:

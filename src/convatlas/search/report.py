@@ -16,7 +16,7 @@ from convatlas.draw import page, search
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
 from convatlas.search.settings import SearchSettings
-from convatlas.search.standings import Standing, front, has_failed, is_final, is_whole, standings
+from convatlas.search.standings import Standing, front, has_failed, is_final, standings
 from convatlas.search.store import Evaluation, elapsed, quiet
 from convatlas.system.files import write_text
 from convatlas.system.quantities import TIME
@@ -64,7 +64,7 @@ def write_report(
         failed = f"; the last of {len(errors)} that failed: {errors[-1]}" if errors else ""
         raise SearchError(f"{folder}: no evaluation is complete yet, try again later{failed}")
     finals = standings(evaluations, time_s=settings.time_s)
-    compared = finals if finals and is_whole(finals[0], settings) else found
+    compared = finals if finals and finals[0].contestant.to_end else found
     first = compared[0]
     title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]

@@ -34,8 +34,8 @@ SUPERNET_SHARE, RANKING_SHARE = 0.25, 0.05
 
 
 CANDIDATES, ROUNDS = 3, 2
-"""Most candidates among the finalists, beside the best other network; and how many finalists a worker trains one after
-the other, at most, until all but one are stopped."""
+"""Most candidates among the finalists, beside the best other network, or as many as keep all workers busy; and how many
+finalists a worker trains one after the other, at most, until all but one are stopped."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,7 @@ class SearchSettings(Record):
     @property
     def final_candidates(self) -> int:
         """Most candidates among the finalists."""
-        return min(CANDIDATES, ROUNDS * self.workers - 1)
-
-    @property
-    def final_workers(self) -> int:
-        """Most finalists that are trained at the same time."""
-        return min(CANDIDATES + 1, self.workers)
-
-    @property
-    def shared_workers(self) -> int:
-        """Of how many workers a finalist has the cores, until the others are stopped."""
-        return self.workers // self.final_workers
+        return min(max(CANDIDATES, self.workers - 1), ROUNDS * self.workers - 1)
 
     @property
     def supernet_s(self) -> float:

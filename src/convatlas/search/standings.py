@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from convatlas.core.pareto import pareto_front
 from convatlas.search.contestant import Contestant
-from convatlas.search.settings import SearchSettings
 from convatlas.search.store import SAME_AS, Evaluation
 
 FINAL_MARK = "-final-"
@@ -17,6 +17,9 @@ FINAL_MARK = "-final-"
 
 PROMOTED, LEAST_PROMOTED = 3, 2
 """One of so many contestants continues at the next fidelity, and at least so many: the order may change later."""
+
+MORE_MACS = 1.5
+"""How many times as many MACs each further candidate among the finalists has, if there is one."""
 
 MAX_EXPONENT = 0.5
 """Largest exponent of the power law of errors by time."""
@@ -73,18 +76,16 @@ class Standing:
     def expected(self, fidelity: float) -> float:
         """Return the reward to expect at a higher fidelity, if the error falls by a power law of the time.
 
-        The law is fitted to all evaluations, by least squares of the logarithms. One that falls faster than
-        `MAX_EXPONENT` goes through the last evaluation.
+        The law is fitted to the logarithms of all evaluations by least squares, weighted by their times: what came late
+        tells more of the end. Its exponent is at most `MAX_EXPONENT`.
         """
         if len(self.curve) < 2 or self.accuracy <= 0 or max(accuracy for _, accuracy in self.curve) >= 1:
             return self.reward
-        times = [math.log(time) for time, _ in self.curve]
-        errors = [math.log(1 - accuracy) for _, accuracy in self.curve]
-        exponent = max(0.0, -statistics.linear_regression(times, errors).slope)
-        time, error = statistics.fmean(times), statistics.fmean(errors)
-        if exponent > MAX_EXPONENT:
-            time, error, exponent = times[-1], errors[-1], MAX_EXPONENT
-        expected = math.exp(min(errors[-1], error - exponent * (math.log(fidelity) - time)))
+        weights, accuracies = np.array(self.curve).T
+        times, errors = np.log(weights), np.log(1 - accuracies)
+        slope = np.clip(np.polyfit(times, errors, 1, w=np.sqrt(weights))[0], -MAX_EXPONENT, 0.0)
+        level = np.average(errors - slope * times, weights=weights)
+        expected = math.exp(min(errors[-1], level + slope * math.log(fidelity)))
         return (1 - expected) * self.reward / self.accuracy
 
 
@@ -124,11 +125,6 @@ def _standing(group: Sequence[Evaluation], searched: Sequence[Evaluation]) -> St
     )  # fmt: skip
 
 
-def is_whole(finalist: Standing, settings: SearchSettings) -> bool:
-    """Return whether a finalist was trained to its end."""
-    return finalist.contestant.ends_within(finalist.fidelity * settings.training_s)
-
-
 def has_failed(evaluation: Evaluation) -> bool:
     """Return whether an evaluation failed, and nobody continues it, or does the same."""
     is_same = evaluation.error.startswith(SAME_AS)
@@ -139,15 +135,15 @@ def finalists(found: Sequence[Standing], fidelity: float, *, candidates: int) ->
     """Return so many candidates, at most, and the other network of which most is expected at this fidelity.
 
     They are among those of the highest fidelity so far; candidates come first. Short trainings favor small networks,
-    and how far the error of a larger one will fall is uncertain: each further candidate is the best one that has more
-    MACs than those before, as long as there is one.
+    and how far the error of a larger one will fall is uncertain: each further candidate is the best one that has
+    `MORE_MACS` of those before, as long as there is one.
     """
     top = sorted(_top(found), key=lambda each: -each.expected(fidelity))
     open_ = [each for each in top if each.is_candidate]
     chosen: list[Standing] = []
     while open_ and len(chosen) < candidates:
-        most = max((each.macs for each in chosen), default=0)
-        chosen.append(next((each for each in open_ if each.macs > most), open_[0]))
+        least = MORE_MACS * max((each.macs for each in chosen), default=0)
+        chosen.append(next((each for each in open_ if each.macs >= least), open_[0]))
         open_.remove(chosen[-1])
     return [*chosen, *[each for each in top if not each.is_candidate][:1]]
 

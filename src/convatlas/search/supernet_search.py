@@ -29,7 +29,6 @@ from convatlas.search.space import Candidate, SpecSpace
 from convatlas.search.supernet import Sandwich, Supernet, at_resolution, extreme, recalibrate
 from convatlas.system.files import write_text
 from convatlas.train.run import Run
-from convatlas.train.settings import RunOptions
 from convatlas.weights.modelfile import Header, write_model_file
 
 SUPERNET, RANKING = "supernet", "supernet.csv"
@@ -77,9 +76,8 @@ def train_supernet(evaluator: Evaluator, space: BudgetedSpace, contestant: Conte
         run.network.auxiliary["sandwich"] = Sandwich(supernet, space)
 
     run = evaluator.open_timed(
-        contestant, evaluator.folder / TRIALS / SUPERNET, seconds=seconds, threads=settings.execution.threads,
-        fields=FIELDS, options=RunOptions(diagnostics=False, report=False),
-        max_epochs=MAX_EPOCHS, attach=attach,
+        contestant, evaluator.folder / TRIALS / SUPERNET, seconds=seconds, fields=FIELDS, max_epochs=MAX_EPOCHS,
+        attach=attach,
     )  # fmt: skip
     evaluator.train(run, lambda: run.state.step >= run.total_steps or run.state.seconds > LATEST * seconds)
     run.save()

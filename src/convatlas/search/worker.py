@@ -237,7 +237,11 @@ class Worker:
                     yield dict(each.plain), high
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
-        """Tell the surrogate what has ended since the last time, and what others evaluate."""
+        """Tell the surrogate what has ended since the last time, and what others evaluate.
+
+        With a limit of the latency, the front is that of accuracy and MACs: short trainings favor small networks, so of
+        two equally accurate ones the larger one is the better candidate.
+        """
         reserved = []
         for each in evaluations:
             if each.plain["kind"] != "candidate" or each.number in self._told or is_final(each):
@@ -248,8 +252,9 @@ class Worker:
                 continue
             self._told.add(each.number)
             if each.state == "complete":
-                latency = self.settings.limits.compared_latency(each.metrics["latency"])
-                self.explorer.tell(candidate, accuracy=each.metrics["reward"], latency=latency, fidelity=each.fidelity)
+                has_limit = self.settings.limits.latency_s is not None
+                cost = 1 / each.metrics["macs"] if has_limit else each.metrics["latency"]
+                self.explorer.tell(candidate, accuracy=each.metrics["reward"], latency=cost, fidelity=each.fidelity)
             elif has_failed(each):
                 self.explorer.drop(candidate)
         self.explorer.reserve(reserved)
@@ -263,8 +268,8 @@ class Worker:
         try:
             with self._renewing(evaluation):
                 contestant = self._with_latency(Contestant.read(evaluation.plain))
-                if is_final(evaluation):
-                    metrics = self._train_finalist(contestant, evaluation.fidelity)
+                if contestant.to_end:
+                    metrics = self._train_to_end(contestant, evaluation.fidelity)
                 elif contestant.kind == "supernet":
                     metrics = self._evaluate_supernet(contestant)
                 else:
@@ -311,23 +316,13 @@ class Worker:
         ]  # fmt: skip
         return replace(contestant, latency_s=min(before)) if before else contestant
 
-    def _train_finalist(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
-        """Train a finalist for a multiple of the training time, and return its metrics.
-
-        Finalists share the cores; the one that continues has all of them.
-        """
+    def _train_to_end(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
+        """Train a finalist to its end, with the cores of all workers, and return its metrics."""
         settings = self.settings
-        pause_s = fidelity * settings.training_s
-        is_alone = contestant.ends_within(pause_s)
-        faster = settings.workers if is_alone else settings.shared_workers
-        name = network_name(contestant.name)
-        before = [each.metrics for each in self.store.evaluations() if each.plain["name"] == name and each.metrics]
-        step_s = max((each["seconds"] / max(1, each["steps"]) for each in before), default=0.0)
-        threads = None if settings.execution.threads is None else settings.execution.threads * faster
-        return self._evaluator.evaluate_finalist(
-            contestant, pause_s=math.inf if is_alone else pause_s,
-            speedup=1 + CORE_GAIN * (settings.workers / settings.shared_workers - 1),
-            threads=threads, least_step_s=step_s / faster,
+        threads = None if settings.execution.threads is None else settings.execution.threads * settings.workers
+        return self._evaluator.train_to_end(
+            contestant, fidelity * settings.training_s, threads=threads,
+            speedup=1 + CORE_GAIN * (settings.workers - 1),
         )  # fmt: skip
 
     def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Dimension:
         return value
 
     def format(self, value: float) -> str:
-        """Return the shortest text that `parse` reads back as `value`, in the largest unit that is not larger."""
+        """Return a text that `parse` reads back as `value`, in the largest unit in which it is short."""
         exact = Decimal(repr(float(value)))
         texts = [
             f"{(exact / Decimal(size)).normalize():f}{unit}"
@@ -54,7 +54,7 @@ class Dimension:
         ]
         large = [text for text, size in zip(texts, sorted(map(float, self.units.values()), reverse=True), strict=True)
                  if size <= value and self.parse(text) == value]  # fmt: skip
-        return large[0] if large and len(large[0]) <= 12 else texts[-1]
+        return next((text for text in large if len(text) <= 12), texts[-1])
 
 
 _NUMBER = re.compile(r"(?P<number>[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?)\s*(?P<unit>[^\W\d_]*%?)")

@@ -17,7 +17,7 @@ from convatlas.tasks.classification.losses import SMOOTHED
 from convatlas.tasks.known import check_loss
 
 Optimizer = Literal["sgd", "adamw", "rmsprop"]
-Schedule = Literal["constant", "cosine", "onecycle"]
+Schedule = Literal["constant", "cosine", "onecycle", "wsd"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Recipe(Record):
     micro_batch: images per forward pass, fewer than `batch` to save memory; their gradients are accumulated, so the
         update is that of the whole batch (batch norms see the smaller number). 0: the whole batch.
     lr: peak learning rate. It rises from zero over `warmup` epochs ("onecycle": over a quarter of the training if
-        that is longer), then stays ("constant") or falls along half a cosine ("cosine", "onecycle").
+        that is longer), then stays ("constant"), falls along half a cosine ("cosine", "onecycle"), or stays and falls
+        in the last 60 % of the training ("wsd": warm-up, stable, decay; Hu et al. 2024, MiniCPM, section 4).
     momentum: Nesterov momentum of SGD, the first beta of AdamW, or momentum of RMSprop.
     weight_decay: for weights only, never for biases and norms.
     grad_clip: maximum norm of the gradient of all weights; a larger one is scaled down. 0: no clipping.
