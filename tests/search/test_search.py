@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
-from convatlas.search.standings import final_name, finalists, front, has_failed, is_final, standings
+from convatlas.search.standings import expected_reward, final_name, finalists, front, has_failed, is_final, standings
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
@@ -300,7 +301,7 @@ def test_what_the_search_left_waiting_does_not_keep_it_from_its_end(result: Sear
 
 def evaluation(number: int, name: str, accuracy: float, fidelity: float = 1.0, kind: str = "candidate") -> Evaluation:
     plain = Contestant(name, kind, ca.spec("lenet5")).to_plain()  # type: ignore[arg-type]
-    metrics = {"accuracy": accuracy, "latency": 0.001 * (number + 1), "parameters": 1, "macs": 1}
+    metrics = {"accuracy": accuracy, "latency": 0.001 * (number + 1), "parameters": 1, "macs": 1, "epochs": 1.0}
     return Evaluation(number, plain, {}, fidelity, "complete", metrics=metrics)
 
 
@@ -360,13 +361,13 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
         next(each.contestant for each in result.standings if each.is_candidate is kind) for kind in (True, False)
     )
     store = start(tmp_path, settings, [])
-    metrics = {"latency": 0.001, "parameters": 1, "macs": 1}
+    metrics = {"latency": 0.001, "parameters": 1, "macs": 1, "epochs": 50.0}
 
-    def complete(contestant: Contestant, fidelity: float, accuracy: float) -> None:
+    def complete(contestant: Contestant, fidelity: float, accuracy: float, epochs: float) -> None:
         store.add(contestant.to_plain(), {}, fidelity)
         evaluation = store.claim_next()
         assert evaluation is not None
-        store.complete(evaluation, {"accuracy": accuracy, **metrics})
+        store.complete(evaluation, {**metrics, "accuracy": accuracy, "epochs": epochs})
 
     def continued() -> tuple[Contestant, float] | None:
         if not _continue_best(settings, store, lambda text: None):
@@ -374,12 +375,10 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
         last = store.evaluations()[-1]
         return Contestant.read(last.plain), last.fidelity
 
-    for contestant, accuracies in ((candidate, (0.2, 0.4, 0.6)), (baseline, (0.5, 0.58, 0.61))):
+    for contestant, accuracies, epochs in ((candidate, (0.4, 0.60), 2.0), (baseline, (0.58, 0.61), 20.0)):
         finalist = replace(contestant, name=final_name(contestant.name, 600.0))
-        for each, fidelity, accuracy in zip(
-            (contestant, contestant, finalist), (0.25, 1.0, 3.0), accuracies, strict=True
-        ):
-            complete(each, fidelity, accuracy)
+        for each, fidelity, accuracy in zip((contestant, finalist), (1.0, 3.0), accuracies, strict=True):
+            complete(each, fidelity, accuracy, fidelity * epochs)
     found = continued()
     assert found is not None
     chosen, fidelity = found
@@ -428,7 +427,7 @@ def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path:
     assert not worker.step(10.0)  # a quarter of 100 s
     evaluation = store.claim_next()
     assert evaluation is not None
-    metrics = {"accuracy": 0.5, "reward": 0.5, "latency": 0.001, "parameters": 1, "macs": 1}
+    metrics = {"accuracy": 0.5, "reward": 0.5, "latency": 0.001, "parameters": 1, "macs": 1, "epochs": 1.0}
     store.complete(evaluation, metrics)
     assert not worker.step(30.0)  # it would be promoted for 75 s
     assert len(store.evaluations()) == 1
@@ -437,42 +436,33 @@ def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path:
     assert store.evaluations()[1].state == "waiting"
 
 
-def test_finalists_are_those_of_which_most_is_expected_in_the_time_that_is_left() -> None:
-    quick = [evaluation(0, "quick", 0.87, 0.25, "baseline"), evaluation(1, "quick", 0.89, 1.0, "baseline")]
-    slow = [evaluation(2, "slow", 0.70, 0.25, "baseline"), evaluation(3, "slow", 0.85, 1.0, "baseline")]
-    found = standings([*quick, *slow])
-    assert [each.name for each in found] == ["quick", "slow"]
-    assert [each.name for each in finalists(found, 1.0, candidates=1)] == ["quick"]
-    assert [each.name for each in finalists(found, 8.0, candidates=1)] == ["slow"]
-    assert found[1].expected(4.0) == pytest.approx(0.925)  # the error halves again
-    assert found[1].expected(1.0) == found[1].reward
-    worse = standings([evaluation(0, "a", 0.8, 0.25), evaluation(1, "a", 0.7)])
-    assert worse[0].expected(8.0) == pytest.approx(1 - 0.2**0.2 * 0.3**0.8)  # noise: the later one counts four times
-    assert standings([evaluation(0, "a", 1.0, 0.25), evaluation(1, "a", 0.7)])[0].expected(8.0) == 0.7
-    steep = standings([evaluation(0, "a", 0.3, 0.25), evaluation(1, "a", 0.9)])
-    assert 0.93 < steep[0].expected(4.0) < 0.95  # the exponent is limited
-    late = standings([evaluation(i, "a", accuracy, time) for i, (time, accuracy) in enumerate(
-        ((0.25, 0.54), (1.0, 0.715), (1.93, 0.745)))])  # fmt: skip
-    early = standings([evaluation(i, "a", accuracy, time) for i, (time, accuracy) in enumerate(
-        ((0.25, 0.43), (1.0, 0.645), (1.93, 0.741)))])  # fmt: skip
-    assert early[0].expected(7.5) > late[0].expected(7.5)  # it was slow at first, and does not slow down
-    assert standings([evaluation(0, "a", 1.0)])[0].expected(8.0) == 1.0
+def test_the_error_falls_faster_in_the_first_epochs() -> None:
+    fast = 2**-0.32
+    assert expected_reward(0.8, 0.8, 5.0, 2.0) == pytest.approx(1 - 0.2 * fast)
+    expected = [expected_reward(0.8, 0.8, epochs, 2.0) for epochs in (1.0, 7.0, 14.0, 20.0, 80.0, 140.0)]
+    assert expected[0] == pytest.approx(expected[1])
+    assert all(before > after for before, after in pairwise(expected[1:]))
+    assert expected[-1] == pytest.approx(0.8)
+    slow = (expected_reward(0.8, 0.8, epochs, 1.001) - 0.8 for epochs in (13.999, 14 * (134 / 14) ** 0.5))
+    assert next(slow) / next(slow) == pytest.approx(2, rel=0.01)  # half of the power in the middle
+    assert expected_reward(0.8, 0.8, 5.0, 0.5) == pytest.approx(0.8)  # it was trained for longer
+    assert expected_reward(0.8, 0.4, 5.0, 2.0) == pytest.approx((1 - 0.2 * fast) / 2)  # a soft objective
+    assert (expected_reward(0.0, 0.0, 5.0, 2.0), expected_reward(1.0, 1.0, 5.0, 2.0)) == (0.0, 1.0)
 
 
-def test_further_candidates_are_larger_as_long_as_there_are_some() -> None:
-    def candidate(number: int, name: str, accuracy: float, macs: int) -> Evaluation:
-        found = evaluation(number, name, accuracy)
-        return replace(found, metrics={**found.metrics, "macs": macs})
+def test_finalists_are_those_of_which_most_is_expected() -> None:
+    def trained(number: int, name: str, accuracy: float, epochs: float, kind: str = "candidate") -> Evaluation:
+        found = evaluation(number, name, accuracy, kind=kind)
+        return replace(found, metrics={**found.metrics, "epochs": epochs})
 
     found = standings([
-        candidate(0, "small", 0.9, 10), candidate(1, "smaller", 0.89, 5), candidate(2, "large", 0.8, 30),
-        candidate(3, "medium", 0.85, 20), candidate(6, "near", 0.86, 14), evaluation(4, "base", 0.7, kind="baseline"),
-        evaluation(5, "other", 0.6, kind="baseline"),
+        trained(0, "small", 0.70, 50.0), trained(1, "large", 0.69, 10.0), trained(2, "worse", 0.50, 10.0),
+        trained(3, "base", 0.66, 10.0, "baseline"), trained(4, "other", 0.66, 50.0, "baseline"),
     ])  # fmt: skip
-    for number, names in enumerate((["small"], ["small", "medium"], ["small", "medium", "large"]), 1):
-        assert [each.name for each in finalists(found, 5.0, candidates=number)] == [*names, "base"]
-    four = [each.name for each in finalists(found, 5.0, candidates=4)]
-    assert four == ["small", "medium", "large", "smaller", "base"]
+    assert [each.name for each in found][:2] == ["small", "large"]
+    for number, names in ((1, ["large"]), (2, ["large", "small"]), (5, ["large", "small", "worse"])):
+        assert [each.name for each in finalists(found, 6.0, candidates=number)] == [*names, "base"]
+    assert [each.name for each in finalists(found, 1.0, candidates=1)] == ["small", "base"]
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:

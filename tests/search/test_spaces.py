@@ -17,7 +17,7 @@ from convatlas.models.catalog import build_fresh
 from convatlas.models.families.mnasnet import A1, B1
 from convatlas.search.counts import CostTable, Counts
 from convatlas.search.space import SpecSpace
-from convatlas.search.spaces import SPACES, named_space, read_space, space_at, stated_resolution
+from convatlas.search.spaces import DEFAULT_SPACE, SPACES, named_space, read_space, space_at, stated_resolution
 
 POINTS: dict[str, list[Spec]] = {
     "mnasnet": [A1, replace(B1, momentum=0.1)],  # the momentum belongs to B1's weights
@@ -38,6 +38,12 @@ def test_published_networks_are_points_of_the_spaces(name: str) -> None:
         assert space.value(space.decode(space.encode(spec))) == spec
     with pytest.raises(SearchError, match="must be a network of the space"):
         space.encode(ca.spec("lenet5"))
+
+
+def test_networks_for_small_images_are_points_of_the_default_space() -> None:
+    space = SpecSpace(named_space(DEFAULT_SPACE, width=0.25, small=True))
+    for name in ("cifar_resnet20", "cifar_resnet32"):
+        assert space.value(space.decode(space.encode(ca.spec(name)))) == ca.spec(name)
 
 
 COUNTED = ("mnasnet", "resnet")

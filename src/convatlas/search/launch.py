@@ -246,9 +246,7 @@ def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callab
     """
     evaluations = store.evaluations()
     seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * _time_left(settings, evaluations))
-    found = standings(evaluations)
-    fidelity = 1 + settings.workers * seconds / settings.training_s
-    chosen = finalists(found, fidelity, candidates=settings.final_candidates)
+    chosen = finalists(standings(evaluations), settings.final_fidelity, candidates=settings.final_candidates)
     if not chosen:
         return
     is_one = len(chosen) == 1
@@ -287,8 +285,7 @@ def _continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callab
         return False
     least_s = (1 - STOP_SHARE) * LEAST_FINAL * settings.time_s
     effort = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations)) / settings.training_s
-    at_end = max(each.fidelity for each in paused) + settings.workers * effort
-    best = max(paused, key=lambda each: each.expected(at_end))
+    best = max(paused, key=lambda each: each.expected(settings.final_fidelity))
     store.add(replace(best.contestant, to_end=True).to_plain(), {}, best.fidelity + effort)
     on_phase(f"training {best.name} to its end, for about {TIME.format(round(effort * settings.training_s))}")
     return True

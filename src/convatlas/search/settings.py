@@ -105,6 +105,11 @@ class SearchSettings(Record):
         return min(max(CANDIDATES, self.workers - 1), ROUNDS * self.workers - 1)
 
     @property
+    def final_fidelity(self) -> float:
+        """How long the winner is trained, about, in trainings of a candidate."""
+        return 1 + (1 - self.search_share) * self.time_s / self.training_s
+
+    @property
     def supernet_s(self) -> float:
         """Seconds in which a supernet is trained."""
         return SUPERNET_SHARE * self.time_s

@@ -1,7 +1,7 @@
 """Search spaces around published networks: specs with choices in their cells, which read like the papers' tables.
 
 The networks that a docstring names are points of the space at `width=1`. width: factor on all channels. small: with the
-stem for images of up to 64 pixels, and with a choice of where the map is halved.
+stem for images of up to 64 pixels, and with a choice of where the map is halved, or fewer stages.
 """
 
 from __future__ import annotations
@@ -109,8 +109,18 @@ def residual(*, width: float = 1.0, small: bool = False) -> Any:
 
 
 def resnet(*, width: float = 1.0, small: bool = False) -> Any:
-    """ResNet-18, -34 and -50 (He et al. 2015, table 1), with and without gates."""
+    """ResNet-18, -34 and -50 (He et al. 2015, table 1), with and without gates.
+
+    small: ResNet-20 and -32 (section 4.2) at `width=0.25`, and wide ones (Zagoruyko and Komodakis 2016).
+    """
     w = _channels(width)
+    if small:
+        depth = (1, 2, 3, 5)
+        return ResNet(
+            "basic", (choose(*depth), choose(*depth), choose(*depth)),
+            (w(32, 64, 96), w(64, 128, 192, 256), w(128, 256, 384, 512)), stem=w(32, 64), squeeze=choose(0, 16),
+            shortcut=choose("project", "pad"), small_stem=True, resolution=_resolution(small),
+        )  # fmt: skip
     return ResNet(
         choose("basic", "bottleneck"), (choose(1, 2, 3), choose(1, 2, 4), choose(1, 2, 4, 6), choose(1, 2, 3)),
         (w(32, 48, 64), w(64, 96, 128), w(128, 192, 256), w(256, 384, 512)), stem=w(32, 64),

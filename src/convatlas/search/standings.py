@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from convatlas.core.pareto import pareto_front
 from convatlas.search.contestant import Contestant
 from convatlas.search.store import SAME_AS, Evaluation
@@ -18,11 +16,9 @@ FINAL_MARK = "-final-"
 PROMOTED, LEAST_PROMOTED = 3, 2
 """One of so many contestants continues at the next fidelity, and at least so many: the order may change later."""
 
-MORE_MACS = 1.5
-"""How many times as many MACs each further candidate among the finalists has, if there is one."""
-
-MAX_EXPONENT = 0.5
-"""Largest exponent of the power law of errors by time."""
+EXPONENT, STEADY_EPOCHS, LAST_EPOCHS = 0.32, 14, 134
+"""The error falls by this power of the epochs in the first ones; then the power falls with the logarithm of the epochs,
+to zero at the last ones: about as that of residual networks on CIFAR-10 (docs/results.md)."""
 
 
 def final_name(name: str, time_s: float) -> str:
@@ -52,7 +48,7 @@ class Standing:
 
     accuracy: on val. reward: what is compared: the accuracy, unless a soft objective weighs it with the latency.
     latency: seconds for one image. number: of its first trial. curve: fidelity and accuracy of all its evaluations, the
-    highest fidelity last.
+    highest fidelity last. epochs: of its training so far.
     """
 
     contestant: Contestant
@@ -63,7 +59,8 @@ class Standing:
     parameters: int
     macs: int
     number: int
-    curve: tuple[tuple[float, float], ...] = ()
+    curve: tuple[tuple[float, float], ...]
+    epochs: float
 
     @property
     def name(self) -> str:
@@ -74,19 +71,27 @@ class Standing:
         return self.contestant.kind == "candidate"
 
     def expected(self, fidelity: float) -> float:
-        """Return the reward to expect at a higher fidelity, if the error falls by a power law of the time.
+        """Return the reward to expect at a higher fidelity."""
+        return expected_reward(self.accuracy, self.reward, self.epochs, fidelity / self.fidelity)
 
-        The law is fitted to the logarithms of all evaluations by least squares, weighted by their times: what came late
-        tells more of the end. Its exponent is at most `MAX_EXPONENT`.
-        """
-        if len(self.curve) < 2 or self.accuracy <= 0 or max(accuracy for _, accuracy in self.curve) >= 1:
-            return self.reward
-        weights, accuracies = np.array(self.curve).T
-        times, errors = np.log(weights), np.log(1 - accuracies)
-        slope = np.clip(np.polyfit(times, errors, 1, w=np.sqrt(weights))[0], -MAX_EXPONENT, 0.0)
-        level = np.average(errors - slope * times, weights=weights)
-        expected = math.exp(min(errors[-1], level + slope * math.log(fidelity)))
-        return (1 - expected) * self.reward / self.accuracy
+
+def expected_reward(accuracy: float, reward: float, epochs: float, times: float) -> float:
+    """Return the reward to expect of a training of so many epochs when it is so many times as long.
+
+    The error falls by a power of the epochs that is smaller in later ones, when the images are known: in the same time,
+    small networks, which see them more often, are ahead at first and less so in the end.
+    """
+    if accuracy <= 0:
+        return reward
+    fall = _log_fall(max(1.0, times) * epochs) - _log_fall(epochs)
+    return (1 - (1 - accuracy) * math.exp(-fall)) * reward / accuracy
+
+
+def _log_fall(epochs: float) -> float:
+    """Return by how much the logarithm of the error falls in so many epochs, apart from a constant."""
+    begin, end = math.log(STEADY_EPOCHS), math.log(LAST_EPOCHS)
+    now = min(math.log(epochs), end)
+    return EXPONENT * (now - max(0.0, now - begin) ** 2 / (2 * (end - begin)))
 
 
 def standings(evaluations: Sequence[Evaluation], *, time_s: float | None = None) -> list[Standing]:
@@ -122,6 +127,7 @@ def _standing(group: Sequence[Evaluation], searched: Sequence[Evaluation]) -> St
         min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
         min(each.number for each in group),
         tuple((fidelity, accuracies[fidelity]) for fidelity in sorted(accuracies) if fidelity <= last.fidelity),
+        metrics["epochs"],
     )  # fmt: skip
 
 
@@ -134,18 +140,11 @@ def has_failed(evaluation: Evaluation) -> bool:
 def finalists(found: Sequence[Standing], fidelity: float, *, candidates: int) -> list[Standing]:
     """Return so many candidates, at most, and the other network of which most is expected at this fidelity.
 
-    They are among those of the highest fidelity so far; candidates come first. Short trainings favor small networks,
-    and how far the error of a larger one will fall is uncertain: each further candidate is the best one that has
-    `MORE_MACS` of those before, as long as there is one.
+    They are among those of the highest fidelity so far; candidates come first.
     """
     top = sorted(_top(found), key=lambda each: -each.expected(fidelity))
-    open_ = [each for each in top if each.is_candidate]
-    chosen: list[Standing] = []
-    while open_ and len(chosen) < candidates:
-        least = MORE_MACS * max((each.macs for each in chosen), default=0)
-        chosen.append(next((each for each in open_ if each.macs >= least), open_[0]))
-        open_.remove(chosen[-1])
-    return [*chosen, *[each for each in top if not each.is_candidate][:1]]
+    best = [each for each in top if each.is_candidate][:candidates]
+    return [*best, *[each for each in top if not each.is_candidate][:1]]
 
 
 def front(found: Sequence[Standing]) -> list[Standing]:

@@ -23,7 +23,7 @@ from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
-from convatlas.search.standings import has_failed, is_final, network_name, promoted
+from convatlas.search.standings import expected_reward, has_failed, is_final, network_name, promoted
 from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed, not_added_again
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.devices import is_out_of_memory
@@ -237,11 +237,7 @@ class Worker:
                     yield dict(each.plain), high
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
-        """Tell the surrogate what has ended since the last time, and what others evaluate.
-
-        With a limit of the latency, the front is that of accuracy and MACs: short trainings favor small networks, so of
-        two equally accurate ones the larger one is the better candidate.
-        """
+        """Tell the surrogate what to expect of the candidates whose evaluation has ended, and what others evaluate."""
         reserved = []
         for each in evaluations:
             if each.plain["kind"] != "candidate" or each.number in self._told or is_final(each):
@@ -252,9 +248,10 @@ class Worker:
                 continue
             self._told.add(each.number)
             if each.state == "complete":
-                has_limit = self.settings.limits.latency_s is not None
-                cost = 1 / each.metrics["macs"] if has_limit else each.metrics["latency"]
-                self.explorer.tell(candidate, accuracy=each.metrics["reward"], latency=cost, fidelity=each.fidelity)
+                metrics, times = each.metrics, self.settings.final_fidelity / each.fidelity
+                reward = expected_reward(metrics["accuracy"], metrics["reward"], metrics["epochs"], times)
+                latency = self.settings.limits.compared_latency(metrics["latency"])
+                self.explorer.tell(candidate, accuracy=reward, latency=latency, fidelity=each.fidelity)
             elif has_failed(each):
                 self.explorer.drop(candidate)
         self.explorer.reserve(reserved)
