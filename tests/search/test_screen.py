@@ -105,8 +105,10 @@ def test_the_width_of_a_space_suits_the_limits_and_the_time() -> None:
     assert macs[1.0][1] == macs[2.0][0]
 
     def chosen(limits: Limits, most_macs: float) -> float:
-        return _choose_width(counted, limits, FAST, 0.2, most_macs)
+        return _choose_width(counted, limits, FAST, 0.2, most_macs)[0]
 
+    assert _choose_width(counted, Limits(), FAST, 0.2, macs[1.0][0]) == (1.0, 0.5)
+    assert _choose_width(counted, Limits(), FAST, 0.2, 0) == (0.5, 0.0)
     assert chosen(Limits(), math.inf) == 2.0
     assert chosen(Limits(), macs[2.0][0]) == 2.0  # half of them
     assert chosen(Limits(), macs[1.0][0]) == 1.0

@@ -35,7 +35,18 @@ from convatlas.search.limits import Limits, hard_limits
 from convatlas.search.report import write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
-from convatlas.search.standings import expected_reward, final_name, finalists, front, has_failed, is_final, standings
+from convatlas.search.standings import (
+    EXPONENT,
+    LAST_EPOCHS,
+    STEADY_EPOCHS,
+    expected_reward,
+    final_name,
+    finalists,
+    front,
+    has_failed,
+    is_final,
+    standings,
+)
 from convatlas.search.store import Evaluation
 from convatlas.search.worker import TimeOverError, Worker
 from convatlas.system.locks import MachineLock
@@ -437,13 +448,13 @@ def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path:
 
 
 def test_the_error_falls_faster_in_the_first_epochs() -> None:
-    fast = 2**-0.32
+    fast, middle = 2**-EXPONENT, (STEADY_EPOCHS * LAST_EPOCHS) ** 0.5
     assert expected_reward(0.8, 0.8, 5.0, 2.0) == pytest.approx(1 - 0.2 * fast)
-    expected = [expected_reward(0.8, 0.8, epochs, 2.0) for epochs in (1.0, 7.0, 14.0, 20.0, 80.0, 140.0)]
+    expected = [expected_reward(0.8, 0.8, epochs, 2.0) for epochs in (1.0, 10.0, 20.0, 30.0, 80.0, 140.0)]
     assert expected[0] == pytest.approx(expected[1])
     assert all(before > after for before, after in pairwise(expected[1:]))
     assert expected[-1] == pytest.approx(0.8)
-    slow = (expected_reward(0.8, 0.8, epochs, 1.001) - 0.8 for epochs in (13.999, 14 * (134 / 14) ** 0.5))
+    slow = (expected_reward(0.8, 0.8, epochs, 1.001) - 0.8 for epochs in (STEADY_EPOCHS - 0.1, middle))
     assert next(slow) / next(slow) == pytest.approx(2, rel=0.01)  # half of the power in the middle
     assert expected_reward(0.8, 0.8, 5.0, 0.5) == pytest.approx(0.8)  # it was trained for longer
     assert expected_reward(0.8, 0.4, 5.0, 2.0) == pytest.approx((1 - 0.2 * fast) / 2)  # a soft objective
@@ -463,6 +474,32 @@ def test_finalists_are_those_of_which_most_is_expected() -> None:
     for number, names in ((1, ["large"]), (2, ["large", "small"]), (5, ["large", "small", "worse"])):
         assert [each.name for each in finalists(found, 6.0, candidates=number)] == [*names, "base"]
     assert [each.name for each in finalists(found, 1.0, candidates=1)] == ["small", "base"]
+
+
+def test_candidates_are_within_the_limits_and_learn_enough(result: SearchResult) -> None:
+    macs = sorted(
+        result.settings.budgeted_space.predict(result.settings.budgeted_space.decode(codes))[0].macs  # type: ignore[index]
+        for codes in result.settings.budgeted_space.all()
+    )
+    space = replace(result.settings, most_macs=macs[len(macs) // 2]).budgeted_space
+    assert 0 < len(space.all()) < len(macs)
+    assert space.limits == replace(LIMITS, macs=macs[len(macs) // 2])
+    tight = replace(result.settings, limits=replace(LIMITS, macs=macs[0]), most_macs=macs[-1])
+    assert tight.budgeted_space.limits.macs == macs[0]
+
+
+def test_the_surrogate_knows_baselines_that_are_networks_of_the_space(result: SearchResult, tmp_path: Path) -> None:
+    space = result.settings.budgeted_space
+    spec = space.value(space.decode(space.all()[0]))
+    other = next(each.contestant for each in result.standings if not each.is_candidate)
+    baselines = [replace(other, name="a", spec=spec), replace(other, name="b")]
+    store = start(tmp_path, replace(result.settings, training_s=1e-3), baselines)
+    worker = Worker(tmp_path, replace(result.settings, training_s=1e-3), store)
+    assert [worker.step(), worker.step()] == [True, True]
+    worker._learn(store.evaluations())
+    assert len(worker.explorer._values) == 1
+    asked = [worker.explorer.ask() for _ in range(space.size)]
+    assert spec not in [space.value(each[0]) for each in asked if each is not None]
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:

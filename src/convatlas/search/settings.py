@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,7 +49,8 @@ class SearchSettings(Record):
     recipe: name or file, None for that of the network. fields: of the recipe. engine, latency_threads: of the network
     when it is deployed. latency: predicts latencies; None if all are measured.
     measures: whether latencies are measured on this machine, or predicted by a model of another one.
-    candidates: how they are chosen; "none" if only baselines and pretrained networks compete.
+    candidates: how they are chosen; "none" if only baselines and pretrained networks compete. most_macs: of a candidate
+    that learns enough in its time; None without a cap.
     task_name: of the task, if it is not that of the data. note: what the user should know about the space.
     execution: of the training steps of each worker. storage: the URL of a database; None for a journal file. study: the
     name of the study in it.
@@ -80,6 +82,7 @@ class SearchSettings(Record):
     execution: ExecutionOptions
     workers: Annotated[int, at_least(1)]
     candidates: Candidates = "quick"
+    most_macs: int | None = None
     task_name: str | None = None
     note: str = ""
     recipe: str | None = None
@@ -129,12 +132,13 @@ class SearchSettings(Record):
 
     @cached_property
     def budgeted_space(self) -> BudgetedSpace:
-        """The candidates within the limits, of a search that has candidates."""
+        """The candidates within the limits that learn enough in their time, of a search that has candidates."""
         assert self.spec_space is not None
         assert self.latency is not None
-        return BudgetedSpace(
-            self.spec_space, self.hard_limits, self.latency, classes=self.classes, channels=self.channels
-        )
+        limits = self.hard_limits
+        if self.most_macs is not None:
+            limits = replace(limits, macs=min(self.most_macs, limits.macs or math.inf))
+        return BudgetedSpace(self.spec_space, limits, self.latency, classes=self.classes, channels=self.channels)
 
     @property
     def networks(self) -> str:

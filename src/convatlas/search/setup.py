@@ -47,6 +47,7 @@ from convatlas.system.cores import count_cores
 from convatlas.system.devices import resolve_device
 from convatlas.system.locks import MachineLock
 from convatlas.system.progress import Progress
+from convatlas.system.quantities import COUNT
 from convatlas.tasks.task import Task
 from convatlas.train.fit import prepare_run
 from convatlas.train.initial_weights import AUTO
@@ -65,11 +66,8 @@ DRAWN = 24
 """Networks that are drawn for each width."""
 
 MIN_WITHIN: dict[Candidates, float] = {"none": 0.2, "quick": 0.2, "random": 0.2, "supernet": 0.7}
-"""Share of them that must be within the limits. The largest network of a supernet, of which every step is trained, is
-then not much above them."""
-
-TIMELY_SHARE = 0.5
-"""Share of those within the limits that must train `least_passes` images in the time of a candidate."""
+"""Share of them that must be within the limits, and train `least_passes` images in the time of a candidate. The largest
+network of a supernet, of which every step is trained, is then not much above them."""
 
 PROBED_S, PROBED_STEPS = 5.0, 12
 """Seconds and steps, at most, in which the speed of a training is measured; the first third is left out."""
@@ -164,7 +162,7 @@ def set_up(
 
     # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
     middle = space_at(options.space, 0.5, small, resolution).template.first
-    most_macs = math.inf  # of a network that learns enough in the time of a candidate
+    most_macs = math.inf  # of a network that trains enough images in the time of a candidate
     execution = options.execution.replaced({"threads": options.execution.threads or max(1, count_cores() // workers)})
     if has_sizes:
         execution, image_s = _try_out(data, middle, options, data_options, execution)
@@ -175,16 +173,19 @@ def set_up(
     meter = LatencyMeter(preprocessing, source.task, options.engine, options.latency_threads)
 
     # 2. latencies, and with them the width of the space
-    space, note, latency = None, "", options.latency_model
+    space, note, cap, latency = None, "", None, options.latency_model
     if has_sizes:
         drawn = _draw_sizes(options, small, resolution)
         latency = latency or _measure(drawn, largest_baselines(resolution=resolution, small=small), meter, progress)
     if candidates != "none" and latency is not None:
         counted = {factor: [counts_of(spec) for spec in specs] for factor, specs in drawn.items()}
-        width = _choose_width(
-            counted, hard, latency, MIN_WITHIN[candidates],
-            math.inf if candidates == "supernet" else most_macs,  # one training serves all of its networks
+        has_cap = candidates != "supernet" and given_space(options.space) is None  # else the networks are given
+        width, timely = _choose_width(
+            counted, hard, latency, MIN_WITHIN[candidates], most_macs if has_cap else math.inf
         )  # fmt: skip
+        if timely and has_cap:
+            cap = int(most_macs)
+            note = f"of at most {COUNT.format(float(f'{cap:.3g}'))} MACs, because larger ones learn little in the time"
         space = space_at(options.space, width, small, resolution)
     if candidates == "supernet" and space is not None:
         space, left_out = with_shared_weights(space, classes=classes, channels=channels)
@@ -218,8 +219,9 @@ def set_up(
         training_s=_training_s(candidates, time_s, setup_s, len(others), workers),
         fidelities=FIDELITIES, engine=options.engine, latency_threads=options.latency_threads, latency=latency,
         measures=options.latency_model is None, seed=options.seed, objective=options.objective, execution=execution,
-        workers=workers, recipe=_absolute(options.recipe), fields=dict(options.fields), storage=options.storage,
-        candidates=candidates, task_name=options.task, note=note, study=f"{source.name}-{secrets.token_hex(4)}",
+        workers=workers, most_macs=cap, recipe=_absolute(options.recipe), fields=dict(options.fields),
+        storage=options.storage, candidates=candidates, task_name=options.task, note=note,
+        study=f"{source.name}-{secrets.token_hex(4)}",
     )  # fmt: skip
     return settings, [replace(each, seed=options.seed) for each in others]
 
@@ -406,10 +408,10 @@ def _measure(
 def _choose_width(
     counted: Mapping[float, Sequence[Counts]], limits: Limits, latency: LatencyModel, min_within: float,
     most_macs: float,
-) -> float:  # fmt: skip
-    """Return the largest width of which enough networks are within the limits, and most of these not too large.
+) -> tuple[float, float]:  # fmt: skip
+    """Return the largest width of which enough networks are within the limits and have at most so many MACs.
 
-    most_macs: of a network that learns enough in its time.
+    Also their share, 0 if there are none: then those within the limits that have the fewest MACs are chosen.
     """
     within = {
         factor: [each for each in counts if not limits.exceeded(each, latency.predict(each))]
@@ -417,10 +419,10 @@ def _choose_width(
     }
     shares = {factor: len(within[factor]) / max(1, len(counts)) for factor, counts in counted.items()}
     timely = {
-        factor: sum(each.macs <= most_macs for each in counts) / max(1, len(counts))
-        for factor, counts in within.items()
+        factor: sum(each.macs <= most_macs for each in within[factor]) / max(1, len(counts))
+        for factor, counts in counted.items()
     }
-    suitable = [factor for factor in counted if shares[factor] >= min_within and timely[factor] >= TIMELY_SHARE]
+    suitable = [factor for factor in counted if timely[factor] >= min_within]
     if not suitable and max(shares.values()) == 0:
         smallest = min((each for counts in counted.values() for each in counts), key=lambda each: each.macs)
         raise SearchError(
@@ -428,4 +430,5 @@ def _choose_width(
             f"parameters, {smallest.macs:,} MACs and about {1000 * latency.predict(smallest):.2g} ms; raise them, or "
             "choose another space or a smaller resolution"
         )
-    return max(suitable, default=max(counted, key=lambda factor: (timely[factor], shares[factor], -factor)))
+    width = max(suitable, default=max(counted, key=lambda factor: (timely[factor], shares[factor], -factor)))
+    return width, timely[width]

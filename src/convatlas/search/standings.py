@@ -16,7 +16,7 @@ FINAL_MARK = "-final-"
 PROMOTED, LEAST_PROMOTED = 3, 2
 """One of so many contestants continues at the next fidelity, and at least so many: the order may change later."""
 
-EXPONENT, STEADY_EPOCHS, LAST_EPOCHS = 0.32, 14, 134
+EXPONENT, STEADY_EPOCHS, LAST_EPOCHS = 0.34, 20, 134
 """The error falls by this power of the epochs in the first ones; then the power falls with the logarithm of the epochs,
 to zero at the last ones: about as that of residual networks on CIFAR-10 (docs/results.md)."""
 

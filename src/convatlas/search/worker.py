@@ -15,7 +15,7 @@ import numpy as np
 
 from convatlas.data.readers.memory import Data
 from convatlas.engines.network_engine import check_engine
-from convatlas.errors import ConvatlasError, DivergedError, brief
+from convatlas.errors import ConvatlasError, DivergedError, SearchError, brief
 from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.contestant import Contestant, candidate_name
 from convatlas.search.counts import Counts
@@ -237,12 +237,14 @@ class Worker:
                     yield dict(each.plain), high
 
     def _learn(self, evaluations: Sequence[Evaluation]) -> None:
-        """Tell the surrogate what to expect of the candidates whose evaluation has ended, and what others evaluate."""
+        """Tell the surrogate what to expect of the candidates whose evaluation has ended, and what others evaluate.
+
+        Also of baselines that are networks of the space: it then looks for better ones that are like the good ones.
+        """
         reserved = []
         for each in evaluations:
-            if each.plain["kind"] != "candidate" or each.number in self._told or is_final(each):
+            if each.number in self._told or is_final(each) or (candidate := self._candidate(each)) is None:
                 continue
-            candidate = self._candidate(each)
             if each.state in ("waiting", "running"):
                 reserved.append(candidate)
                 continue
@@ -252,12 +254,20 @@ class Worker:
                 reward = expected_reward(metrics["accuracy"], metrics["reward"], metrics["epochs"], times)
                 latency = self.settings.limits.compared_latency(metrics["latency"])
                 self.explorer.tell(candidate, accuracy=reward, latency=latency, fidelity=each.fidelity)
-            elif has_failed(each):
+            if has_failed(each) or each.plain["kind"] == "baseline":
                 self.explorer.drop(candidate)
         self.explorer.reserve(reserved)
 
-    def _candidate(self, evaluation: Evaluation) -> Candidate:
-        return {name: self.space.choices[name][code] for name, code in evaluation.choices.items()}
+    def _candidate(self, evaluation: Evaluation) -> Candidate | None:
+        """Return what was evaluated as a candidate; None for a network that is not of the space."""
+        if evaluation.plain["kind"] == "candidate":
+            return {name: self.space.choices[name][code] for name, code in evaluation.choices.items()}
+        if evaluation.plain["kind"] != "baseline":
+            return None
+        try:
+            return self.space.decode(self.space.encode(Contestant.read(evaluation.plain).spec))
+        except SearchError:
+            return None
 
     # evaluate
 
