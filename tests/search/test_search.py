@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,11 +22,10 @@ from convatlas.models.families.resnet import ResNet
 from convatlas.search import setup
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, epochs_within
+from convatlas.search.finals import add_finalists, continue_best, final_candidates, final_fidelity
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.launch import (
     SearchResult,
-    _add_finalists,
-    _continue_best,
     finish,
     open_store,
     search,
@@ -47,8 +47,9 @@ from convatlas.search.standings import (
     is_final,
     standings,
 )
-from convatlas.search.store import Evaluation
+from convatlas.search.store import Evaluation, TrialStore
 from convatlas.search.worker import TimeOverError, Worker
+from convatlas.system.cores import count_cores
 from convatlas.system.locks import MachineLock
 from convatlas.train.lr_schedule import WSD_DECAY
 from convatlas.train.resume import open_run
@@ -69,7 +70,7 @@ def result(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Search
         patch.setitem(setup.MEASURED, "torch", 8)
         folder = tmp_path_factory.mktemp("search") / "out"
         folder.mkdir()
-        options = SearchOptions(space=SPACE, methods=("quick",), workers=1, fields={"batch": 16, "warmup": 2.0})
+        options = SearchOptions(space=SPACE, methods=("quick",), workers=1, fields={"batch": 16})
         settings, others = setup.set_up(str(idx_folder), LIMITS, 3600, options, progress=lambda *_: None)
         settings = replace(settings, training_s=0.4)
         store = start(folder, settings, [others[0], others[1]])
@@ -185,7 +186,7 @@ def test_epochs_follow_the_time_that_they_take(
     assert epochs_within(elapsed_s, planned, seconds=seconds, left=seconds - elapsed_s[-1]) == epochs
 
 
-def test_faster_epochs_of_the_head_tell_nothing() -> None:
+def test_epochs_with_other_cores_tell_nothing() -> None:
     assert epochs_within([10], 20, seconds=600, left=590, since=1) == 20
     assert epochs_within([10, 40], 20, seconds=600, left=560, since=1) == 20
     assert epochs_within([10, 70], 20, seconds=600, left=530, since=1) == 10
@@ -194,19 +195,43 @@ def test_faster_epochs_of_the_head_tell_nothing() -> None:
 def test_a_training_whose_time_is_over_ends_with_a_model(result: SearchResult, tmp_path: Path) -> None:
     evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
     contestant = replace(result.standings[-1].contestant, name="a", to_end=True)  # without a trial
-    evaluator.train_to_end(contestant, 1e-3, threads=1, speedup=1.0)
+    evaluator.train_to_end(contestant, 1e-3, left_s=1.0, threads=1, speedup=1.0)
     run = open_run(tmp_path / "trials" / "a")
     assert run.state.finished
     assert 1 <= len(run.history) < 10
     assert run.model_file.is_file()
 
 
-def test_a_training_that_takes_longer_than_expected_has_fewer_epochs(result: SearchResult, tmp_path: Path) -> None:
+def test_a_training_that_takes_longer_than_expected_has_fewer_epochs(
+    result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
-    evaluator.evaluate(replace(result.standings[-1].contestant, name="a"), 0.1)
-    run = evaluator.finish_timed(open_run(tmp_path / "trials" / "a", epochs=1000), seconds=1e-3)
+    contestant = replace(result.standings[-1].contestant, name="a")
+    run = evaluator._resume_or_start(contestant)
+    evaluator.train(run, lambda: run.state.step == run.steps_per_epoch + 1)  # in the second epoch
+    run.save()
+    asked: list[tuple[int, int]] = []
+
+    def epochs(elapsed_s: Sequence[float], planned: int, *, since: int, **_: float) -> int:
+        asked.append((len(elapsed_s), since))
+        return min(planned, 5)
+
+    monkeypatch.setattr("convatlas.search.evaluation.epochs_within", epochs)
+    run = evaluator.finish_timed(open_run(run.folder, epochs=9), seconds=1e6)
     assert run.state.finished
-    assert 1 <= len(run.history) < 1000
+    assert len(run.history) == 5
+    # after a quarter of the epochs that are left, and then of fewer; the second one had other cores
+    assert asked == [(3, 2), (4, 2), (5, 2)]
+
+
+def test_a_training_that_was_interrupted_ends_in_the_time_that_is_left(result: SearchResult, tmp_path: Path) -> None:
+    evaluator = Evaluator(tmp_path, result.settings, MachineLock(tmp_path))
+    contestant = replace(result.standings[-1].contestant, name="a")
+    evaluator.evaluate(contestant, 0.1)
+    folder = tmp_path / "trials" / "a"
+    open_run(folder, epochs=900)  # planned before
+    evaluator.train_to_end(replace(contestant, to_end=True), 1e6, left_s=1e-3, threads=1, speedup=1.0)
+    assert 1 <= len(open_run(folder).history) < 900
 
 
 def test_many_epochs_of_a_trial_do_not_keep_the_learning_rate_from_falling(
@@ -218,7 +243,7 @@ def test_many_epochs_of_a_trial_do_not_keep_the_learning_rate_from_falling(
     run = evaluator._resume_or_start(contestant)
     evaluator.train(run, lambda: len(run.history) >= 3)
     run.save()
-    evaluator.train_to_end(replace(contestant, to_end=True), 1e6, threads=1, speedup=1.0)
+    evaluator.train_to_end(replace(contestant, to_end=True), 1e6, left_s=1e6, threads=1, speedup=1.0)
     run = open_run(tmp_path / "trials" / "a")
     assert len(run.history) == math.ceil(3 / (1 - WSD_DECAY))
     assert run.history[-1].lr < 0.1 * run.history[0].lr
@@ -348,22 +373,77 @@ def test_finalists_of_a_shorter_search_are_left_alone(result: SearchResult, tmp_
     assert [each.state for each in store.evaluations()] == ["waiting", "complete"]
 
 
-def test_a_start_of_finalists_that_was_interrupted_is_completed(result: SearchResult, tmp_path: Path) -> None:
-    settings = replace(result.settings, time_s=60.0, training_s=1e-3)
-    candidate, baseline = (
-        next(each.contestant for each in result.standings if each.is_candidate is kind) for kind in (True, False)
-    )
+METRICS = {"latency": 0.001, "parameters": 1, "macs": 1, "epochs": 50.0}
+
+
+def complete(store: TrialStore, contestant: Contestant, fidelity: float, **metrics: float) -> None:
+    """Add an evaluation with its metrics."""
+    store.add(contestant.to_plain(), {}, fidelity)
+    evaluation = store.claim_next()
+    assert evaluation is not None
+    assert evaluation.plain["name"] == contestant.name
+    store.complete(evaluation, {**METRICS, "reward": metrics["accuracy"], **metrics})
+
+
+def networks(result: SearchResult, *names: str) -> list[Contestant]:
+    """Return contestants: candidates, and a baseline, whose name begins with "base"."""
+    return [
+        replace(next(each.contestant for each in result.standings if each.is_candidate is not name.startswith("base")),
+                name=name, latency_s=0.001)
+        for name in names
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("begun", range(4))
+def test_a_start_of_finalists_that_was_interrupted_is_completed(
+    result: SearchResult, tmp_path: Path, begun: int
+) -> None:
+    settings = replace(result.settings, time_s=600.0, training_s=10.0, workers=2)
+    there = networks(result, "best", "second", "third", "fourth", "base", "base2")
     store = start(tmp_path, settings, [])
-    for contestant in (candidate, baseline):
-        store.add(contestant.to_plain(), {}, 1.0)
-    worker = Worker(tmp_path, settings, store)
-    assert [worker.step(), worker.step()] == [True, True]
-    begun = replace(baseline, name=final_name(baseline.name, 60.0))
-    store.add(begun.to_plain(), {}, 9.0)
+    for i, contestant in enumerate(there):
+        complete(store, contestant, 1.0, accuracy=0.9 - i / 100)
+    chosen = [there[i] for i in (0, 1, 2, 4)]
+    for contestant in chosen[:begun]:
+        store.add(replace(contestant, name=final_name(contestant.name, 600.0)).to_plain(), {}, 9.0)
     for _ in range(2):
-        _add_finalists(settings, store, lambda text: None)
+        add_finalists(settings, store, lambda text: None)
         finals = [each for each in store.evaluations() if is_final(each)]
-        assert [each.key for each in finals] == [(final_name(each.name, 60.0), 9.0) for each in (baseline, candidate)]
+        assert [each.plain["name"] for each in finals] == [final_name(each.name, 600.0) for each in chosen]
+        fidelity, *others = {each.fidelity for each in finals}
+        assert not others
+        assert fidelity == 9.0 if begun else 10 * (fidelity - 1) < 0.4 * 600 / 2  # two rounds
+
+
+def test_the_trainings_of_finalists_follow_the_workers(result: SearchResult) -> None:
+    found = []
+    for workers in (1, 2, 4, 8):
+        settings = replace(result.settings, workers=workers, search_share=0.5, time_s=1000.0, training_s=100.0)
+        alone = replace(settings, candidates="none")
+        found.append((final_candidates(settings), final_fidelity(settings), final_fidelity(alone)))
+    assert found == [
+        (1, pytest.approx(1 + 5 * (0.4 / 2 + 0.6)), pytest.approx(6)),
+        (3, pytest.approx(1 + 5 * (0.4 / 2 + 0.6 * 1.7)), pytest.approx(9.5)),
+        (3, pytest.approx(1 + 5 * (0.4 + 0.6 * 3.1)), pytest.approx(16.5)),
+        (7, pytest.approx(1 + 5 * (0.4 + 0.6 * 5.9)), pytest.approx(30.5)),
+    ]
+
+
+def test_a_finalist_that_fails_makes_room_for_the_next_network(result: SearchResult, tmp_path: Path) -> None:
+    settings = replace(result.settings, time_s=600.0, training_s=10.0, candidates="none")
+    store = start(tmp_path, settings, [])
+    for contestant, accuracy in zip(networks(result, "base", "base2"), (0.6, 0.5), strict=True):
+        complete(store, contestant, 1.0, accuracy=accuracy)
+    add_finalists(settings, store, lambda text: None)
+    for name in ("base", "base2"):
+        evaluation = store.claim_next()
+        assert evaluation is not None
+        assert evaluation.plain["name"] == final_name(name, 600.0)
+        assert Contestant.read(evaluation.plain).to_end
+        store.fail(evaluation, "diverged")
+        assert continue_best(settings, store, lambda text: None) is (name == "base")
+    add_finalists(settings, store, lambda text: None)
+    assert store.claim_next() is None
 
 
 def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, tmp_path: Path) -> None:
@@ -372,16 +452,9 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
         next(each.contestant for each in result.standings if each.is_candidate is kind) for kind in (True, False)
     )
     store = start(tmp_path, settings, [])
-    metrics = {"latency": 0.001, "parameters": 1, "macs": 1, "epochs": 50.0}
-
-    def complete(contestant: Contestant, fidelity: float, accuracy: float, epochs: float) -> None:
-        store.add(contestant.to_plain(), {}, fidelity)
-        evaluation = store.claim_next()
-        assert evaluation is not None
-        store.complete(evaluation, {**metrics, "accuracy": accuracy, "epochs": epochs})
 
     def continued() -> tuple[Contestant, float] | None:
-        if not _continue_best(settings, store, lambda text: None):
+        if not continue_best(settings, store, lambda text: None):
             return None
         last = store.evaluations()[-1]
         return Contestant.read(last.plain), last.fidelity
@@ -389,7 +462,7 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
     for contestant, accuracies, epochs in ((candidate, (0.4, 0.60), 2.0), (baseline, (0.58, 0.61), 20.0)):
         finalist = replace(contestant, name=final_name(contestant.name, 600.0))
         for each, fidelity, accuracy in zip((contestant, finalist), (1.0, 3.0), accuracies, strict=True):
-            complete(each, fidelity, accuracy, fidelity * epochs)
+            complete(store, each, fidelity, accuracy=accuracy, epochs=fidelity * epochs)
     found = continued()
     assert found is not None
     chosen, fidelity = found
@@ -402,7 +475,7 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
     for _ in range(2):
         evaluation = store.claim_next()
         assert evaluation is not None
-        store.complete(evaluation, {"accuracy": 0.7, **metrics})
+        store.complete(evaluation, {"accuracy": 0.7, **METRICS})
     assert continued() is None
 
 
@@ -414,8 +487,14 @@ def test_a_finalist_continues_its_trial_then_with_all_cores(result: SearchResult
     finalist = replace(contestant, name=name)
     store = start(tmp_path, settings, [])
     worker = Worker(tmp_path, settings, store)
+    run = worker._evaluator._resume_or_start(contestant)
+    worker._evaluator.train(run, lambda: len(run.history) >= 1)
+    run.save()
+    (tmp_path / "trials" / f"{name}.part").mkdir()  # half of a copy, of a process that was killed
+    trained, cores = run.state.seconds, min(2, count_cores())
     for each, fidelity, threads, is_finished in (
-        (contestant, 0.5, 1, False), (finalist, 0.7, 1, False), (replace(finalist, to_end=True), 1.5, 2, True),
+        (contestant, trained + 0.1, 1, False), (finalist, trained + 0.3, 1, False),
+        (replace(finalist, to_end=True), trained + 1.0, cores, True),
     ):  # fmt: skip
         store.add(each.to_plain(), {}, fidelity)
         assert worker.step(only_finalists=each is not contestant)
@@ -428,6 +507,7 @@ def test_a_finalist_continues_its_trial_then_with_all_cores(result: SearchResult
     rows = [open_run(tmp_path / "trials" / each).history[0] for each in ("a", name)]
     assert rows[0] == rows[1]  # one training
     assert not open_run(tmp_path / "trials" / "a").state.finished  # a longer search continues it
+    assert sorted(path.name for path in (tmp_path / "trials").iterdir()) == ["a", name]
 
 
 def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path: Path) -> None:
@@ -536,6 +616,7 @@ PHONE = LatencyModel("torch", 1, "a phone", (0.0,) * 18 + (0.001,), 0.05, 0.97, 
             {"options": SearchOptions(methods=("transfer",), latency_model=PHONE)},
             "no pretrained network within",
         ),
+        ({"options": SearchOptions(fields={"epochs": 3})}, "search: epochs follows from the time of a search, got 3"),
         ({"time_s": 5}, "the time must be at least 60 s, got 5"),
         (
             {"options": SearchOptions(storage="postgresql://nobody@localhost:1/nothing")},

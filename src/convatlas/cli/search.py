@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -185,11 +189,26 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
     console.console.print(printable(f"{done:>3}  {'; '.join(parts)}"))
 
 
-def worker(search: SearchFolder, storage: Storage = None) -> None:
+def worker(
+    search: SearchFolder,
+    storage: Storage = None,
+    stop_at_eof: Annotated[
+        bool,
+        option("Stop when standard input ends, as it does when the process that started the worker ends.",
+               "--stop-at-eof", panel=SEARCH),
+    ] = False,
+) -> None:  # fmt: skip
     """Work on a search that was started, on this or another machine that shares its directory, until it is over."""
     from convatlas.search.launch import work
 
+    if stop_at_eof:
+        threading.Thread(target=_terminate_at_eof, daemon=True).start()
     work(search, storage=storage, on_evaluation=_print_evaluation)
+
+
+def _terminate_at_eof() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def report(search: SearchFolder, storage: Storage = None) -> None:

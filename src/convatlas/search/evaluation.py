@@ -80,6 +80,10 @@ def _copy_run(trial: Path, folder: Path) -> None:
     part.rename(folder)
 
 
+OWN_FIELDS = frozenset({"epochs", "schedule", "warmup", "head_epochs", "patience", "ema_decay"})
+"""Fields of a recipe that every trial of a search has for its own: it may end any time."""
+
+
 class OverLimitError(SearchError):
     """A contestant whose measured latency is above the limit."""
 
@@ -114,11 +118,12 @@ class Evaluator:
         return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
 
     def train_to_end(
-        self, contestant: Contestant, seconds: float, *, threads: int | None, speedup: float
+        self, contestant: Contestant, seconds: float, *, left_s: float, threads: int | None, speedup: float
     ) -> dict[str, float]:
         """Return the metrics of a finalist at the end of its training, which takes so many seconds in all.
 
-        It continues its trial. speedup: of the rest, if it has more cores. The run has a report.
+        It continues its trial. left_s: the most seconds from now on, which are fewer if it was interrupted. speedup: of
+        the rest, if it has more cores. The run has a report.
         """
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
         latency, is_disturbed = self.latency_of(contestant, counts)
@@ -127,6 +132,8 @@ class Evaluator:
         if run.config.recipe.epochs == ENDLESS and not run.state.finished:
             self.train(run, lambda: run.state.step >= SKIPPED_STEPS + PROBED_STEPS)  # without a trial
             run.save()
+        seconds = min(seconds, run.state.seconds + left_s)
+        if run.config.recipe.epochs == ENDLESS and not run.state.finished:
             done = run.state.step / run.steps_per_epoch
             fitting = done + (seconds - run.state.seconds) * speedup * done / run.state.seconds
             most = max(MAX_EPOCHS, math.ceil(done / (1 - WSD_DECAY)))  # the learning rate falls in any case
@@ -197,7 +204,7 @@ class Evaluator:
     def finish_timed(self, run: Run, *, seconds: float) -> Run:
         """Train a run to its end, with fewer or more epochs if they take another time than expected."""
         end = time.monotonic() + seconds - run.state.seconds
-        before = len(run.history)  # with other cores
+        before = run.state.epochs_begun  # with other cores
         while True:
             epochs, opened, events = run.config.recipe.epochs, len(run.history), run.steps()
             while epochs == run.config.recipe.epochs:
@@ -206,7 +213,7 @@ class Evaluator:
                 if event is None:
                     return run
                 done = len(run.history)
-                least = min(TIMED_EPOCHS, math.ceil((epochs - before) / 4))
+                least = min(TIMED_EPOCHS, max(1, math.ceil((epochs - before) / 4)))
                 if isinstance(event, Epoch) and done - opened >= least:
                     epochs = epochs_within(
                         [each.elapsed_s for each in run.history], epochs, seconds=seconds,
@@ -233,6 +240,7 @@ class Evaluator:
             "epochs": ENDLESS, "schedule": "wsd", "head_epochs": 0, "patience": 0, "ema_decay": EMA_DECAY,
             "warmup": min(1.0, WARM_UP_IMAGES / self.settings.train_images),
         }  # fmt: skip
+        assert fields.keys() == OWN_FIELDS
         return self._prepare(contestant, folder, fields)
 
     def _prepare(self, contestant: Contestant, folder: Path, fields: Mapping[str, Any]) -> Run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import subprocess
 import sys
@@ -17,17 +16,17 @@ from pathlib import Path
 from convatlas.core.record import Record
 from convatlas.errors import SearchError
 from convatlas.search.contestant import Contestant
-from convatlas.search.evaluation import TRIALS
+from convatlas.search.evaluation import OWN_FIELDS, TRIALS
+from convatlas.search.finals import add_finalists, continue_best
 from convatlas.search.limits import Limits
 from convatlas.search.report import verdict, write_report
 from convatlas.search.settings import SETTINGS, SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
-from convatlas.search.standings import Standing, final_name, finalists, is_final, standings
-from convatlas.search.store import JOURNAL, Evaluation, TrialStore, check_store, elapsed, location_of
+from convatlas.search.standings import Standing, standings
+from convatlas.search.store import JOURNAL, TrialStore, check_store, location_of
 from convatlas.search.worker import OnEvaluation, Worker
 from convatlas.system.files import write_text
 from convatlas.system.progress import Progress, progress_callback
-from convatlas.system.quantities import TIME
 from convatlas.train.resume import open_run
 from convatlas.train.run import Run
 from convatlas.train.run_folder import CONFIG, check_outside, create_default_folder
@@ -37,15 +36,6 @@ BEST, WINNER = "best", "winner.json"
 
 TIME_S, MIN_TIME_S = 3600.0, 60.0
 """Time of a search that is given none, and the shortest one."""
-
-FINAL_MARGIN, FINAL_S = 0.97, 15.0
-"""Share of the time that is left in which the finalists are trained, after seconds for the report."""
-
-STOP_SHARE = 0.4
-"""Share of the training of the finalists after which all but the one of which most is expected are stopped."""
-
-LEAST_FINAL = 0.05
-"""Share of the whole time that the training of a finalist gets at least."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +105,8 @@ def search(
     if time_s is not None and not time_s >= MIN_TIME_S:
         raise SearchError(f"search: the time must be at least {MIN_TIME_S:.0f} s, got {time_s:g}")
     options = options or SearchOptions()
+    for name in sorted(OWN_FIELDS & options.fields.keys()) if "supernet" not in options.methods else ():
+        raise SearchError(f"search: {name} follows from the time of a search, got {options.fields[name]}; leave it out")
     with progress_callback(progress) as report:
         data = str(Path(data).resolve()) if Path(data).exists() else str(data)  # workers may start elsewhere
         check_store(options.storage or JOURNAL)  # before minutes of measuring
@@ -201,9 +193,9 @@ def finish(
     try:
         worker.search()
         _wait_for_others(store, others)
-        _add_finalists(settings, store, on_phase)
+        add_finalists(settings, store, on_phase)
         worker.train_finalists(waits=False)
-        while _continue_best(settings, store, on_phase):
+        while continue_best(settings, store, on_phase):
             worker.train_finalists(waits=False)
     finally:
         store.end()
@@ -226,8 +218,9 @@ def finish(
 
 
 def _start_worker(folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "convatlas", "search", "worker", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """Start another worker, which stops when this process ends, however it ends."""
+    command = [sys.executable, "-m", "convatlas", "search", "worker", str(folder), "--stop-at-eof"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
 def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -237,62 +230,6 @@ def _wait_for_others(store: TrialStore, processes: Sequence[subprocess.Popen[byt
             process.poll()  # a killed one no longer counts as alive
         store.take_over()
         time.sleep(0.5)
-
-
-def _add_finalists(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> None:
-    """Let the trials of the best candidates and of the best other network be continued.
-
-    If there are several, until all but one are stopped; a start that was interrupted is completed.
-    """
-    evaluations = store.evaluations()
-    seconds = max(LEAST_FINAL * settings.time_s, FINAL_MARGIN * _time_left(settings, evaluations))
-    chosen = finalists(standings(evaluations), settings.final_fidelity, candidates=settings.final_candidates)
-    if not chosen:
-        return
-    is_one = len(chosen) == 1
-    if not is_one:
-        seconds *= STOP_SHARE
-    rounds = math.ceil(len(chosen) / settings.workers)  # one after the other
-    begun = [each for each in evaluations if is_final(each, settings.time_s)]
-    paused = [each.fidelity for each in begun if not Contestant.read(each.plain).to_end]
-    until_s = seconds / rounds
-    there = {each.plain["kind"] == "candidate" for each in begun}
-    added = [each for each in chosen if each.is_candidate not in there]
-    for each in added:
-        finalist = replace(each.contestant, name=final_name(each.name, settings.time_s), to_end=is_one)
-        store.add(finalist.to_plain(), {}, min(paused, default=each.fidelity + until_s / settings.training_s))
-    if added:
-        end = "to its end" if is_one else "until all but one are stopped"
-        names = ", ".join(each.name for each in added)
-        on_phase(f"training {names} {end}, for about {TIME.format(round(seconds))}")
-
-
-def _continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callable[[str], None]) -> bool:
-    """Let the finalist of which most is expected be trained to its end; False if that is done, or none is left.
-
-    One whose training to the end has failed, here or anywhere, makes room for another one.
-    """
-    evaluations = store.evaluations()
-    finals = standings(evaluations, time_s=settings.time_s)
-    if any(each.contestant.to_end for each in finals):
-        return False
-    begun = {
-        each.plain["name"] for each in evaluations
-        if is_final(each, settings.time_s) and Contestant.read(each.plain).to_end
-    }  # fmt: skip
-    paused = [each for each in finals if each.contestant.name not in begun]
-    if not paused:
-        return False
-    least_s = (1 - STOP_SHARE) * LEAST_FINAL * settings.time_s
-    effort = max(least_s, FINAL_MARGIN * _time_left(settings, evaluations)) / settings.training_s
-    best = max(paused, key=lambda each: each.expected(settings.final_fidelity))
-    store.add(replace(best.contestant, to_end=True).to_plain(), {}, best.fidelity + effort)
-    on_phase(f"training {best.name} to its end, for about {TIME.format(round(effort * settings.training_s))}")
-    return True
-
-
-def _time_left(settings: SearchSettings, evaluations: Sequence[Evaluation]) -> float:
-    return settings.time_s - settings.setup_s - elapsed(evaluations) - FINAL_S
 
 
 def _keep_winner(folder: Path, best: Standing) -> Run:

@@ -34,11 +34,6 @@ SUPERNET_SHARE, RANKING_SHARE = 0.25, 0.05
 """Shares of the time in which a supernet is trained, and in which it ranks candidates."""
 
 
-CANDIDATES, ROUNDS = 3, 2
-"""Most candidates among the finalists, beside the best other network, or as many as keep all workers busy; and how many
-finalists a worker trains one after the other, at most, until all but one are stopped."""
-
-
 @dataclass(frozen=True)
 class SearchSettings(Record):
     """What a search was started with, and what was measured at its start.
@@ -101,16 +96,6 @@ class SearchSettings(Record):
     def search_s(self) -> float:
         """Seconds of evaluations, until the finalists are chosen."""
         return self.search_share * self.time_s - self.setup_s
-
-    @property
-    def final_candidates(self) -> int:
-        """Most candidates among the finalists."""
-        return min(max(CANDIDATES, self.workers - 1), ROUNDS * self.workers - 1)
-
-    @property
-    def final_fidelity(self) -> float:
-        """How long the winner is trained, about, in trainings of a candidate."""
-        return 1 + (1 - self.search_share) * self.time_s / self.training_s
 
     @property
     def supernet_s(self) -> float:

@@ -163,7 +163,11 @@ def set_up(
     # 1. how steps are executed, by a network in the middle; networks of the catalog decide on their own
     middle = space_at(options.space, 0.5, small, resolution).template.first
     most_macs = math.inf  # of a network that trains enough images in the time of a candidate
-    execution = options.execution.replaced({"threads": options.execution.threads or max(1, count_cores() // workers)})
+    device = options.execution.device
+    execution = options.execution.replaced({
+        "threads": options.execution.threads or max(1, count_cores() // workers),
+        "device": resolve_device(device).type if device == "auto" else device,  # all workers: time is compared
+    })  # fmt: skip
     if has_sizes:
         execution, image_s = _try_out(data, middle, options, data_options, execution)
         passes_s = image_s * least_passes(len(source.splits["train"]))
@@ -183,9 +187,13 @@ def set_up(
         width, timely = _choose_width(
             counted, hard, latency, MIN_WITHIN[candidates], most_macs if has_cap else math.inf
         )  # fmt: skip
-        if timely and has_cap:
-            cap = int(most_macs)
-            note = f"of at most {COUNT.format(float(f'{cap:.3g}'))} MACs, because larger ones learn little in the time"
+        if has_cap:
+            cap = int(most_macs) if timely else None
+            number = COUNT.format(float(f"{most_macs:.3g}"))
+            note = (
+                f"of at most {number} MACs, because larger ones learn little in the time" if timely else
+                f"which learn little in the time, because few have less than {number} MACs; give it more time"
+            )  # fmt: skip
         space = space_at(options.space, width, small, resolution)
     if candidates == "supernet" and space is not None:
         space, left_out = with_shared_weights(space, classes=classes, channels=channels)
@@ -283,8 +291,12 @@ def _absolute(recipe: str | None) -> str | None:
 
 
 def _default_workers(candidates: Candidates, device: str) -> int:
-    is_shared = candidates != "supernet" and resolve_device(device).type == "cpu"
-    return min(count_cores(), MAX_WORKERS) if is_shared else 1
+    """Return as many workers as there are cores, up to `MAX_WORKERS`, or one fewer if fewer cores are idle then."""
+    if candidates == "supernet" or resolve_device(device).type != "cpu":
+        return 1
+    cores = count_cores()
+    most = min(cores, MAX_WORKERS)
+    return max(range(max(1, most - 1), most + 1), key=lambda number: (number * (cores // number), number))
 
 
 def _training_s(candidates: Candidates, time_s: float, setup_s: float, number: int, workers: int) -> float:
@@ -391,8 +403,7 @@ def _try_out(
                     step_s.append(time.perf_counter() - before)
         batch = min(run.config.recipe.batch, len(run.dataset.train))
         image_s = statistics.median(step_s[len(step_s) // 3 :]) / batch
-        # other workers may have another device
-        return run.config.execution.replaced({"device": execution.device}), image_s
+        return run.config.execution, image_s
 
 
 def _measure(

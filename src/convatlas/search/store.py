@@ -44,7 +44,7 @@ MAX_PAUSE_S = 60.0
 """Longest time between two evaluations in which a worker is choosing the next one; in a longer one nothing runs."""
 
 MAX_ATTEMPTS = 3
-"""Number of workers that may die or stop during an evaluation before it counts as failed."""
+"""Number of workers that may die at the start of an evaluation, or fail, before it counts as failed."""
 
 CHUNK = 1 << 16
 """Bytes of a journal that are read at once, to find its last line."""
@@ -230,7 +230,7 @@ class TrialStore:
         """End an evaluation without metrics; False if it has ended already.
 
         again: add the evaluation again, to be continued. is_attempt: it was one of `MAX_ATTEMPTS`. died: its worker
-        died, which is one, too.
+        did.
         """
         ended = {"end": evaluation.end} if died else {"end": time.time()}  # a dead worker's is that of its last lease
         self._set(evaluation, error=error, continued=again, **ended)
@@ -241,7 +241,7 @@ class TrialStore:
                 evaluation.plain,
                 evaluation.choices,
                 evaluation.fidelity,
-                attempt=evaluation.attempt + (is_attempt or died),
+                attempt=evaluation.attempt + is_attempt,
             )
         return True
 
@@ -273,10 +273,11 @@ class TrialStore:
         dead = [each for each in self.evaluations() if each.state == "running" and self._is_dead(each)]
         taken = 0
         for each in dead:
-            if each.attempt >= MAX_ATTEMPTS:
+            is_attempt = each.end - each.begin < LEASE_S  # a later one continues what was learned
+            if is_attempt and each.attempt >= MAX_ATTEMPTS:
                 self.fail(each, f"{MAX_ATTEMPTS} workers died during this evaluation; out of memory?")
             else:
-                taken += self.fail(each, "the worker died", again=True, died=True)
+                taken += self.fail(each, "the worker died", again=True, is_attempt=is_attempt, died=True)
         return taken
 
     def _is_dead(self, evaluation: Evaluation) -> bool:

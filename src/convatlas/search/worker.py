@@ -21,12 +21,14 @@ from convatlas.search.contestant import Contestant, candidate_name
 from convatlas.search.counts import Counts
 from convatlas.search.evaluation import Evaluator, OverLimitError
 from convatlas.search.explorer import Explorer
+from convatlas.search.finals import final_fidelity, final_seconds, speedup
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
 from convatlas.search.standings import expected_reward, has_failed, is_final, network_name, promoted
 from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed, not_added_again
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
-from convatlas.system.devices import is_out_of_memory
+from convatlas.system.cores import count_cores
+from convatlas.system.devices import is_out_of_memory, resolve_device
 from convatlas.system.locks import MachineLock
 from convatlas.train.recipe import get_recipe
 from convatlas.train.run_folder import OccupiedError
@@ -42,9 +44,6 @@ IDLE_S, MAX_IDLE_S = 1.0, 600.0
 
 MAX_SUSPECTS = 3
 """Number of networks that may fail one after the other before it is rather the fault of the data or the machine."""
-
-CORE_GAIN = 0.7
-"""By how much twice the cores make a training faster, about: epochs are planned by it, and again by what it was."""
 
 OVERHEAD = 1.1
 """Time of an evaluation in that of its training, with the latency and the accuracy on val, about."""
@@ -65,7 +64,8 @@ class Worker:
     A network that is above a limit, diverges or runs out of memory fails. Another error may be its fault, or that of
     the data or the machine: it fails when the worker has trained another network after it. After `MAX_SUSPECTS` in a
     row the worker ends, and they wait for another one.
-    Raises EngineError or SpecError if the engine or the recipe of the search is missing on this machine.
+    Raises EngineError, MachineError or SpecError if the engine, the device or the recipe of the search is missing on
+    this machine.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Worker:
     ) -> None:  # fmt: skip
         if settings.measures_here:
             check_engine(settings.engine)
+        resolve_device(settings.execution.device)
         if settings.recipe is not None:
             get_recipe(settings.recipe)
         self.folder, self.settings, self.store = folder, settings, store
@@ -231,7 +232,7 @@ class Worker:
             if any(map(self._is_open, at_low)):
                 continue
             complete = [each for each in at_low if each.state == "complete"]
-            best = sorted(complete, key=lambda each: -each.metrics["reward"])
+            best = sorted(complete, key=lambda each: -self._expected(each))
             for each in best[: promoted(len(best))]:
                 if (each.plain["name"], high) not in there:
                     yield dict(each.plain), high
@@ -250,13 +251,18 @@ class Worker:
                 continue
             self._told.add(each.number)
             if each.state == "complete":
-                metrics, times = each.metrics, self.settings.final_fidelity / each.fidelity
-                reward = expected_reward(metrics["accuracy"], metrics["reward"], metrics["epochs"], times)
-                latency = self.settings.limits.compared_latency(metrics["latency"])
-                self.explorer.tell(candidate, accuracy=reward, latency=latency, fidelity=each.fidelity)
+                latency = self.settings.limits.compared_latency(each.metrics["latency"])
+                self.explorer.tell(
+                    candidate, accuracy=self._expected(each), latency=latency, fidelity=each.fidelity
+                )  # fmt: skip
             if has_failed(each) or each.plain["kind"] == "baseline":
                 self.explorer.drop(candidate)
         self.explorer.reserve(reserved)
+
+    def _expected(self, evaluation: Evaluation) -> float:
+        """Return the reward to expect of a network that was evaluated at the end of the search."""
+        metrics, times = evaluation.metrics, final_fidelity(self.settings) / evaluation.fidelity
+        return expected_reward(metrics["accuracy"], metrics["reward"], metrics["epochs"], times)
 
     def _candidate(self, evaluation: Evaluation) -> Candidate | None:
         """Return what was evaluated as a candidate; None for a network that is not of the space."""
@@ -325,11 +331,12 @@ class Worker:
 
     def _train_to_end(self, contestant: Contestant, fidelity: float) -> dict[str, float]:
         """Train a finalist to its end, with the cores of all workers, and return its metrics."""
-        settings = self.settings
-        threads = None if settings.execution.threads is None else settings.execution.threads * settings.workers
+        settings, threads = self.settings, self.settings.execution.threads
+        if threads is not None:
+            threads = max(threads, min(count_cores(), threads * settings.workers))
         return self._evaluator.train_to_end(
-            contestant, fidelity * settings.training_s, threads=threads,
-            speedup=1 + CORE_GAIN * (settings.workers - 1),
+            contestant, fidelity * settings.training_s, left_s=final_seconds(settings, self.store.evaluations()),
+            threads=threads, speedup=speedup(settings),
         )  # fmt: skip
 
     def _evaluate_supernet(self, contestant: Contestant) -> dict[str, float]:
