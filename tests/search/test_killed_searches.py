@@ -108,7 +108,7 @@ def test_a_search_that_is_killed_again_and_again(idx_folder: Path, tmp_path: Pat
     space.write_text(SPACE)
     phone.write_text(json.dumps(PHONE.to_plain()))
     command = [
-        sys.executable, "-m", "convatlas", "search", str(idx_folder), "--time", "60s", "--method", "random", "--space",
+        sys.executable, "-m", "convatlas", "search", str(idx_folder), "--time", "120s", "--method", "random", "--space",
         str(space), "--latency", str(phone), "--workers", "2", "--set", "batch=16", "--out", str(folder),
         "--seed", str(seed),
     ]  # fmt: skip
@@ -127,6 +127,7 @@ def test_a_search_that_is_killed_again_and_again(idx_folder: Path, tmp_path: Pat
     assert [each.contestant.to_end for each in finals] == [True, *[False] * (len(finals) - 1)]
     run = open_run(folder / BEST)
     assert run.state.finished
-    assert len(run.history) == run.config.recipe.epochs
+    assert 0.9 * run.config.recipe.epochs <= len(run.history) <= run.config.recipe.epochs
     assert run.history[-1].lr < 0.1 * run.history[1].lr
+    run.finish()  # evaluates it
     assert run.results["val"].score == finals[0].accuracy
