@@ -16,7 +16,7 @@ from convatlas.models.families.resnet import ResNet
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import TRIALS
 from convatlas.search.latency import LatencyModel
-from convatlas.search.launch import BEST, open_store, start
+from convatlas.search.launch import BEST, _start_worker, open_store, start
 from convatlas.search.limits import Limits
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions, set_up
@@ -74,10 +74,7 @@ def test_a_worker_stops_with_the_process_that_started_it(idx_folder: Path, tmp_p
     folder = tmp_path / "search"
     folder.mkdir()
     start(folder, settings.replaced({"training_s": 1e6, "time_s": 1e8}), others[:1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "convatlas", "search", "worker", str(folder), "--stop-at-eof"], stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = _start_worker(folder)
     while not any(each.state == "running" for each in open_store(folder, settings).evaluations()):
         assert process.poll() is None
         time.sleep(0.5)

@@ -448,9 +448,7 @@ def test_a_finalist_that_fails_makes_room_for_the_next_network(result: SearchRes
 
 def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, tmp_path: Path) -> None:
     settings = replace(result.settings, time_s=600.0, training_s=10.0)
-    candidate, baseline = (
-        next(each.contestant for each in result.standings if each.is_candidate is kind) for kind in (True, False)
-    )
+    candidate, baseline = networks(result, "best", "base")
     store = start(tmp_path, settings, [])
 
     def continued() -> tuple[Contestant, float] | None:

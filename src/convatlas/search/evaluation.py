@@ -47,6 +47,8 @@ WARM_UP_IMAGES = 2000
 EMA_DECAY = 0.98
 """Decay per step of the moving average of the weights, which is evaluated while the learning rate is high."""
 
+OWN_FIELDS = frozenset({"epochs", "schedule", "warmup", "head_epochs", "patience", "ema_decay"})
+"""Fields of a recipe that every trial of a search has for its own: it may end any time."""
 
 TIMED_EPOCHS, TIME_TOLERANCE = 5, 0.03
 """Last epochs whose time is that of the next ones, also the fewest between two plans; and share of the time by which a
@@ -78,10 +80,6 @@ def _copy_run(trial: Path, folder: Path) -> None:
     shutil.copytree(trial, part)
     write_config(part, replace(read_config(part), options=RunOptions()))
     part.rename(folder)
-
-
-OWN_FIELDS = frozenset({"epochs", "schedule", "warmup", "head_epochs", "patience", "ema_decay"})
-"""Fields of a recipe that every trial of a search has for its own: it may end any time."""
 
 
 class OverLimitError(SearchError):
@@ -129,11 +127,10 @@ class Evaluator:
         latency, is_disturbed = self.latency_of(contestant, counts)
         with self.lock.working():
             run = self._resume_or_start(contestant)
+        seconds = min(seconds, run.state.seconds + left_s)
         if run.config.recipe.epochs == ENDLESS and not run.state.finished:
             self.train(run, lambda: run.state.step >= SKIPPED_STEPS + PROBED_STEPS)  # without a trial
             run.save()
-        seconds = min(seconds, run.state.seconds + left_s)
-        if run.config.recipe.epochs == ENDLESS and not run.state.finished:
             done = run.state.step / run.steps_per_epoch
             fitting = done + (seconds - run.state.seconds) * speedup * done / run.state.seconds
             most = max(MAX_EPOCHS, math.ceil(done / (1 - WSD_DECAY)))  # the learning rate falls in any case

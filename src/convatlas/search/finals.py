@@ -99,7 +99,8 @@ def continue_best(settings: SearchSettings, store: TrialStore, on_phase: Callabl
     ]
     if not left:
         return False
-    best = max(left, key=lambda each: each.expected(final_fidelity(settings)))
+    end = final_fidelity(settings)
+    best = max(left, key=lambda each: each.expected(end))
     seconds = final_seconds(settings, evaluations)
     _add(store, settings, best, best.fidelity + seconds / settings.training_s, to_end=True)
     on_phase(f"training {best.name} to its end, for about {TIME.format(round(seconds))}")

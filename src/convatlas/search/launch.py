@@ -105,7 +105,9 @@ def search(
     if time_s is not None and not time_s >= MIN_TIME_S:
         raise SearchError(f"search: the time must be at least {MIN_TIME_S:.0f} s, got {time_s:g}")
     options = options or SearchOptions()
-    for name in sorted(OWN_FIELDS & options.fields.keys()) if "supernet" not in options.methods else ():
+    own = OWN_FIELDS & options.fields.keys()
+    if own and "supernet" not in options.methods:
+        name = min(own)
         raise SearchError(f"search: {name} follows from the time of a search, got {options.fields[name]}; leave it out")
     with progress_callback(progress) as report:
         data = str(Path(data).resolve()) if Path(data).exists() else str(data)  # workers may start elsewhere
