@@ -14,6 +14,17 @@ from convatlas.models.catalog import build_fresh
 from convatlas.models.families.resnet import ResNet
 from convatlas.models.scaling import compound_factors
 from convatlas.search.scale_search import PUBLISHED, scaling_grid, series, spread
+from convatlas.train.fit import fit
+from convatlas.train.settings import DataOptions
+
+SMALL = ResNet("basic", (1, 1), (8, 16), stem=8, small_stem=True, resolution=12)
+
+
+@pytest.fixture(scope="module")
+def small_run(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of `SMALL`."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return fit(str(idx_folder), SMALL, epochs=1, out=out, data_options=DataOptions(resolution=12)).folder
 
 
 def test_the_grid_has_the_published_coefficients() -> None:
@@ -46,6 +57,7 @@ def test_a_scale_search(convatlas: Command, idx_folder: Path, tmp_path: Path) ->
     assert [each["rule"] for each in result["compared"]] == ["compound", "fast", "depth", "width", "resolution"]
     assert [each["phi"] for each in result["members"]] == [0.0, 1.0]
     assert result["members"][1]["macs"] > result["base"]["macs"]
+    assert all(0.8 < each["macs"] / result["members"][1]["macs"] < 1.25 for each in result["compared"])
     assert result["grid"][0]["accuracies"] >= result["grid"][1]["accuracies"]
     assert (out / "scaling.png").stat().st_size > 1000
     written = {path: path.stat().st_mtime for path in (out / "runs").glob("*/model.safetensors")}
@@ -57,15 +69,17 @@ def test_a_scale_search(convatlas: Command, idx_folder: Path, tmp_path: Path) ->
     check_refused(convatlas(*arguments, "--recipe", "scratch-small"), "has a scale search with another recipe")
 
 
-def test_the_fast_rule_trains_no_grid(convatlas: Command, idx_folder: Path, tmp_path: Path) -> None:
+def test_the_fast_rule_trains_no_grid(convatlas: Command, idx_folder: Path, small_run: Path, tmp_path: Path) -> None:
+    """The network is that of a run, such as the answer of a search."""
     out = tmp_path / "scaling"
-    outcome = convatlas("scale-search", "cifar_resnet20", idx_folder, "--rule", "fast", "--epochs", 1, "--sizes", "1",
+    outcome = convatlas("scale-search", small_run, idx_folder, "--rule", "fast", "--epochs", 1, "--sizes", "1",
                         "--resolution", 12, "--out", out)  # fmt: skip
     assert outcome.code == 0, outcome.err
     result = json.loads((out / "scaling.json").read_text())
     assert (result["alpha"], result["beta"], result["gamma"]) == pytest.approx((2**0.1, 2**0.4, 2**0.05))
     assert [each["rule"] for each in result["compared"]] == ["fast", "depth", "width", "resolution"]
     assert len(result["grid"]) == 1
+    assert result["base"]["spec"] == SMALL.to_plain()
 
 
 def test_a_network_that_does_not_train_is_told(
@@ -81,9 +95,8 @@ def test_a_network_that_does_not_train_is_told(
         return accuracy(lab, scaled, seed)
 
     monkeypatch.setattr(module._Laboratory, "_accuracy", diverging)
-    spec = ResNet("basic", (1, 1), (8, 16), stem=8, small_stem=True, resolution=12)
     result = module.scale_search(
-        spec, str(idx_folder), rule="fast", epochs=1, sizes=(1,), resolution=12, out=tmp_path / "out", progress=False
+        SMALL, str(idx_folder), rule="fast", epochs=1, sizes=(1,), resolution=12, out=tmp_path / "out", progress=False
     )
     assert {each.rule: each.error for each in result.compared} == {
         "fast": "", "depth": "", "width": "the loss is not finite", "resolution": "",

@@ -22,7 +22,7 @@ from convatlas.models.families.resnet import ResNet
 from convatlas.search import setup
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, epochs_within
-from convatlas.search.finals import add_finalists, continue_best, final_candidates, final_fidelity
+from convatlas.search.finals import STOP_SHARE, add_finalists, continue_best, final_candidates, final_fidelity
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.launch import (
     SearchResult,
@@ -412,20 +412,20 @@ def test_a_start_of_finalists_that_was_interrupted_is_completed(
         assert [each.plain["name"] for each in finals] == [final_name(each.name, 600.0) for each in chosen]
         fidelity, *others = {each.fidelity for each in finals}
         assert not others
-        assert fidelity == 9.0 if begun else 10 * (fidelity - 1) < 0.4 * 600 / 2  # two rounds
+        assert fidelity == 9.0 if begun else 10 * (fidelity - 1) < STOP_SHARE * 600 / 2  # two rounds
 
 
 def test_the_trainings_of_finalists_follow_the_workers(result: SearchResult) -> None:
-    found = []
+    found, rest = [], 1 - STOP_SHARE
     for workers in (1, 2, 4, 8):
         settings = replace(result.settings, workers=workers, search_share=0.5, time_s=1000.0, training_s=100.0)
         alone = replace(settings, candidates="none")
         found.append((final_candidates(settings), final_fidelity(settings), final_fidelity(alone)))
     assert found == [
-        (1, pytest.approx(1 + 5 * (0.4 / 2 + 0.6)), pytest.approx(6)),
-        (3, pytest.approx(1 + 5 * (0.4 / 2 + 0.6 * 1.7)), pytest.approx(9.5)),
-        (3, pytest.approx(1 + 5 * (0.4 + 0.6 * 3.1)), pytest.approx(16.5)),
-        (7, pytest.approx(1 + 5 * (0.4 + 0.6 * 5.9)), pytest.approx(30.5)),
+        (1, pytest.approx(1 + 5 * (STOP_SHARE / 2 + rest)), pytest.approx(6)),
+        (3, pytest.approx(1 + 5 * (STOP_SHARE / 2 + rest * 1.7)), pytest.approx(9.5)),
+        (3, pytest.approx(1 + 5 * (STOP_SHARE + rest * 3.1)), pytest.approx(16.5)),
+        (7, pytest.approx(1 + 5 * (STOP_SHARE + rest * 5.9)), pytest.approx(30.5)),
     ]
 
 

@@ -116,7 +116,7 @@ def cost(
     from convatlas.models.catalog import measure, resolve
     from convatlas.models.describe import totals
 
-    network, classes, channels = _network(name, classes, channels)
+    network, classes, channels = network_of(name, classes, channels)
     measured = measure(network, resolution=resolution, channels=channels, classes=classes)
     known, row = resolve(network)
     if as_json:
@@ -125,7 +125,7 @@ def cost(
         console.console.print(str(totals(row.card, measured)))
 
 
-def _network(name: str, classes: int | None, channels: int | None) -> tuple[str | Spec, int | None, int | None]:
+def network_of(name: str, classes: int | None, channels: int | None) -> tuple[str | Spec, int | None, int | None]:
     """Return a network by name, or the spec of a model file or run, with its classes and channels unless given."""
     from convatlas.overview.look import is_model
 
@@ -230,7 +230,7 @@ def draw(
     from convatlas.draw.diagram import diagram
     from convatlas.models.catalog import build_fresh, resolve
 
-    table, classes, channels = _network(name, classes, channels)
+    table, classes, channels = network_of(name, classes, channels)
     known, row = resolve(table)
     network = build_fresh(
         table, resolution=resolution, channels=channels, classes=classes, stem=stem_for(small_images), device="meta",
@@ -296,7 +296,7 @@ def scale(
         raise InputError("scale: give only one of --phi, --fast and a budget (--macs, --params)")
     if rule is not None and not has_budget:
         raise InputError("--rule: needs a budget; add --macs or --params")
-    network, classes, channels = _network(name, None, None)
+    network, classes, channels = network_of(name, None, None)
     _, row = resolve(network)
     classes, channels = classes or row.classes, channels or row.preprocessing.channels
     spec = row.spec.scaled(width=width, depth=depth, resolution=resolution)

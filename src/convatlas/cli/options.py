@@ -107,9 +107,6 @@ def complete_network(incomplete: str) -> list[str]:
     return list_models(f"{incomplete}*")
 
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A network of `convatlas list`.", autocompletion=complete_network)
-]
 NetworkOrModel = Annotated[
     str,
     typer.Argument(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from convatlas.cli import console
+from convatlas.cli.look import network_of
 from convatlas.cli.options import (
     OUTPUT,
     RECIPE,
     DataSet,
     Json,
     LatencyEngine,
-    Name,
+    NetworkOrModel,
     Resolution,
     integer,
     option,
@@ -33,7 +34,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def scale_search(
-    model: Name,
+    name: NetworkOrModel,
     data: DataSet,
     doubled: Annotated[
         str,
@@ -51,8 +52,8 @@ def scale_search(
     ] = 12,
     sizes: Annotated[
         str,
-        option("Coefficients phi of the family, and of the comparison with dWr, depth, width and resolution.",
-               metavar="PHI,...", panel=SCALING),
+        option("Coefficients phi of the family, which is compared with dWr, depth, width and resolution at the same "
+               "MACs.", metavar="PHI,...", panel=SCALING),
     ] = "1,2",
     epochs: Annotated[int, option("Epochs of each training.", metavar="N", panel=RECIPE, read=integer(1))] = 10,
     recipe: Annotated[
@@ -81,9 +82,10 @@ def scale_search(
         phis = _numbers(sizes)
     except ValueError as error:
         raise InputError(f"--sizes: {error}") from None
+    network, _, _ = network_of(name, None, None)
     with console.progress_bar() as progress:
         result = run(
-            model, data, doubled=doubled, rule=rule, number=number, epochs=epochs,  # type: ignore[arg-type]  # it is checked
+            network, data, doubled=doubled, rule=rule, number=number, epochs=epochs,  # type: ignore[arg-type]  # it is checked
             seeds=tuple(range(seeds)), sizes=phis, engine=engine, out=out, resolution=resolution, recipe=recipe,
             on_network=(lambda scaled: None) if as_json else _print_network, progress=progress,
         )  # fmt: skip

@@ -17,7 +17,7 @@ CANDIDATES, ROUNDS = 3, 2
 """Most candidates among the finalists, beside the best other network, or as many as keep all workers busy; and how many
 finalists a worker trains one after the other, at most, until all but one are stopped."""
 
-STOP_SHARE = 0.4
+STOP_SHARE = 0.25
 """Share of the training of the finalists after which all but the one of which most is expected are stopped."""
 
 FINAL_MARGIN, FINAL_S = 0.97, 15.0

@@ -97,7 +97,7 @@ def search(
 ) -> SearchResult:
     """Search the network with the best accuracy within limits of a device, and train it.
 
-    limits: of one image. time_s: of everything, an hour by default: half for the search, the rest for the finalists,
+    limits: of one image. time_s: of everything, an hour by default: 40 % for the search, the rest for the finalists,
     the best candidates and the best other network, of which the best one is trained to its end. out: the directory;
     that of a stopped search continues it, with a longer `time_s` if it is given; its other settings stay as they were.
     Raises SearchError if no network is within the limits, or none could be trained.

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 from convatlas.core.spec import SMALL, Spec
 from convatlas.data.open import open_for_training
-from convatlas.errors import DivergedError, SearchError, brief
+from convatlas.errors import DivergedError, SearchError, SpecError, brief
 from convatlas.models.catalog import adapted, resolve
 from convatlas.models.scaling import fast_factors, scale_compound
 from convatlas.search.catalog_networks import input_side, is_small
@@ -61,6 +61,9 @@ DIMENSIONS: dict[str, tuple[float, float, float]] = {
     "depth": (2.0, 1.0, 1.0), "width": (1.0, math.sqrt(2), 1.0), "resolution": (1.0, 1.0, math.sqrt(2)),
 }  # fmt: skip
 """alpha, beta, gamma of scaling in one dimension."""
+
+PHI_SHARES = tuple(step / 20 for step in range(10, 31))
+"""Shares of phi in which the other rules look for the cost of compound scaling: depths and widths are rounded."""
 
 RESULT, SETTINGS, LATENCIES = "scaling.json", "settings.json", "latencies.json"
 """Files in the directory of a scale search: of the result, of what it was started with, of what was measured."""
@@ -177,8 +180,8 @@ def scale_search(
 
     doubled: "macs" chooses from the grid of the paper; "latency" from all factors with which the measured latency about
     doubles. rule: "fast" takes the factors of dWr instead of a grid. number: networks of the grid that are trained,
-    spread over it. epochs, seeds: of each training. sizes: phi of the family, and of the comparison with dWr, depth,
-    width and resolution alone.
+    spread over it. epochs, seeds: of each training. sizes: phi of the family, which is compared with networks of
+    dWr, depth, width and resolution alone that have about the same MACs.
     out: the directory; that of a stopped search continues it. Raises SearchError if no factors double the cost.
     """
     if doubled not in ("macs", "latency"):
@@ -197,12 +200,9 @@ def scale_search(
         grid = [lab.measure(rule, 1.0, FAST)] if is_fast else list(lab.grid(base, doubled, number))
         if not grid:
             raise SearchError(f"scale-search: no factors of the grid double the {doubled} of this network")
-        rules = {} if is_fast else {"fast": FAST}
-        others = [
-            lab.measure(name, phi, factors) for name, factors in {**rules, **DIMENSIONS}.items() for phi in sizes
-        ]  # before the training of the grid: a size may be impossible
-        for each in grid:
-            lab.scaled_spec(max(sizes), each.factors)
+        rules = DIMENSIONS if is_fast else {"fast": FAST, **DIMENSIONS}
+        for factors in (*rules.values(), *(each.factors for each in grid)):  # a size may be impossible
+            lab.scaled_spec(max(sizes), factors)
         lab.total = len(seeds) * (1 + len(grid))
         base = lab.train(base)
         on_network(base)
@@ -213,6 +213,9 @@ def scale_search(
         ranked = sorted(trained, key=lambda each: -each.accuracy)
         by_seed = tuple(max(trained, key=lambda each: each.accuracies[i]).factors for i in range(len(seeds)))
         family = [base, *(lab.measure(rule, phi, ranked[0].factors) for phi in sizes)]
+        others = [
+            lab.at_cost(name, member, factors) for name, factors in rules.items() for member in family[1:]
+        ]  # fmt: skip
         lab.total += len(seeds) * (len(sizes) + len(others))
         compared = []
         for each in (*family[1:], *others):
@@ -267,6 +270,19 @@ class _Laboratory:
         """Count a network, and measure its latency while nothing else of convatlas runs."""
         spec = self.scaled_spec(phi, factors)
         return Scaled(rule, phi, *factors, spec, self.counts_of(spec), self.latency_of(spec))
+
+    def at_cost(self, rule: str, other: Scaled, factors: tuple[float, float, float]) -> Scaled:
+        """Measure the network of a rule that costs what another one does: phi is the one with the nearest MACs."""
+
+        def distance(phi: float) -> float:
+            try:
+                macs = self.counts_of(self.scaled_spec(phi, factors)).macs
+            except SpecError:
+                return math.inf
+            return abs(math.log(macs / other.counts.macs))
+
+        phis = sorted((round(other.phi * share, 4) for share in PHI_SHARES), key=lambda phi: abs(phi - other.phi))
+        return self.measure(rule, min(phis, key=distance), factors)
 
     def scaled_spec(self, phi: float, factors: tuple[float, float, float]) -> Spec:
         alpha, beta, gamma = factors

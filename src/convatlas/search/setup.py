@@ -75,10 +75,10 @@ PROBED_S, PROBED_STEPS = 5.0, 12
 MEASURED = {"torch": 30, "compile": 12}
 """Networks whose latency is measured at the start; of engines that need an export, 14."""
 
-SEARCH_SHARE: dict[Candidates, float] = {"none": 0.5, "quick": 0.5, "random": 0.5, "supernet": 0.6}
+SEARCH_SHARE: dict[Candidates, float] = {"none": 0.5, "quick": 0.4, "random": 0.4, "supernet": 0.6}
 """Share of the time for the search, before the finalists are trained."""
 
-TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.1, "random": 0.1, "supernet": 0.05}
+TRAINING_SHARE: dict[Candidates, float] = {"none": 0.1, "quick": 0.08, "random": 0.08, "supernet": 0.05}
 """Seconds of a candidate at full fidelity, as a share of the whole time of one worker."""
 
 FOR_ONE_WORKER = 0.5
