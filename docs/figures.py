@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "googlenet.png": (("draw googlenet -o googlenet.png",), "googlenet.png"),
     "resnet50.png": (("draw resnet50 -o resnet50.png",), "resnet50.png"),
+    "scaling-cifar10.png": (("scaling-cifar10.py",), "scaling-cifar10.png"),
     "search-front.png": (("search-front.py",), "search-front.png"),
     "timeline.png": (("timeline -o timeline.png",), "timeline.png"),
 }

@@ -20,6 +20,7 @@ from convatlas.errors import ConvatlasError, SearchError
 from convatlas.inference.load import load
 from convatlas.models.families.resnet import ResNet
 from convatlas.search import setup
+from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.contestant import Contestant
 from convatlas.search.evaluation import Evaluator, epochs_within
 from convatlas.search.finals import STOP_SHARE, add_finalists, continue_best, final_candidates, final_fidelity
@@ -578,6 +579,25 @@ def test_the_surrogate_knows_baselines_that_are_networks_of_the_space(result: Se
     assert len(worker.explorer._values) == 1
     asked = [worker.explorer.ask() for _ in range(space.size)]
     assert spec not in [space.value(each[0]) for each in asked if each is not None]
+
+
+def test_latencies_above_the_limit_are_learned(
+    result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(result.settings, training_s=1e-3)
+    store = start(tmp_path, settings, [])
+    worker = Worker(tmp_path, settings, store)
+    measured = iter([(1.0, True), (2.0, False), (3.0, False)])
+    monkeypatch.setattr(Evaluator, "latency_of", lambda *_: next(measured))
+    assert [worker.step(), worker.step()] == [True, True]
+    assert [(each.state, each.latency_s) for each in store.evaluations()] == [("failed", None), ("failed", 2.0)]
+    worker._learn(store.evaluations())
+    assert len(worker.space._ratios) == 1  # one that was disturbed teaches nothing
+    slow = worker.explorer.ask()
+    assert slow is not None
+    monkeypatch.setattr(BudgetedSpace, "is_too_slow", lambda space, candidate: candidate == slow[0])
+    asked = [worker._ask(store.evaluations()) for _ in range(worker.space.size)]
+    assert slow[0] not in [each[0] for each in asked if each is not None]
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:

@@ -99,11 +99,11 @@ def scale_search(
         each = "; ".join(", ".join(f"{factor:g}" for factor in factors) for factors in result.by_seed)
         console.console.print(f"each seed alone would choose {each}")
     rows = [
-        (f"B{i}", each.spec.resolution, f"{each.counts.parameters:,}", f"{each.counts.macs:,}",
+        (f"B{i}", f"{each.phi:g}", each.spec.resolution, f"{each.counts.parameters:,}", f"{each.counts.macs:,}",
          f"{1000 * each.latency_s:.3g}", f"{each.accuracy:.2%}")
         for i, each in enumerate(result.family)
     ]  # fmt: skip
-    columns = ("network", "px", "parameters", "MACs", "ms", "accuracy")
+    columns = ("network", "phi", "px", "parameters", "MACs", "ms", "accuracy")
     console.table(columns, rows, right=columns[1:])
     console.console.print(printable(f"specs: {result.folder / 'scaling.json'}"))
 

@@ -126,6 +126,6 @@ def scaling_chart(lines: Mapping[str, Sequence[tuple[float, float]]], *, path: s
     set_log_axis(axes.xaxis, [x for points in lines.values() for x, _ in points], min_ratio=2, margin=0.25)
     axes.margins(y=0.12)
     style_axes(axes, x="millions of MACs per image", title="accuracy on val, %")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="best")
     lay_out(figure)
     return save_figure(figure, path)

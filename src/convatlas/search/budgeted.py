@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,25 @@ from convatlas.search.counts import CostTable, Counts
 from convatlas.search.latency import LatencyModel
 from convatlas.search.limits import Limits
 from convatlas.search.space import Candidate, Codes, SpecSpace
+from convatlas.search.surrogate import GaussianProcess, Posterior
 
 LATENCY_MARGIN = 1.05
 """Candidates whose predicted latency is this much above the limit are evaluated, too; then it is measured."""
 
-
 MAX_KNOWN = 200_000
 """Candidates whose costs are kept."""
+
+MIN_MEASURED, RATIO_NOISE = 5, 0.3
+"""Measured latencies from which on predictions are corrected, and variance of their noise before the data, relative to
+the signal."""
 
 
 class BudgetedSpace(SpecSpace):
     """The networks of a space that are within limits, by their exact counts and their predicted latency.
 
     Parameters, MACs and latency, which cost nothing, are features of candidates: by their logarithms, networks of about
-    the same cost are alike to the surrogate.
+    the same cost are alike to the surrogate. A Gaussian process of the ratios of measured and predicted latencies tells
+    which other candidates are too slow.
     """
 
     def __init__(self, space: SpecSpace, limits: Limits, latency: LatencyModel, *, classes: int, channels: int) -> None:
@@ -33,6 +39,9 @@ class BudgetedSpace(SpecSpace):
         self.limits, self.latency = limits, latency
         self.table = CostTable(space, classes=classes, channels=channels)
         self._known: dict[tuple[Any, ...], tuple[Counts, float] | None] = {}
+        self._ratios: dict[bytes, float] = {}
+        self._places: list[NDArray[np.float32]] = []
+        self._process: GaussianProcess | None = None
 
     def predict(self, candidate: Candidate) -> tuple[Counts, float] | None:
         """Return counts and predicted seconds; None for a candidate that cannot be built."""
@@ -51,6 +60,30 @@ class BudgetedSpace(SpecSpace):
     def is_allowed(self, candidate: Candidate) -> bool:
         predicted = self.predict(candidate)
         return predicted is not None and not self.limits.exceeded(predicted[0], predicted[1] / LATENCY_MARGIN)
+
+    def learn_latency(self, candidate: Candidate, seconds: float) -> None:
+        """Correct the predictions near a candidate by its latency, which was measured."""
+        codes, predicted = self.encode(candidate), self.predict(candidate)
+        if predicted is not None and codes.tobytes() not in self._ratios:
+            self._ratios[codes.tobytes()] = math.log(seconds / predicted[1])
+            self._places.append(self.positions(codes[None])[0])
+            self._process = None
+
+    def is_too_slow(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is expected to be above the limits by the latencies that were measured.
+
+        False for one that was measured itself.
+        """
+        codes, predicted = self.encode(candidate), self.predict(candidate)
+        if predicted is None or len(self._ratios) < MIN_MEASURED or codes.tobytes() in self._ratios:
+            return False
+        places, ratios = np.array(self._places), np.array(list(self._ratios.values()))
+        if self._process is None:
+            self._process = GaussianProcess(self.ordered, noise=RATIO_NOISE)
+            self._process.fit(places, ratios)
+        ratio, _ = Posterior(self._process, places, self.positions(codes[None])).predict(ratios)
+        counts, seconds = predicted
+        return bool(self.limits.exceeded(counts, seconds * math.exp(ratio[0]) / LATENCY_MARGIN))
 
     @property
     def ordered(self) -> NDArray[np.bool_]:

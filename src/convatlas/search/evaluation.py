@@ -83,7 +83,11 @@ def _copy_run(trial: Path, folder: Path) -> None:
 
 
 class OverLimitError(SearchError):
-    """A contestant whose measured latency is above the limit."""
+    """A contestant is above a limit. latency_s: its latency, if it was measured and nothing disturbed that."""
+
+    def __init__(self, message: str, latency_s: float | None = None) -> None:
+        super().__init__(message)
+        self.latency_s = latency_s
 
 
 @dataclass
@@ -107,8 +111,10 @@ class Evaluator:
         counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
         latency, is_disturbed = self.latency_of(contestant, counts)
         over = self.settings.hard_limits.exceeded(counts, latency)
+        if over and is_disturbed:
+            raise OverLimitError(f"{over}; other processes disturbed the measurement")
         if over:
-            raise OverLimitError(f"{over}; other processes disturbed the measurement" if is_disturbed else over)
+            raise OverLimitError(over, latency if self.settings.measures_here else None)
         with self.lock.working():
             run = self._resume_or_start(contestant)
         self.train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)

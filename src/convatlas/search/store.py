@@ -59,7 +59,8 @@ class Evaluation:
 
     plain: the contestant as plain data. choices: of a candidate, name -> index of the option. state: "waiting",
     "running", "complete" or "failed". begin, end: seconds since 1970, of the worker's clock. attempt: from 1 on.
-    metrics: of a complete one. error: of a failed one. is_continued: a failed one that was added again.
+    metrics: of a complete one. error: of a failed one. is_continued: a failed one that was added again. latency_s: of
+    one that failed because it is above a limit, if it was measured.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Evaluation:
     is_continued: bool = False
     lease: str = ""
     rowid: int = -1
+    latency_s: float | None = None
 
     @property
     def key(self) -> tuple[str, float]:
@@ -225,15 +227,17 @@ class TrialStore:
         return self._end(evaluation, self._optuna.trial.TrialState.COMPLETE, values)
 
     def fail(
-        self, evaluation: Evaluation, error: str, *, again: bool = False, is_attempt: bool = False, died: bool = False
-    ) -> bool:
+        self, evaluation: Evaluation, error: str, *, again: bool = False, is_attempt: bool = False, died: bool = False,
+        latency_s: float | None = None,
+    ) -> bool:  # fmt: skip
         """End an evaluation without metrics; False if it has ended already.
 
         again: add the evaluation again, to be continued. is_attempt: it was one of `MAX_ATTEMPTS`. died: its worker
-        did.
+        did. latency_s: that was measured.
         """
         ended = {"end": evaluation.end} if died else {"end": time.time()}  # a dead worker's is that of its last lease
-        self._set(evaluation, error=error, continued=again, **ended)
+        measured = {} if latency_s is None else {"latency_s": latency_s}
+        self._set(evaluation, error=error, continued=again, **ended, **measured)
         if not self._end(evaluation, self._optuna.trial.TrialState.FAIL, None):
             return False
         if again:
@@ -363,6 +367,7 @@ def _evaluation(trial: Any) -> Evaluation:
         trial.number, json.loads(attrs["contestant"]), dict(trial.params), attrs["fidelity"], state,
         attrs.get("begin", 0.0), attrs.get("end", 0.0), attrs["attempt"], json.loads(attrs.get("metrics", "{}")),
         attrs.get("error", ""), attrs.get("continued", False), attrs.get("lease", ""), trial._trial_id,
+        attrs.get("latency_s"),
     )  # fmt: skip
 
 

@@ -45,6 +45,9 @@ IDLE_S, MAX_IDLE_S = 1.0, 600.0
 MAX_SUSPECTS = 3
 """Number of networks that may fail one after the other before it is rather the fault of the data or the machine."""
 
+MAX_SKIPPED = 100
+"""Candidates that are left out one after the other, because they are expected to be above the limit of the latency."""
+
 OVERHEAD = 1.1
 """Time of an evaluation in that of its training, with the latency and the accuracy on val, about."""
 
@@ -209,7 +212,12 @@ class Worker:
         """Return the candidate to evaluate next, and its fidelity."""
         if self.settings.candidates == "quick":
             self._learn(evaluations)
-            return self.explorer.ask(self._room())
+            for _ in range(MAX_SKIPPED):
+                asked = self.explorer.ask(self._room())
+                if asked is None or not self.space.is_too_slow(asked[0]):
+                    return asked
+                self.explorer.drop(asked[0])
+            return asked
         if self.settings.candidates == "random" and self._has_room(1.0):
             known = {str(each.plain["name"]) for each in evaluations}
             random = np.random.default_rng((self.settings.seed, len(evaluations)))
@@ -250,6 +258,8 @@ class Worker:
                 reserved.append(candidate)
                 continue
             self._told.add(each.number)
+            if (seconds := self._measured(each)) is not None:
+                self.space.learn_latency(candidate, seconds)
             if each.state == "complete":
                 latency = self.settings.limits.compared_latency(each.metrics["latency"])
                 self.explorer.tell(
@@ -258,6 +268,14 @@ class Worker:
             if has_failed(each) or each.plain["kind"] == "baseline":
                 self.explorer.drop(candidate)
         self.explorer.reserve(reserved)
+
+    def _measured(self, evaluation: Evaluation) -> float | None:
+        """Return the latency that was measured for an evaluation; None if there is none, or it was disturbed."""
+        metrics = evaluation.metrics
+        if not metrics:
+            return evaluation.latency_s
+        is_first = evaluation.fidelity == self.settings.fidelities[0]  # later ones have the latency of the first
+        return metrics["latency"] if self.settings.measures and is_first and not metrics.get("disturbed") else None
 
     def _expected(self, evaluation: Evaluation) -> float:
         """Return the reward to expect of a network that was evaluated at the end of the search."""
@@ -296,7 +314,9 @@ class Worker:
         except OccupiedError as error:  # taken for dead, its worker goes on; what it learns is continued
             self._occupied[str(evaluation.plain["name"])] = time.monotonic()
             self.store.fail(evaluation, brief(error), again=True)
-        except (OverLimitError, DivergedError) as error:
+        except OverLimitError as error:
+            self.store.fail(evaluation, brief(error), latency_s=error.latency_s)
+        except DivergedError as error:
             self.store.fail(evaluation, brief(error))
         except Exception as error:
             if is_out_of_memory(error):
