@@ -592,7 +592,7 @@ def test_latencies_above_the_limit_are_learned(
     assert [worker.step(), worker.step()] == [True, True]
     assert [(each.state, each.latency_s) for each in store.evaluations()] == [("failed", None), ("failed", 2.0)]
     worker._learn(store.evaluations())
-    assert len(worker.space._ratios) == 1  # one that was disturbed teaches nothing
+    assert len(worker.space._measured) == 1  # one that was disturbed teaches nothing
     slow = worker.explorer.ask()
     assert slow is not None
     monkeypatch.setattr(BudgetedSpace, "is_too_slow", lambda space, candidate: candidate == slow[0])

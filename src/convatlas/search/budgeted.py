@@ -39,8 +39,7 @@ class BudgetedSpace(SpecSpace):
         self.limits, self.latency = limits, latency
         self.table = CostTable(space, classes=classes, channels=channels)
         self._known: dict[tuple[Any, ...], tuple[Counts, float] | None] = {}
-        self._ratios: dict[bytes, float] = {}
-        self._places: list[NDArray[np.float32]] = []
+        self._measured: dict[bytes, tuple[NDArray[np.float32], float]] = {}
         self._process: GaussianProcess | None = None
 
     def predict(self, candidate: Candidate) -> tuple[Counts, float] | None:
@@ -64,9 +63,9 @@ class BudgetedSpace(SpecSpace):
     def learn_latency(self, candidate: Candidate, seconds: float) -> None:
         """Correct the predictions near a candidate by its latency, which was measured."""
         codes, predicted = self.encode(candidate), self.predict(candidate)
-        if predicted is not None and codes.tobytes() not in self._ratios:
-            self._ratios[codes.tobytes()] = math.log(seconds / predicted[1])
-            self._places.append(self.positions(codes[None])[0])
+        if predicted is not None and codes.tobytes() not in self._measured:
+            place, ratio = self.positions(codes[None])[0], math.log(seconds / predicted[1])
+            self._measured[codes.tobytes()] = place, ratio
             self._process = None
 
     def is_too_slow(self, candidate: Candidate) -> bool:
@@ -75,9 +74,9 @@ class BudgetedSpace(SpecSpace):
         False for one that was measured itself.
         """
         codes, predicted = self.encode(candidate), self.predict(candidate)
-        if predicted is None or len(self._ratios) < MIN_MEASURED or codes.tobytes() in self._ratios:
+        if predicted is None or len(self._measured) < MIN_MEASURED or codes.tobytes() in self._measured:
             return False
-        places, ratios = np.array(self._places), np.array(list(self._ratios.values()))
+        places, ratios = map(np.array, zip(*self._measured.values(), strict=True))
         if self._process is None:
             self._process = GaussianProcess(self.ordered, noise=RATIO_NOISE)
             self._process.fit(places, ratios)
