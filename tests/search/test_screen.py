@@ -13,6 +13,7 @@ from convatlas.core.preprocessing import Preprocessing
 from convatlas.core.spec import Spec
 from convatlas.errors import SearchError
 from convatlas.search import latency as latency_module
+from convatlas.search import setup
 from convatlas.search.contestant import BASELINES, hand_baselines
 from convatlas.search.counts import Counts
 from convatlas.search.latency import Latency, LatencyMeter, LatencyModel
@@ -80,6 +81,21 @@ def test_a_latency_above_the_limit_is_measured_again_where_other_processes_distu
     measured = given(lambda number, spec: times[number - 1], other_load)
     assert METER.measure_one(ca.spec("cifar_resnet20"), limit_s=LIMIT_S).seconds == latency
     assert len(measured) == measurements
+
+
+def test_a_single_round_is_not_disturbed_by_itself() -> None:
+    """Of a network far above the limit."""
+    alone = latency_module._summarize([[0.02, 0.03]], 0.0)
+    assert (alone.seconds, alone.is_disturbed) == (0.02, False)
+    assert latency_module._summarize([[0.02], [0.03], [0.025]], 0.0).spread == pytest.approx(0.25)
+    assert latency_module._summarize([[0.02]], 0.5).is_disturbed
+
+
+def test_a_system_without_locks_has_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "count_cores", lambda: 8)
+    assert setup._default_workers("quick", "cpu") == 4
+    monkeypatch.setattr(setup, "HAS_LOCKS", False)
+    assert setup._default_workers("quick", "cpu") == 1
 
 
 def test_baselines_are_not_widened_beyond_what_learns_in_the_time() -> None:

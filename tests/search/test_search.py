@@ -5,24 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 import convatlas as ca
 from commands import Command, check_refused
+from convatlas.cli.search import _Lines
 from convatlas.core.choice import choose
 from convatlas.errors import ConvatlasError, SearchError
 from convatlas.inference.load import load
 from convatlas.models.families.resnet import ResNet
 from convatlas.search import setup
 from convatlas.search.budgeted import BudgetedSpace
-from convatlas.search.contestant import Contestant
-from convatlas.search.evaluation import Evaluator, epochs_within
+from convatlas.search.contestant import Contestant, Kind
+from convatlas.search.evaluation import HEAD_IMAGES, Evaluator, KnownLatency, epochs_within
 from convatlas.search.finals import STOP_SHARE, add_finalists, continue_best, final_candidates, final_fidelity
 from convatlas.search.latency import LatencyMeter, LatencyModel
 from convatlas.search.launch import (
@@ -33,7 +38,7 @@ from convatlas.search.launch import (
     start,
 )
 from convatlas.search.limits import Limits, hard_limits
-from convatlas.search.report import write_report
+from convatlas.search.report import lineage, verdict, write_report
 from convatlas.search.settings import SearchSettings
 from convatlas.search.setup import SearchOptions
 from convatlas.search.standings import (
@@ -57,6 +62,11 @@ from convatlas.train.resume import open_run
 from convatlas.train.run_folder import OccupiedError
 
 LIMITS = Limits(latency_s=0.02, params=100_000)
+
+METRICS = {
+    "latency": 0.001, "parameters": 1, "macs": 1, "epochs": 1.0, "model_accuracy": 0.0, "disturbed": 0.0,
+    "predicted": 0.0,
+}  # fmt: skip
 
 
 SPACE: Any = ResNet(
@@ -92,14 +102,23 @@ def test_the_winner_is_an_ordinary_model_within_the_limits(result: SearchResult)
 
 
 def test_the_winner_is_told_with_the_finalist_that_was_stopped(result: SearchResult) -> None:
-    winner, other = result.finalists
-    assert winner.is_candidate is not other.is_candidate  # a single worker has two finalists
-    assert winner.fidelity > other.fidelity  # that was stopped
-    assert f"{winner.name} wins with {winner.accuracy:.2%}" in result.verdict
-    assert f"had {other.accuracy:.2%} after" in result.verdict
-    assert f"against {dict(winner.curve)[other.fidelity]:.2%}." in result.verdict
-    assert [fidelity for fidelity, _ in winner.curve[:2]] == [0.25, 1.0]  # of its trial, which it continued
-    assert result.run.results["val"].score == result.winner.accuracy
+    stopped, ended = sorted(result.finalists, key=lambda each: each.contestant.to_end)
+    assert stopped.is_candidate is not ended.is_candidate  # a single worker has two finalists
+    assert stopped.fidelity < ended.fidelity
+    text = verdict((ended, stopped), result.standings)
+    assert f"{ended.name} wins with {ended.accuracy:.2%}" in text
+    assert f"had {stopped.accuracy:.2%} after" in text
+    assert f"against {dict(ended.curve)[stopped.fidelity]:.2%}." in text
+    assert [fidelity for fidelity, _ in ended.curve[:2]] == [0.25, 1.0]  # of its trial, which it continued
+    assert result.winner.model_reward == max(each.model_reward for each in result.finalists)
+    assert result.verdict.startswith(f"{result.winner.name} wins with ")
+    assert result.run.results["val"].score == result.winner.model_reward
+
+
+def test_the_lineage_is_that_of_the_best_finalist(result: SearchResult) -> None:
+    best = next(each for each in result.finalists if each.is_candidate)
+    lines = lineage(result.finalists, open_store(result.folder, result.settings).evaluations(), result.settings)
+    assert not lines or lines[0].startswith(best.name)
 
 
 def test_the_learning_rate_of_the_winner_falls_at_the_end_of_its_trial(result: SearchResult) -> None:
@@ -235,6 +254,21 @@ def test_a_training_that_was_interrupted_ends_in_the_time_that_is_left(result: S
     assert 1 <= len(open_run(folder).history) < 900
 
 
+@pytest.mark.parametrize(("kind", "images", "alone"), [
+    ("pretrained", HEAD_IMAGES, 1), ("pretrained", HEAD_IMAGES + 1, 0), ("baseline", HEAD_IMAGES, 0),
+])  # fmt: skip
+def test_of_few_images_the_head_of_a_pretrained_network_is_trained_alone_at_first(
+    result: SearchResult, tmp_path: Path, kind: Kind, images: int, alone: int
+) -> None:
+    shutil.copy(result.model_file, tmp_path / "weights.safetensors")
+    contestant = replace(result.winner.contestant, name="a", kind=kind, weights="weights.safetensors", to_end=False)
+    evaluator = Evaluator(tmp_path, replace(result.settings, train_images=images), MachineLock(tmp_path))
+    run = evaluator._resume_or_start(contestant)
+    assert run.config.recipe.head_epochs == alone
+    evaluator.train(run, lambda: run.state.step >= 2)
+    assert any(each.requires_grad for each in run.network.stages.parameters()) is not bool(alone)
+
+
 def test_many_epochs_of_a_trial_do_not_keep_the_learning_rate_from_falling(
     result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +302,43 @@ def test_what_is_not_the_fault_of_a_network_ends_the_worker_and_nothing_is_lost(
     for _ in names:
         assert worker.step()
     assert sorted(each.contestant.name for each in standings(store.evaluations())) == names
+
+
+def test_no_number_of_workers_with_an_error_of_the_machine_fails_a_network(
+    result: SearchResult, tmp_path: Path
+) -> None:
+    settings = replace(result.settings, data=str(tmp_path / "unmounted"))
+    contestant = replace(result.standings[-1].contestant, latency_s=0.001)
+    store = start(tmp_path, settings, [replace(contestant, name=f"n{i}") for i in range(3)])
+    for _ in range(4):
+        worker = Worker(tmp_path, settings, store)
+        assert [worker.step(), worker.step()] == [True, True]
+        with pytest.raises(ConvatlasError, match="unmounted"):
+            worker.step()
+    assert not any(map(has_failed, store.evaluations()))
+    assert Worker(tmp_path, replace(result.settings, training_s=1e-3), store).step()
+
+
+def test_an_outage_does_not_end_the_renewal_of_leases(
+    result: SearchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contestant = replace(result.standings[-1].contestant, latency_s=0.001)
+    settings = replace(result.settings, training_s=1e-3)
+    store = start(tmp_path, settings, [contestant])
+    worker, renewed = Worker(tmp_path, settings, store), Event()
+
+    def unreachable(evaluation: Evaluation) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            renewed.set() if calls else calls.append(evaluation)
+            raise SearchError("the store cannot be reached")
+
+    calls: list[Evaluation] = []
+    monkeypatch.setattr("convatlas.search.worker.LEASE_S", 0.01)
+    monkeypatch.setattr(store, "renew", unreachable)
+    evaluate = Evaluator.evaluate
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *given: renewed.wait(60) and evaluate(*given))
+    assert worker.step()
+    assert [each.state for each in store.evaluations()] == ["complete"]
 
 
 def test_a_network_with_an_error_fails_when_another_one_trains(result: SearchResult, tmp_path: Path) -> None:
@@ -338,7 +409,8 @@ def test_what_the_search_left_waiting_does_not_keep_it_from_its_end(result: Sear
 
 def evaluation(number: int, name: str, accuracy: float, fidelity: float = 1.0, kind: str = "candidate") -> Evaluation:
     plain = Contestant(name, kind, ca.spec("lenet5")).to_plain()  # type: ignore[arg-type]
-    metrics = {"accuracy": accuracy, "latency": 0.001 * (number + 1), "parameters": 1, "macs": 1, "epochs": 1.0}
+    accuracies = dict.fromkeys(("accuracy", "reward", "model_accuracy"), accuracy)
+    metrics = {**METRICS, **accuracies, "latency": 0.001 * (number + 1)}
     return Evaluation(number, plain, {}, fidelity, "complete", metrics=metrics)
 
 
@@ -374,16 +446,13 @@ def test_finalists_of_a_shorter_search_are_left_alone(result: SearchResult, tmp_
     assert [each.state for each in store.evaluations()] == ["waiting", "complete"]
 
 
-METRICS = {"latency": 0.001, "parameters": 1, "macs": 1, "epochs": 50.0}
-
-
 def complete(store: TrialStore, contestant: Contestant, fidelity: float, **metrics: float) -> None:
     """Add an evaluation with its metrics."""
     store.add(contestant.to_plain(), {}, fidelity)
     evaluation = store.claim_next()
     assert evaluation is not None
     assert evaluation.plain["name"] == contestant.name
-    store.complete(evaluation, {**METRICS, "reward": metrics["accuracy"], **metrics})
+    store.complete(evaluation, {**METRICS, "epochs": 50.0, "reward": metrics["accuracy"], **metrics})
 
 
 def networks(result: SearchResult, *names: str) -> list[Contestant]:
@@ -474,7 +543,7 @@ def test_the_finalist_of_which_more_is_expected_continues(result: SearchResult, 
     for _ in range(2):
         evaluation = store.claim_next()
         assert evaluation is not None
-        store.complete(evaluation, {"accuracy": 0.7, **METRICS})
+        store.complete(evaluation, {**METRICS, "accuracy": 0.7, "reward": 0.7})
     assert continued() is None
 
 
@@ -517,7 +586,7 @@ def test_an_evaluation_begins_if_half_of_it_fits(result: SearchResult, tmp_path:
     assert not worker.step(10.0)  # a quarter of 100 s
     evaluation = store.claim_next()
     assert evaluation is not None
-    metrics = {"accuracy": 0.5, "reward": 0.5, "latency": 0.001, "parameters": 1, "macs": 1, "epochs": 1.0}
+    metrics = {**METRICS, "accuracy": 0.5, "reward": 0.5}
     store.complete(evaluation, metrics)
     assert not worker.step(30.0)  # it would be promoted for 75 s
     assert len(store.evaluations()) == 1
@@ -587,17 +656,51 @@ def test_latencies_above_the_limit_are_learned(
     settings = replace(result.settings, training_s=1e-3)
     store = start(tmp_path, settings, [])
     worker = Worker(tmp_path, settings, store)
-    measured = iter([(1.0, True), (2.0, False), (3.0, False)])
+    measured = iter([KnownLatency(1.0, is_disturbed=True), KnownLatency(2.0), KnownLatency(3.0, is_predicted=True)])
     monkeypatch.setattr(Evaluator, "latency_of", lambda *_: next(measured))
-    assert [worker.step(), worker.step()] == [True, True]
-    assert [(each.state, each.latency_s) for each in store.evaluations()] == [("failed", None), ("failed", 2.0)]
+    assert [worker.step(), worker.step(), worker.step()] == [True, True, True]
+    assert [each.state for each in store.evaluations()] == ["failed"] * 3
+    assert [each.latency_s for each in store.evaluations()] == [None, 2.0, None]
     worker._learn(store.evaluations())
-    assert len(worker.space._measured) == 1  # one that was disturbed teaches nothing
+    assert len(worker.space._measured) == 1  # one that was disturbed, or predicted, teaches nothing
     slow = worker.explorer.ask()
     assert slow is not None
     monkeypatch.setattr(BudgetedSpace, "is_too_slow", lambda space, candidate: candidate == slow[0])
     asked = [worker._ask(store.evaluations()) for _ in range(worker.space.size)]
     assert slow[0] not in [each[0] for each in asked if each is not None]
+
+
+def test_the_answer_is_the_best_finalist_on_val_even_if_it_was_stopped() -> None:
+    stopped = evaluation(0, final_name("base", 60.0), 0.785, 2.0, "baseline")
+    ended = evaluation(1, final_name("a", 60.0), 0.78, 9.0)
+    no_epoch = evaluation(2, final_name("b", 60.0), 0.79, 2.0)
+    no_epoch = replace(no_epoch, metrics={**no_epoch.metrics, "model_accuracy": 0.0})
+    found = standings([ended, no_epoch, stopped], time_s=60.0)
+    assert [each.name for each in found] == ["base", "a", "b"]
+    assert verdict(found, found).endswith("has 78.00%. The search did not beat it, so it is the answer.")
+
+
+def test_a_search_without_finalists_of_its_own_did_not_beat_the_baseline() -> None:
+    trials = [evaluation(0, "base", 0.8, 0.25, "baseline"), evaluation(1, "base", 0.9, kind="baseline")]
+    found = standings([*trials, evaluation(2, "a", 0.7, 0.25)])
+    assert verdict(found[:1], found).endswith(
+        "the best candidate, a, had 70.00% after 25% of the training, against 80.00%. "
+        "The search did not beat it, so it is the answer."
+    )
+
+
+def test_evaluations_of_all_workers_are_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, now = _Lines(), time.time() + 1
+    before, own, other = (
+        replace(evaluation(i, name, 0.5), begin=now - 100, end=now + i) for i, name in enumerate("abc")
+    )
+    before = replace(before, end=now - 50)
+    lines(own, [before, replace(own, metrics={**own.metrics, "disturbed": 1.0})], 60.0)
+    lines(own, [before, own, other], 60.0)
+    printed = capsys.readouterr().out
+    assert "a at 100%: " not in printed
+    assert [printed.count(f"{name} at 100%: 50.00%") for name in "bc"] == [1, 1]
+    assert printed.count("disturbed by other processes") == 1
 
 
 def test_a_soft_objective_weighs_accuracy_and_latency() -> None:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_the_seed_decides_the_result(whole: dict[str, Path], tmp_path: Path) -> 
 def test_the_interval_of_checkpoints_does_not_change_the_result(whole: dict[str, Path], tmp_path: Path) -> None:
     fit("modern", tmp_path / "run", options=RunOptions(checkpoint_seconds=0.0))
     assert same_run(tmp_path / "run", whole["modern"])
+
+
+def test_the_time_of_the_caller_is_not_that_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller_s = 0.0
+    clock = time.perf_counter
+    monkeypatch.setattr("convatlas.train.run.time.perf_counter", lambda: clock() + caller_s)
+    run = prepare(tmp_path / "run", epochs=2)
+    for _ in run.steps():
+        caller_s += 1e6
+    assert 0 < run.state.seconds < 1e6
 
 
 def test_the_model_file_holds_the_history_of_its_weights(whole: dict[str, Path]) -> None:

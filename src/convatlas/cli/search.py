@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,7 +144,7 @@ def search(
     limits = Limits(max_latency, max_params, max_macs, max_file, max_memory)
     with console.progress_bar() as progress:
         result = run_search(
-            data, limits=limits, time_s=time, out=out, options=options, on_evaluation=_print_evaluation,
+            data, limits=limits, time_s=time, out=out, options=options, on_evaluation=_Lines(),
             on_phase=_print_phase, progress=progress,
         )  # fmt: skip
     console.console.print(printable(result.verdict))
@@ -158,9 +159,27 @@ def _print_phase(text: str) -> None:
         console.console.print(printable(line))
 
 
+class _Lines:
+    """Prints a line for each evaluation that has ended since the start, those of other workers, too."""
+
+    def __init__(self) -> None:
+        self._begin = time.time()
+        self._printed: set[int] = set()
+
+    def __call__(self, evaluation: Evaluation, everything: Sequence[Evaluation], left: float) -> None:
+        ended = [
+            each for each in everything
+            if each.state in ("complete", "failed") and each.end >= self._begin and each.number not in self._printed
+        ]  # fmt: skip
+        for each in sorted(ended, key=lambda each: each.end):
+            self._printed.add(each.number)
+            _print_evaluation(each, everything, left)
+
+
 def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], left: float) -> None:
     """Print one line: what was evaluated, and how far the search is."""
     from convatlas.search.standings import front, is_final, network_name, standings
+    from convatlas.search.store import elapsed
     from convatlas.system.progress import clock
     from convatlas.system.quantities import TIME
     from convatlas.tasks.table import pluralize
@@ -168,7 +187,9 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
     if evaluation.state == "complete":
         metrics = evaluation.metrics
         outcome = (
-            f"{metrics['accuracy']:.2%}, {1000 * metrics['latency']:.3g} ms, {metrics['parameters']:,.0f} parameters"
+            f"{metrics['accuracy']:.2%}, {1000 * metrics['latency']:.3g} ms"
+            f"{' (disturbed by other processes)' if metrics['disturbed'] else ''}, "
+            f"{metrics['parameters']:,.0f} parameters"
         )
     else:
         outcome = evaluation.error or evaluation.state
@@ -182,9 +203,8 @@ def _print_evaluation(evaluation: Evaluation, everything: Sequence[Evaluation], 
             first = found[0]
             parts.append(f"best {first.accuracy:.2%} ({first.name} at {first.fidelity:.0%})")
             parts.append(f"{pluralize(len(front(found)), 'network')} on the front")
-    done = sum(each.state == "complete" for each in everything)
-    begin = min((each.begin for each in everything if each.begin), default=0.0)
-    minutes = max(1e-9, max(each.end for each in everything) - begin) / 60
+    done = sum(each.state == "complete" and each.end <= evaluation.end for each in everything)
+    minutes = max(1e-9, elapsed(everything)) / 60
     parts.append(f"{done / minutes:.2g} per minute, {clock(max(0.0, left))} left")
     console.console.print(printable(f"{done:>3}  {'; '.join(parts)}"))
 
@@ -203,7 +223,7 @@ def worker(
 
     if stop_at_eof:
         threading.Thread(target=_terminate_at_eof, daemon=True).start()
-    work(search, storage=storage, on_evaluation=_print_evaluation)
+    work(search, storage=storage, on_evaluation=_Lines())
 
 
 def _terminate_at_eof() -> None:

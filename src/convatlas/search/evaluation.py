@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from convatlas.data.readers.memory import Data
 from convatlas.errors import RunError, SearchError
@@ -43,6 +43,10 @@ MAX_EPOCHS, ENDLESS = 1000, 100_000
 
 WARM_UP_IMAGES = 2000
 """Images over which the learning rate of a contestant rises."""
+
+HEAD_IMAGES = 4000
+"""Most images of the train split of which the first epoch trains the head alone, if the recipe of a pretrained network
+has such epochs; of more, an epoch would be most of a trial."""
 
 EMA_DECAY = 0.98
 """Decay per step of the moving average of the weights, which is evaluated while the learning rate is high."""
@@ -90,6 +94,17 @@ class OverLimitError(SearchError):
         self.latency_s = latency_s
 
 
+class KnownLatency(NamedTuple):
+    """The latency of a contestant, in seconds for one image.
+
+    is_disturbed: other processes disturbed the measurement. is_predicted: by the model, not measured.
+    """
+
+    seconds: float
+    is_disturbed: bool = False
+    is_predicted: bool = False
+
+
 @dataclass
 class Evaluator:
     """Evaluates the contestants of a search.
@@ -108,18 +123,12 @@ class Evaluator:
 
         Raises OverLimitError before any training, and RunError if it cannot be trained.
         """
-        counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
-        latency, is_disturbed = self.latency_of(contestant, counts)
-        over = self.settings.hard_limits.exceeded(counts, latency)
-        if over and is_disturbed:
-            raise OverLimitError(f"{over}; other processes disturbed the measurement")
-        if over:
-            raise OverLimitError(over, latency if self.settings.measures_here else None)
+        counts, latency = self._within_limits(contestant)
         with self.lock.working():
             run = self._resume_or_start(contestant)
         self.train(run, lambda: run.state.seconds >= fidelity * self.settings.training_s)
         run.save()
-        return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
+        return self.metrics(run, counts, latency)
 
     def train_to_end(
         self, contestant: Contestant, seconds: float, *, left_s: float, threads: int | None, speedup: float
@@ -128,9 +137,9 @@ class Evaluator:
 
         It continues its trial. left_s: the most seconds from now on, which are fewer if it was interrupted. speedup: of
         the rest, if it has more cores. The run has a report.
+        Raises OverLimitError before any training.
         """
-        counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
-        latency, is_disturbed = self.latency_of(contestant, counts)
+        counts, latency = self._within_limits(contestant)
         with self.lock.working():
             run = self._resume_or_start(contestant)
         seconds = min(seconds, run.state.seconds + left_s)
@@ -144,13 +153,13 @@ class Evaluator:
             run = open_run(run.folder, data=self.data, epochs=epochs, threads=threads)
         if not run.state.finished:
             run = self.finish_timed(run, seconds=seconds)
-        return self.metrics(run, counts, latency, is_disturbed=is_disturbed)
+        return self.metrics(run, counts, latency)
 
-    def metrics(self, run: Run, counts: Counts, latency: float, *, is_disturbed: bool = False) -> dict[str, float]:
+    def metrics(self, run: Run, counts: Counts, latency: KnownLatency) -> dict[str, float]:
         """Return the metrics of a run as it is, or of its best epoch if it is finished.
 
+        model_accuracy: that of its model file, which has the best epoch; 0 before the end of the first one.
         Raises RunError without a val split.
-        is_disturbed: other processes disturbed the measurement of the latency.
         """
         with self.lock.working():
             if run.state.finished and not run.results:
@@ -158,26 +167,36 @@ class Evaluator:
             result = run.results.get("val") if run.state.finished else run.validate()
         if result is None:
             raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
-        score = reward(result.score, latency, self.settings.limits.target_s, self.settings.objective)
+        saved = result.score if run.state.finished else run.state.best_score or 0.0
+        score = reward(result.score, latency.seconds, self.settings.limits.target_s, self.settings.objective)
         return {
-            "accuracy": result.score, "reward": score, "latency": latency, "parameters": counts.parameters,
+            "accuracy": result.score, "reward": score, "latency": latency.seconds, "parameters": counts.parameters,
             "macs": counts.macs, "file_bytes": counts.file_bytes, "memory_bytes": counts.memory_bytes,
             "steps": run.state.step, "epochs": run.state.step / run.steps_per_epoch, "seconds": run.state.seconds,
-            "disturbed": float(is_disturbed),
+            "disturbed": float(latency.is_disturbed), "predicted": float(latency.is_predicted),
+            "model_accuracy": saved,
         }  # fmt: skip
 
-    def latency_of(self, contestant: Contestant, counts: Counts) -> tuple[float, bool]:
-        """Return (seconds, whether other processes disturbed the measurement) of the machine of the search.
-
-        It is measured there, unless it is known, and predicted on another kind of machine.
-        """
+    def latency_of(self, contestant: Contestant, counts: Counts) -> KnownLatency:
+        """Return the latency of a contestant: measured if it is not known, and predicted on another kind of machine."""
         if contestant.latency_s is not None:
-            return contestant.latency_s, False
+            return KnownLatency(contestant.latency_s, is_predicted=not self.settings.measures)
         if self.settings.latency is not None and not self.settings.measures_here:
-            return self.settings.latency.predict(counts), False
+            return KnownLatency(self.settings.latency.predict(counts), is_predicted=True)
         limit_s = self.settings.hard_limits.target_s
         measured = self.settings.meter.measure_one(contestant.spec, limit_s=limit_s, lock=self.lock)
-        return measured.seconds, measured.is_disturbed
+        return KnownLatency(measured.seconds, is_disturbed=measured.is_disturbed)
+
+    def _within_limits(self, contestant: Contestant) -> tuple[Counts, KnownLatency]:
+        """Return the cost and the latency of a contestant; raises OverLimitError."""
+        counts = Counts.of(contestant.spec, classes=self.settings.classes, channels=self.settings.channels)
+        latency = self.latency_of(contestant, counts)
+        over = self.settings.hard_limits.exceeded(counts, latency.seconds)
+        if over and latency.is_disturbed:
+            raise OverLimitError(f"{over}; other processes disturbed the measurement")
+        if over:
+            raise OverLimitError(over, None if latency.is_predicted else latency.seconds)
+        return counts, latency
 
     def open_timed(
         self, contestant: Contestant, folder: Path, *, seconds: float, fields: Mapping[str, Any], max_epochs: int,
@@ -244,6 +263,8 @@ class Evaluator:
             "warmup": min(1.0, WARM_UP_IMAGES / self.settings.train_images),
         }  # fmt: skip
         assert fields.keys() == OWN_FIELDS
+        if contestant.kind == "pretrained" and self.settings.train_images <= HEAD_IMAGES:
+            del fields["head_epochs"]
         return self._prepare(contestant, folder, fields)
 
     def _prepare(self, contestant: Contestant, folder: Path, fields: Mapping[str, Any]) -> Run:

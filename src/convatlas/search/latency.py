@@ -61,8 +61,8 @@ MAX_MEASUREMENTS, PAUSE_S = 3, 2.0
 class Latency:
     """Seconds for one image: the minimum, which is the latency that is compared, median and 95th percentile.
 
-    spread: by which share the minimum of the second-best round is larger. other_load: share of the cores that other
-    processes used meanwhile.
+    spread: by which share the minimum of the second-best round is larger; 0 for a single round. other_load: share of
+    the cores that other processes used meanwhile.
     """
 
     seconds: float
@@ -153,10 +153,10 @@ def _time_round(engine: NetworkEngine, pixels: Any) -> list[float]:
 
 
 def _summarize(rounds: Sequence[list[float]], other_load: float) -> Latency:
-    best, second, *_ = sorted([*map(min, rounds), math.inf])
+    best, *others = sorted(map(min, rounds))
     times = sorted(seconds for each in rounds for seconds in each)
     p95 = times[min(len(times) - 1, math.ceil(0.95 * len(times)))]
-    return Latency(best, statistics.median(times), p95, second / best - 1, round(other_load, 3))
+    return Latency(best, statistics.median(times), p95, (others or [best])[0] / best - 1, round(other_load, 3))
 
 
 FOLDS = 5

@@ -59,7 +59,7 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """Which network won, and against which, in one sentence."""
-        return verdict(self.finalists)
+        return verdict(self.finalists, self.standings)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def finish(
     store.take_over()
     evaluations = store.evaluations()
     found, finals = standings(evaluations), standings(evaluations, time_s=settings.time_s)
-    if not finals or not finals[0].contestant.to_end:
+    if not any(each.contestant.to_end for each in finals):
         errors = [each.error for each in evaluations if each.error]
         raise SearchError(
             f"{folder}: no network could be trained: {errors[-1] if errors else 'the time was too short'}"

@@ -30,11 +30,11 @@ MAX_LINEAGE = 8
 """Most steps of the lineage of the winner."""
 
 
-def verdict(found: Sequence[Standing]) -> str:
-    """Return which network won, and against which, in a few words. found: the finalists, or all standings."""
-    best = found[0]
+def verdict(compared: Sequence[Standing], found: Sequence[Standing]) -> str:
+    """Return which network won, and against which, in a few words. compared: the finalists, or all standings, found."""
+    best = compared[0]
     text = f"{best.name} wins with {best.accuracy:.2%} on val at {1000 * best.latency:.3g} ms"
-    other = next((each for each in found if each.is_candidate is not best.is_candidate), None)
+    other = next((each for each in (*compared, *found) if each.is_candidate is not best.is_candidate), None)
     if other is None:
         return f"{text}."
     nouns = {"candidate": "best candidate", "baseline": "best baseline", "pretrained": "best pretrained network"}
@@ -64,7 +64,7 @@ def write_report(
         failed = f"; the last of {len(errors)} that failed: {errors[-1]}" if errors else ""
         raise SearchError(f"{folder}: no evaluation is complete yet, try again later{failed}")
     finals = standings(evaluations, time_s=settings.time_s)
-    compared = finals if finals and finals[0].contestant.to_end else found
+    compared = finals if any(each.contestant.to_end for each in finals) else found
     first = compared[0]
     title = f"{'Model selection' if is_selection else 'Search'} on {Path(settings.data).name}"
     tried = [_tried(each, evaluations, settings, found) for each in found]
@@ -81,7 +81,7 @@ def write_report(
         page.header(title, f"{settings.networks}; {settings.limits}"),
         page.summary_card(
             f"{first.accuracy:.2%}", "accuracy on val of the winner",
-            sentences=[verdict(compared), *_final_texts(results), _latency_text(settings)],
+            sentences=[verdict(compared, found), *_final_texts(results), _latency_text(settings)],
             facts=_facts(settings, evaluations, found) | ({} if is_selection else _time(settings, evaluations)),
         ),
         "" if is_selection else _commands(folder, settings, best),
@@ -97,7 +97,7 @@ def write_report(
             _importance(evaluations, settings),
         ) if candidates else "",
         page.section(
-            "Lineage of the best candidate", page.listing(lineage(found, evaluations, settings)),
+            "Lineage of the best candidate", page.listing(lineage(compared, evaluations, settings)),
             lead="Each line is a candidate, the earlier one that is most like it, and what differs.",
         ) if candidates else "",
         page.section("The winner", page.pairs(_cells(first.contestant))),

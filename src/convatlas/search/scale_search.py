@@ -151,10 +151,8 @@ def _steps(low: float, high: float, step: float) -> list[float]:
 
 def spread(points: Sequence[tuple[float, float, float]], number: int) -> list[tuple[float, float, float]]:
     """Return some of the points, far from each other: the one nearest to the published ones, then the farthest."""
-    if number >= len(points):
-        return list(points)
-    chosen = [min(points, key=lambda point: math.dist(point, PUBLISHED))]
-    while len(chosen) < number:
+    chosen = [min(points, key=lambda point: math.dist(point, PUBLISHED))] if points else []
+    while len(chosen) < min(number, len(points)):
         chosen.append(max(points, key=lambda point: min(math.dist(point, other) for other in chosen)))
     return chosen
 

@@ -14,9 +14,6 @@ from convatlas.search.limits import Limits
 TOO_SLOW = 1.5
 """Networks whose predicted latency is more than so many times the limit are not measured."""
 
-RESERVE = 0.97
-"""Share of the limit that a measured latency must be below."""
-
 MACS_PER_S = 2e11
 """MACs per second that no thread of a CPU reaches; networks that would need more are not measured."""
 
@@ -51,11 +48,11 @@ class Screen:
             if predicted > TOO_SLOW * self.limits.target_s:
                 return None
         meter = self.meter if preprocessing is None else replace(self.meter, preprocessing=preprocessing)
-        limit = RESERVE * self.limits.target_s
+        limit = self.limits.target_s
         if counts.macs > MACS_PER_S * meter.threads * limit:
             return None
         try:
             seconds = meter.measure_one(spec, limit_s=limit).seconds
         except EngineError:  # it cannot run the network
             return None
-        return seconds if seconds < limit else None
+        return seconds if seconds <= limit else None

@@ -45,7 +45,7 @@ from convatlas.search.supernet import extreme, with_shared_weights
 from convatlas.search.supernet_search import SUPERNET
 from convatlas.system.cores import count_cores
 from convatlas.system.devices import resolve_device
-from convatlas.system.locks import MachineLock
+from convatlas.system.locks import HAS_LOCKS, MachineLock
 from convatlas.system.progress import Progress
 from convatlas.system.quantities import COUNT
 from convatlas.tasks.task import Task
@@ -292,7 +292,7 @@ def _absolute(recipe: str | None) -> str | None:
 
 def _default_workers(candidates: Candidates, device: str) -> int:
     """Return as many workers as there are cores, up to `MAX_WORKERS`, or one fewer if fewer cores are idle then."""
-    if candidates == "supernet" or resolve_device(device).type != "cpu":
+    if candidates == "supernet" or resolve_device(device).type != "cpu" or not HAS_LOCKS:
         return 1
     cores = count_cores()
     most = min(cores, MAX_WORKERS)

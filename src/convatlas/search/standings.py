@@ -48,7 +48,7 @@ class Standing:
 
     accuracy: on val. reward: what is compared: the accuracy, unless a soft objective weighs it with the latency.
     latency: seconds for one image. number: of its first trial. curve: fidelity and accuracy of all its evaluations, the
-    highest fidelity last. epochs: of its training so far.
+    highest fidelity last. epochs: of its training so far. model_reward: of its model file, which has the best epoch.
     """
 
     contestant: Contestant
@@ -61,6 +61,7 @@ class Standing:
     number: int
     curve: tuple[tuple[float, float], ...]
     epochs: float
+    model_reward: float
 
     @property
     def name(self) -> str:
@@ -97,7 +98,8 @@ def _log_fall(epochs: float) -> float:
 def standings(evaluations: Sequence[Evaluation], *, time_s: float | None = None) -> list[Standing]:
     """Return all contestants with results, the best first: by fidelity, then by accuracy; of equal ones baselines.
 
-    time_s: the finalists of a search of so many seconds instead. One whose training failed later, because it diverged
+    time_s: the finalists of a search of so many seconds instead, by the reward of their model files: one that was
+    stopped may be better than the one that was trained to its end. One whose training failed later, because it diverged
     for instance, is out.
     """
     failed = {each.plain["name"] for each in evaluations if has_failed(each)}
@@ -114,7 +116,12 @@ def standings(evaluations: Sequence[Evaluation], *, time_s: float | None = None)
     if time_s is None:
         groups = searched
     found = [_standing(group, searched.get(network_name(name), [])) for name, group in groups.items()]
-    return sorted(found, key=lambda each: (-each.fidelity, -each.reward, each.is_candidate, each.number))
+
+    def place(each: Standing) -> tuple[float, ...]:
+        best = (-each.fidelity, -each.reward) if time_s is None else (-each.model_reward, -each.fidelity)
+        return *best, each.is_candidate, each.number
+
+    return sorted(found, key=place)
 
 
 def _standing(group: Sequence[Evaluation], searched: Sequence[Evaluation]) -> Standing:
@@ -122,12 +129,13 @@ def _standing(group: Sequence[Evaluation], searched: Sequence[Evaluation]) -> St
     last = max(group, key=lambda each: each.fidelity)
     accuracies = {each.fidelity: each.metrics["accuracy"] for each in (*searched, *group)}
     metrics = last.metrics
+    measured = [each for each in group if not each.metrics["predicted"]]
     return Standing(
-        Contestant.read(last.plain), last.fidelity, metrics["accuracy"], metrics.get("reward", metrics["accuracy"]),
-        min(each.metrics["latency"] for each in group), int(metrics["parameters"]), int(metrics["macs"]),
+        Contestant.read(last.plain), last.fidelity, metrics["accuracy"], metrics["reward"],
+        min(each.metrics["latency"] for each in measured or group), int(metrics["parameters"]), int(metrics["macs"]),
         min(each.number for each in group),
         tuple((fidelity, accuracies[fidelity]) for fidelity in sorted(accuracies) if fidelity <= last.fidelity),
-        metrics["epochs"],
+        metrics["epochs"], metrics["model_accuracy"] * metrics["reward"] / max(metrics["accuracy"], 1e-9),
     )  # fmt: skip
 
 

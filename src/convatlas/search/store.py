@@ -44,7 +44,7 @@ MAX_PAUSE_S = 60.0
 """Longest time between two evaluations in which a worker is choosing the next one; in a longer one nothing runs."""
 
 MAX_ATTEMPTS = 3
-"""Number of workers that may die at the start of an evaluation, or fail, before it counts as failed."""
+"""Number of workers that may die at the start of an evaluation before it counts as failed."""
 
 CHUNK = 1 << 16
 """Bytes of a journal that are read at once, to find its last line."""

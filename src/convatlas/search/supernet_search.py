@@ -169,7 +169,7 @@ def best_of(
         name, spec = candidate_name(codes), space.value(each.candidate)
         path = Path(SUPERNET) / f"{name}.safetensors"
         contestant = Contestant(name, "candidate", spec, weights=str(path), seed=settings.seed)
-        latency, _ = evaluator.latency_of(contestant, each.counts)
+        latency = evaluator.latency_of(contestant, each.counts).seconds
         if settings.hard_limits.exceeded(each.counts, latency):
             continue
         chosen += 1

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,13 @@ from convatlas.errors import ConvatlasError, DivergedError, SearchError, brief
 from convatlas.search.budgeted import BudgetedSpace
 from convatlas.search.contestant import Contestant, candidate_name
 from convatlas.search.counts import Counts
-from convatlas.search.evaluation import Evaluator, OverLimitError
+from convatlas.search.evaluation import Evaluator, KnownLatency, OverLimitError
 from convatlas.search.explorer import Explorer
 from convatlas.search.finals import final_fidelity, final_seconds, speedup
 from convatlas.search.settings import SearchSettings
 from convatlas.search.space import Candidate
 from convatlas.search.standings import expected_reward, has_failed, is_final, network_name, promoted
-from convatlas.search.store import LEASE_S, MAX_ATTEMPTS, Evaluation, TrialStore, elapsed, not_added_again
+from convatlas.search.store import LEASE_S, Evaluation, TrialStore, elapsed, not_added_again
 from convatlas.search.supernet_search import SupernetAccuracy, best_of, rank, train_supernet
 from convatlas.system.cores import count_cores
 from convatlas.system.devices import is_out_of_memory, resolve_device
@@ -275,7 +275,7 @@ class Worker:
         if not metrics:
             return evaluation.latency_s
         is_first = evaluation.fidelity == self.settings.fidelities[0]  # later ones have the latency of the first
-        return metrics["latency"] if self.settings.measures and is_first and not metrics.get("disturbed") else None
+        return None if not is_first or metrics["disturbed"] or metrics["predicted"] else metrics["latency"]
 
     def _expected(self, evaluation: Evaluation) -> float:
         """Return the reward to expect of a network that was evaluated at the end of the search."""
@@ -331,10 +331,10 @@ class Worker:
         self._on_evaluation(everything[evaluation.number], everything, left)
 
     def _suspect(self, evaluation: Evaluation, error: Exception) -> None:
-        """Let an evaluation with an error wait, if it was not the last attempt; raise the error of the last suspect."""
+        """Let an evaluation with an error wait; raise the error of the last suspect."""
         text = brief(error) if isinstance(error, ConvatlasError) else f"{type(error).__name__}: {brief(error)}"
         self._suspects[str(evaluation.plain["name"])] = text
-        self.store.fail(evaluation, text, again=evaluation.attempt < MAX_ATTEMPTS, is_attempt=True)
+        self.store.fail(evaluation, text, again=True)
         if len(self._suspects) >= MAX_SUSPECTS:
             raise error
 
@@ -346,6 +346,7 @@ class Worker:
         before = [
             each.metrics["latency"] for each in self.store.evaluations()
             if each.state == "complete" and network_name(str(each.plain["name"])) == name
+            and not each.metrics["predicted"]
         ]  # fmt: skip
         return replace(contestant, latency_s=min(before)) if before else contestant
 
@@ -369,7 +370,9 @@ class Worker:
             self.store.add(found.to_plain(), codes, settings.fidelities[0])
         counts = Counts.of(contestant.spec, classes=settings.classes, channels=settings.channels)
         assert settings.latency is not None
-        return self._evaluator.metrics(run, counts, settings.latency.predict(counts))
+        return self._evaluator.metrics(
+            run, counts, KnownLatency(settings.latency.predict(counts), is_predicted=True)
+        )  # fmt: skip
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:
@@ -382,7 +385,8 @@ class Worker:
 
         def renew() -> None:
             while not done.wait(LEASE_S / 4):
-                self.store.renew(evaluation)
+                with suppress(SearchError):  # an outage, which the worker meets itself
+                    self.store.renew(evaluation)
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()

@@ -19,6 +19,9 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
+HAS_LOCKS = fcntl is not None
+"""Whether this system has them: several workers on one machine need them."""
+
 
 class FileLock:
     """A lock of processes and threads by a file, which the system releases when its holder dies."""

@@ -105,11 +105,14 @@ class Run(Session):
                 step = dataclasses.replace(
                     step, remark="; ".join(filter(None, (step.remark, self._measure_threads(load))))
                 )
+            yielded = time.perf_counter()
             yield step
+            last += time.perf_counter() - yielded  # the caller's time
             if state.step % loader.steps == 0:
                 epoch = self._end_epoch(loader.steps)
                 saved = time.perf_counter()
                 yield epoch
+                last += time.perf_counter() - saved
             elif (
                 time.perf_counter() - saved >= options.checkpoint_seconds
                 or 0 < options.checkpoint_steps <= state.step - self._saved_step
