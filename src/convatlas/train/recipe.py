@@ -115,7 +115,7 @@ RECIPES: dict[str, Recipe] = {
     # images in 4 classes (32 are trained on), 5 epochs are 10 steps (docs/training.md).
     # Gradients are clipped because of networks without norms: SqueezeNet 1.1 diverges otherwise (docs/benchmarks.md).
     "finetune": Recipe(
-        epochs=5, min_steps=40, batch=16, lr=0.01, weight_decay=1e-4, grad_clip=1.0, head_epochs=1, layer_decay=0.8,
+        epochs=5, min_steps=40, batch=16, lr=0.01, weight_decay=1e-4, grad_clip=2.0, head_epochs=1, layer_decay=0.8,
         label_smoothing=0.1, augment=Augment(min_crop_area=0.35, flip=True),
     ),
     # Detectors with a pretrained body: the stem and the first stage stay as they are, and so do the statistics of batch
