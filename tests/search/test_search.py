@@ -64,7 +64,7 @@ from convatlas.train.run_folder import OccupiedError
 LIMITS = Limits(latency_s=0.02, params=100_000)
 
 METRICS = {
-    "latency": 0.001, "parameters": 1, "macs": 1, "epochs": 1.0, "model_accuracy": 0.0, "disturbed": 0.0,
+    "latency": 0.001, "parameters": 1, "macs": 1, "epochs": 1.0, "model_reward": 0.0, "disturbed": 0.0,
     "predicted": 0.0,
 }  # fmt: skip
 
@@ -409,7 +409,7 @@ def test_what_the_search_left_waiting_does_not_keep_it_from_its_end(result: Sear
 
 def evaluation(number: int, name: str, accuracy: float, fidelity: float = 1.0, kind: str = "candidate") -> Evaluation:
     plain = Contestant(name, kind, ca.spec("lenet5")).to_plain()  # type: ignore[arg-type]
-    accuracies = dict.fromkeys(("accuracy", "reward", "model_accuracy"), accuracy)
+    accuracies = dict.fromkeys(("accuracy", "reward", "model_reward"), accuracy)
     metrics = {**METRICS, **accuracies, "latency": 0.001 * (number + 1)}
     return Evaluation(number, plain, {}, fidelity, "complete", metrics=metrics)
 
@@ -674,7 +674,7 @@ def test_the_answer_is_the_best_finalist_on_val_even_if_it_was_stopped() -> None
     stopped = evaluation(0, final_name("base", 60.0), 0.785, 2.0, "baseline")
     ended = evaluation(1, final_name("a", 60.0), 0.78, 9.0)
     no_epoch = evaluation(2, final_name("b", 60.0), 0.79, 2.0)
-    no_epoch = replace(no_epoch, metrics={**no_epoch.metrics, "model_accuracy": 0.0})
+    no_epoch = replace(no_epoch, metrics={**no_epoch.metrics, "model_reward": 0.0})
     found = standings([ended, no_epoch, stopped], time_s=60.0)
     assert [each.name for each in found] == ["base", "a", "b"]
     assert verdict(found, found).endswith("has 78.00%. The search did not beat it, so it is the answer.")

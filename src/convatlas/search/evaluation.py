@@ -45,8 +45,8 @@ WARM_UP_IMAGES = 2000
 """Images over which the learning rate of a contestant rises."""
 
 HEAD_IMAGES = 4000
-"""Most images of the train split of which the first epoch trains the head alone, if the recipe of a pretrained network
-has such epochs; of more, an epoch would be most of a trial."""
+"""Most images of the train split with which a pretrained network keeps the head epochs of its recipe; with more, they
+would be most of a trial."""
 
 EMA_DECAY = 0.98
 """Decay per step of the moving average of the weights, which is evaluated while the learning rate is high."""
@@ -158,7 +158,7 @@ class Evaluator:
     def metrics(self, run: Run, counts: Counts, latency: KnownLatency) -> dict[str, float]:
         """Return the metrics of a run as it is, or of its best epoch if it is finished.
 
-        model_accuracy: that of its model file, which has the best epoch; 0 before the end of the first one.
+        model_reward: that of its model file, which has the best epoch; 0 before the end of the first one.
         Raises RunError without a val split.
         """
         with self.lock.working():
@@ -168,13 +168,17 @@ class Evaluator:
         if result is None:
             raise RunError(f"{self.settings.data}: a search needs a val split; set a val share above 0")
         saved = result.score if run.state.finished else run.state.best_score or 0.0
-        score = reward(result.score, latency.seconds, self.settings.limits.target_s, self.settings.objective)
+
+        def reward_of(accuracy: float) -> float:
+            return reward(accuracy, latency.seconds, self.settings.limits.target_s, self.settings.objective)
+
         return {
-            "accuracy": result.score, "reward": score, "latency": latency.seconds, "parameters": counts.parameters,
-            "macs": counts.macs, "file_bytes": counts.file_bytes, "memory_bytes": counts.memory_bytes,
+            "accuracy": result.score, "reward": reward_of(result.score), "latency": latency.seconds,
+            "parameters": counts.parameters, "macs": counts.macs, "file_bytes": counts.file_bytes,
+            "memory_bytes": counts.memory_bytes,
             "steps": run.state.step, "epochs": run.state.step / run.steps_per_epoch, "seconds": run.state.seconds,
             "disturbed": float(latency.is_disturbed), "predicted": float(latency.is_predicted),
-            "model_accuracy": saved,
+            "model_reward": reward_of(saved),
         }  # fmt: skip
 
     def latency_of(self, contestant: Contestant, counts: Counts) -> KnownLatency:

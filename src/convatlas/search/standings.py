@@ -135,7 +135,7 @@ def _standing(group: Sequence[Evaluation], searched: Sequence[Evaluation]) -> St
         min(each.metrics["latency"] for each in measured or group), int(metrics["parameters"]), int(metrics["macs"]),
         min(each.number for each in group),
         tuple((fidelity, accuracies[fidelity]) for fidelity in sorted(accuracies) if fidelity <= last.fidelity),
-        metrics["epochs"], metrics["model_accuracy"] * metrics["reward"] / max(metrics["accuracy"], 1e-9),
+        metrics["epochs"], metrics["model_reward"],
     )  # fmt: skip
 
 

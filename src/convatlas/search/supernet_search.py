@@ -169,14 +169,14 @@ def best_of(
         name, spec = candidate_name(codes), space.value(each.candidate)
         path = Path(SUPERNET) / f"{name}.safetensors"
         contestant = Contestant(name, "candidate", spec, weights=str(path), seed=settings.seed)
-        latency = evaluator.latency_of(contestant, each.counts).seconds
-        if settings.hard_limits.exceeded(each.counts, latency):
+        latency = evaluator.latency_of(contestant, each.counts)
+        if settings.hard_limits.exceeded(each.counts, latency.seconds):
             continue
         chosen += 1
         header = Header(name, measure.run.task, spec, settings.preprocessing.for_resolution(spec.resolution))
         (evaluator.folder / SUPERNET).mkdir(exist_ok=True)
         write_model_file(evaluator.folder / path, measure.network(each.candidate), header)
-        yield replace(contestant, latency_s=latency), codes
+        yield replace(contestant, latency_s=None if latency.is_predicted else latency.seconds), codes
 
 
 def _table(ranked: Sequence[Ranked]) -> str:
